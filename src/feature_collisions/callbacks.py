@@ -1,0 +1,152 @@
+"""What happens between the steps: curves, intermediate images, checkpoints, stopping, the bar."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from tqdm import tqdm
+
+from .collision import Collision
+from .files import write_text
+from .images import save_png, to_uint8
+
+
+class CollisionCallback(Callback):
+    """Calls `look` after every `training_step`, and `finish` once at the end of the search."""
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Pass the typed module on."""
+        assert isinstance(module, Collision)
+        self.look(trainer, module)
+
+    def look(self, trainer: Trainer, module: Collision) -> None:
+        """Act on the state after `module.step` steps."""
+
+
+class Cadence:
+    """True once whenever a multiple of `every` has been reached or passed."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.last = 0
+
+    def __call__(self, step: int) -> bool:
+        due = step // self.every > self.last // self.every
+        self.last = step
+        return due
+
+
+class Stop(CollisionCallback):
+    """Ends the search when every corner has converged, or at `stop.max_steps`."""
+
+    def look(self, trainer: Trainer, module: Collision) -> None:
+        """Tell the trainer."""
+        trainer.should_stop = module.finished
+
+
+class Progress(CollisionCallback):
+    """A progress bar over the steps, with the corners' largest L_pos."""
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Open the bar, at the step that is resumed from."""
+        assert isinstance(module, Collision)
+        total = module.stop.max_steps
+        self.bar = tqdm(total=total, initial=module.step, desc="Finding corners", unit="step",
+                        mininterval=0.5)  # fmt: skip
+
+    def look(self, trainer: Trainer, module: Collision) -> None:
+        """Move the bar."""
+        self.bar.update(module.step - self.bar.n)
+        self.bar.set_postfix_str(f"largest L_pos {module.curves['positive'].max():.3g}")
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Close the bar, also after an error."""
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+class Curves(CollisionCallback):
+    """Writes each term of each corner to `metrics.csv`, and to W&B where it is on.
+
+    Args:
+        path: the CSV file.
+        corners: names of the K corners.
+    """
+
+    def __init__(self, path: Path, corners: Sequence[int]) -> None:
+        self.path, self.corners = path, corners
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Drop rows later than the step that is resumed from; they will be written again."""
+        assert isinstance(module, Collision)
+        rows = []
+        if module.step and self.path.exists():
+            lines = self.path.read_text().splitlines()[1:]
+            rows = [line for line in lines if int(line.split(",")[0]) <= module.step]
+        write_text(self.path, "\n".join([",".join(self._names()), *rows]) + "\n")
+
+    def look(self, trainer: Trainer, module: Collision) -> None:
+        """Add one row."""
+        table = torch.stack([module.curves[name] for name in self._terms]).tolist()
+        values = [value for row in table for value in row]
+        with self.path.open("a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow([module.step, *values])
+        if trainer.logger:
+            named = dict(zip(self._names()[1:], values, strict=True))
+            trainer.logger.log_metrics(named, step=module.step)
+
+    _terms = ("positive", "negative", "unit_preactivation", "total")
+
+    def _names(self) -> list[str]:
+        return ["step"] + [f"{term}/corner_{c}" for term in self._terms for c in self.corners]
+
+
+class IntermediateImages(CollisionCallback):
+    """Saves the corners as they change (appendix C), and shows them in W&B.
+
+    Args:
+        folder: where `step_000250_corner_3.png` goes.
+        corners: names of the K corners.
+        every: steps between pictures.
+    """
+
+    def __init__(self, folder: Path, corners: Sequence[int], every: int) -> None:
+        self.folder, self.corners, self.due = folder, corners, Cadence(every)
+
+    @torch.no_grad()
+    def look(self, trainer: Trainer, module: Collision) -> None:
+        """Save one picture a corner, when due and at the end."""
+        if not (self.due(module.step) or module.finished):
+            return
+        images = module.parameterisation().float()
+        for corner, image in zip(self.corners, images, strict=True):
+            save_png(self.folder / f"step_{module.step:06d}_corner_{corner}.png", image)
+        if isinstance(trainer.logger, WandbLogger):
+            for corner, image in zip(self.corners, images, strict=True):
+                trainer.logger.log_image(
+                    f"intermediate/corner_{corner}", [to_uint8(image)], step=module.step
+                )
+
+
+class Checkpoints(CollisionCallback):
+    """Keeps `last.ckpt`: written beside it and renamed, so that a kill leaves a whole one.
+
+    Args:
+        folder: the checkpoints' folder.
+        every: steps between checkpoints.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder, self.due = folder, Cadence(every)
+
+    def look(self, trainer: Trainer, module: Collision) -> None:
+        """Save when due, and at the end."""
+        if self.due(module.step) or module.finished:
+            temporary = self.folder / ".last.ckpt.tmp"
+            trainer.save_checkpoint(temporary)
+            os.replace(temporary, self.folder / "last.ckpt")

@@ -1,0 +1,228 @@
+"""The settings of a run: their schema, their checks, and the reading of `corner`.
+
+YAML in `conf/` holds values; these dataclasses say which keys exist and which values are allowed.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from .errors import SettingError
+
+
+@dataclass
+class ClassifierSettings:
+    """A network, its weights, and the layer whose features collide."""
+
+    name: str = MISSING
+    weights: str | None = None
+    layer: str = MISSING
+
+
+@dataclass
+class DataSettings:
+    """Where images come from."""
+
+    name: str = MISSING
+    root: str | None = None
+
+
+@dataclass
+class LossSettings:
+    """Weights of Eq. 4; `positive_form` is `norm` (as printed) or `half_square` (as optimised)."""
+
+    alpha: float = 1.0
+    beta: float = 0.1
+    positive_form: str = "norm"
+
+    def check(self) -> None:
+        """Raise SettingError for a weight or form that makes no loss."""
+        for name in ("alpha", "beta"):
+            at_least(f"loss.{name}", getattr(self, name), 0)
+        one_of("loss.positive_form", self.positive_form, ("norm", "half_square"))
+
+
+@dataclass
+class OptimizerSettings:
+    """`adam`, or `descent` (Algorithm 1) on a running `average` of the gradient.
+
+    The rate falls linearly from `rate` to `final_rate` over `stop.max_steps`.
+    """
+
+    name: str = "adam"
+    rate: float = 0.1
+    final_rate: float = 0.0
+    average: float = 0.0
+
+    def check(self) -> None:
+        """Raise SettingError for an unknown optimiser or a rate out of range."""
+        one_of("optimizer.name", self.name, ("adam", "descent"))
+        at_least("optimizer.rate", self.rate, 0)
+        at_least("optimizer.final_rate", self.final_rate, 0)
+        if not 0 <= self.average < 1:
+            raise SettingError(
+                f"optimizer.average={self.average}: the share of the old gradient must be in "
+                "[0, 1); the authors use 0.99"
+            )
+
+
+@dataclass
+class StopSettings:
+    """Stop once every corner's L_pos (the norm) is under `positive`, or at `max_steps`."""
+
+    positive: float = 5.0
+    min_steps: int = 0
+    max_steps: int = 1000
+
+    def check(self) -> None:
+        """Raise SettingError for limits that contradict each other."""
+        at_least("stop.positive", self.positive, 0)
+        at_least("stop.min_steps", self.min_steps, 0)
+        at_least("stop.max_steps", self.max_steps, 1)
+        if self.min_steps > self.max_steps:
+            raise SettingError(
+                f"stop.min_steps={self.min_steps}: must not exceed stop.max_steps="
+                f"{self.max_steps}; lower the one or raise the other"
+            )
+
+
+@dataclass
+class LogSettings:
+    """Cadences in steps: curves (also how often stopping is checked), pictures, checkpoints."""
+
+    every: int = 50
+    images_every: int = 250
+    checkpoint_every: int = 500
+
+    def check(self) -> None:
+        """Raise SettingError for a cadence below one step."""
+        for name in ("every", "images_every", "checkpoint_every"):
+            at_least(f"log.{name}", getattr(self, name), 1)
+
+
+@dataclass
+class WandbSettings:
+    """Weights & Biases: `online`, `offline` (files in the run directory) or `disabled`."""
+
+    mode: str = "offline"
+    project: str = "feature_collisions"
+
+    def check(self) -> None:
+        """Raise SettingError for an unknown mode."""
+        one_of("wandb.mode", self.mode, ("online", "offline", "disabled"))
+
+
+@dataclass
+class Settings:
+    """Everything `train.py` can be told."""
+
+    name: str = MISSING
+    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    initial: Any = MISSING
+    target: Any = MISSING
+    corner: Any = "0..4"
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    stop: StopSettings = field(default_factory=StopSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    wandb: WandbSettings = field(default_factory=WandbSettings)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    ckpt_path: str | None = None
+
+    def check(self) -> None:
+        """Raise SettingError for the first setting that breaks its rule."""
+        for part in (self.loss, self.optimizer, self.stop, self.log, self.wandb):
+            part.check()
+        at_least("seed", self.seed, 0)
+        parse_corners(self.corner)
+
+
+@dataclass
+class EvaluateSettings:
+    """Everything `evaluate.py` can be told."""
+
+    run: str | None = None
+    samples: int = 2000
+    seed: int = 0
+    data: DataSettings = field(default_factory=lambda: DataSettings(name="run"))
+
+    def check(self) -> None:
+        """Raise SettingError for the first setting that breaks its rule."""
+        at_least("samples", self.samples, 1)
+        at_least("seed", self.seed, 0)
+
+
+def at_least(name: str, value: float, bound: float) -> None:
+    """Raise SettingError unless `value` is a finite number of at least `bound`."""
+    if not (math.isfinite(value) and value >= bound):
+        raise SettingError(f"{name}={value}: must be a finite number of at least {bound}")
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise SettingError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise SettingError(f"{name}={value}: must be one of {', '.join(allowed)}")
+
+
+def to_settings(config: DictConfig) -> Settings:
+    """Turn the composed config into checked settings; nothing after this sees a DictConfig."""
+    settings = OmegaConf.to_object(config)
+    assert isinstance(settings, Settings)
+    settings.check()
+    return settings
+
+
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_CORNER_RULE = (
+    "corner counts the target's inactive units from 0; write one index (2), a list ([0,3,7]) "
+    "or a range with both ends (0..4)"
+)
+
+
+def parse_corners(corner: Any) -> list[int]:
+    """Read `corner`: one index, a list of indices or ranges, or `a..b` with both ends included.
+
+    Raises:
+        SettingError: for a negative, empty, falling, repeated or non-numeric value.
+    """
+    parts = corner if isinstance(corner, list | tuple | range) else [corner]
+    corners: list[int] = []
+    for part in parts:
+        text = str(part).strip()
+        span = _RANGE.fullmatch(text)
+        if span and int(span[1]) > int(span[2]):
+            raise SettingError(
+                f"corner={text}: a range must rise; write corner={span[2]}..{span[1]}"
+            )
+        if span:
+            corners += range(int(span[1]), int(span[2]) + 1)
+        elif text.isdecimal() and not isinstance(part, bool):
+            corners.append(int(text))
+        else:
+            raise SettingError(f"corner={corner}: {_CORNER_RULE}")
+    if not corners:
+        raise SettingError(f"corner={corner}: no corner is named; {_CORNER_RULE}")
+    if len(set(corners)) < len(corners):
+        raise SettingError(f"corner={corner}: a corner is named twice; name each one once")
+    return corners
+
+
+def expand_corner_sweep(arguments: list[str]) -> list[str]:
+    """With `-m`, turn `corner=0..4` into `corner=0,1,2,3,4`, a choice any sweeper understands."""
+    multirun = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+    if not multirun.intersection(arguments):
+        return arguments
+    return [_expand(argument) for argument in arguments]
+
+
+def _expand(argument: str) -> str:
+    key, _, value = argument.partition("=")
+    value = value.strip("'\"")
+    if key == "corner" and _RANGE.fullmatch(value):
+        return "corner=" + ",".join(map(str, parse_corners(value)))
+    return argument

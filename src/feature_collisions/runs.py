@@ -1,0 +1,142 @@
+"""Reading and writing a run directory. What is read is data: nothing in it is executed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from .errors import SettingError
+from .files import load_tensors, read_json, save_tensors, write_json
+from .images import save_png
+from .places import CORNERS
+
+
+def write_run(
+    directory: Path,
+    corners: Tensor,
+    initial: Tensor,
+    target: Tensor,
+    units: Tensor,
+    summary: dict[str, Any],
+) -> None:
+    """Write pictures first, then the summary, and the corners last: their file marks a whole run."""
+    images = directory / "images"
+    save_png(images / "initial.png", initial)
+    save_png(images / "target.png", target)
+    for entry, corner in zip(summary["corners"], corners, strict=True):
+        save_png(images / f"corner_{entry['corner']}.png", corner)
+    write_json(directory / "summary.json", summary)
+    tensors = {"corners": corners, "initial": initial, "target": target, "units": units}
+    save_tensors(directory / CORNERS, tensors)
+
+
+@dataclass
+class Run:
+    """One run, or the runs of a sweep put together.
+
+    Attributes:
+        directory: where it was read from.
+        corners: (K, C, H, W) float32 in [0, 1].
+        initial, target: (C, H, W).
+        units: (K,) int64.
+        summary: what `summary.json` holds.
+        config: the resolved settings, as plain dictionaries.
+    """
+
+    directory: Path
+    corners: Tensor
+    initial: Tensor
+    target: Tensor
+    units: Tensor
+    summary: dict[str, Any]
+    config: dict[str, Any]
+
+
+def read_run(directory: Path) -> Run:
+    """Read a run directory, or put a sweep's jobs together.
+
+    Raises:
+        SettingError: when there are no corners, or a file is damaged or does not fit the others.
+    """
+    if (directory / CORNERS).exists():
+        return _read_one(directory)
+    jobs = sorted(path.parent for path in directory.glob(f"*/{CORNERS}"))
+    if not jobs:
+        raise SettingError(
+            f"run={directory}: no corners there ({CORNERS} is missing, in it and in the folders "
+            "below it); give the directory that train.py printed at its end"
+        )
+    return _join(directory, [_read_one(job) for job in jobs])
+
+
+def _read_one(directory: Path) -> Run:
+    tensors = load_tensors(directory / CORNERS)
+    summary = read_json(directory / "summary.json")
+    try:
+        corners, initial, target, units = (
+            tensors[name] for name in ("corners", "initial", "target", "units")
+        )
+        entries = len(summary["corners"])
+    except (KeyError, TypeError) as error:
+        raise SettingError(f"run={directory}: {error} is missing; the run is not whole") from None
+    if corners.ndim != 4 or initial.shape != corners.shape[1:] or target.shape != initial.shape:
+        raise SettingError(
+            f"run={directory}: corners {tuple(corners.shape)}, initial {tuple(initial.shape)} and "
+            f"target {tuple(target.shape)} do not fit each other; make the run again"
+        )
+    if not len(corners) == len(units) == entries > 0:
+        raise SettingError(f"run={directory}: corners, units and summary differ in number")
+    if not (corners.isfinite().all() and corners.min() >= 0 and corners.max() <= 1):
+        raise SettingError(f"run={directory}: a corner has pixels outside [0, 1] or NaN")
+    return Run(directory, corners, initial, target, units, summary, _read_config(directory))
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.yaml"
+    if not path.exists():
+        return {}
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise SettingError(f"{path}: not a settings file ({error})") from None
+    return config if isinstance(config, dict) else {}  # type: ignore[return-value]
+
+
+_SHARED = ("experiment", "classifier", "classifier_hash", "layer", "target_class")
+
+
+def _join(directory: Path, runs: list[Run]) -> Run:
+    """One run of all the jobs' corners, in the corners' order."""
+    first = runs[0]
+    for run in runs[1:]:
+        differing = [k for k in _SHARED if run.summary.get(k) != first.summary.get(k)]
+        for name in ("initial", "target"):
+            if not torch.equal(getattr(run, name), getattr(first, name)):
+                differing.append(name)
+        if differing:
+            raise SettingError(
+                f"run={directory}: {run.directory.name} and {first.directory.name} differ in "
+                f"{', '.join(differing)}, so their corners make no hull; evaluate them one by one"
+            )
+    entries = [entry for run in runs for entry in run.summary["corners"]]
+    numbers = [entry["corner"] for entry in entries]
+    if len(set(numbers)) < len(numbers):
+        raise SettingError(
+            f"run={directory}: a corner occurs in several jobs, so these are several hulls; "
+            "evaluate them one by one"
+        )
+    order = sorted(range(len(entries)), key=numbers.__getitem__)
+    summary = first.summary | {
+        "corners": [entries[i] for i in order],
+        "converged": all(run.summary["converged"] for run in runs),
+        "steps": max(run.summary["steps"] for run in runs),
+        "seconds": sum(run.summary["seconds"] for run in runs),
+        "seconds_total": sum(run.summary["seconds_total"] for run in runs),
+    }
+    corners = torch.cat([run.corners for run in runs])[order]
+    units = torch.cat([run.units for run in runs])[order]
+    return Run(directory, corners, first.initial, first.target, units, summary, first.config)
