@@ -36,6 +36,7 @@ class Cadence:
         self.last = 0
 
     def __call__(self, step: int) -> bool:
+        """Whether to act after `step` steps."""
         due = step // self.every > self.last // self.every
         self.last = step
         return due

@@ -1,4 +1,4 @@
-"""The classifiers whose collisions are searched for, and how the MNIST one is trained (sec. 3.1)."""
+"""The classifiers whose collisions are searched for; how the MNIST one is trained (sec. 3.1)."""
 
 import hashlib
 from pathlib import Path

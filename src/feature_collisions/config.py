@@ -143,13 +143,28 @@ class Settings:
 
 
 @dataclass
+class DataPlace:
+    """Where the run's data lies now, if not where the run found it."""
+
+    root: str | None = None
+
+
+@dataclass
+class ClassifierPlace:
+    """Where the run's weights lie now, if not where the run found them."""
+
+    weights: str | None = None
+
+
+@dataclass
 class EvaluateSettings:
     """Everything `evaluate.py` can be told."""
 
     run: str | None = None
     samples: int = 2000
     seed: int = 0
-    data: DataSettings = field(default_factory=lambda: DataSettings(name="run"))
+    data: DataPlace = field(default_factory=DataPlace)
+    classifier: ClassifierPlace = field(default_factory=ClassifierPlace)
 
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
@@ -169,10 +184,9 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise SettingError(f"{name}={value}: must be one of {', '.join(allowed)}")
 
 
-def to_settings(config: DictConfig) -> Settings:
-    """Turn the composed config into checked settings; nothing after this sees a DictConfig."""
-    settings = OmegaConf.to_object(config)
-    assert isinstance(settings, Settings)
+def to_settings(config: DictConfig) -> Any:
+    """Turn a composed config into its checked dataclass; nothing after this sees a DictConfig."""
+    settings: Any = OmegaConf.to_object(config)
     settings.check()
     return settings
 

@@ -155,7 +155,7 @@ def _has_mnist(folder: Path) -> bool:
 def _digits(half: Any, folder: Path) -> Images:
     pixels, labels = half.data, half.targets
     whole = pixels.ndim == 3 and pixels.shape[1:] == (28, 28) and len(pixels) == len(labels) > 0
-    if not (whole and 0 <= labels.min() and labels.max() <= 9):
+    if not (whole and labels.min() >= 0 and labels.max() <= 9):
         raise SettingError(
             f"data.root={folder}: these are not MNIST's digits: expected 28x28 images with "
             f"labels 0 to 9, found images {tuple(pixels.shape)} and {len(labels)} labels up to "

@@ -81,7 +81,8 @@ class Hull:
 
     def points(self, weights: Tensor) -> Tensor:
         """Convex mixes of the corners: (B, K) weights to (B, C, H, W) images."""
-        return torch.tensordot(weights.to(self.corners), self.corners, 1)
+        images: Tensor = torch.tensordot(weights.to(self.corners), self.corners, 1)
+        return images
 
     def sample(
         self, count: int, law: str = "dirichlet", seed: int = 0, uint8: bool = False
@@ -117,7 +118,8 @@ class Hull:
 
     def corner_distances(self) -> Tensor:
         """L2 distances (K (K - 1) / 2,) between corners, in pixels of [0, `distance_scale`]."""
-        return torch.pdist(self.corners.flatten(1)) * self.summary["distance_scale"]
+        distances: Tensor = torch.pdist(self.corners.flatten(1))
+        return distances * self.summary["distance_scale"]
 
     def worst_case(self, starts: int = 64, steps: int = 100, seed: int = 0) -> WorstCase:
         """Search the hull for the point where the target class's margin is smallest.

@@ -43,7 +43,9 @@ def load_image(path: str | Path, size: tuple[int, int, int]) -> Tensor:
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Bring 16-bit greys to 8 bits and lay transparency on black."""
     if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8))
+        return Image.fromarray(
+            (np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8)
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)

@@ -25,7 +25,8 @@ def positive(preactivation: Tensor, features: Tensor, active: Tensor, form: str 
     """
     error = preactivation * active - features
     if form == "norm":
-        return torch.linalg.vector_norm(error, dim=1)
+        norm: Tensor = torch.linalg.vector_norm(error, dim=1)
+        return norm
     return error.square().sum(1) / 2
 
 

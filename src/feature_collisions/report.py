@@ -8,8 +8,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .files import write_atomically, write_text
-from .hull import Hull
+from .hull import SAMPLERS, Hull
 from .images import to_uint8
+
+# What the paper prints for the pair an experiment stands for: distance between data set images,
+# distance between corners, accuracy, probability of the target, of the interpolations (Table 1).
+PAPER = {"mnist": (10.21, 1.28, 1.0, 1.0, 1.0)}
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -87,3 +91,139 @@ def save_figure(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix[1:], dpi=150)
     write_atomically(path, buffer.getvalue())
+
+
+def write_report(
+    directory: Path, hull: Hull, result: dict[str, Any], class_names: Sequence[str]
+) -> None:
+    """Write `report.md` and the figure it shows."""
+    figure = hull_figure(hull, class_names)
+    for ending in ("png", "pdf"):
+        save_figure(figure, directory / f"corners.{ending}")
+    summary = hull.summary
+    initial, target = class_names[summary["initial_class"]], class_names[hull.target_class]
+    parts = [
+        f"# {summary['experiment']}: {initial} that collides with {target}",
+        f"{summary['classifier']}, layer `{summary['layer']}`, {len(hull.corners)} corners, "
+        f"{summary['steps']} steps in {summary['seconds']:.2f} s. "
+        + ("All corners converged." if summary["converged"] else "**Not all corners converged.**"),
+        "![initial, corners, target](corners.png)",
+        _paper_table(summary["experiment"], result, target),
+        _corners_table(hull, class_names),
+        _samples_table(result),
+        _claim(result),
+    ]
+    write_text(directory / "report.md", "\n\n".join(part for part in parts if part) + "\n")
+
+
+def _paper_table(experiment: str, result: dict[str, Any], target: str) -> str:
+    """Table 1's five numbers, this run's beside the paper's."""
+    sample = result["dirichlet"]
+    numbers = (
+        result["dataset_distance_mean"],
+        result.get("corner_distance_mean"),
+        sample["accuracy"],
+        result["target_probability"],
+        sample["probability_mean"],
+    )
+    formats = ("{:,.2f}", "{:,.2f}", "{:.2%}", "{:.4f}", "{:.4f}")
+    names = (
+        "average distance between images of the data set",
+        "average distance between corners",
+        f"top class accuracy (is {target}), {sample['samples']} interpolations",
+        "top class probability, target example",
+        "top class probability, interpolated samples",
+    )
+    paper = PAPER.get(experiment, (None,) * 5)
+    rows = [
+        [name, *(form.format(n) if n is not None else "-" for n in (here, there))]
+        for name, form, here, there in zip(names, formats, numbers, paper, strict=True)
+    ]
+    return markdown_table(["", "this run", "paper"], rows)
+
+
+def _corners_table(hull: Hull, class_names: Sequence[str]) -> str:
+    rows = [
+        [
+            str(entry["corner"]),
+            str(entry["unit"]),
+            f"{entry['positive']:.4g}",
+            f"{entry['unit_preactivation']:.4g}",
+            class_names[entry["predicted_class"]],
+            f"{entry['probability']:.4f}",
+        ]
+        for entry in hull.summary["corners"]
+    ]
+    header = ["corner", "unit", "L_pos", "unit's pre-activation", "class", "probability of target"]
+    return markdown_table(header, rows)
+
+
+def _samples_table(result: dict[str, Any]) -> str:
+    """One row a sampler."""
+    rows = []
+    for law in SAMPLERS:
+        for name in (law, f"{law}_uint8"):
+            entry = result[name]
+            rows.append(
+                [
+                    name,
+                    str(entry["samples"]),
+                    f"{entry['accuracy']:.2%}",
+                    f"{entry['accuracy_lower_95']:.3%}",
+                    f"{entry['probability_mean']:.4f}",
+                    f"{entry['probability_min']:.4f}",
+                    _number(entry["positive_relative_max"]),
+                    _number(entry["inactive_kept"]),
+                ]
+            )
+    header = ["points", "samples", "accuracy", "at least (95 %)", "mean probability",
+              "smallest", "largest relative L_pos", "inactive units kept"]  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _claim(result: dict[str, Any]) -> str:
+    """What these numbers show, and no more."""
+    sample = result["dirichlet"]
+    text = (
+        f"Sampled, not proved: of {sample['samples']} points drawn uniformly from the hull "
+        f"{sample['accuracy']:.2%} are the target's class, so at least "
+        f"{sample['accuracy_lower_95']:.3%} of the hull are, at 95 % confidence (Clopper-Pearson)."
+    )
+    if "worst_case_probability" in result:
+        verdict = "still the target's class" if result["worst_case_correct"] else "another class"
+        text += (
+            f" Searched: the worst point that gradient search found is {verdict}, with "
+            f"probability {result['worst_case_probability']:.4f}."
+        )
+    return text
+
+
+def print_evaluation(result: dict[str, Any], class_names: Sequence[str], directory: Path) -> None:
+    """The table `evaluate.py` ends with."""
+    rows = [
+        [
+            name,
+            f"{result[name]['accuracy']:.2%}",
+            f"{result[name]['accuracy_lower_95']:.3%}",
+            f"{result[name]['probability_mean']:.4f}",
+            f"{result[name]['probability_min']:.4f}",
+        ]
+        for law in SAMPLERS
+        for name in (law, f"{law}_uint8")
+    ]
+    target = class_names[result["target_class"]]
+    header = ["points of the hull", f"are {target}", "at least (95 %)", "mean probability", "least"]
+    print(f"\n{text_table(header, rows)}\n")
+    if "corner_distance_mean" in result:
+        print(
+            f"corners are {result['corner_distance_mean']:,.2f} apart on average, images of the "
+            f"data set {result['dataset_distance_mean']:,.2f}"
+        )
+        print(f"worst point found: probability {result['worst_case_probability']:.4f}")
+    else:
+        print("one corner only: distances and the worst case need two")
+    print(f"report: {directory / 'report.md'}")

@@ -23,7 +23,7 @@ def write_run(
     units: Tensor,
     summary: dict[str, Any],
 ) -> None:
-    """Write pictures first, then the summary, and the corners last: their file marks a whole run."""
+    """Write a run; the corners' file comes last: that it is there marks a whole run."""
     images = directory / "images"
     save_png(images / "initial.png", initial)
     save_png(images / "target.png", target)

@@ -23,7 +23,7 @@ from .config import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from .errors import SettingError
 from .features import TargetFeatures, TargetLayer, evaluating
 from .hull import Hull
-from .losses import CollisionLoss, positive
+from .losses import positive
 from .parameterisations import Pixels
 
 
@@ -66,7 +66,8 @@ def find_corners(
     """
     started = time.perf_counter()
     _check_images(initial, target)
-    trainer = {"accelerator": "auto", "devices": 1, "precision": "32-true"} | (trainer or {})
+    defaults: dict[str, Any] = {"accelerator": "auto", "devices": 1, "precision": "32-true"}
+    trainer = defaults | (trainer or {})
     loss, optimizer = loss or LossSettings(), optimizer or OptimizerSettings()
     stop, log = stop or StopSettings(), log or LogSettings()
     for settings in (loss, optimizer, stop, log):
@@ -120,10 +121,9 @@ def _check_images(initial: Tensor, target: Tensor) -> None:
     for name, image in (("initial", initial), ("target", target)):
         if image.ndim != 3 or image.dtype != torch.float32:
             raise SettingError(
-                f"{name}: must be a float32 image (C, H, W), is {image.dtype} "
-                f"{tuple(image.shape)}"
+                f"{name}: must be a float32 image (C, H, W), is {image.dtype} {tuple(image.shape)}"
             )
-        if not (image.isfinite().all() and 0 <= image.min() and image.max() <= 1):
+        if not (image.isfinite().all() and image.min() >= 0 and image.max() <= 1):
             raise SettingError(f"{name}: pixels must lie in [0, 1]; divide 8-bit pixels by 255")
     if initial.shape != target.shape:
         raise SettingError(

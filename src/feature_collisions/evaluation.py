@@ -1,0 +1,106 @@
+"""What `evaluation.json` holds: each measurement is one function of the hull."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .classifiers import load_classifier, weights_hash
+from .config import ClassifierSettings, DataSettings
+from .data import DataSplit, load_data
+from .errors import SettingError
+from .hull import SAMPLERS, Hull
+from .runs import Run
+
+
+def hull_of(run: Run, root: str | None, weights: str | None) -> tuple[Hull, DataSplit]:
+    """The hull of a run that was read, with its classifier and its data.
+
+    Args:
+        run: the run; its settings choose among the known classifiers and data sets by name, and
+            can name nothing else.
+        root: where the data lies now, or None where the run says.
+        weights: where the weights lie now, likewise.
+
+    Raises:
+        SettingError: when the classifier is not the one the corners were found with.
+    """
+    try:
+        named_data, named = run.config["data"], run.config["classifier"]
+        data_settings = DataSettings(str(named_data["name"]), root or named_data["root"])
+        settings = ClassifierSettings(
+            str(named["name"]), weights or named["weights"], str(named["layer"])
+        )
+        seed = int(run.config["seed"])
+    except (KeyError, TypeError, ValueError):
+        raise SettingError(
+            f"run={run.directory}: config.yaml does not say which classifier and data were used; "
+            "evaluate a hull that was made in Python with Hull.sample"
+        ) from None
+    data = load_data(data_settings)
+    model = load_classifier(settings, data, seed)
+    found, expected = weights_hash(model), run.summary.get("classifier_hash")
+    if found != expected:
+        raise SettingError(
+            f"run={run.directory}: its corners were found with other weights (hash {expected}, "
+            f"here {found}); give the file with classifier.weights=FILE"
+        )
+    hull = Hull(model, settings.layer, run.corners, run.initial, run.target, run.units, run.summary)
+    return hull, data
+
+
+def evaluate(hull: Hull, dataset_distance: float, samples: int, seed: int) -> dict[str, Any]:
+    """Measure a hull (Tables 1 to 5).
+
+    Args:
+        hull: the corners and their classifier.
+        dataset_distance: mean distance between two images of the data set, in the same units.
+        samples: points a sampler.
+        seed: decides the random points.
+
+    Returns:
+        The entries of `evaluation.json`. A measurement that a hull of one corner does not allow is
+        left out.
+    """
+    result: dict[str, Any] = {
+        "target_class": hull.target_class,
+        "target_probability": hull.summary["target_probability"],
+        "dataset_distance_mean": dataset_distance,
+    }
+    for measure in MEASUREMENTS:
+        result |= measure(hull, result, samples, seed)
+    return result
+
+
+def sampled(hull: Hull, known: dict[str, Any], samples: int, seed: int) -> dict[str, Any]:
+    """Both samplers, on the float corners and on the corners as 8-bit PNGs hold them."""
+    return {
+        law + suffix: hull.sample(samples, law, seed, uint8)
+        for suffix, uint8 in (("", False), ("_uint8", True))
+        for law in SAMPLERS
+    }
+
+
+def distances(hull: Hull, known: dict[str, Any], samples: int, seed: int) -> dict[str, Any]:
+    """How far apart the corners are, absolutely and beside the data set's images."""
+    if len(hull.corners) < 2:
+        return {}
+    mean = float(hull.corner_distances().mean())
+    return {
+        "corner_distance_mean": mean,
+        "relative_size": mean / known["dataset_distance_mean"],
+    }
+
+
+def worst_case(hull: Hull, known: dict[str, Any], samples: int, seed: int) -> dict[str, Any]:
+    """The worst point a search found: no proof that there is none worse."""
+    if len(hull.corners) < 2:
+        return {}
+    worst = hull.worst_case(seed=seed)
+    return {
+        "worst_case_probability": worst.probability,
+        "worst_case_correct": worst.correct,
+        "worst_case_weights": worst.weights.tolist(),
+    }
+
+
+Measurement = Callable[[Hull, dict[str, Any], int, int], dict[str, Any]]
+MEASUREMENTS: tuple[Measurement, ...] = (sampled, distances, worst_case)
