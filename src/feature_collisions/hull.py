@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SettingError
-from .features import TargetFeatures, TargetLayer, evaluating
+from .features import Observed, TargetFeatures, evaluating
 from .metrics import HullStatistics
 from .runs import write_run
 
@@ -65,13 +65,15 @@ class Hull:
     units: Tensor
     summary: dict[str, Any]
     batch: int = 256
-    cut: TargetLayer = field(init=False, repr=False)
+    observed: Observed = field(init=False, repr=False)
     features: TargetFeatures = field(init=False, repr=False)
+    target_logits: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.cut = TargetLayer(self.model, self.layer)
-        with torch.inference_mode():
-            self.features = TargetFeatures(self.cut(self.target[None])[0])
+        self.observed = Observed(self.model, self.layer)
+        with torch.no_grad(), evaluating(self.model):
+            logits, preactivation = self.observed(self.target[None])
+        self.features, self.target_logits = TargetFeatures(preactivation[0]), logits[0]
 
     @property
     def target_class(self) -> int:
@@ -101,25 +103,25 @@ class Hull:
         if count < 1:
             raise SettingError(f"samples={count}: must be at least 1")
         generator = torch.Generator().manual_seed(seed)
-        weights = SAMPLERS[law](count, len(self.corners), generator)
         corners = (self.corners * 255).round() / 255 if uint8 else self.corners
         return self.measure(
-            torch.tensordot(part.to(corners), corners, 1) for part in weights.split(self.batch)
+            torch.tensordot(SAMPLERS[law](size, len(corners), generator).to(corners), corners, 1)
+            for size in batch_sizes(count, self.batch)
         )
 
     @torch.inference_mode()
     def measure(self, batches: Iterator[Tensor]) -> dict[str, float | None]:
         """Classify batches (B, C, H, W) of any points, holding one batch in memory."""
-        statistics = HullStatistics(self.features, self.target_class)
+        statistics = HullStatistics(self.features, self.target_class, self.target_logits)
         with evaluating(self.model):
             for images in batches:
-                statistics.update(self.model(images), self.cut(images))
+                statistics.update(*self.observed(images))
         return statistics.compute()
 
     def corner_distances(self) -> Tensor:
         """L2 distances (K (K - 1) / 2,) between corners, in pixels of [0, `distance_scale`]."""
         distances: Tensor = torch.pdist(self.corners.flatten(1))
-        return distances * self.summary["distance_scale"]
+        return distances * float(self.summary["distance_scale"])
 
     def worst_case(self, starts: int = 64, steps: int = 100, seed: int = 0) -> WorstCase:
         """Search the hull for the point where the target class's margin is smallest.
@@ -165,6 +167,12 @@ class Hull:
         write_run(
             Path(directory), self.corners, self.initial, self.target, self.units, self.summary
         )
+
+
+def batch_sizes(count: int, batch: int) -> Iterator[int]:
+    """`count` cut into pieces of `batch`, the last one smaller."""
+    for start in range(0, count, batch):
+        yield min(batch, count - start)
 
 
 def _margin(logits: Tensor, target_class: int) -> Tensor:
