@@ -64,7 +64,7 @@ def test_statistics_are_the_definitions_read_again_one_point_at_a_time() -> None
     for row, units in zip(logits, preactivation.tolist(), strict=True):
         p = row.softmax(0).tolist()
         divergences.append(sum(a * math.log(a / b) for a, b in zip(t, p, strict=True)))
-        correct += int(p.argmax()) == 2
+        correct += p.index(max(p)) == 2
         square = 0.0
         for f0_x, f0_t in zip(units, target.preactivation.tolist(), strict=True):
             if f0_t >= 0:

@@ -227,7 +227,7 @@ class _ListenAt(nn.Module):
 
 
 def _module(model: nn.Module, layer: str) -> nn.Module:
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     if layer not in modules:
         raise SettingError(
             f"layer={layer}: is not a layer of this network; its modules are "
