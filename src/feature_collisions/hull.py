@@ -1,12 +1,13 @@
 """The hull of the corners: its points, what they are classified as, its worst point, its size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from .errors import SettingError
 from .features import Observed, TargetFeatures, evaluating
@@ -87,7 +88,13 @@ class Hull:
         return images
 
     def sample(
-        self, count: int, law: str = "dirichlet", seed: int = 0, uint8: bool = False
+        self,
+        count: int,
+        law: str = "dirichlet",
+        seed: int = 0,
+        uint8: bool = False,
+        corners: Tensor | None = None,
+        name: str = "",
     ) -> dict[str, float | None]:
         """Classify `count` random points of the hull.
 
@@ -96,6 +103,8 @@ class Hull:
             law: `dirichlet` (uniform) or `stick_breaking` (the authors').
             seed: decides the weights.
             uint8: mix the corners as their 8-bit PNGs hold them, as the authors do.
+            corners: (K, C, H, W) other corners, to compare with.
+            name: what the progress bar says, instead of the law.
 
         Returns:
             The entries `evaluation.json` has for a sampler. What they claim is sampled, not proved.
@@ -103,25 +112,29 @@ class Hull:
         if count < 1:
             raise SettingError(f"samples={count}: must be at least 1")
         generator = torch.Generator().manual_seed(seed)
-        corners = (self.corners * 255).round() / 255 if uint8 else self.corners
-        return self.measure(
-            torch.tensordot(SAMPLERS[law](size, len(corners), generator).to(corners), corners, 1)
-            for size in batch_sizes(count, self.batch)
-        )
+        corners = self.corners if corners is None else corners
+        if uint8:
+            corners = (corners * 255).round() / 255
+        draw, sizes = SAMPLERS[law], batch_sizes(count, self.batch)
+        weights = (draw(size, len(corners), generator) for size in sizes)
+        images = (torch.tensordot(part.to(corners), corners, 1) for part in weights)
+        return self.measure(images, count, name or law + (", 8-bit" if uint8 else ""))
 
     @torch.inference_mode()
-    def measure(self, batches: Iterator[Tensor]) -> dict[str, float | None]:
-        """Classify batches (B, C, H, W) of any points, holding one batch in memory."""
+    def measure(self, batches: Iterable[Tensor], count: int, name: str) -> dict[str, float | None]:
+        """Classify `count` points, any batches (B, C, H, W), holding one batch in memory."""
         statistics = HullStatistics(self.features, self.target_class, self.target_logits)
-        with evaluating(self.model):
+        bar = tqdm(total=count, desc=name, unit="point", mininterval=0.5, delay=1)
+        with bar, evaluating(self.model):
             for images in batches:
                 statistics.update(*self.observed(images))
+                bar.update(len(images))
         return statistics.compute()
 
     def corner_distances(self) -> Tensor:
         """L2 distances (K (K - 1) / 2,) between corners, in pixels of [0, `distance_scale`]."""
-        distances: Tensor = torch.pdist(self.corners.flatten(1))
-        return distances * float(self.summary["distance_scale"])
+        scale: float = self.summary["distance_scale"]
+        return torch.pdist(self.corners.flatten(1)) * scale
 
     def worst_case(self, starts: int = 64, steps: int = 100, seed: int = 0) -> WorstCase:
         """Search the hull for the point where the target class's margin is smallest.
