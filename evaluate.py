@@ -30,7 +30,7 @@ def measure(settings: EvaluateSettings, directory: Path) -> None:
     run = read_run(directory)
     hull, data = hull_of(run, settings.data.root, settings.classifier.weights)
     distance = data.test.mean_distance() * run.summary["distance_scale"]
-    result = evaluate(hull, distance, settings.samples, settings.seed)
+    result = evaluate(hull, distance, settings, directory)
     write_json(directory / "evaluation.json", result)
     write_report(directory, hull, result, data.test.class_names)
     print_evaluation(result, data.test.class_names, directory)

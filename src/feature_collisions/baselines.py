@@ -42,21 +42,28 @@ def turned(corners: Tensor, generator: torch.Generator) -> Tensor:
     basis, centre = _basis(corners), corners.mean(0)
     frame = torch.randn(basis.shape[1], len(basis), generator=generator).to(corners)
     coordinates = (corners - centre).flatten(1) @ basis.T
-    return centre + (coordinates @ torch.linalg.qr(frame).Q.T).view_as(corners)
+    offsets: Tensor = coordinates @ torch.linalg.qr(frame).Q.T
+    return centre + offsets.view_as(corners)
 
 
 def _unit(directions: Tensor) -> Tensor:
-    return directions / directions.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    length: Tensor = directions.flatten(1).norm(dim=1)
+    return directions / length.view(-1, 1, 1, 1)
 
 
 def _basis(corners: Tensor) -> Tensor:
     """(K - 1, C H W) orthonormal rows that span the corners' differences."""
     offsets = (corners[1:] - corners[0]).flatten(1)
-    return torch.linalg.qr(offsets.T).Q.T
+    rows: Tensor = torch.linalg.qr(offsets.T).Q.T
+    return rows
 
 
 def plain_corners(hull: Hull, count: int, steps: int, seed: int) -> Tensor:
-    """Images (count, C, H, W) of plain Eq. 1: ||f(x) - f(t)|| from random starts, no L_neg."""
+    """Images (count, C, H, W) of plain Eq. 1, without L_neg, from random starts.
+
+    Active units are compared before the ReLU: Eq. 1 as printed has the same zeros, but no
+    gradient where such a unit is off, and stays half the features' norm away on MNIST.
+    """
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(count, *hull.target.shape, generator=generator).requires_grad_()
     settings = OptimizerSettings()
@@ -64,7 +71,9 @@ def plain_corners(hull: Hull, count: int, steps: int, seed: int) -> Tensor:
     layer = TargetLayer(hull.model, hull.layer)
     for step in tqdm(range(steps), "Plain Eq. 1", unit="step", mininterval=0.5, delay=1):
         optimizer.param_groups[0]["lr"] = rate_at(settings, step, steps)
-        error = (layer(images).relu() - hull.features.features).norm(dim=1)
+        preactivation = layer(images)
+        kept = torch.where(hull.features.active, preactivation, preactivation.relu())
+        error = (kept - hull.features.features).norm(dim=1)
         optimizer.zero_grad()
         error.sum().backward()
         optimizer.step()

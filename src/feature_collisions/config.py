@@ -157,12 +157,38 @@ class ClassifierPlace:
 
 
 @dataclass
+class WorstCaseSettings:
+    """Projected gradient from all corners, all edge midpoints and `starts` random points."""
+
+    starts: int = 64
+    steps: int = 100
+
+    def check(self) -> None:
+        """Raise SettingError for a negative number."""
+        at_least("worst_case.starts", self.starts, 0)
+        at_least("worst_case.steps", self.steps, 1)
+
+
+@dataclass
+class PlainSettings:
+    """Adam steps for the hull of plain Eq. 1 solutions; 0 leaves it out."""
+
+    steps: int = 300
+
+    def check(self) -> None:
+        """Raise SettingError for a negative number."""
+        at_least("plain.steps", self.steps, 0)
+
+
+@dataclass
 class EvaluateSettings:
     """Everything `evaluate.py` can be told."""
 
     run: str | None = None
     samples: int = 2000
     seed: int = 0
+    worst_case: WorstCaseSettings = field(default_factory=WorstCaseSettings)
+    plain: PlainSettings = field(default_factory=PlainSettings)
     data: DataPlace = field(default_factory=DataPlace)
     classifier: ClassifierPlace = field(default_factory=ClassifierPlace)
 
@@ -170,6 +196,8 @@ class EvaluateSettings:
         """Raise SettingError for the first setting that breaks its rule."""
         at_least("samples", self.samples, 1)
         at_least("seed", self.seed, 0)
+        for part in (self.worst_case, self.plain):
+            part.check()
 
 
 def at_least(name: str, value: float, bound: float) -> None:

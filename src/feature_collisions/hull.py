@@ -163,7 +163,7 @@ class Hull:
     def _descend(self, weights: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Each start's smallest margin and the weights that have it."""
         best, best_weights = torch.full((len(weights),), torch.inf), weights
-        for step in range(steps + 1):
+        for step in tqdm(range(steps + 1), "Worst case", unit="step", mininterval=0.5, delay=1):
             weights = weights.detach().requires_grad_()
             margins = _margin(self.model(self.points(weights)), self.target_class)
             (gradient,) = torch.autograd.grad(margins.sum(), weights)
