@@ -181,6 +181,32 @@ class PlainSettings:
 
 
 @dataclass
+class EdgeSettings:
+    """How much of the hull's edges is walked exactly.
+
+    Each edge up to `share` of it; when that is left out, as far as `seconds` allow in all.
+    `memory` is in GiB, for the values at all breakpoints of a chunk in any one layer.
+    """
+
+    share: float | None = None
+    seconds: float = 10.0
+    precision: int = 64
+    memory: float = 0.25
+    resume: bool = True
+
+    def check(self) -> None:
+        """Raise SettingError for a share beyond the edge, or another number out of range."""
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise SettingError(
+                f"edges.share={self.share}: must be in [0, 1]; 1 walks every edge to its end"
+            )
+        at_least("edges.seconds", self.seconds, 0)
+        at_least("edges.memory", self.memory, 0.001)
+        if self.precision not in (32, 64):
+            raise SettingError(f"edges.precision={self.precision}: must be 32 or 64")
+
+
+@dataclass
 class EvaluateSettings:
     """Everything `evaluate.py` can be told."""
 
@@ -189,6 +215,7 @@ class EvaluateSettings:
     seed: int = 0
     worst_case: WorstCaseSettings = field(default_factory=WorstCaseSettings)
     plain: PlainSettings = field(default_factory=PlainSettings)
+    edges: EdgeSettings = field(default_factory=EdgeSettings)
     data: DataPlace = field(default_factory=DataPlace)
     classifier: ClassifierPlace = field(default_factory=ClassifierPlace)
 
@@ -196,7 +223,7 @@ class EvaluateSettings:
         """Raise SettingError for the first setting that breaks its rule."""
         at_least("samples", self.samples, 1)
         at_least("seed", self.seed, 0)
-        for part in (self.worst_case, self.plain):
+        for part in (self.worst_case, self.plain, self.edges):
             part.check()
 
 

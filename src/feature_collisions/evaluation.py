@@ -8,6 +8,7 @@ from .baselines import balls, plain, simplices
 from .classifiers import load_classifier, weights_hash
 from .config import ClassifierSettings, DataSettings, EvaluateSettings
 from .data import DataSplit, load_data
+from .edges import prove_edges
 from .errors import SettingError
 from .hull import SAMPLERS, Hull
 from .images import save_png
@@ -122,5 +123,12 @@ def worst_case(
     }
 
 
+def edges(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
+    """The edges between corners, walked exactly as far as the settings allow."""
+    return {"edges": prove_edges(hull, settings.edges, directory)}
+
+
 Measurement = Callable[[Hull, dict[str, Any], EvaluateSettings, Path], dict[str, Any]]
-OF_TWO_CORNERS: tuple[Measurement, ...] = (distances, baselines, worst_case)
+OF_TWO_CORNERS: tuple[Measurement, ...] = (distances, baselines, worst_case, edges)
