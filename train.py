@@ -58,12 +58,13 @@ def train(
         settings.stop,
         settings.log,
         settings.trainer,
+        directory,
         checkpoint,
     )
     write_text(directory / CONFIG, config)
     name = f"{settings.name} corner {settings.corner}"
     with wandb_logger(settings.wandb, directory, name, group, asdict(settings)) as logger:
-        hull = search.run(directory, logger)
+        hull = search.run(logger)
         hull.summary |= {
             "experiment": settings.name,
             "classifier": settings.classifier.name,

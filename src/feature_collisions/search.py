@@ -45,6 +45,7 @@ class Search:
         corners: which of the target's inactive units to push down, counted in flat order.
         loss, optimizer, stop, log: settings; the defaults are `experiment=mnist`'s.
         trainer: arguments of Lightning's Trainer: accelerator, devices, precision.
+        directory: where curves, intermediate images and checkpoints go; None keeps none.
         ckpt_path: a checkpoint to continue from.
 
     Raises:
@@ -61,6 +62,7 @@ class Search:
     stop: StopSettings = field(default_factory=StopSettings)
     log: LogSettings = field(default_factory=LogSettings)
     trainer: dict[str, Any] = field(default_factory=dict)
+    directory: Path | None = None
     ckpt_path: Path | None = None
 
     def __post_init__(self) -> None:
@@ -78,7 +80,7 @@ class Search:
             cut,
             features,
             units,
-            Pixels(self.initial, len(units)),
+            Pixels(self.initial.to(dtype), len(units)),
             self.loss,
             self.optimizer,
             self.stop,
@@ -87,21 +89,22 @@ class Search:
         )
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
+        with _quiet_lightning():
+            self.lightning = self._make_trainer()
 
-    def run(self, directory: Path | None = None, logger: Logger | None = None) -> Hull:
+    def run(self, logger: Logger | None = None) -> Hull:
         """Find the corners.
 
         Args:
-            directory: where curves, intermediate images and checkpoints go; None keeps none.
             logger: a Lightning logger for curves and pictures.
 
         Raises:
             CollisionError: when the loss stops being finite.
         """
         started = time.perf_counter()
+        self.lightning.logger = logger
         with _quiet_lightning():
-            trainer = self._trainer(directory, logger)
-            trainer.fit(
+            self.lightning.fit(
                 self.module, itertools.repeat(0), ckpt_path=self.ckpt_path, weights_only=True
             )
         found = self.module.parameterisation().detach().float().cpu()
@@ -125,12 +128,12 @@ class Search:
             summary,
         )
 
-    def _trainer(self, directory: Path | None, logger: Logger | None) -> Trainer:
+    def _make_trainer(self) -> Trainer:
         callbacks: list[Callback] = [Progress()]
-        if directory is not None:
-            steps, checkpoints = directory / "images" / "steps", directory / "checkpoints"
+        if self.directory is not None:
+            steps, checkpoints = self.directory / "images" / "steps", self.directory / "checkpoints"
             callbacks += [
-                Curves(directory / "metrics.csv", self.corners),
+                Curves(self.directory / "metrics.csv", self.corners),
                 IntermediateImages(steps, self.corners, self.log.images_every),
                 Checkpoints(checkpoints, self.log.checkpoint_every),
             ]
@@ -139,12 +142,12 @@ class Search:
             return Trainer(
                 **(defaults | self.trainer),
                 max_epochs=-1,
-                logger=logger or False,
+                logger=False,
                 callbacks=[*callbacks, Stop()],
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
-                default_root_dir=directory,
+                default_root_dir=self.directory,
             )
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise SettingError(f"trainer={self.trainer}: {error}") from None
@@ -197,7 +200,6 @@ def find_corners(
     target: Tensor,
     corners: Sequence[int] = range(5),
     *,
-    directory: Path | None = None,
     logger: Logger | None = None,
     **settings: Any,
 ) -> Hull:
@@ -205,7 +207,7 @@ def find_corners(
 
     Args:
         model, layer, initial, target, corners, settings: see Search.
-        directory, logger: see Search.run.
+        logger: see Search.run.
 
     Returns:
         The hull of the corners. Whether they converged is in its `summary`.
@@ -219,7 +221,7 @@ def find_corners(
         >>> hull.sample(2000)["accuracy"]
         1.0
     """
-    return Search(model, layer, initial, target, corners, **settings).run(directory, logger)
+    return Search(model, layer, initial, target, corners, **settings).run(logger)
 
 
 def _check_images(initial: Tensor, target: Tensor) -> None:
