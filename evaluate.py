@@ -6,8 +6,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from feature_collisions.commands import explain, run_command
-from feature_collisions.config import EvaluateSettings, to_settings
+from feature_collisions.config import to_settings
 from feature_collisions.errors import SettingError
+from feature_collisions.evaluate_settings import EvaluateSettings
 from feature_collisions.places import newest_run
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feature_collisions.config import EdgeSettings
 from feature_collisions.edges import failures, prove_edges
 from feature_collisions.errors import SettingError
+from feature_collisions.evaluate_settings import EdgeSettings
 from feature_collisions.hull import Hull
 from feature_collisions.piecewise import Line, NotPiecewiseLinear, TooManyPieces, kinds, traced
 

@@ -12,8 +12,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import Container, DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from .config import EvaluateSettings, Settings, expand_corner_sweep
+from .config import Settings, expand_corner_sweep
 from .errors import CollisionError, SettingError
+from .evaluate_settings import EvaluateSettings
 
 _MENDABLE = (SettingError, CollisionError, HydraException, OmegaConfBaseException, OSError)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .config import EdgeSettings
 from .errors import SettingError
+from .evaluate_settings import EdgeSettings
 from .files import read_json, write_json
 from .hull import Hull
 from .piecewise import Line, NotPiecewiseLinear, TooManyPieces, traced

@@ -6,12 +6,14 @@ from typing import Any
 
 from .baselines import balls, plain, simplices
 from .classifiers import load_classifier, weights_hash
-from .config import ClassifierSettings, DataSettings, EvaluateSettings
+from .config import ClassifierSettings, DataSettings
 from .data import DataSplit, load_data
 from .edges import prove_edges
 from .errors import SettingError
+from .evaluate_settings import EvaluateSettings
 from .hull import SAMPLERS, Hull
 from .images import save_png
+from .proofs import class_proof, collision_proof, depth
 from .runs import Run
 
 
@@ -130,5 +132,13 @@ def edges(
     return {"edges": prove_edges(hull, settings.edges, directory)}
 
 
+def proofs(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
+    """What holds at every point of the hull, and how deep its corners are."""
+    proof = {"collision": collision_proof(hull), "class": class_proof(hull, settings.proof.seconds)}
+    return {"proof": proof} | (depth(hull) if settings.proof.depth else {})
+
+
 Measurement = Callable[[Hull, dict[str, Any], EvaluateSettings, Path], dict[str, Any]]
-OF_TWO_CORNERS: tuple[Measurement, ...] = (distances, baselines, worst_case, edges)
+OF_TWO_CORNERS: tuple[Measurement, ...] = (distances, baselines, worst_case, edges, proofs)

@@ -117,6 +117,26 @@ def _running_averages(module: nn.Module) -> bool:
     return not batch_norm or module.running_mean is not None
 
 
+def in_place(network: nn.Module, node: fx.Node) -> bool:
+    """Whether a ReLU writes over its input."""
+    if node.op == "call_module":
+        return bool(network.get_submodule(str(node.target)).inplace)
+    name = str(getattr(node.target, "__name__", node.target))
+    return name.endswith("_") or bool(node.kwargs.get("inplace", False))
+
+
+def pooling(network: nn.Module, node: fx.Node) -> tuple[Any, ...]:
+    """A max pool's kernel_size, stride, padding, dilation and ceil_mode."""
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    if node.op == "call_module":
+        module = network.get_submodule(str(node.target))
+        return tuple(getattr(module, name) for name in names)
+    given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+    options = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False} | given
+    options["stride"] = options["stride"] or options["kernel_size"]
+    return tuple(options[name] for name in names)
+
+
 class Line(fx.Interpreter):
     """Walks segments between images exactly through a piecewise linear network.
 
@@ -157,11 +177,11 @@ class Line(fx.Interpreter):
             source = node.all_input_nodes[0]
             self._insert(*_zeros(self.env[source]))
             result = self.env[source].relu()
-            if self._in_place(node):
+            if in_place(self.module, node):
                 self.env[source] = result
             return result
         if kind == "max_pool":
-            values, options = self.env[node.all_input_nodes[0]], self._pooling(node)
+            values, options = self.env[node.all_input_nodes[0]], pooling(self.module, node)
             self._insert(*_switches(values, *options))
         return super().run_node(node)
 
@@ -195,25 +215,6 @@ class Line(fx.Interpreter):
         self.places = refine(self.places)
         for node in live:
             self.env[node] = refine(self.env[node])
-
-    def _in_place(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return bool(self.submodules[str(node.target)].inplace)
-        return str(getattr(node.target, "__name__", node.target)).endswith("_") or bool(
-            node.kwargs.get("inplace", False)
-        )
-
-    def _pooling(self, node: fx.Node) -> tuple[Any, ...]:
-        """kernel_size, stride, padding, dilation, ceil_mode."""
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-        if node.op == "call_module":
-            module = self.submodules[str(node.target)]
-            return tuple(getattr(module, name) for name in names)
-        given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-        defaults = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
-        merged = defaults | given
-        return tuple(merged[name] or merged["kernel_size"] if name == "stride" else merged[name]
-                     for name in names)  # fmt: skip
 
 
 def _zeros(values: Tensor) -> tuple[Tensor, Tensor]:
