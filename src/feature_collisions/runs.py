@@ -83,6 +83,7 @@ def _read_one(directory: Path) -> Run:
         entries = len(summary["corners"])
     except (KeyError, TypeError) as error:
         raise SettingError(f"run={directory}: {error} is missing; the run is not whole") from None
+    _check_summary(directory, summary)
     if corners.ndim != 4 or initial.shape != corners.shape[1:] or target.shape != initial.shape:
         raise SettingError(
             f"run={directory}: corners {tuple(corners.shape)}, initial {tuple(initial.shape)} and "
@@ -93,6 +94,30 @@ def _read_one(directory: Path) -> Run:
     if not (corners.isfinite().all() and corners.min() >= 0 and corners.max() <= 1):
         raise SettingError(f"run={directory}: a corner has pixels outside [0, 1] or NaN")
     return Run(directory, corners, initial, target, units, summary, _read_config(directory))
+
+
+_IN_SUMMARY = {
+    "experiment": str, "classifier": str, "layer": str, "initial_class": int, "target_class": int,
+    "target_probability": float, "distance_scale": int, "converged": bool, "steps": int,
+    "seconds": float, "seconds_total": float, "corners": list,
+}  # fmt: skip
+_IN_CORNER = {
+    "corner": int, "unit": int, "positive": float, "negative": float, "unit_preactivation": float,
+    "predicted_class": int, "probability": float,
+}  # fmt: skip
+
+
+def _check_summary(directory: Path, summary: dict[str, Any]) -> None:
+    """Raise SettingError for the first entry that is missing or of another kind."""
+    parts = [(summary, _IN_SUMMARY), *((entry, _IN_CORNER) for entry in summary["corners"])]
+    for part, kinds in parts:
+        for key, kind in kinds.items():
+            allowed = (int, float) if kind is float else kind
+            if not isinstance(part, dict) or not isinstance(part.get(key), allowed):
+                raise SettingError(
+                    f"run={directory}: {key} in summary.json is missing or no {kind.__name__}; "
+                    "make the run again"
+                )
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
