@@ -40,6 +40,7 @@ def train(
     from feature_collisions.classifiers import load_classifier  # imported here: it takes seconds
     from feature_collisions.data import load_data
     from feature_collisions.files import write_text
+    from feature_collisions.linear_program import LinearPrograms
     from feature_collisions.logs import log_hull, wandb_logger
     from feature_collisions.report import print_corners
     from feature_collisions.search import Search
@@ -47,20 +48,27 @@ def train(
     data = load_data(settings.data)
     initial = data.test.find("initial", settings.initial)
     target = data.test.find("target", settings.target)
-    search = Search(
+    problem = (
         load_classifier(settings.classifier, data, settings.seed),
         settings.classifier.layer,
         initial.image,
         target.image,
         parse_corners(settings.corner),
-        settings.loss,
-        settings.optimizer,
-        settings.stop,
-        settings.log,
-        settings.trainer,
-        directory,
-        checkpoint,
     )
+    search: Search | LinearPrograms
+    if settings.solver == "linear_program":
+        search = LinearPrograms(*problem, settings.objective, settings.seed)
+    else:
+        search = Search(
+            *problem,
+            settings.loss,
+            settings.optimizer,
+            settings.stop,
+            settings.log,
+            settings.trainer,
+            directory,
+            checkpoint,
+        )
     write_text(directory / CONFIG, config)
     name = f"{settings.name} corner {settings.corner}"
     with wandb_logger(settings.wandb, directory, name, group, asdict(settings)) as logger:

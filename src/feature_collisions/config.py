@@ -133,43 +133,21 @@ class Settings:
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     ckpt_path: str | None = None
+    solver: str = "gradient"
+    objective: str = "eq2"
 
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
+        one_of("solver", self.solver, ("gradient", "linear_program"))
+        one_of("objective", self.objective, ("eq2", "unit", "random"))
+        if self.solver == "linear_program" and self.ckpt_path:
+            raise SettingError(
+                f"ckpt_path={self.ckpt_path}: linear programs keep no checkpoints; leave it out"
+            )
         for part in (self.loss, self.optimizer, self.stop, self.log, self.wandb):
             part.check()
         at_least("seed", self.seed, 0)
         parse_corners(self.corner)
-
-
-@dataclass
-class DataPlace:
-    """Where the run's data lies now, if not where the run found it."""
-
-    root: str | None = None
-
-
-@dataclass
-class ClassifierPlace:
-    """Where the run's weights lie now, if not where the run found them."""
-
-    weights: str | None = None
-
-
-@dataclass
-class EvaluateSettings:
-    """Everything `evaluate.py` can be told."""
-
-    run: str | None = None
-    samples: int = 2000
-    seed: int = 0
-    data: DataPlace = field(default_factory=DataPlace)
-    classifier: ClassifierPlace = field(default_factory=ClassifierPlace)
-
-    def check(self) -> None:
-        """Raise SettingError for the first setting that breaks its rule."""
-        at_least("samples", self.samples, 1)
-        at_least("seed", self.seed, 0)
 
 
 def at_least(name: str, value: float, bound: float) -> None:
