@@ -258,7 +258,7 @@ def test_what_weights_and_biases_is_told(trained, tmp_path):
         config = {item.key: json.loads(item.value_json) for item in header.config.update}
         assert config["loss"]["alpha"] == 1.0
         keys = {
-            item.key or "/".join(item.nested_key)
+            item.key or item.nested_key[0]
             for record in read
             if record.HasField("history")
             for item in record.history.item
