@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
@@ -126,7 +127,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         return {}
     try:
         config = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, ValueError, OSError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         raise SettingError(f"{path}: not a settings file ({error})") from None
     return config if isinstance(config, dict) else {}  # type: ignore[return-value]
 
