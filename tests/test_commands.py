@@ -251,9 +251,11 @@ def test_what_weights_and_biases_is_told(trained, tmp_path):
         run = tmp_path / "runs" / "sweep" / str(job)
         (path,) = run.glob("wandb/**/*.wandb")
         deadline = time.monotonic() + 60
-        while not any(record.HasField("exit") for record in (read := list(records(path)))):
-            assert time.monotonic() < deadline  # W&B's own process writes the file
+        read = list(records(path))
+        while read[-1].WhichOneof("record_type") != "exit":  # W&B's own process writes the file
+            assert time.monotonic() < deadline
             time.sleep(0.05)
+            read = list(records(path))
         (header,) = (record.run for record in read if record.HasField("run"))
         ids.add(header.run_id)
         assert header.run_group == "sweep"
