@@ -1,6 +1,5 @@
 """Bounds over a hull are sound, tight where nothing bends, and decide what they should."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
