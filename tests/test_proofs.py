@@ -1,5 +1,6 @@
 """Bounds over a hull are sound, tight where nothing bends, and decide what they should."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
