@@ -15,11 +15,15 @@ from .errors import SettingError
 
 @dataclass
 class ClassifierSettings:
-    """A network, its weights, and the layer whose features collide."""
+    """A network, its weights, and the layer whose features collide.
+
+    `name` is `mnist_mlp`, `file` (imported from `path`, MODULE:NAME) or torchvision's.
+    """
 
     name: str = MISSING
     weights: str | None = None
     layer: str = MISSING
+    path: str | None = None
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
 from .errors import SettingError
+from .imagenet import Classifier
 
 
 class TargetLayer(nn.Module):
@@ -22,7 +23,8 @@ class TargetLayer(nn.Module):
 
     Args:
         model: any classifier.
-        layer: name of a node whose output feeds a ReLU, as `torchvision` names them.
+        layer: name of a node whose output feeds a ReLU, as `torchvision` names them; within a
+            `Classifier`, a name of its network's.
 
     Raises:
         SettingError: for a name that is no layer, or a layer that feeds no ReLU.
@@ -92,13 +94,19 @@ def _cut(model: nn.Module, layer: str) -> nn.Module:
         graph = tracer.trace(model)
     except Exception:  # fx raises whatever the model's own code meets in a proxy
         return _StopAt(model, layer)
-    nodes = {name: node for node, name in tracer.node_to_qualname.items()}
+    prefix = _prefix(model)
+    nodes = {name.removeprefix(prefix): node for node, name in tracer.node_to_qualname.items()}
     before_relu = [name for name, node in nodes.items() if _feeds_relu(model, node)]
     if layer not in before_relu:
         rule = "is not a layer of this network" if layer not in nodes else "feeds no ReLU"
         choices = ", ".join(before_relu) or "none: this classifier has no ReLU"
         raise SettingError(f"layer={layer}: {rule}; layers that feed one: {choices}")
     return _before(model, graph, nodes[layer])
+
+
+def _prefix(model: nn.Module) -> str:
+    """What stands before a layer's own name: a `Classifier` is only a shell round its network."""
+    return "network." if isinstance(model, Classifier) else ""
 
 
 def _before(model: nn.Module, graph: fx.Graph, end: fx.Node) -> nn.Module:
@@ -152,7 +160,8 @@ class _StopAt(nn.Module):
     def __init__(self, model: nn.Module, layer: str) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        modules = dict(self.model.named_modules())
+        prefix = _prefix(model)
+        modules = {name.removeprefix(prefix): m for name, m in self.model.named_modules()}
         if layer not in modules:
             raise SettingError(
                 f"layer={layer}: is not a layer of this network; its modules are "
