@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from feature_collisions.commands import explain, run_command
 from feature_collisions.config import Settings, parse_corners, to_settings
 from feature_collisions.errors import CollisionError, SettingError
-from feature_collisions.places import CONFIG, place_of_run
+from feature_collisions.places import CONFIG, place_of_run, remove_if_empty
 
 
 def main(config: DictConfig) -> None:
@@ -26,6 +26,7 @@ def main(config: DictConfig) -> None:
         group = directory.parent.name if sweep else directory.name
         train(settings, OmegaConf.to_yaml(config, resolve=True), directory, checkpoint, group)
     except (SettingError, CollisionError, OSError) as error:
+        remove_if_empty(output)
         if sweep:
             raise
         sys.exit(f"error: {explain(error)}")
@@ -36,35 +37,33 @@ def train(
 ) -> None:
     """Build the objects in plain Python, find the corners, write and show them."""
     started = time.perf_counter()
-    from feature_collisions import find_corners  # imported here: they take seconds
-    from feature_collisions.classifiers import load_classifier
+    from feature_collisions.classifiers import load_classifier  # imported here: it takes seconds
     from feature_collisions.data import load_data
     from feature_collisions.files import write_text
     from feature_collisions.logs import log_hull, wandb_logger
     from feature_collisions.report import print_corners
+    from feature_collisions.search import Search
 
     data = load_data(settings.data)
     initial = data.test.find("initial", settings.initial)
     target = data.test.find("target", settings.target)
-    model = load_classifier(settings.classifier, data, settings.seed)
+    search = Search(
+        load_classifier(settings.classifier, data, settings.seed),
+        settings.classifier.layer,
+        initial.image,
+        target.image,
+        parse_corners(settings.corner),
+        settings.loss,
+        settings.optimizer,
+        settings.stop,
+        settings.log,
+        settings.trainer,
+        checkpoint,
+    )
     write_text(directory / CONFIG, config)
     name = f"{settings.name} corner {settings.corner}"
     with wandb_logger(settings.wandb, directory, name, group, asdict(settings)) as logger:
-        hull = find_corners(
-            model,
-            settings.classifier.layer,
-            initial.image,
-            target.image,
-            parse_corners(settings.corner),
-            loss=settings.loss,
-            optimizer=settings.optimizer,
-            stop=settings.stop,
-            log=settings.log,
-            trainer=settings.trainer,
-            directory=directory,
-            logger=logger,
-            ckpt_path=checkpoint,
-        )
+        hull = search.run(directory, logger)
         hull.summary |= {
             "experiment": settings.name,
             "classifier": settings.classifier.name,

@@ -65,10 +65,13 @@ class Progress(CollisionCallback):
         self.bar.update(module.step - self.bar.n)
         self.bar.set_postfix_str(f"largest L_pos {module.curves['positive'].max():.3g}")
 
-    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        """Close the bar, also after an error."""
-        if hasattr(self, "bar"):
-            self.bar.close()
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Close the bar."""
+        self.bar.close()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, error: BaseException) -> None:
+        """Close the bar before the error is shown."""
+        self.bar.close()
 
 
 class Curves(CollisionCallback):

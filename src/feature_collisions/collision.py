@@ -103,7 +103,7 @@ class Collision(LightningModule):
             step = self.step + int(finite.int().argmin())
             raise CollisionError(
                 f"the loss is not finite at step {step}; lower optimizer.rate, loss.alpha or "
-                "loss.beta. The last checkpoint before it is kept"
+                "loss.beta. Checkpoints written before are kept"
             )
         self.curves = {
             "positive": positive(preactivation, self.loss.features, self.loss.active),

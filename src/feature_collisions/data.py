@@ -139,10 +139,14 @@ def _mnist(root: str | None) -> DataSplit:
         except Exception as error:  # torchvision raises whatever its parser meets
             raise SettingError(
                 f"data.root={folder}: MNIST cannot be read or downloaded there "
-                f"({type(error).__name__}: {error}); put the four original files, unpacked, into "
+                f"({_first_line(error)}); put the four original files, unpacked, into "
                 f"{folder / 'MNIST' / 'raw'}, or use data=digits, which needs no files"
             ) from None
     return DataSplit(_digits(halves[0], folder), _digits(halves[1], folder))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
 
 
 def _has_mnist(folder: Path) -> bool:

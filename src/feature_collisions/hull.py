@@ -118,8 +118,8 @@ class Hull:
 
     def corner_distances(self) -> Tensor:
         """L2 distances (K (K - 1) / 2,) between corners, in pixels of [0, `distance_scale`]."""
-        distances: Tensor = torch.pdist(self.corners.flatten(1))
-        return distances * self.summary["distance_scale"]
+        scale: float = self.summary["distance_scale"]
+        return torch.pdist(self.corners.flatten(1)) * scale
 
     def worst_case(self, starts: int = 64, steps: int = 100, seed: int = 0) -> WorstCase:
         """Search the hull for the point where the target class's margin is smallest.

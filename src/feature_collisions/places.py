@@ -46,9 +46,14 @@ def _newest_beside(output: Path, sweep: bool) -> Path:
             f"ckpt_path=last: there is no earlier run in {output.parent}; leave ckpt_path out, or "
             "name the run's directory with hydra.run.dir=DIR"
         )
-    if not any(output.iterdir()):
-        output.rmdir()  # Hydra made it for a new run, which this is not
+    remove_if_empty(output)  # Hydra made it for a new run, which this is not
     return configs[-1].parent
+
+
+def remove_if_empty(directory: Path) -> None:
+    """Remove the directory that Hydra made for a run that wrote nothing."""
+    if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
 
 
 def newest_run(root: Path) -> Path:

@@ -1,0 +1,65 @@
+"""What a checkpoint must agree on, to be continued from; it is read as data."""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .classifiers import weights_hash
+from .config import OptimizerSettings
+from .errors import SettingError
+
+
+def problem_of(
+    model: nn.Module,
+    layer: str,
+    initial: Tensor,
+    target: Tensor,
+    units: Tensor,
+    optimizer: OptimizerSettings,
+) -> dict[str, Any]:
+    """What a checkpoint must agree on; loss weights and limits may change on the way."""
+
+    def digest(image: Tensor) -> str:
+        return "image " + hashlib.sha256(image.numpy().tobytes()).hexdigest()[:8]
+
+    return {
+        "classifier": weights_hash(model),
+        "layer": layer,
+        "initial": digest(initial),
+        "target": digest(target),
+        "units": units.tolist(),
+        "optimizer": optimizer.name,
+    }
+
+
+def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:
+    """Raise SettingError unless `path` is a checkpoint of this problem; nothing in it is executed.
+
+    Args:
+        path: the checkpoint.
+        problem: what it must agree on.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = saved["collision"]["problem"]
+    except FileNotFoundError:
+        raise SettingError(f"ckpt_path={path}: there is no such file") from None
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError):
+        raise SettingError(
+            f"ckpt_path={path}: not a whole checkpoint of feature_collisions; give another, or "
+            "leave ckpt_path out to start anew"
+        ) from None
+    differing = [
+        f"{key} was {found.get(key)}, is {value}"
+        for key, value in problem.items()
+        if found.get(key) != value
+    ]
+    if differing:
+        raise SettingError(
+            f"ckpt_path={path}: a checkpoint of another experiment ({'; '.join(differing)}); "
+            "continue it with its own settings, or leave ckpt_path out to start anew"
+        )
