@@ -17,7 +17,7 @@ from .data import DataSplit, Images
 from .errors import SettingError
 from .files import save_tensors
 from .imagenet import load_torchvision
-from .weights import load_weights, weights_hash
+from .weights import load_weights
 
 
 class MnistMLP(nn.Module):
@@ -93,7 +93,9 @@ def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0
 
 def _mnist_mlp(settings: ClassifierSettings, data: DataSplit, seed: int) -> nn.Module:
     if not isinstance(data.train, Images):
-        raise SettingError("classifier.name=mnist_mlp: reads digits; choose data=digits or mnist")
+        raise SettingError(
+            "classifier.name=mnist_mlp: reads digits; choose data=digits or data=mnist"
+        )
     if settings.weights:
         path = Path(settings.weights)
     else:

@@ -28,10 +28,17 @@ class ClassifierSettings:
 
 @dataclass
 class DataSettings:
-    """Where images come from."""
+    """Where images come from; `size` and `resize` (`warp` or `crop`) concern image folders."""
 
     name: str = MISSING
     root: str | None = None
+    size: int = 224
+    resize: str = "warp"
+
+    def check(self) -> None:
+        """Raise SettingError for an unknown way of resizing, or no size."""
+        at_least("data.size", self.size, 1)
+        one_of("data.resize", self.resize, ("warp", "crop"))
 
 
 @dataclass
@@ -140,7 +147,7 @@ class Settings:
 
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
-        for part in (self.loss, self.optimizer, self.stop, self.log, self.wandb):
+        for part in (self.data, self.loss, self.optimizer, self.stop, self.log, self.wandb):
             part.check()
         at_least("seed", self.seed, 0)
         parse_corners(self.corner)
@@ -155,9 +162,10 @@ class DataPlace:
 
 @dataclass
 class ClassifierPlace:
-    """Where the run's weights lie now, if not where the run found them."""
+    """Where the run's weights lie now, and the import path of a classifier of the user's own."""
 
     weights: str | None = None
+    path: str | None = None
 
 
 @dataclass

@@ -3,15 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-from .classifiers import load_classifier, weights_hash
+from .classifiers import load_classifier
 from .config import ClassifierSettings, DataSettings
 from .data import DataSplit, load_data
 from .errors import SettingError
 from .hull import SAMPLERS, Hull
 from .runs import Run
+from .weights import weights_hash
 
 
-def hull_of(run: Run, root: str | None, weights: str | None) -> tuple[Hull, DataSplit]:
+def hull_of(
+    run: Run, root: str | None, weights: str | None, path: str | None = None
+) -> tuple[Hull, DataSplit]:
     """The hull of a run that was read, with its classifier and its data.
 
     Args:
@@ -19,15 +22,22 @@ def hull_of(run: Run, root: str | None, weights: str | None) -> tuple[Hull, Data
             can name nothing else.
         root: where the data lies now, or None where the run says.
         weights: where the weights lie now, likewise.
+        path: MODULE:NAME of a classifier of the user's own. The run's is never used: importing is
+            executing, and the run may be a stranger's.
 
     Raises:
         SettingError: when the classifier is not the one the corners were found with.
     """
     try:
         named_data, named = run.config["data"], run.config["classifier"]
-        data_settings = DataSettings(str(named_data["name"]), root or named_data["root"])
+        data_settings = DataSettings(
+            str(named_data["name"]),
+            root or named_data["root"],
+            int(named_data.get("size", DataSettings.size)),
+            str(named_data.get("resize", DataSettings.resize)),
+        )
         settings = ClassifierSettings(
-            str(named["name"]), weights or named["weights"], str(named["layer"])
+            str(named["name"]), weights or named["weights"], str(named["layer"]), path
         )
         seed = int(run.config["seed"])
     except (KeyError, TypeError, ValueError):
@@ -35,6 +45,11 @@ def hull_of(run: Run, root: str | None, weights: str | None) -> tuple[Hull, Data
             f"run={run.directory}: config.yaml does not say which classifier and data were used; "
             "evaluate a hull that was made in Python with Hull.sample"
         ) from None
+    if settings.name == "file" and path is None:
+        raise SettingError(
+            f"run={run.directory}: its classifier is a file of the user's own, which a run cannot "
+            "name; give it with classifier.path=MODULE:NAME"
+        )
     data = load_data(data_settings)
     model = load_classifier(settings, data, seed)
     found, expected = weights_hash(model), run.summary.get("classifier_hash")

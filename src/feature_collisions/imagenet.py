@@ -63,9 +63,7 @@ def load_torchvision(settings: ClassifierSettings) -> nn.Module:
     else:
         name = settings.weights.rpartition(".")[2]
         if name != "DEFAULT" and name not in choices.__members__:
-            raise SettingError(
-                f"{source}: must be one of {_names(choices)}, or a file that exists"
-            )
+            raise SettingError(f"{source}: must be one of {_names(choices)}, or a file that exists")
         entry = choices[name]
         network = _network(settings.name)
         fit_weights(network, _modern(_download(entry, source)), source)

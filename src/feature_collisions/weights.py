@@ -22,7 +22,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _load_state_dict(path: Path) -> dict[str, Tensor]:
-    rule = "give a safetensors file, or a state dict written by torch.save(model.state_dict(), FILE)"
+    rule = (
+        "give a safetensors file, or a state dict written by torch.save(model.state_dict(), FILE)"
+    )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
