@@ -59,6 +59,9 @@ def train(
         settings.log,
         settings.trainer,
         checkpoint,
+        settings.corners_per_batch,
+        settings.channels_last,
+        settings.compile,
     )
     write_text(directory / CONFIG, config)
     name = f"{settings.name} corner {settings.corner}"

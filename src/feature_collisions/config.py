@@ -81,16 +81,33 @@ class OptimizerSettings:
 
 
 @dataclass
-class StopSettings:
-    """Stop once every corner's L_pos (the norm) is under `positive`, or at `max_steps`."""
+class RateSettings:
+    """The rate each choice of `optimizer` takes in this experiment; it depends on the losses."""
 
-    positive: float = 5.0
+    adam: float = 0.1
+    paper: float = 0.0002
+
+
+@dataclass
+class StopSettings:
+    """Stop once every corner has reached all limits that are given, or at `max_steps`.
+
+    `positive` bounds L_pos (the norm), `positive_relative` L_pos over ||f(t)||; `probability`
+    asks for the target's class, with a probability that close to the target's.
+    """
+
+    positive: float | None = 5.0
+    positive_relative: float | None = None
+    probability: float | None = None
     min_steps: int = 0
     max_steps: int = 1000
 
     def check(self) -> None:
         """Raise SettingError for limits that contradict each other."""
-        at_least("stop.positive", self.positive, 0)
+        for name in ("positive", "positive_relative", "probability"):
+            value = getattr(self, name)
+            if value is not None:
+                at_least(f"stop.{name}", value, 0)
         at_least("stop.min_steps", self.min_steps, 0)
         at_least("stop.max_steps", self.max_steps, 1)
         if self.min_steps > self.max_steps:
@@ -137,6 +154,7 @@ class Settings:
     target: Any = MISSING
     corner: Any = "0..4"
     loss: LossSettings = field(default_factory=LossSettings)
+    rates: RateSettings = field(default_factory=RateSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     stop: StopSettings = field(default_factory=StopSettings)
     log: LogSettings = field(default_factory=LogSettings)
@@ -144,6 +162,10 @@ class Settings:
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     ckpt_path: str | None = None
+    corners_per_batch: Any = "auto"
+    channels_last: bool = False
+    compile: bool = False
+    pairs: str | None = None
 
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
@@ -151,6 +173,7 @@ class Settings:
             part.check()
         at_least("seed", self.seed, 0)
         parse_corners(self.corner)
+        parse_corners_per_batch(self.corners_per_batch)
 
 
 @dataclass
@@ -236,6 +259,17 @@ def parse_corners(corner: Any) -> list[int]:
     if len(set(corners)) < len(corners):
         raise SettingError(f"corner={corner}: a corner is named twice; name each one once")
     return corners
+
+
+def parse_corners_per_batch(value: Any) -> int | None:
+    """Read `corners_per_batch`: a number of corners, or `auto` (None) for what memory holds."""
+    if value == "auto":
+        return None
+    if not str(value).isdecimal() or int(value) < 1:
+        raise SettingError(
+            f"corners_per_batch={value}: must be auto, or a number of corners of at least 1"
+        )
+    return int(value)
 
 
 def expand_corner_sweep(arguments: list[str]) -> list[str]:
