@@ -38,7 +38,25 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
     if precision == "bf16-mixed" and trainer["accelerator"] in ("gpu", "cuda"):
         _check_bfloat16(gpus)
     _check_devices(trainer, gpus)
+    if trainer.setdefault("strategy", "auto") not in ("auto", "ddp"):
+        raise SettingError(
+            f"trainer.strategy={trainer['strategy']}: must be auto or ddp, which shares the "
+            "corners out over the devices"
+        )
+    if trainer.get("num_nodes", 1) != 1:
+        raise SettingError(
+            f"trainer.num_nodes={trainer['num_nodes']}: a search stays on one machine; sweep over "
+            "machines with -m hydra/launcher=submitit_slurm"
+        )
+    if len(device_ids(trainer)) == 1:
+        trainer["strategy"] = "auto"
     return trainer
+
+
+def device_ids(trainer: dict[str, Any]) -> list[int]:
+    """The devices a search runs on."""
+    devices = trainer["devices"]
+    return list(devices) if isinstance(devices, list) else list(range(devices))
 
 
 def _check_bfloat16(gpus: int) -> None:
@@ -64,7 +82,7 @@ def _check_devices(trainer: dict[str, Any], gpus: int) -> None:
         raise SettingError(
             f"trainer.devices={devices}: there are {there} {kind} here; ask for at most that many"
         )
-    if isinstance(devices, str):
+    if not isinstance(devices, list):
         trainer["devices"] = count
 
 

@@ -4,7 +4,7 @@ import copy
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from .goal import Goal, unmet
 from .hull import Hull
 from .losses import negative, positive
 from .parameterisations import Pixels
-from .precision import MIXED, check_trainer, halve_weights
+from .precision import MIXED, check_trainer, device_ids, halve_weights
+from .sharing import search_shared
 
 _TOGETHER = 16  # images that go through the whole network at once, outside the search
 
@@ -117,9 +118,13 @@ class Search:
             CollisionError: when the loss stops being finite.
         """
         started = time.perf_counter()
-        callbacks = self._callbacks(directory)
-        fit(self.module, self.trainer, callbacks, directory, logger, self.ckpt_path)
-        found = self.module.parameterisation().detach().float().cpu()
+        if len(device_ids(self.trainer)) > 1 and len(self.corners) > 1:
+            found = self._share(directory, logger)
+        else:
+            trainer = self.trainer | {"strategy": "auto", "devices": self._first_device()}
+            callbacks = self._callbacks(directory)
+            fit(self.module, trainer, callbacks, directory, logger, self.ckpt_path)
+            found = self.module.parameterisation().detach().float().cpu()
         summary = self._summary(found)
         summary["seconds_total"] = time.perf_counter() - started
         if summary["unmet"]:
@@ -137,6 +142,21 @@ class Search:
             self.module.loss.units.cpu(),
             summary,
         )
+
+    def _first_device(self) -> int | list[int]:
+        return 1 if self.trainer["accelerator"] == "cpu" else device_ids(self.trainer)[:1]
+
+    def _share(self, directory: Path | None, logger: Logger | None) -> Tensor:
+        """Search on several devices; the corners, (K, C, H, W)."""
+        if self.ckpt_path is not None:
+            raise SettingError(
+                f"ckpt_path={self.ckpt_path}: was written on one device; continue it with "
+                "trainer.devices=1"
+            )
+        arguments = {each.name: getattr(self, each.name) for each in fields(self)}
+        found = search_shared(arguments, directory, logger)
+        self.module.step, self.module.seconds = found.steps, found.seconds
+        return found.corners
 
     def _callbacks(self, directory: Path | None) -> list[Callback]:
         callbacks: list[Callback] = [Progress()]
