@@ -103,6 +103,7 @@ def search_pair(
         settings.stop,
         settings.log,
         settings.trainer,
+        directory,
         checkpoint,
         settings.corners_per_batch,
         settings.channels_last,
@@ -111,7 +112,7 @@ def search_pair(
     write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
     name = f"{settings.name} corner {settings.corner}"
     with wandb_logger(settings.wandb, directory, name, group, asdict(settings)) as logger:
-        hull = search.run(directory, logger)
+        hull = search.run(logger)
         hull.summary |= {
             "experiment": settings.name,
             "classifier": settings.classifier.name,

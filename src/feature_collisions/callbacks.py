@@ -62,11 +62,13 @@ class Progress(CollisionCallback):
 
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Move the bar."""
+        largest = f"largest L_pos {module.curves['positive'].max():.3g}"
+        self.bar.set_postfix_str(largest, refresh=False)
         self.bar.update(module.step - self.bar.n)
-        self.bar.set_postfix_str(f"largest L_pos {module.curves['positive'].max():.3g}")
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Close the bar."""
+        self.bar.refresh()
         self.bar.close()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, error: BaseException) -> None:
@@ -132,10 +134,13 @@ class IntermediateImages(CollisionCallback):
         for corner, image in zip(self.corners, images, strict=True):
             save_png(self.folder / f"step_{module.step:06d}_corner_{corner}.png", image)
         if isinstance(trainer.logger, WandbLogger):
-            for corner, image in zip(self.corners, images, strict=True):
-                trainer.logger.log_image(
-                    f"intermediate/corner_{corner}", [to_uint8(image)], step=module.step
-                )
+            import wandb
+
+            pictures = {
+                f"intermediate/corner_{corner}": wandb.Image(to_uint8(image))
+                for corner, image in zip(self.corners, images, strict=True)
+            }
+            trainer.logger.log_metrics(pictures, step=module.step)  # type: ignore[arg-type]
 
 
 class Checkpoints(CollisionCallback):

@@ -23,9 +23,7 @@ def run_command(task: Callable[[DictConfig], None], conf: Path, name: str) -> No
 
     A mistake the user can mend ends with one message and exit status 1, without a traceback.
     """
-    store = ConfigStore.instance()
-    store.store("train_schema", Settings)
-    store.store("evaluate_schema", EvaluateSettings)
+    register_schemas(ConfigStore.instance())
     sys.argv[1:] = expand_or_exit(sys.argv[1:])
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, to be put in our own words
@@ -33,6 +31,12 @@ def run_command(task: Callable[[DictConfig], None], conf: Path, name: str) -> No
         hydra.main(config_path=str(conf), config_name=name, version_base="1.3")(task)()
     except _MENDABLE as error:
         sys.exit(f"error: {explain(error)}")
+
+
+def register_schemas(store: ConfigStore) -> None:
+    """Tell Hydra which keys exist and which types they have."""
+    store.store("train_schema", Settings)
+    store.store("evaluate_schema", EvaluateSettings)
 
 
 def expand_or_exit(arguments: list[str]) -> list[str]:

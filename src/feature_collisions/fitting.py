@@ -13,69 +13,72 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
+from .callbacks import Stop
 from .collision import Collision
 from .errors import CollisionError, SettingError
+from .precision import device_ids
 
 
-def fit(
-    module: Collision,
-    arguments: dict[str, Any],
-    callbacks: list[Callback],
-    directory: Path | None = None,
-    logger: Logger | None = None,
-    ckpt_path: Path | None = None,
-) -> None:
+def make_trainer(
+    arguments: dict[str, Any], callbacks: list[Callback], directory: Path | None
+) -> Trainer:
+    """A Trainer for one search on the first of its devices.
+
+    Args:
+        arguments: of Lightning's Trainer, as `check_trainer` leaves them.
+        callbacks: what happens between the steps, beside stopping.
+        directory: where Lightning writes, if anywhere.
+
+    Raises:
+        SettingError: for arguments that the Trainer refuses.
+    """
+    first = 1 if arguments["accelerator"] == "cpu" else device_ids(arguments)[:1]
+    try:
+        with _quiet_lightning():
+            return Trainer(
+                **(arguments | {"devices": first, "strategy": "auto"}),
+                max_epochs=-1,
+                logger=False,
+                callbacks=[*callbacks, Stop()],
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                default_root_dir=directory,
+            )
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise SettingError(f"trainer={arguments}: {error}") from None
+
+
+def fit(trainer: Trainer, module: Collision, logger: Logger | None, ckpt_path: Path | None) -> None:
     """Run the search in `module` until its callbacks stop it.
 
     Args:
+        trainer: of `make_trainer`.
         module: the search.
-        arguments: of Lightning's Trainer.
-        callbacks: what happens between the steps.
-        directory, logger: where Lightning writes, if anywhere.
+        logger: a Lightning logger for curves and pictures.
         ckpt_path: a checkpoint to continue from.
 
     Raises:
-        SettingError: for arguments that the Trainer refuses, or a network that does not compile.
+        SettingError: for a network that does not compile.
         CollisionError: when the loss stops being finite, or memory runs out.
     """
-    with _quiet_lightning():
-        trainer = _trainer(arguments, callbacks, directory, logger)
-        try:
-            trainer.fit(module, itertools.repeat(0), ckpt_path=ckpt_path, weights_only=True)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise SettingError(
-                f"compile=true: the network cannot be compiled here ({_first_line(error)}); leave "
-                "compile out"
-            ) from error
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            raise CollisionError(
-                f"out of memory at step {module.step} with {module.per_batch} corners at once; "
-                "lower corners_per_batch or data.size, or set trainer.precision=bf16-mixed. "
-                "Checkpoints written before are kept: go on with ckpt_path=last"
-            ) from error
-
-
-def _trainer(
-    arguments: dict[str, Any],
-    callbacks: list[Callback],
-    directory: Path | None,
-    logger: Logger | None,
-) -> Trainer:
+    trainer.logger = logger
     try:
-        return Trainer(
-            **arguments,
-            max_epochs=-1,
-            logger=logger or False,
-            callbacks=callbacks,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=directory,
-        )
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        raise SettingError(f"trainer={arguments}: {error}") from None
+        with _quiet_lightning():
+            trainer.fit(module, itertools.repeat(0), ckpt_path=ckpt_path, weights_only=True)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise SettingError(
+            f"compile=true: the network cannot be compiled here ({_first_line(error)}); leave "
+            "compile out"
+        ) from error
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        raise CollisionError(
+            f"out of memory at step {module.step} with corners_per_batch={module.per_batch}; "
+            "lower it or data.size, or set trainer.precision=bf16-mixed. Checkpoints written "
+            "before are kept: go on with ckpt_path=last"
+        ) from error
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, Stop
+from .callbacks import Checkpoints, Curves, IntermediateImages, Progress
 from .checkpoints import check_checkpoint, problem_of
 from .collision import Collision
 from .config import (
@@ -26,7 +26,7 @@ from .config import (
 )
 from .errors import SettingError
 from .features import TargetFeatures, TargetLayer, evaluating
-from .fitting import fit
+from .fitting import fit, make_trainer
 from .goal import Goal, unmet
 from .hull import Hull
 from .losses import negative, positive
@@ -49,6 +49,7 @@ class Search:
         corners: which of the target's inactive units to push down, counted in flat order.
         loss, optimizer, stop, log: settings; the defaults are `experiment=mnist`'s.
         trainer: arguments of Lightning's Trainer: accelerator, devices, precision.
+        directory: where curves, intermediate images and checkpoints go; None keeps none.
         ckpt_path: a checkpoint to continue from.
         corners_per_batch: corners in one forward pass, or `auto` for as many as memory holds.
         channels_last: keep images and filters with the channels last.
@@ -68,6 +69,7 @@ class Search:
     stop: StopSettings = field(default_factory=StopSettings)
     log: LogSettings = field(default_factory=LogSettings)
     trainer: dict[str, Any] = field(default_factory=dict)
+    directory: Path | None = None
     ckpt_path: Path | None = None
     corners_per_batch: int | str = "auto"
     channels_last: bool = False
@@ -94,7 +96,7 @@ class Search:
             cut,
             features,
             units,
-            Pixels(self.initial, len(units), layout),
+            Pixels(self.initial.to(self.dtype), len(units), layout),
             self.loss,
             self.optimizer,
             self.stop,
@@ -106,24 +108,22 @@ class Search:
         )
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
+        self.lightning = make_trainer(self.trainer, self._callbacks(), self.directory)
 
-    def run(self, directory: Path | None = None, logger: Logger | None = None) -> Hull:
+    def run(self, logger: Logger | None = None) -> Hull:
         """Find the corners.
 
         Args:
-            directory: where curves, intermediate images and checkpoints go; None keeps none.
             logger: a Lightning logger for curves and pictures.
 
         Raises:
-            CollisionError: when the loss stops being finite.
+            CollisionError: when the loss stops being finite, or memory runs out.
         """
         started = time.perf_counter()
         if len(device_ids(self.trainer)) > 1 and len(self.corners) > 1:
-            found = self._share(directory, logger)
+            found = self._share(logger)
         else:
-            trainer = self.trainer | {"strategy": "auto", "devices": self._first_device()}
-            callbacks = self._callbacks(directory)
-            fit(self.module, trainer, callbacks, directory, logger, self.ckpt_path)
+            fit(self.lightning, self.module, logger, self.ckpt_path)
             found = self.module.parameterisation().detach().float().cpu()
         summary = self._summary(found)
         summary["seconds_total"] = time.perf_counter() - started
@@ -143,31 +143,23 @@ class Search:
             summary,
         )
 
-    def _first_device(self) -> int | list[int]:
-        return 1 if self.trainer["accelerator"] == "cpu" else device_ids(self.trainer)[:1]
-
-    def _share(self, directory: Path | None, logger: Logger | None) -> Tensor:
+    def _share(self, logger: Logger | None) -> Tensor:
         """Search on several devices; the corners, (K, C, H, W)."""
-        if self.ckpt_path is not None:
-            raise SettingError(
-                f"ckpt_path={self.ckpt_path}: was written on one device; continue it with "
-                "trainer.devices=1"
-            )
         arguments = {each.name: getattr(self, each.name) for each in fields(self)}
-        found = search_shared(arguments, directory, logger)
+        found = search_shared(arguments, logger)
         self.module.step, self.module.seconds = found.steps, found.seconds
         return found.corners
 
-    def _callbacks(self, directory: Path | None) -> list[Callback]:
+    def _callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = [Progress()]
-        if directory is not None:
-            steps, checkpoints = directory / "images" / "steps", directory / "checkpoints"
+        if self.directory is not None:
+            steps, checkpoints = self.directory / "images" / "steps", self.directory / "checkpoints"
             callbacks += [
-                Curves(directory / "metrics.csv", self.corners),
+                Curves(self.directory / "metrics.csv", self.corners),
                 IntermediateImages(steps, self.corners, self.log.images_every),
                 Checkpoints(checkpoints, self.log.checkpoint_every),
             ]
-        return [*callbacks, Stop()]
+        return callbacks
 
     def _target_preactivation(self) -> Tensor:
         try:
@@ -249,7 +241,6 @@ def find_corners(
     target: Tensor,
     corners: Sequence[int] = range(5),
     *,
-    directory: Path | None = None,
     logger: Logger | None = None,
     **settings: Any,
 ) -> Hull:
@@ -257,7 +248,7 @@ def find_corners(
 
     Args:
         model, layer, initial, target, corners, settings: see Search.
-        directory, logger: see Search.run.
+        logger: see Search.run.
 
     Returns:
         The hull of the corners. Whether they converged is in its `summary`.
@@ -271,7 +262,7 @@ def find_corners(
         >>> hull.sample(2000)["accuracy"]
         1.0
     """
-    return Search(model, layer, initial, target, corners, **settings).run(directory, logger)
+    return Search(model, layer, initial, target, corners, **settings).run(logger)
 
 
 def _check_images(initial: Tensor, target: Tensor) -> None:

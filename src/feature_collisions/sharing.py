@@ -18,10 +18,10 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
-from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, Stop
+from .callbacks import Checkpoints, Curves, IntermediateImages, Progress
 from .errors import CollisionError, SettingError
 from .files import load_tensors, read_json, save_tensors, write_json, write_text
-from .fitting import fit
+from .fitting import fit, make_trainer
 from .precision import device_ids
 
 _MENDABLE = {"SettingError": SettingError, "CollisionError": CollisionError}
@@ -35,20 +35,22 @@ class Shared(NamedTuple):
     seconds: float
 
 
-def search_shared(
-    arguments: dict[str, Any], directory: Path | None, logger: Logger | None
-) -> Shared:
+def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
     """Run one search on several devices.
 
     Args:
         arguments: of `Search`; `trainer` names the devices.
-        directory: where curves, images and checkpoints go; None keeps none.
         logger: gets the curves at the end.
 
     Raises:
         SettingError: for settings that a process refuses.
         CollisionError: when a process fails; the others are ended.
     """
+    if arguments["ckpt_path"] is not None:
+        raise SettingError(
+            f"ckpt_path={arguments['ckpt_path']}: was written on one device; continue it with "
+            "trainer.devices=1"
+        )
     corners, devices = arguments["corners"], device_ids(arguments["trainer"])
     count = min(len(devices), len(corners))
     shares = [corners[rank::count] for rank in range(count)]
@@ -56,7 +58,7 @@ def search_shared(
     votes = torch.zeros(count, dtype=torch.bool).share_memory_()
     threads = max(1, torch.get_num_threads() // count)
     with tempfile.TemporaryDirectory() as folder:
-        work = (shares, devices, arguments, directory, Path(folder), votes, threads)
+        work = (shares, devices, arguments, Path(folder), votes, threads)
         try:
             spawn(_search_share, (context.Barrier(count), *work), nprocs=count)
         except (ProcessRaisedException, ProcessExitedException) as error:
@@ -64,8 +66,8 @@ def search_shared(
         order = torch.tensor([corners.index(corner) for share in shares for corner in share])
         found = [load_tensors(Path(folder) / f"{r}.safetensors")["corners"] for r in range(count)]
         reports = [read_json(Path(folder) / f"{rank}.json") for rank in range(count)]
-    if directory is not None:
-        _join_curves(directory, corners, count, logger)
+    if arguments["directory"] is not None:
+        _join_curves(arguments["directory"], corners, count, logger)
     seconds = max(report["seconds"] for report in reports)
     return Shared(torch.cat(found)[order.argsort()], reports[0]["steps"], seconds)
 
@@ -76,7 +78,6 @@ def _search_share(
     shares: list[list[int]],
     devices: list[int],
     arguments: dict[str, Any],
-    directory: Path | None,
     folder: Path,
     votes: Tensor,
     threads: int,
@@ -85,11 +86,15 @@ def _search_share(
     from .search import Search  # which imports this file
 
     torch.set_num_threads(threads)
-    cpu = arguments["trainer"]["accelerator"] == "cpu"
-    trainer = arguments["trainer"] | {"devices": 1 if cpu else [devices[rank]]}
-    trainer.pop("strategy", None)
+    directory = arguments["directory"]
     place = directory and directory / "checkpoints" / f"rank_{rank}_of_{len(shares)}"
     last = place / "last.ckpt" if place and (place / "last.ckpt").exists() else None
+    own = {
+        "corners": shares[rank],
+        "trainer": arguments["trainer"] | {"devices": _devices_of(rank, devices, arguments)},
+        "directory": None,
+        "ckpt_path": last,
+    }
 
     def agree(converged: bool) -> bool:
         votes[rank] = converged
@@ -99,24 +104,27 @@ def _search_share(
         return everywhere
 
     try:
-        own = {"corners": shares[rank], "trainer": trainer, "ckpt_path": last}
         search = Search(**(arguments | own))
         search.module.agree = agree
         callbacks: list[Callback] = [Progress()] if rank == 0 else []
-        if directory is not None and place is not None:
+        if directory is not None:
             steps, log = directory / "images" / "steps", search.log
             callbacks += [
                 Curves(_curves_of(directory, rank), search.corners),
                 IntermediateImages(steps, search.corners, log.images_every),
                 Checkpoints(place, log.checkpoint_every),
             ]
-        fit(search.module, trainer, [*callbacks, Stop()], directory, None, last)
+        fit(make_trainer(search.trainer, callbacks, directory), search.module, None, last)
     except (SettingError, CollisionError) as error:
         write_json(folder / "error.json", [type(error).__name__, str(error)])
         raise
     module = search.module
     save_tensors(folder / f"{rank}.safetensors", {"corners": module.parameterisation().float()})
     write_json(folder / f"{rank}.json", {"steps": module.step, "seconds": module.seconds})
+
+
+def _devices_of(rank: int, devices: list[int], arguments: dict[str, Any]) -> int | list[int]:
+    return 1 if arguments["trainer"]["accelerator"] == "cpu" else [devices[rank]]
 
 
 def _in_own_words(folder: Path, error: Exception) -> Exception:

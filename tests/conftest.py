@@ -1,0 +1,106 @@
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """One cache folder for the whole session: the classifier is trained once."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    os.environ["MPLCONFIGDIR"] = str(folder / "matplotlib")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mnist_root():
+    """The folder of the full MNIST set."""
+    root = SHARED / "data"
+    if not (root / "MNIST" / "raw").exists():
+        pytest.skip("the full MNIST set is not beside the checkout")
+    return root
+
+
+@pytest.fixture(scope="session")
+def digits():
+    from feature_collisions.config import DataSettings
+    from feature_collisions.data import load_data
+
+    return load_data(DataSettings("digits"))
+
+
+@pytest.fixture(scope="session")
+def classifier(cache, digits):
+    """The classifier of the main job."""
+    from feature_collisions.classifiers import load_classifier
+    from feature_collisions.config import ClassifierSettings
+
+    return load_classifier(ClassifierSettings("mnist_mlp", None, "hidden1"), digits)
+
+
+class Shift(nn.Module):
+    """f0(x) = x - 1/2 pixel by pixel, then ReLU and a readout: its polytope is known exactly."""
+
+    def __init__(self, pixels=9, classes=3):
+        super().__init__()
+        self.hidden = nn.Linear(pixels, pixels)
+        self.relu = nn.ReLU(inplace=True)
+        self.output = nn.Linear(pixels, classes)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            self.hidden.weight.copy_(torch.eye(pixels))
+            self.hidden.bias.fill_(-0.5)
+            self.output.weight.normal_(generator=generator)
+            self.output.bias.zero_()
+
+    def forward(self, images):
+        return self.output(self.relu(self.hidden(images.flatten(1))))
+
+
+@pytest.fixture
+def shift():
+    return Shift()
+
+
+@pytest.fixture
+def shift_images():
+    """An initial and a target image (1, 3, 3); the target's pixels 1, 3, 4, 6 are inactive."""
+    target = torch.tensor([0.9, 0.1, 0.8, 0.2, 0.4, 0.7, 0.3, 1.0, 0.6]).view(1, 3, 3)
+    return torch.full((1, 3, 3), 0.25), target
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Run train.py or evaluate.py in this process, in an empty folder; gives the exit message."""
+
+    def run(script, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as stop:
+            return stop.code
+        return None
+
+    return run
+
+
+def start(script, *arguments, cwd, **options):
+    """Start train.py or evaluate.py as a user would."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,
+    )

@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from feature_collisions.commands import register_schemas
+from feature_collisions.config import expand_corner_sweep, parse_corners, to_settings
+from feature_collisions.errors import SettingError
+
+CONF = Path(__file__).parent.parent / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def settings(*overrides, name="config"):
+    register_schemas(ConfigStore.instance())
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_settings(compose(name, list(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("corner", "expected"),
+    [
+        (2, [2]),
+        ("2", [2]),
+        ("0..4", [0, 1, 2, 3, 4]),
+        ("3..3", [3]),
+        ([0, 3, 7], [0, 3, 7]),
+        (["0..2", 7], [0, 1, 2, 7]),
+        (range(3), [0, 1, 2]),
+    ],
+)
+def test_corner_is_an_index_a_list_or_a_range(corner, expected):
+    assert parse_corners(corner) == expected
+
+
+@pytest.mark.parametrize(
+    ("corner", "message"),
+    [
+        (-1, r"corner=-1: corner counts the target's inactive units from 0"),
+        ("4..0", r"corner=4..0: a range must rise; write corner=0..4"),
+        ([], r"corner=\[\]: no corner is named"),
+        ("", r"corner=: corner counts"),
+        ("some", r"corner=some: corner counts .* write one index \(2\), a list \(\[0,3,7\]\)"),
+        (1.5, r"corner=1.5: corner counts"),
+        (True, r"corner=True: corner counts"),
+        (None, r"corner=None: corner counts"),
+        ([0, 0], r"corner=\[0, 0\]: a corner is named twice"),
+    ],
+)
+def test_other_corners_are_refused(corner, message):
+    with pytest.raises(SettingError, match=message):
+        parse_corners(corner)
+
+
+def test_a_range_becomes_a_choice_in_a_sweep_only():
+    assert expand_corner_sweep(["a=1", "corner=0..2"]) == ["a=1", "corner=0..2"]
+    for flag in ("-m", "--multirun", "hydra.mode=MULTIRUN"):
+        for given in ("corner=0..2", "corner='0..2'"):
+            assert expand_corner_sweep([given, flag]) == ["corner=0,1,2", flag]
+        assert expand_corner_sweep(["corner=[0,3]", flag]) == ["corner=[0,3]", flag]
+    with pytest.raises(SettingError, match="a range must rise"):
+        expand_corner_sweep(["corner=2..0", "-m"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.alpha=-1", "loss.alpha=-1.0: must be a finite number of at least 0"),
+        ("loss.beta=nan", "loss.beta=nan: must be a finite number"),
+        ("loss.positive_form=cube", "loss.positive_form=cube: must be one of norm, half_square"),
+        ("optimizer.name=lion", "optimizer.name=lion: must be one of adam, descent"),
+        ("optimizer.average=1", r"optimizer.average=1.0: .*must be in \[0, 1\)"),
+        ("stop.max_steps=0", "stop.max_steps=0: must be a finite number of at least 1"),
+        ("stop.min_steps=2000", "stop.min_steps=2000: must not exceed stop.max_steps=1000"),
+        ("log.every=0", "log.every=0: must be a finite number of at least 1"),
+        ("wandb.mode=maybe", "wandb.mode=maybe: must be one of online, offline, disabled"),
+        ("seed=-1", "seed=-1: must be a finite number of at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(override, message):
+    with pytest.raises(SettingError, match=message):
+        settings(override)
+
+
+def test_seed_0_is_a_seed():
+    assert settings("seed=0").seed == 0
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("optimizer", ["adam", "paper"])
+def test_every_experiment_composes(experiment, optimizer):
+    composed = settings(f"experiment={experiment}", f"optimizer={optimizer}")
+    assert composed.name == experiment
+    assert parse_corners(composed.corner) == [0, 1, 2, 3, 4]
+    if optimizer == "paper":
+        assert composed.optimizer.final_rate == composed.optimizer.rate  # a fixed rate
+        assert composed.optimizer.average == 0.99
+
+
+def test_evaluation_settings():
+    assert settings(name="evaluate").samples == 2000
+    with pytest.raises(SettingError, match="samples=0: must be a finite number of at least 1"):
+        settings("samples=0", name="evaluate")

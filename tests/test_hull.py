@@ -1,0 +1,120 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from feature_collisions import Hull
+from feature_collisions.errors import SettingError
+from feature_collisions.hull import dirichlet, project_to_simplex
+
+
+def hull_of(model, corners, target_class, layer="hidden", **summary):
+    summary = {"target_class": target_class, "distance_scale": 1, "corners": []} | summary
+    units = torch.arange(len(corners))
+    return Hull(model, layer, corners, corners[0], corners[0], units, summary)
+
+
+def test_dirichlet_is_uniform_on_the_simplex():
+    weights = dirichlet(100_000, 4, torch.Generator().manual_seed(0))
+    assert weights.sum(1).allclose(torch.ones(1, dtype=torch.float64))
+    assert weights.min() >= 0
+    assert weights.mean(0).tolist() == pytest.approx([0.25] * 4, abs=3e-3)
+    # under Dirichlet(1, 1, 1, 1) a weight has variance 3/80 and exceeds 1/2 one time in eight
+    assert weights.var(0).tolist() == pytest.approx([3 / 80] * 4, abs=1e-3)
+    assert (weights > 0.5).double().mean(0).tolist() == pytest.approx([1 / 8] * 4, abs=5e-3)
+
+
+def test_projection_to_the_simplex_is_the_nearest_point():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    grid = torch.linspace(0, 1, 101, dtype=torch.float64)
+    first, second = torch.meshgrid(grid, grid, indexing="ij")
+    simplex = torch.stack([first, second, 1 - first - second], -1).view(-1, 3)
+    simplex = simplex[simplex[:, 2] >= -1e-12]
+    for point, projected in zip(points, project_to_simplex(points), strict=True):
+        assert projected.min() >= 0
+        assert projected.sum() == pytest.approx(1)
+        nearest = (simplex - point).norm(dim=1).min()
+        assert (projected - point).norm() <= nearest + 1e-9
+
+
+def test_samples_are_the_weights_images(shift, shift_images):
+    corners = torch.rand(3, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    hull = hull_of(shift, corners, 1)
+    hull.batch = 7  # several batches, the last one smaller
+    result = hull.sample(50, seed=4)
+    weights = dirichlet(50, 3, torch.Generator().manual_seed(4)).float()
+    images = torch.stack([sum(w * c for w, c in zip(row, corners, strict=True)) for row in weights])
+    with torch.no_grad():
+        probabilities = shift(images).softmax(1)
+    assert result["samples"] == 50
+    assert result["accuracy"] == (probabilities.argmax(1) == 1).double().mean()
+    assert result["probability_mean"] == pytest.approx(float(probabilities[:, 1].mean()), rel=1e-5)
+    assert result["probability_min"] == pytest.approx(float(probabilities[:, 1].min()), rel=1e-5)
+
+
+def test_same_seed_same_samples(shift):
+    hull = hull_of(shift, torch.rand(3, 1, 3, 3), 1)
+    assert hull.sample(100, seed=0) == hull.sample(100, seed=0)
+    assert hull.sample(100, seed=0) != hull.sample(100, seed=1)
+
+
+def test_uint8_mixes_what_the_pngs_hold(shift):
+    corners = torch.full((2, 1, 3, 3), 200.4 / 255)
+    exact = hull_of(shift, (corners * 255).round() / 255, 0)
+    assert hull_of(shift, corners, 0).sample(10, uint8=True) == exact.sample(10)
+    assert hull_of(shift, corners, 0).sample(10) != exact.sample(10)
+
+
+def test_distances_are_between_all_pairs_and_scaled(shift):
+    corners = torch.zeros(3, 1, 3, 3)
+    corners[1, 0, 0, 0] = 1
+    corners[2, 0] = 1
+    hull = hull_of(shift, corners, 0, distance_scale=255)
+    expected = [255, 255 * 3, 255 * math.sqrt(8)]
+    assert sorted(hull.corner_distances().tolist()) == pytest.approx(sorted(expected))
+
+
+class Hole(nn.Module):
+    """Class 0 everywhere but close to one mix of three corners."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(9, 9)
+        self.relu = nn.ReLU()
+        self.register_buffer("centre", torch.tensor([0.13, 0.21, 0.66]))
+
+    def forward(self, images):
+        self.relu(self.hidden(images.flatten(1)))
+        distance = (images.flatten(1)[:, :3] - self.centre).norm(dim=1)
+        return torch.stack([distance - 0.003, torch.zeros_like(distance)], 1)
+
+
+def test_the_worst_case_finds_a_hole_that_samples_miss():
+    corners = torch.zeros(3, 1, 3, 3)
+    corners.view(3, 9)[:, :3] = torch.eye(3)
+    hull = hull_of(Hole(), corners, 0)
+    assert hull.sample(2000)["accuracy"] == 1
+    worst = hull.worst_case()
+    assert not worst.correct
+    assert worst.predicted_class == 1
+    assert worst.weights.tolist() == pytest.approx([0.13, 0.21, 0.66], abs=0.003)
+    assert torch.allclose(worst.image, hull.points(worst.weights[None])[0])
+
+
+def test_the_worst_case_of_a_linear_margin_is_a_corner():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.eye(9))
+        model[1].bias.zero_()
+        model[3].weight.copy_(torch.stack([torch.ones(9), torch.zeros(9)]))
+    corners = torch.rand(5, 1, 3, 3, generator=torch.Generator().manual_seed(0)) + 0.1
+    worst = hull_of(model, corners, 0, layer="1").worst_case()
+    assert worst.weights.argmax() == corners.flatten(1).sum(1).argmin()
+    assert worst.weights.max() == pytest.approx(1)
+
+
+def test_zero_samples_are_refused(shift):
+    with pytest.raises(SettingError, match="samples=0: must be at least 1"):
+        hull_of(shift, torch.rand(2, 1, 3, 3), 0).sample(0)

@@ -1,0 +1,48 @@
+import torch
+
+from feature_collisions.config import LossSettings
+from feature_collisions.features import TargetFeatures
+from feature_collisions.losses import CollisionLoss, positive
+
+
+def problem(form, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    target = TargetFeatures(torch.randn(30, generator=generator, dtype=torch.float64))
+    x = torch.randn(4, 30, generator=generator, dtype=torch.float64)
+    x[x.abs() < 0.05] = 0.05  # away from the kinks of |.|
+    loss = CollisionLoss(target, target.units(range(4)), LossSettings(2.0, 0.5, form))
+    return loss, target, x.requires_grad_()
+
+
+def test_gradients_in_float64():
+    for form in ("norm", "half_square"):
+        loss, _, x = problem(form)
+        assert torch.autograd.gradcheck(lambda value, loss=loss: loss(value).total, (x,))
+
+
+def test_gradient_is_zero_and_finite_at_an_exact_collision():
+    for form in ("norm", "half_square"):
+        _, target, _ = problem(form)
+        x = target.features[None].clone().requires_grad_()
+        value = positive(x, target.features, target.active.double(), form)
+        assert value.item() == 0
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_the_pushed_unit_goes_down_from_either_side_of_zero():
+    target = TargetFeatures(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
+    loss = CollisionLoss(target, target.units([0]), LossSettings(0.0, 1.0))
+    for start in (2.0, 0.0, -2.0):
+        x = torch.tensor([[1.0, start, 0.5]], dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(loss(x).total.sum(), x)
+        assert gradient.tolist() == [[0.0, 1.0, 1.0]]
+
+
+def test_corners_do_not_touch_each_other():
+    loss, _, x = problem("norm")
+    (together,) = torch.autograd.grad(loss(x).total.sum(), x)
+    for k in range(4):
+        (alone,) = torch.autograd.grad(loss(x).total[k], x)
+        assert torch.equal(alone[k], together[k])
+        assert alone.count_nonzero() == alone[k].count_nonzero()

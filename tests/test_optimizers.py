@@ -1,0 +1,44 @@
+import pytest
+import torch
+from torch import nn
+
+from feature_collisions.config import OptimizerSettings
+from feature_collisions.optimizers import make_optimizer, rate_at
+
+
+def steps(settings, gradients):
+    parameter = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimizer = make_optimizer(settings, [parameter])
+    path = []
+    for gradient in gradients:
+        parameter.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+        path.append(parameter.item())
+    return path
+
+
+def test_descent_is_algorithm_1():
+    path = steps(OptimizerSettings("descent", rate=0.5), [1.0, -2.0, 0.25])
+    assert path == pytest.approx([0.5, 1.5, 1.375])
+
+
+def test_descent_averages_the_gradient_as_the_authors_do():
+    gradients, x, mean, expected = [1.0, -2.0, 0.25], 1.0, 1.0, []
+    for gradient in gradients:
+        mean = 0.99 * mean + 0.01 * gradient
+        x -= 0.5 * mean
+        expected.append(x)
+    path = steps(OptimizerSettings("descent", rate=0.5, average=0.99), gradients)
+    assert path == pytest.approx(expected)
+
+
+def test_the_rate_falls_along_a_line():
+    settings = OptimizerSettings(rate=0.3, final_rate=0.1)
+    assert [rate_at(settings, step, 4) for step in range(5)] == pytest.approx(
+        [0.3, 0.25, 0.2, 0.15, 0.1]
+    )
+
+
+def test_a_fixed_rate_stays():
+    settings = OptimizerSettings("descent", rate=0.3, final_rate=0.3)
+    assert {round(rate_at(settings, step, 7), 12) for step in range(7)} == {0.3}

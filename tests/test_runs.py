@@ -1,0 +1,132 @@
+import json
+
+import pytest
+import torch
+
+from feature_collisions import find_corners
+from feature_collisions.config import StopSettings
+from feature_collisions.errors import SettingError
+from feature_collisions.files import load_tensors, save_tensors
+from feature_collisions.images import load_image
+from feature_collisions.places import newest_run, place_of_run
+from feature_collisions.runs import read_run
+
+STOP = StopSettings(positive=1e9, max_steps=20)
+
+
+@pytest.fixture
+def search(shift, shift_images):
+    return lambda corners: find_corners(shift, "hidden", *shift_images, corners, stop=STOP)
+
+
+def test_a_run_is_read_back_as_it_was_written(search, tmp_path):
+    hull = search([0, 2])
+    hull.save(tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    for name in ("corners", "initial", "target", "units"):
+        assert torch.equal(getattr(run, name), getattr(hull, name))
+    assert run.summary == hull.summary
+    tensors = load_tensors(tmp_path / "run" / "collision.safetensors")
+    assert tensors["corners"].dtype == torch.float32
+    assert tensors["units"].dtype == torch.int64
+    for name, image in [("corner_0", hull.corners[0]), ("corner_2", hull.corners[1])]:
+        saved = load_image(tmp_path / "run" / "images" / f"{name}.png", (1, 3, 3))
+        assert (saved - image).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_sweeps_jobs_are_put_together_in_the_corners_order(search, tmp_path):
+    together = search([0, 1, 3])
+    for job, corner in enumerate([3, 0, 1]):
+        search([corner]).save(tmp_path / str(job))
+    run = read_run(tmp_path)
+    assert (run.corners - together.corners).abs().max() < 1e-5
+    assert torch.equal(run.units, together.units)
+    assert [entry["corner"] for entry in run.summary["corners"]] == [0, 1, 3]
+
+
+def test_jobs_of_different_hulls_are_not_put_together(search, shift, shift_images, tmp_path):
+    search([0]).save(tmp_path / "0")
+    search([0]).save(tmp_path / "1")
+    with pytest.raises(SettingError, match="a corner occurs in several jobs"):
+        read_run(tmp_path)
+    other = find_corners(shift, "hidden", *(0.5 * i for i in shift_images), [1], stop=STOP)
+    other.save(tmp_path / "1")
+    with pytest.raises(
+        SettingError, match=r"1 and 0 differ in .*initial, target, so their corners"
+    ):
+        read_run(tmp_path)
+
+
+def test_a_directory_without_corners_is_refused(tmp_path):
+    with pytest.raises(SettingError, match=r"no corners there \(collision.safetensors is missing"):
+        read_run(tmp_path)
+
+
+def damage(name, value):
+    def change(tensors):
+        tensors[name] = value(tensors[name])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (damage("corners", lambda c: c * float("nan")), r"pixels outside \[0, 1\] or NaN"),
+        (damage("corners", lambda c: c + 1), r"pixels outside \[0, 1\] or NaN"),
+        (damage("corners", lambda c: c[:, :, :2]), "do not fit each other"),
+        (damage("corners", lambda c: c[:0]), "differ in number"),
+        (damage("target", lambda t: t[0]), "do not fit each other"),
+        (damage("units", lambda u: u[:1]), "corners, units and summary differ in number"),
+        (lambda tensors: tensors.pop("initial"), "'initial' is missing; the run is not whole"),
+    ],
+)
+def test_a_damaged_run_is_refused(search, tmp_path, change, message):
+    search([0, 2]).save(tmp_path)
+    tensors = load_tensors(tmp_path / "collision.safetensors")
+    change(tensors)
+    save_tensors(tmp_path / "collision.safetensors", tensors)
+    with pytest.raises(SettingError, match=message):
+        read_run(tmp_path)
+
+
+def test_a_run_without_its_summary_is_refused(search, tmp_path):
+    search([0]).save(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(SettingError, match=r"summary\.json: the file is missing"):
+        read_run(tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps({"corners": None}))
+    with pytest.raises(SettingError, match="the run is not whole"):
+        read_run(tmp_path)
+
+
+def test_the_newest_run_is_the_sweep_of_the_newest_job(tmp_path):
+    with pytest.raises(SettingError, match="no run with corners below"):
+        newest_run(tmp_path)
+    (tmp_path / "a" / "b" / "0").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "0" / "collision.safetensors").touch()
+    assert newest_run(tmp_path) == tmp_path / "a" / "b" / "0"
+    (tmp_path / "a" / "b" / "multirun.yaml").touch()
+    assert newest_run(tmp_path) == tmp_path / "a" / "b"
+
+
+def test_last_continues_the_newest_run_in_place(tmp_path):
+    new = tmp_path / "new"
+    new.mkdir()
+    with pytest.raises(SettingError, match="ckpt_path=last: there is no earlier run in"):
+        place_of_run("last", new, sweep=False)
+    with pytest.raises(SettingError, match=r"with -m .* add hydra\.sweep\.dir=DIR"):
+        place_of_run("last", new, sweep=True)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.yaml").touch()
+    assert place_of_run("last", new, sweep=False) == (tmp_path / "old", None)
+    assert not new.exists()
+    checkpoint = tmp_path / "old" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    new.mkdir()
+    assert place_of_run("last", new, sweep=False) == (tmp_path / "old", checkpoint)
+    assert place_of_run("last", tmp_path / "old", sweep=True) == (tmp_path / "old", checkpoint)
+    with pytest.raises(SettingError, match=r"hydra\.run\.dir=.*old: there is a run in it"):
+        place_of_run(None, tmp_path / "old", sweep=False)
+    assert place_of_run("a.ckpt", tmp_path, sweep=False)[1].name == "a.ckpt"
