@@ -96,30 +96,50 @@ class Collision(LightningModule):
         for step in range(self.step, end):
             group["lr"] = rate_at(self.optimizer_settings, step, self.stop.max_steps)
             optimizer.zero_grad()
-            totals.append(self._descend(backward))
+            totals.append(self._descend(step, backward))
             optimizer.step()
             self.parameterisation.project()
         self._look(totals)
         self.step = end
         self.seconds += time.perf_counter() - start
 
-    def _descend(self, backward: Callable[[Tensor], None]) -> Tensor:
+    def _descend(self, step: int, backward: Callable[[Tensor], None]) -> Tensor:
         """Leave the loss's gradient in the parameters; the loss, summed over the corners."""
         images = self.parameterisation()
+        inside = self._points_inside(step, images)
         if self.per_batch is None or self.per_batch >= len(images):
-            total = self.loss(self._preactivation(images)).total.sum()
+            together = torch.cat([images, inside]) if len(inside) else images
+            preactivation = self._preactivation(together)
+            total = self.loss(preactivation[: len(images)]).total.sum()
+            if len(inside):
+                total = total + self.loss.interior(preactivation[len(images) :])
             backward(total)
             return cast(Tensor, total.detach())
         # In parts: each part's gradient with respect to its images, then all through the images.
         totals, gradients = [], []
         for rows in self._parts(len(images)):
             part = images[rows].detach().requires_grad_()
-            total = self.loss(self._preactivation(part), rows).total.sum()
-            backward(total)
-            totals.append(total.detach())
+            totals.append(self.loss(self._preactivation(part), rows).total.sum())
+            backward(totals[-1])
             gradients.append(part.grad)
-        images.backward(torch.cat(gradients))
-        return torch.stack(totals).sum()
+        for rows in self._parts(len(inside)):
+            part = inside[rows].detach().requires_grad_()
+            totals.append(self.loss.interior(self._preactivation(part)))
+            backward(totals[-1])
+            gradients.append(part.grad)
+        torch.cat([images, inside]).backward(torch.cat(gradients))
+        return torch.stack(totals).detach().sum()
+
+    def _points_inside(self, step: int, images: Tensor) -> Tensor:
+        """This step's random points of the hull, (`loss.interior`, C, H, W)."""
+        count = self.loss.settings.interior
+        if count == 0:
+            return images[:0]
+        generator = torch.Generator().manual_seed(step)
+        weights = torch.empty(count, len(images)).exponential_(generator=generator)
+        weights = (weights / weights.sum(1, keepdim=True)).to(images)
+        points: Tensor = torch.tensordot(weights, images, 1)
+        return points
 
     def _parts(self, count: int) -> list[slice]:
         size = self.per_batch or count

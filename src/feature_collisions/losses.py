@@ -81,3 +81,9 @@ class CollisionLoss(nn.Module):
         pos = positive(preactivation, self.features, self.active, form)
         neg = negative(preactivation, self.inactive, self.units[rows])
         return Terms(pos, neg, self.settings.alpha * pos + self.settings.beta * neg)
+
+    def interior(self, preactivation: Tensor) -> Tensor:
+        """alpha L_pos, summed over any points' pre-activations (M, N)."""
+        form = self.settings.positive_form
+        pos = positive(preactivation, self.features, self.active, form)
+        return self.settings.alpha * pos.sum()

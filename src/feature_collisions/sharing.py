@@ -51,6 +51,11 @@ def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
             f"ckpt_path={arguments['ckpt_path']}: was written on one device; continue it with "
             "trainer.devices=1"
         )
+    if arguments["loss"].interior:
+        raise SettingError(
+            f"loss.interior={arguments['loss'].interior}: points between corners need all corners "
+            "on one device; set loss.interior=0, or trainer.devices=1"
+        )
     corners, devices = arguments["corners"], device_ids(arguments["trainer"])
     count = min(len(devices), len(corners))
     shares = [corners[rank::count] for rank in range(count)]
