@@ -102,10 +102,10 @@ class StopSettings:
     """
 
     positive: float | None = 5.0
-    positive_relative: float | None = None
-    probability: float | None = None
     min_steps: int = 0
     max_steps: int = 1000
+    positive_relative: float | None = None
+    probability: float | None = None
 
     def check(self) -> None:
         """Raise SettingError for limits that contradict each other."""

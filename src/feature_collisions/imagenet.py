@@ -11,7 +11,7 @@ from torchvision import models
 
 from .config import ClassifierSettings
 from .errors import SettingError
-from .weights import fit_weights, load_weights
+from .weights import fit_weights, read_weights
 
 
 class Classifier(nn.Module):
@@ -57,16 +57,15 @@ def load_torchvision(settings: ClassifierSettings) -> nn.Module:
             raise SettingError(
                 f"{source}: give torchvision's name, one of {_names(choices)}, or a file"
             )
-        network = _network(settings.name)
-        load_weights(network, Path(settings.weights))
-        entry = choices["DEFAULT"]
+        state, entry = read_weights(Path(settings.weights)), choices["DEFAULT"]
     else:
         name = settings.weights.rpartition(".")[2]
         if name != "DEFAULT" and name not in choices.__members__:
             raise SettingError(f"{source}: must be one of {_names(choices)}, or a file that exists")
         entry = choices[name]
-        network = _network(settings.name)
-        fit_weights(network, _modern(_download(entry, source)), source)
+        state = _download(entry, source)
+    network = _network(settings.name)
+    fit_weights(network, _modern(state), source)
     transforms = entry.transforms()
     return Classifier(network, transforms.mean, transforms.std)
 

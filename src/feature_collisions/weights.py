@@ -17,11 +17,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         SettingError: when the file cannot be read, or keys or shapes differ; some are named.
     """
-    state = load_tensors(path) if path.suffix == ".safetensors" else _load_state_dict(path)
-    fit_weights(model, state, f"classifier.weights={path}")
+    fit_weights(model, read_weights(path), f"classifier.weights={path}")
 
 
-def _load_state_dict(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, safetensors or of `torch.save`; nothing in it can execute.
+
+    Raises:
+        SettingError: when the file cannot be read.
+    """
+    if path.suffix == ".safetensors":
+        return load_tensors(path)
     rule = (
         "give a safetensors file, or a state dict written by torch.save(model.state_dict(), FILE)"
     )
