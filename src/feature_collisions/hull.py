@@ -43,6 +43,9 @@ class WorstCase(NamedTuple):
     correct: bool
 
 
+_LARGE = 10_000  # numbers an image, over which a batch must be small
+
+
 @dataclass
 class Hull:
     """Corners that collide with a target, and the classifier they do it to.
@@ -69,6 +72,8 @@ class Hull:
     features: TargetFeatures = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.corners[0].numel() > _LARGE:
+            self.batch = min(self.batch, 16)  # 256 take gigabytes, and longer each
         self.cut = TargetLayer(self.model, self.layer)
         with torch.inference_mode():
             self.features = TargetFeatures(self.cut(self.target[None])[0])
