@@ -153,7 +153,8 @@ class Collision(LightningModule):
     def on_train_start(self) -> None:
         """Measure what fits, now that everything is where it will be."""
         if self.per_batch is None:
-            self.per_batch = corners_that_fit(self.layer, self.parameterisation())
+            with self.trainer.precision_plugin.train_step_context():
+                self.per_batch = corners_that_fit(self.layer, self.parameterisation())
 
     @torch.no_grad()
     def _look(self, totals: list[Tensor]) -> None:
