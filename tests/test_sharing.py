@@ -149,17 +149,27 @@ def test_parts_must_have_corners(pair, value):
         search(pair, corners_per_batch=value)
 
 
-def test_a_sweep_over_two_processes_each_does_not_start_again(cache, tmp_path):
-    """Were the command line replayed, each job would make a sweep of its own."""
+def sweep(tmp_path, *arguments):
     weights = tmp_path / "weights.safetensors"
     save_tensors(weights, MnistMLP(torch.Generator().manual_seed(0)).state_dict())
     done = subprocess.run(
-        [sys.executable, "train.py", "-m", f"classifier.weights={weights}",
-         "loss.beta=0.1,0.2", "trainer=ddp", "trainer.devices=2",
-         "stop.min_steps=0", "stop.max_steps=50", "wandb.mode=disabled", "corner=[0,1]",
-         f"hydra.sweep.dir={tmp_path / 'sweep'}"],
+        [sys.executable, "train.py", "-m", f"classifier.weights={weights}", "stop.min_steps=0",
+         "stop.max_steps=50", "wandb.mode=disabled", f"hydra.sweep.dir={tmp_path / 'sweep'}",
+         *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert sorted(p.parent.name for p in tmp_path.rglob("collision.safetensors")) == ["0", "1"]
+    return sorted(path.parent.name for path in tmp_path.rglob("collision.safetensors"))
+
+
+def test_a_sweep_over_two_processes_each_does_not_start_again(tmp_path):
+    """Were the command line replayed, each job would make a sweep of its own."""
+    jobs = sweep(tmp_path, "loss.beta=0.1,0.2", "trainer=ddp", "trainer.devices=2", "corner=[0,1]")
+    assert jobs == ["0", "1"]
     assert len(list(tmp_path.rglob("multirun.yaml"))) == 1
+
+
+def test_joblib_runs_a_sweep_with_two_workers(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the launcher is not there")
+    options = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert sweep(tmp_path, "corner=0,1", *options) == ["0", "1"]
