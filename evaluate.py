@@ -6,8 +6,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from feature_collisions.commands import explain, run_command
-from feature_collisions.config import EvaluateSettings, to_settings
+from feature_collisions.config import to_settings
 from feature_collisions.errors import SettingError
+from feature_collisions.evaluate_settings import EvaluateSettings
 from feature_collisions.places import newest_run
 
 
@@ -32,7 +33,7 @@ def measure(settings: EvaluateSettings, directory: Path) -> None:
         run, settings.data.root, settings.classifier.weights, settings.classifier.path
     )
     distance = data.test.mean_distance() * run.summary["distance_scale"]
-    result = evaluate(hull, distance, settings.samples, settings.seed)
+    result = evaluate(hull, distance, settings, directory)
     write_json(directory / "evaluation.json", result)
     write_report(directory, hull, result, data.test.class_names)
     print_evaluation(result, data.test.class_names, directory)

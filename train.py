@@ -87,28 +87,36 @@ def search_pair(
     """Build the objects in plain Python, find the corners, and write them."""
     started = time.perf_counter()
     from feature_collisions.files import write_text
+    from feature_collisions.linear_program import LinearPrograms
     from feature_collisions.logs import log_hull, wandb_logger
     from feature_collisions.search import Search
 
     initial = images.find("initial", settings.initial)
     target = images.find("target", settings.target)
-    search = Search(
+    problem = (
         model,
         settings.classifier.layer,
         initial.image,
         target.image,
         parse_corners(settings.corner),
-        settings.loss,
-        settings.optimizer,
-        settings.stop,
-        settings.log,
-        settings.trainer,
-        directory,
-        checkpoint,
-        settings.corners_per_batch,
-        settings.channels_last,
-        settings.compile,
     )
+    search: Search | LinearPrograms
+    if settings.solver == "linear_program":
+        search = LinearPrograms(*problem, settings.objective, settings.seed)
+    else:
+        search = Search(
+            *problem,
+            settings.loss,
+            settings.optimizer,
+            settings.stop,
+            settings.log,
+            settings.trainer,
+            directory,
+            checkpoint,
+            settings.corners_per_batch,
+            settings.channels_last,
+            settings.compile,
+        )
     write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
     name = f"{settings.name} corner {settings.corner}"
     with wandb_logger(settings.wandb, directory, name, group, asdict(settings)) as logger:

@@ -250,7 +250,12 @@ def test_what_weights_and_biases_is_told(trained, tmp_path):
     for job in (0, 1):
         run = tmp_path / "runs" / "sweep" / str(job)
         (path,) = run.glob("wandb/**/*.wandb")
+        deadline = time.monotonic() + 60
         read = list(records(path))
+        while read[-1].WhichOneof("record_type") != "exit":  # W&B's own process writes the file
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            read = list(records(path))
         (header,) = (record.run for record in read if record.HasField("run"))
         ids.add(header.run_id)
         assert header.run_group == "sweep"
@@ -273,7 +278,7 @@ def test_what_weights_and_biases_is_told(trained, tmp_path):
             for item in record.summary.update
         }
         assert json.loads(summary["converged"]) is True
-        assert any(record.HasField("exit") and record.exit.exit_code == 0 for record in read)
+        assert [record.exit.exit_code for record in read if record.HasField("exit")] == [0]
     assert len(ids) == 2
 
 

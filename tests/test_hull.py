@@ -62,6 +62,7 @@ def test_same_seed_same_samples(shift):
 
 def test_uint8_mixes_what_the_pngs_hold(shift):
     corners = torch.full((2, 1, 3, 3), 200.4 / 255)
+    corners[0] = 200 / 255  # which is the target too
     exact = hull_of(shift, (corners * 255).round() / 255, 0)
     assert hull_of(shift, corners, 0).sample(10, uint8=True) == exact.sample(10)
     assert hull_of(shift, corners, 0).sample(10) != exact.sample(10)

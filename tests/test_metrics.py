@@ -24,7 +24,7 @@ def test_statistics_are_what_a_slow_count_gives():
     target = TargetFeatures(torch.randn(20, generator=generator))
     logits = torch.randn(30, 4, generator=generator)
     f0 = torch.randn(30, 20, generator=generator)
-    statistics = HullStatistics(target, 2)
+    statistics = HullStatistics(target, 2, torch.zeros(4))
     for part in range(0, 30, 7):
         statistics.update(logits[part : part + 7], f0[part : part + 7])
     result = statistics.compute()

@@ -139,7 +139,9 @@ def test_running_out_of_memory_says_what_to_lower(pair, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(task.module, "_descend", full)
-    with pytest.raises(CollisionError, match=r"out of memory at step 0 .*corners_per_batch=5; low"):
+    with pytest.raises(
+        CollisionError, match=r"out of memory at step 0 .*corners_per_batch=auto; low"
+    ):
         task.run()
 
 

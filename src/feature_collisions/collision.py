@@ -107,7 +107,9 @@ class Collision(LightningModule):
         """Leave the loss's gradient in the parameters; the loss, summed over the corners."""
         images = self.parameterisation()
         inside = self._points_inside(step, images)
-        if self.per_batch is None or self.per_batch >= len(images):
+        if self.per_batch is None:
+            self.per_batch = corners_that_fit(self.layer, images)
+        if self.per_batch >= len(images):
             together = torch.cat([images, inside]) if len(inside) else images
             preactivation = self._preactivation(together)
             total = self.loss(preactivation[: len(images)]).total.sum()
@@ -149,12 +151,6 @@ class Collision(LightningModule):
         """f0 (B, N), in the loss's own precision."""
         preactivation: Tensor = self.layer(images)
         return preactivation.to(self.loss.features.dtype)
-
-    def on_train_start(self) -> None:
-        """Measure what fits, now that everything is where it will be."""
-        if self.per_batch is None:
-            with self.trainer.precision_plugin.train_step_context():
-                self.per_batch = corners_that_fit(self.layer, self.parameterisation())
 
     @torch.no_grad()
     def _look(self, totals: list[Tensor]) -> None:

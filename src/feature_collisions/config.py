@@ -90,7 +90,7 @@ class RateSettings:
     """The rate each choice of `optimizer` takes in this experiment; it depends on the losses."""
 
     adam: float = 0.1
-    paper: float = 0.0002
+    paper: float = 0.002
 
 
 @dataclass
@@ -172,44 +172,22 @@ class Settings:
     compile: bool = False
     pairs: str | None = None
 
+    solver: str = "gradient"
+    objective: str = "eq2"
+
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
+        one_of("solver", self.solver, ("gradient", "linear_program"))
+        one_of("objective", self.objective, ("eq2", "unit", "random"))
+        if self.solver == "linear_program" and self.ckpt_path:
+            raise SettingError(
+                f"ckpt_path={self.ckpt_path}: linear programs keep no checkpoints; leave it out"
+            )
         for part in (self.data, self.loss, self.optimizer, self.stop, self.log, self.wandb):
             part.check()
         at_least("seed", self.seed, 0)
         parse_corners(self.corner)
         parse_corners_per_batch(self.corners_per_batch)
-
-
-@dataclass
-class DataPlace:
-    """Where the run's data lies now, if not where the run found it."""
-
-    root: str | None = None
-
-
-@dataclass
-class ClassifierPlace:
-    """Where the run's weights lie now, and the import path of a classifier of the user's own."""
-
-    weights: str | None = None
-    path: str | None = None
-
-
-@dataclass
-class EvaluateSettings:
-    """Everything `evaluate.py` can be told."""
-
-    run: str | None = None
-    samples: int = 2000
-    seed: int = 0
-    data: DataPlace = field(default_factory=DataPlace)
-    classifier: ClassifierPlace = field(default_factory=ClassifierPlace)
-
-    def check(self) -> None:
-        """Raise SettingError for the first setting that breaks its rule."""
-        at_least("samples", self.samples, 1)
-        at_least("seed", self.seed, 0)
 
 
 def at_least(name: str, value: float, bound: float) -> None:

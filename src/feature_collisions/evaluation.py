@@ -1,13 +1,19 @@
 """What `evaluation.json` holds: each measurement is one function of the hull."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from .baselines import balls, plain, simplices
 from .classifiers import load_classifier
 from .config import ClassifierSettings, DataSettings
 from .data import DataSplit, load_data
+from .edges import prove_edges
 from .errors import SettingError
+from .evaluate_settings import EvaluateSettings
 from .hull import SAMPLERS, Hull
+from .images import save_png
+from .proofs import class_proof, collision_proof, depth
 from .runs import Run
 from .weights import weights_hash
 
@@ -62,30 +68,36 @@ def hull_of(
     return hull, data
 
 
-def evaluate(hull: Hull, dataset_distance: float, samples: int, seed: int) -> dict[str, Any]:
+def evaluate(
+    hull: Hull, dataset_distance: float, settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
     """Measure a hull (Tables 1 to 5).
 
     Args:
         hull: the corners and their classifier.
         dataset_distance: mean distance between two images of the data set, in the same units.
-        samples: points a sampler.
-        seed: decides the random points.
+        settings: how many points, and what else to measure.
+        directory: where images go.
 
     Returns:
         The entries of `evaluation.json`. A measurement that a hull of one corner does not allow is
-        left out.
+        left out, and named in `left_out`.
     """
     result: dict[str, Any] = {
         "target_class": hull.target_class,
         "target_probability": hull.summary["target_probability"],
         "dataset_distance_mean": dataset_distance,
     }
-    for measure in MEASUREMENTS:
-        result |= measure(hull, result, samples, seed)
+    result |= sampled(hull, settings.samples, settings.seed)
+    if len(hull.corners) < 2:
+        names = [measure.__name__ for measure in OF_TWO_CORNERS]
+        return result | {"left_out": dict.fromkeys(names, "needs two corners")}
+    for measure in OF_TWO_CORNERS:
+        result |= measure(hull, result, settings, directory)
     return result
 
 
-def sampled(hull: Hull, known: dict[str, Any], samples: int, seed: int) -> dict[str, Any]:
+def sampled(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
     """Both samplers, on the float corners and on the corners as 8-bit PNGs hold them."""
     return {
         law + suffix: hull.sample(samples, law, seed, uint8)
@@ -94,10 +106,10 @@ def sampled(hull: Hull, known: dict[str, Any], samples: int, seed: int) -> dict[
     }
 
 
-def distances(hull: Hull, known: dict[str, Any], samples: int, seed: int) -> dict[str, Any]:
+def distances(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
     """How far apart the corners are, absolutely and beside the data set's images."""
-    if len(hull.corners) < 2:
-        return {}
     mean = float(hull.corner_distances().mean())
     return {
         "corner_distance_mean": mean,
@@ -105,17 +117,43 @@ def distances(hull: Hull, known: dict[str, Any], samples: int, seed: int) -> dic
     }
 
 
-def worst_case(hull: Hull, known: dict[str, Any], samples: int, seed: int) -> dict[str, Any]:
+def baselines(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
+    """What the hull is compared with (Table 5)."""
+    samples, seed, steps = settings.samples, settings.seed, settings.plain.steps
+    found = balls(hull, samples, seed) | simplices(hull, samples, seed)
+    return found | (plain(hull, samples, seed, steps) if steps else {})
+
+
+def worst_case(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
     """The worst point a search found: no proof that there is none worse."""
-    if len(hull.corners) < 2:
-        return {}
-    worst = hull.worst_case(seed=seed)
+    worst = hull.worst_case(settings.worst_case.starts, settings.worst_case.steps, settings.seed)
+    save_png(directory / "images" / "worst_case.png", worst.image)
     return {
         "worst_case_probability": worst.probability,
         "worst_case_correct": worst.correct,
+        "worst_case_class": worst.predicted_class,
         "worst_case_weights": worst.weights.tolist(),
     }
 
 
-Measurement = Callable[[Hull, dict[str, Any], int, int], dict[str, Any]]
-MEASUREMENTS: tuple[Measurement, ...] = (sampled, distances, worst_case)
+def edges(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
+    """The edges between corners, walked exactly as far as the settings allow."""
+    return {"edges": prove_edges(hull, settings.edges, directory)}
+
+
+def proofs(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
+    """What holds at every point of the hull, and how deep its corners are."""
+    proof = {"collision": collision_proof(hull), "class": class_proof(hull, settings.proof.seconds)}
+    return {"proof": proof} | (depth(hull) if settings.proof.depth else {})
+
+
+Measurement = Callable[[Hull, dict[str, Any], EvaluateSettings, Path], dict[str, Any]]
+OF_TWO_CORNERS: tuple[Measurement, ...] = (distances, baselines, worst_case, edges, proofs)

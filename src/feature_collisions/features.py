@@ -41,6 +41,28 @@ class TargetLayer(nn.Module):
         return preactivation.flatten(1)
 
 
+class Observed(nn.Module):
+    """A classifier that gives its logits and the target layer's pre-activations in one pass.
+
+    It shares the model's modules; in which mode they run is the model's own affair. The
+    pre-activations are copied before an in-place ReLU can overwrite them.
+
+    Args:
+        model: any classifier.
+        layer: the target layer, as `TargetLayer` takes it.
+    """
+
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        super().__init__()
+        with evaluating(model):
+            self.network = _with_output(model, layer)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) to logits (B, classes) and pre-activations (B, N)."""
+        logits, preactivation = self.network(images)
+        return logits, preactivation.flatten(1)
+
+
 class TargetFeatures(nn.Module):
     """The target's features at the target layer, computed once.
 
@@ -88,12 +110,13 @@ def evaluating(model: nn.Module) -> Any:
             module.training = mode
 
 
-def _cut(model: nn.Module, layer: str) -> nn.Module:
+def _trace(model: nn.Module, layer: str) -> tuple[fx.Graph, fx.Node] | None:
+    """The model's graph and the target layer's node in it; None where fx cannot trace."""
     tracer = NodePathTracer()
     try:
         graph = tracer.trace(model)
     except Exception:  # fx raises whatever the model's own code meets in a proxy
-        return _StopAt(model, layer)
+        return None
     prefix = _prefix(model)
     nodes = {name.removeprefix(prefix): node for node, name in tracer.node_to_qualname.items()}
     before_relu = [name for name, node in nodes.items() if _feeds_relu(model, node)]
@@ -101,7 +124,24 @@ def _cut(model: nn.Module, layer: str) -> nn.Module:
         rule = "is not a layer of this network" if layer not in nodes else "feeds no ReLU"
         choices = ", ".join(before_relu) or "none: this classifier has no ReLU"
         raise SettingError(f"layer={layer}: {rule}; layers that feed one: {choices}")
-    return _before(model, graph, nodes[layer])
+    return graph, nodes[layer]
+
+
+def _cut(model: nn.Module, layer: str) -> nn.Module:
+    traced = _trace(model, layer)
+    return _before(model, *traced) if traced else _StopAt(model, layer)
+
+
+def _with_output(model: nn.Module, layer: str) -> nn.Module:
+    traced = _trace(model, layer)
+    if traced is None:
+        return _ListenAt(model, layer)
+    graph, node = traced
+    with graph.inserting_after(node):
+        copied = graph.call_method("clone", (node,))
+    end = next(iter(reversed(graph.nodes)))
+    end.args = ((end.args[0], copied),)
+    return _module_of(model, graph)
 
 
 def _prefix(model: nn.Module) -> str:
@@ -119,7 +159,12 @@ def _before(model: nn.Module, graph: fx.Graph, end: fx.Node) -> nn.Module:
         if node not in needed and node.op != "placeholder":
             graph.erase_node(node)
     graph.output(end)
-    return copy.deepcopy(fx.GraphModule(model, graph)).requires_grad_(False).eval()
+    return copy.deepcopy(_module_of(model, graph)).requires_grad_(False).eval()
+
+
+def _module_of(model: nn.Module, graph: fx.Graph) -> nn.Module:
+    network: nn.Module = fx.GraphModule(model, graph)
+    return network
 
 
 _RELU_FUNCTIONS = {F.relu, torch.relu, torch.relu_, "relu", "relu_"}
@@ -160,18 +205,47 @@ class _StopAt(nn.Module):
     def __init__(self, model: nn.Module, layer: str) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        prefix = _prefix(model)
-        modules = {name.removeprefix(prefix): m for name, m in self.model.named_modules()}
-        if layer not in modules:
-            raise SettingError(
-                f"layer={layer}: is not a layer of this network; its modules are "
-                f"{', '.join(name for name in modules if name)}"
-            )
-        modules[layer].register_forward_hook(_stop)
+        _module(self.model, layer).register_forward_hook(_stop)
 
     def forward(self, images: Tensor) -> Tensor:
         try:
             self.model(images)
         except _Reached as reached:
             return reached.output
-        raise SettingError("layer: the network never runs it; choose one that it does run")
+        raise _never_runs()
+
+
+class _ListenAt(nn.Module):
+    """Runs a model and copies the output of `layer` on the way."""
+
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.model, self.layer = model, _module(model, layer)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        copies: list[Tensor] = []
+        listener = self.layer.register_forward_hook(lambda *call: copies.append(call[2].clone()))
+        try:
+            logits = self.model(images)
+        finally:
+            listener.remove()
+        if not copies:
+            raise _never_runs()
+        return logits, copies[-1]
+
+
+def _module(model: nn.Module, layer: str) -> nn.Module:
+    prefix = _prefix(model)
+    modules: dict[str, nn.Module] = {
+        name.removeprefix(prefix): module for name, module in model.named_modules()
+    }
+    if layer not in modules:
+        raise SettingError(
+            f"layer={layer}: is not a layer of this network; its modules are "
+            f"{', '.join(name for name in modules if name)}"
+        )
+    return modules[layer]
+
+
+def _never_runs() -> SettingError:
+    return SettingError("layer: the network never runs it; choose one that it does run")

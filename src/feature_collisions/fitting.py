@@ -75,9 +75,9 @@ def fit(trainer: Trainer, module: Collision, logger: Logger | None, ckpt_path: P
         if not _out_of_memory(error):
             raise
         raise CollisionError(
-            f"out of memory at step {module.step} with corners_per_batch={module.per_batch}; "
-            "lower it or data.size, or set trainer.precision=bf16-mixed. Checkpoints written "
-            "before are kept: go on with ckpt_path=last"
+            f"out of memory at step {module.step} with "
+            f"corners_per_batch={module.per_batch or 'auto'}; lower it or data.size, or "
+            "set trainer.precision=bf16-mixed. Checkpoints written before are kept: go on with ckpt_path=last"
         ) from error
 
 

@@ -1,15 +1,16 @@
 """The hull of the corners: its points, what they are classified as, its worst point, its size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from .errors import SettingError
-from .features import TargetFeatures, TargetLayer, evaluating
+from .features import Observed, TargetFeatures, evaluating
 from .metrics import HullStatistics
 from .runs import write_run
 
@@ -68,15 +69,17 @@ class Hull:
     units: Tensor
     summary: dict[str, Any]
     batch: int = 256
-    cut: TargetLayer = field(init=False, repr=False)
+    observed: Observed = field(init=False, repr=False)
     features: TargetFeatures = field(init=False, repr=False)
+    target_logits: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.corners[0].numel() > _LARGE:
             self.batch = min(self.batch, 16)  # 256 take gigabytes, and longer each
-        self.cut = TargetLayer(self.model, self.layer)
-        with torch.inference_mode():
-            self.features = TargetFeatures(self.cut(self.target[None])[0])
+        self.observed = Observed(self.model, self.layer)
+        with torch.no_grad(), evaluating(self.model):
+            logits, preactivation = self.observed(self.target[None])
+        self.features, self.target_logits = TargetFeatures(preactivation[0]), logits[0]
 
     @property
     def target_class(self) -> int:
@@ -90,7 +93,13 @@ class Hull:
         return images
 
     def sample(
-        self, count: int, law: str = "dirichlet", seed: int = 0, uint8: bool = False
+        self,
+        count: int,
+        law: str = "dirichlet",
+        seed: int = 0,
+        uint8: bool = False,
+        corners: Tensor | None = None,
+        name: str = "",
     ) -> dict[str, float | None]:
         """Classify `count` random points of the hull.
 
@@ -99,6 +108,8 @@ class Hull:
             law: `dirichlet` (uniform) or `stick_breaking` (the authors').
             seed: decides the weights.
             uint8: mix the corners as their 8-bit PNGs hold them, as the authors do.
+            corners: (K, C, H, W) other corners, to compare with.
+            name: what the progress bar says, instead of the law.
 
         Returns:
             The entries `evaluation.json` has for a sampler. What they claim is sampled, not proved.
@@ -106,19 +117,23 @@ class Hull:
         if count < 1:
             raise SettingError(f"samples={count}: must be at least 1")
         generator = torch.Generator().manual_seed(seed)
-        weights = SAMPLERS[law](count, len(self.corners), generator)
-        corners = (self.corners * 255).round() / 255 if uint8 else self.corners
-        return self.measure(
-            torch.tensordot(part.to(corners), corners, 1) for part in weights.split(self.batch)
-        )
+        corners = self.corners if corners is None else corners
+        if uint8:
+            corners = (corners * 255).round() / 255
+        draw, sizes = SAMPLERS[law], batch_sizes(count, self.batch)
+        weights = (draw(size, len(corners), generator) for size in sizes)
+        images = (torch.tensordot(part.to(corners), corners, 1) for part in weights)
+        return self.measure(images, count, name or law + (", 8-bit" if uint8 else ""))
 
     @torch.inference_mode()
-    def measure(self, batches: Iterator[Tensor]) -> dict[str, float | None]:
-        """Classify batches (B, C, H, W) of any points, holding one batch in memory."""
-        statistics = HullStatistics(self.features, self.target_class)
-        with evaluating(self.model):
+    def measure(self, batches: Iterable[Tensor], count: int, name: str) -> dict[str, float | None]:
+        """Classify `count` points, any batches (B, C, H, W), holding one batch in memory."""
+        statistics = HullStatistics(self.features, self.target_class, self.target_logits)
+        bar = tqdm(total=count, desc=name, unit="point", mininterval=0.5, delay=1)
+        with bar, evaluating(self.model):
             for images in batches:
-                statistics.update(self.model(images), self.cut(images))
+                statistics.update(*self.observed(images))
+                bar.update(len(images))
         return statistics.compute()
 
     def corner_distances(self) -> Tensor:
@@ -153,7 +168,7 @@ class Hull:
     def _descend(self, weights: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Each start's smallest margin and the weights that have it."""
         best, best_weights = torch.full((len(weights),), torch.inf), weights
-        for step in range(steps + 1):
+        for step in tqdm(range(steps + 1), "Worst case", unit="step", mininterval=0.5, delay=1):
             weights = weights.detach().requires_grad_()
             margins = _margin(self.model(self.points(weights)), self.target_class)
             (gradient,) = torch.autograd.grad(margins.sum(), weights)
@@ -170,6 +185,12 @@ class Hull:
         write_run(
             Path(directory), self.corners, self.initial, self.target, self.units, self.summary
         )
+
+
+def batch_sizes(count: int, batch: int) -> Iterator[int]:
+    """`count` cut into pieces of `batch`, the last one smaller."""
+    for start in range(0, count, batch):
+        yield min(batch, count - start)
 
 
 def _margin(logits: Tensor, target_class: int) -> Tensor:

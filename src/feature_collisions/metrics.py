@@ -26,6 +26,7 @@ class HullStatistics(Metric):
     Args:
         target: the target's features.
         target_class: the class the target is given.
+        target_logits: (classes,) the target's logits.
     """
 
     full_state_update = False
@@ -35,16 +36,24 @@ class HullStatistics(Metric):
     probability_min: Tensor
     positive_max: Tensor
     kept: Tensor
+    kl_sum: Tensor
+    kl_max: Tensor
 
-    def __init__(self, target: TargetFeatures, target_class: int, **kwargs: Any) -> None:
+    def __init__(
+        self, target: TargetFeatures, target_class: int, target_logits: Tensor, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.target, self.target_class = target, target_class
+        self.inactive = ~target.active
+        self.target_log = target_logits.double().log_softmax(0)
         for name in ("samples", "correct", "kept"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
         zero = torch.tensor(0.0, dtype=torch.float64)
-        self.add_state("probability_sum", zero, dist_reduce_fx="sum")
+        for name in ("probability_sum", "kl_sum"):
+            self.add_state(name, zero.clone(), dist_reduce_fx="sum")
         self.add_state("probability_min", zero + 1, dist_reduce_fx="min")
-        self.add_state("positive_max", zero.clone(), dist_reduce_fx="max")
+        for name in ("positive_max", "kl_max"):
+            self.add_state(name, zero.clone(), dist_reduce_fx="max")
 
     def update(self, logits: Tensor, preactivation: Tensor) -> None:
         """Take in points.
@@ -54,20 +63,28 @@ class HullStatistics(Metric):
             preactivation: (B, N) at the target layer.
         """
         target = self.target
-        probability = logits.double().softmax(1)[:, self.target_class]
+        log = logits.double().log_softmax(1)
+        probability = log[:, self.target_class].exp()
+        divergence = (self.target_log.exp() * (self.target_log - log)).sum(1)
         error = preactivation * target.active - target.features
         self.samples += len(logits)
         self.correct += (logits.argmax(1) == self.target_class).sum()
         self.probability_sum += probability.sum()
         self.probability_min = torch.minimum(self.probability_min, probability.min())
         self.positive_max = torch.maximum(self.positive_max, error.norm(dim=1).max().double())
-        self.kept += (preactivation[:, ~target.active] <= 0).sum()
+        self.kept += ((preactivation <= 0) & self.inactive).sum()
+        self.kl_sum += divergence.sum()
+        self.kl_max = torch.maximum(self.kl_max, divergence.max())
 
     def compute(self) -> dict[str, float | None]:
-        """The entries of one sampler in `evaluation.json`; None where nothing can be said."""
+        """The entries of one sampler in `evaluation.json`; None where nothing can be said.
+
+        `kl_mean` and `kl_max` are the divergence of the points' class probabilities from the
+        target's, KL(target || point), in nats.
+        """
         samples, correct = int(self.samples), int(self.correct)
         norm = float(self.target.features.norm())
-        inactive = int((~self.target.active).sum())
+        inactive = int(self.inactive.sum())
         return {
             "samples": samples,
             "accuracy": correct / samples,
@@ -76,4 +93,6 @@ class HullStatistics(Metric):
             "probability_min": float(self.probability_min),
             "positive_relative_max": float(self.positive_max) / norm if norm else None,
             "inactive_kept": float(self.kept) / (samples * inactive) if inactive else None,
+            "kl_mean": float(self.kl_sum) / samples,
+            "kl_max": float(self.kl_max),
         }

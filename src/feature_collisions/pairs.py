@@ -154,7 +154,7 @@ def measure(hull: Hull, samples: int) -> dict[str, Any]:
     return {
         "success": not reasons,
         "reasons": reasons,
-        "search": hull.summary["unmet"],
+        "search": hull.summary.get("unmet", []),
         "samples": samples,
         "accuracy": accuracy,
         "probability_mean": mean,

@@ -1,0 +1,272 @@
+"""Is a whole edge of the hull the target's class? Walked exactly, chunk by chunk, resumable."""
+
+import hashlib
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .errors import SettingError
+from .evaluate_settings import EdgeSettings
+from .files import read_json, write_json
+from .hull import Hull
+from .piecewise import Line, NotPiecewiseLinear, TooManyPieces, traced
+
+FILE = "edges.json"
+_SAVE_EVERY = 10.0  # seconds
+_DTYPES = {64: torch.float64, 32: torch.float32}
+
+
+@dataclass
+class Edge:
+    """What is known of one edge; places go from 0 at its first corner to 1 at its second.
+
+    Attributes:
+        corners: the two corners' numbers.
+        walked: the place up to which it has been walked.
+        failed: length on which the margin is not above `rounding`.
+        first_failure: the first interval of it, or None.
+        margin_min: the smallest margin of the target's class over the largest other logit.
+        breakpoints: how many linear pieces, chunks' ends included.
+        rounding: what a margin must exceed to count: `_SAFETY` times the largest difference found
+            between a walked logit and the network's own at the same point.
+    """
+
+    corners: tuple[int, int]
+    walked: float = 0.0
+    failed: float = 0.0
+    first_failure: list[float] | None = None
+    margin_min: float | None = None
+    breakpoints: int = 0
+    rounding: float = 0.0
+
+    @property
+    def proved(self) -> float:
+        """Share of the edge on which the class holds."""
+        return self.walked - self.failed
+
+
+_SAFETY = 100  # rounding seen at a few points stands for that at all of them
+
+
+@dataclass
+class Walker:
+    """Walks edges of one hull.
+
+    Attributes:
+        hull: the hull.
+        settings: precision and memory.
+        width: how much of an edge the next chunk takes.
+    """
+
+    hull: Hull
+    settings: EdgeSettings
+    width: float = field(default=1.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.dtype = _DTYPES[self.settings.precision]
+        self.network = traced(self.hull.model, self.dtype)
+        self.line = Line(self.network, int(self.settings.memory * 2**30))
+        self.corners = self.hull.corners.to(self.dtype)
+
+    def advance(self, edge: Edge, ends: tuple[int, int], share: float) -> None:
+        """Walk the next chunk of an edge, at most up to `share`.
+
+        Raises:
+            NotPiecewiseLinear: when the walk and the network disagree.
+        """
+        while True:
+            start, end = edge.walked, min(edge.walked + self.width, share)
+            if share - end < 1e-9:
+                end = share
+            first, last = (self._image(ends, place) for place in (start, end))
+            try:
+                places, logits = self.line.walk(first, last)
+            except TooManyPieces as error:
+                self.width = (end - start) * max(0.02, 0.5 * error.share)
+                if start + self.width == start:
+                    raise NotPiecewiseLinear(f"{error}; raise edges.memory") from None
+                continue
+            margins = _margins(logits, self.hull.target_class)
+            places = start + (end - start) * places
+            self._check(edge, ends, places, logits, margins)
+            _note(edge, places, margins, end)
+            if self.line.fullest < 0.5:
+                self.width = min(1.0, 1.5 * max(self.width, end - start))
+            return
+
+    def _image(self, ends: tuple[int, int], place: float) -> Tensor:
+        return torch.lerp(self.corners[ends[0]], self.corners[ends[1]], place)
+
+    @torch.no_grad()
+    def _check(
+        self, edge: Edge, ends: tuple[int, int], places: Tensor, logits: Tensor, margins: Tensor
+    ) -> None:
+        """Compare the walk with the network itself, at the middle and where it matters most."""
+        looked = torch.stack([margins.amin(1).argmin(), torch.tensor(len(places) // 2)])
+        images = torch.stack([self._image(ends, float(places[k])) for k in looked])
+        difference = float((self.network(images) - logits[looked]).abs().max())
+        scale = float(logits.abs().max())
+        if not difference <= scale * torch.finfo(self.dtype).eps ** 0.5:
+            raise NotPiecewiseLinear(
+                f"the walk and the network differ by {difference:.3g} in logits of {scale:.3g}"
+            )
+        edge.rounding = max(edge.rounding, _SAFETY * difference)
+
+
+def _margins(logits: Tensor, target_class: int) -> Tensor:
+    """The target class's logit over each other one, (n, classes - 1)."""
+    others = torch.arange(logits.shape[1], device=logits.device) != target_class
+    return logits[:, target_class, None] - logits[:, others]
+
+
+def _note(edge: Edge, places: Tensor, margins: Tensor, end: float) -> None:
+    """Add a chunk's findings to an edge's."""
+    smallest = float(margins.min())
+    known = edge.margin_min
+    edge.margin_min = smallest if known is None else min(smallest, known)
+    edge.breakpoints += len(places) - 1
+    for low, high in failures(places, margins - edge.rounding):
+        edge.failed += high - low
+        if edge.first_failure is None:
+            edge.first_failure = [low, high]
+        elif low == edge.first_failure[1]:
+            edge.first_failure[1] = high
+    edge.walked = end
+
+
+def failures(places: Tensor, margins: Tensor) -> Iterator[tuple[float, float]]:
+    """The intervals on which some margin is not positive.
+
+    Args:
+        places: (n,) rising.
+        margins: (n, classes - 1), linear between neighbouring places.
+    """
+    bad = (margins <= 0).any(1)
+    pieces = (bad[:-1] | bad[1:]).nonzero().flatten().tolist()
+    open_low: float | None = None
+    high = 0.0
+    for k in pieces:
+        width = float(places[k + 1] - places[k])
+        low, next_high = (float(places[k]) + width * s for s in _bad_share(margins[k : k + 2]))
+        if open_low is not None and low > high:
+            yield open_low, high
+            open_low = None
+        open_low, high = low if open_low is None else open_low, next_high
+    if open_low is not None:
+        yield open_low, high
+
+
+def _bad_share(margins: Tensor) -> tuple[float, float]:
+    """On a linear piece, margins (2, classes - 1): from and to which share one is not positive.
+
+    With one end good the bad part is one interval that holds the other end; with both ends bad the
+    piece counts as bad throughout.
+    """
+    left, right = margins
+    if (left <= 0).any() and (right <= 0).any():
+        return 0.0, 1.0
+    falls, rises = (left > 0) & (right <= 0), (left <= 0) & (right > 0)
+    crossing = left / (left - right)
+    if falls.any():
+        return float(crossing[falls].min()), 1.0
+    return 0.0, float(crossing[rises].max())
+
+
+def prove_edges(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[str, Any]:
+    """Walk the hull's edges, going on from where an earlier evaluation of them stopped.
+
+    Args:
+        hull: two corners or more.
+        settings: how much of which edges.
+        directory: where `edges.json` keeps what is known, between one call and the next.
+
+    Returns:
+        `edges` of `evaluation.json`: the share proved over all edges, each edge, or the `reason`
+        why a network cannot be walked.
+    """
+    try:
+        walker = Walker(hull, settings)
+        edges = _known(hull, settings, directory)
+        _walk_all(walker, edges, settings, directory)
+    except NotPiecewiseLinear as error:
+        return {"reason": str(error)}
+    chosen = list(edges.values())
+    return {
+        "precision": settings.precision,
+        "share_proved": sum(edge.proved for edge in chosen) / len(chosen),
+        "share_failed": sum(edge.failed for edge in chosen) / len(chosen),
+        "edges": [asdict(edge) | {"proved": edge.proved} for edge in chosen],
+    }
+
+
+def _walk_all(
+    walker: Walker, edges: dict[tuple[int, int], Edge], settings: EdgeSettings, directory: Path
+) -> None:
+    share = 1.0 if settings.share is None else settings.share
+    started = saved = time.monotonic()
+    bar = tqdm(total=100.0, desc="Edges", unit="%", mininterval=0.5, delay=1,
+               bar_format="{l_bar}{bar}| {n:.2f} % [{elapsed}<{remaining}{postfix}]")  # fmt: skip
+    with bar:
+        for done, (ends, edge) in enumerate(edges.items()):
+            # Without a share given, the time that is left is shared out over the edges left.
+            left = settings.seconds - (time.monotonic() - started)
+            deadline = time.monotonic() + left / (len(edges) - done)
+            while edge.walked < share and (
+                settings.share is not None or time.monotonic() < deadline
+            ):
+                before = edge.walked
+                walker.advance(edge, ends, share)
+                bar.update(100 * (edge.walked - before) / len(edges) / share)
+                bar.set_postfix_str(f"{edge.breakpoints} pieces", refresh=False)
+                if time.monotonic() > saved + _SAVE_EVERY:
+                    saved = time.monotonic()
+                    _save(walker.hull, settings, directory, edges)
+    _save(walker.hull, settings, directory, edges)
+
+
+def _fingerprint(hull: Hull, settings: EdgeSettings) -> str:
+    digest = hashlib.sha256(hull.corners.cpu().numpy().tobytes())
+    digest.update(f"{hull.summary.get('classifier_hash')} {settings.precision}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _save(
+    hull: Hull, settings: EdgeSettings, directory: Path, edges: dict[tuple[int, int], Edge]
+) -> None:
+    content = [asdict(edge) for edge in edges.values()]
+    fingerprint = _fingerprint(hull, settings)
+    write_json(directory / FILE, {"fingerprint": fingerprint, "edges": content})
+
+
+def _known(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[tuple[int, int], Edge]:
+    """Each edge by its corners' places in the hull, with what an earlier evaluation found."""
+    numbers = [int(entry["corner"]) for entry in hull.summary["corners"]]
+    edges = {
+        (i, j): Edge((numbers[i], numbers[j]))
+        for i, j in itertools.combinations(range(len(numbers)), 2)
+    }
+    path = directory / FILE
+    if not settings.resume or not path.exists():
+        return edges
+    saved = read_json(path)
+    try:
+        if saved["fingerprint"] != _fingerprint(hull, settings):
+            return edges
+        found = {tuple(entry["corners"]): entry for entry in saved["edges"]}
+        names = [field.name for field in fields(Edge) if field.name != "corners"]
+        return {
+            ends: Edge(edge.corners, **{name: found[edge.corners][name] for name in names})
+            for ends, edge in edges.items()
+        }
+    except (KeyError, TypeError) as error:
+        raise SettingError(
+            f"{path}: not what evaluate.py writes ({error}); delete it, or start anew with "
+            "edges.resume=false"
+        ) from None
