@@ -77,7 +77,8 @@ def fit(trainer: Trainer, module: Collision, logger: Logger | None, ckpt_path: P
         raise CollisionError(
             f"out of memory at step {module.step} with "
             f"corners_per_batch={module.per_batch or 'auto'}; lower it or data.size, or "
-            "set trainer.precision=bf16-mixed. Checkpoints written before are kept: go on with ckpt_path=last"
+            "set trainer.precision=bf16-mixed. Checkpoints written before are kept: go on with "
+            "ckpt_path=last"
         ) from error
 
 
