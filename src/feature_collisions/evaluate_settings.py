@@ -25,8 +25,8 @@ class ClassifierPlace:
 class WorstCaseSettings:
     """Projected gradient from all corners, all edge midpoints and `starts` random points."""
 
-    starts: int = 64
-    steps: int = 100
+    starts: int = 32
+    steps: int = 50
 
     def check(self) -> None:
         """Raise SettingError for a negative number."""

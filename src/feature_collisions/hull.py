@@ -141,7 +141,7 @@ class Hull:
         scale: float = self.summary["distance_scale"]
         return torch.pdist(self.corners.flatten(1)) * scale
 
-    def worst_case(self, starts: int = 64, steps: int = 100, seed: int = 0) -> WorstCase:
+    def worst_case(self, starts: int = 32, steps: int = 50, seed: int = 0) -> WorstCase:
         """Search the hull for the point where the target class's margin is smallest.
 
         Projected gradient over the simplex, from all corners, all edge midpoints and `starts`
