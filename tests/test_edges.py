@@ -1,6 +1,5 @@
 """The exact walk of a segment against closed forms, dense sampling, and planted class changes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -190,11 +189,11 @@ def test_what_an_earlier_evaluation_of_other_corners_found_is_not_taken_over(
     assert found["edges"][0]["walked"] == 0
 
 
-def test_a_damaged_edges_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_of_known_edges_is_named(tmp_path: Path) -> None:
     prove_edges(valley(), EdgeSettings(share=1), tmp_path)
-    content = json.loads((tmp_path / "edges.json").read_text())
-    (tmp_path / "edges.json").write_text(json.dumps({**content, "edges": [3]}))
-    with pytest.raises(SettingError, match=r"edges\.json: not what evaluate.py writes"):
+    (kept,) = tmp_path.iterdir()
+    kept.write_text('[{"corners": [4, 5], "walkd": 1}]')
+    with pytest.raises(SettingError, match=f"{kept.name}: not what evaluate.py writes"):
         prove_edges(valley(), EdgeSettings(share=1), tmp_path)
 
 

@@ -82,10 +82,7 @@ def test_the_largest_violation_is_the_slow_one_over_many_points_of_the_hull() ->
 
 
 def test_a_deeper_layer_is_not_stated_as_proved() -> None:
-    hull = affine_hull()
-    deeper = Hull(
-        hull.model, "3", hull.corners, hull.initial, hull.target, hull.units, hull.summary
-    )
+    deeper = replace(affine_hull(), layer="3")
     assert "not affine in the pixels" in collision_proof(deeper)["reason"]
     assert depth(deeper) == {}
 

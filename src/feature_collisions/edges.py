@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from .files import read_json, write_json
 from .hull import Hull
 from .piecewise import Line, NotPiecewiseLinear, TooManyPieces, traced
 
-FILE = "edges.json"
 _SAVE_EVERY = 10.0  # seconds
 _DTYPES = {64: torch.float64, 32: torch.float32}
 
@@ -185,7 +184,8 @@ def prove_edges(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[str
     Args:
         hull: two corners or more.
         settings: how much of which edges.
-        directory: where `edges.json` keeps what is known, between one call and the next.
+        directory: where what is known is kept between one call and the next. It should be the
+            user's own: what a stranger's run directory says would be stated as proved.
 
     Returns:
         `edges` of `evaluation.json`: the share proved over all edges, each edge, or the `reason`
@@ -231,18 +231,17 @@ def _walk_all(
     _save(walker.hull, settings, directory, edges)
 
 
-def _fingerprint(hull: Hull, settings: EdgeSettings) -> str:
+def _place(hull: Hull, settings: EdgeSettings, directory: Path) -> Path:
+    """One file for these corners, this classifier and this precision."""
     digest = hashlib.sha256(hull.corners.cpu().numpy().tobytes())
     digest.update(f"{hull.summary.get('classifier_hash')} {settings.precision}".encode())
-    return digest.hexdigest()[:16]
+    return directory / f"{digest.hexdigest()[:16]}.json"
 
 
 def _save(
     hull: Hull, settings: EdgeSettings, directory: Path, edges: dict[tuple[int, int], Edge]
 ) -> None:
-    content = [asdict(edge) for edge in edges.values()]
-    fingerprint = _fingerprint(hull, settings)
-    write_json(directory / FILE, {"fingerprint": fingerprint, "edges": content})
+    write_json(_place(hull, settings, directory), [asdict(edge) for edge in edges.values()])
 
 
 def _known(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[tuple[int, int], Edge]:
@@ -252,21 +251,15 @@ def _known(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[tuple[in
         (i, j): Edge((numbers[i], numbers[j]))
         for i, j in itertools.combinations(range(len(numbers)), 2)
     }
-    path = directory / FILE
+    path = _place(hull, settings, directory)
     if not settings.resume or not path.exists():
         return edges
-    saved = read_json(path)
     try:
-        if saved["fingerprint"] != _fingerprint(hull, settings):
-            return edges
-        found = {tuple(entry["corners"]): entry for entry in saved["edges"]}
-        names = [field.name for field in fields(Edge) if field.name != "corners"]
-        return {
-            ends: Edge(edge.corners, **{name: found[edge.corners][name] for name in names})
-            for ends, edge in edges.items()
-        }
-    except (KeyError, TypeError) as error:
+        saved = [Edge(**entry) for entry in read_json(path)]
+    except TypeError as error:
         raise SettingError(
             f"{path}: not what evaluate.py writes ({error}); delete it, or start anew with "
             "edges.resume=false"
         ) from None
+    found = {tuple(edge.corners): edge for edge in saved}
+    return {ends: found.get(edge.corners, edge) for ends, edge in edges.items()}

@@ -4,10 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+import torch
+
 from .baselines import balls, plain, simplices
 from .classifiers import load_classifier, weights_hash
 from .config import ClassifierSettings, DataSettings
 from .data import DataSplit, load_data
+from .differences import differences
 from .edges import prove_edges
 from .errors import SettingError
 from .evaluate_settings import EvaluateSettings
@@ -41,16 +45,41 @@ def hull_of(run: Run, root: str | None, weights: str | None) -> tuple[Hull, Data
             f"run={run.directory}: config.yaml does not say which classifier and data were used; "
             "evaluate a hull that was made in Python with Hull.sample"
         ) from None
+    expected = run.summary.get("classifier_hash")
+    if not expected:
+        raise SettingError(
+            f"run={run.directory}: summary.json has no classifier_hash, so nothing tells which "
+            "weights the corners belong to; make the run again"
+        )
     data = load_data(data_settings)
     model = load_classifier(settings, data, seed)
-    found, expected = weights_hash(model), run.summary.get("classifier_hash")
+    found = weights_hash(model)
     if found != expected:
         raise SettingError(
             f"run={run.directory}: its corners were found with other weights (hash {expected}, "
             f"here {found}); give the file with classifier.weights=FILE"
         )
-    hull = Hull(model, settings.layer, run.corners, run.initial, run.target, run.units, run.summary)
-    return hull, data
+    return _checked_hull(model, settings.layer, run), data
+
+
+def _checked_hull(model: torch.nn.Module, layer: str, run: Run) -> Hull:
+    """The hull, once the classifier has been asked whether the summary can be true."""
+    try:
+        hull = Hull(model, layer, run.corners, run.initial, run.target, run.units, run.summary)
+    except RuntimeError as error:
+        raise SettingError(
+            f"run={run.directory}: images of {tuple(run.target.shape)} do not pass through "
+            f"{run.summary['classifier']} ({str(error).splitlines()[0]})"
+        ) from None
+    target_class, classes = int(hull.target_logits.argmax()), len(hull.target_logits)
+    named = [run.summary["initial_class"]]
+    named += [entry["predicted_class"] for entry in run.summary["corners"]]
+    if run.summary["target_class"] != target_class or not all(0 <= k < classes for k in named):
+        raise SettingError(
+            f"run={run.directory}: summary.json gives classes that the classifier does not (the "
+            f"target is class {target_class} of {classes} to it); make the run again"
+        )
+    return hull
 
 
 def evaluate(
@@ -99,7 +128,7 @@ def distances(
     return {
         "corner_distance_mean": mean,
         "relative_size": mean / known["dataset_distance_mean"],
-    }
+    } | differences(hull)
 
 
 def baselines(
@@ -129,7 +158,8 @@ def edges(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """The edges between corners, walked exactly as far as the settings allow."""
-    return {"edges": prove_edges(hull, settings.edges, directory)}
+    cache = platformdirs.user_cache_path("feature_collisions") / "edges"
+    return {"edges": prove_edges(hull, settings.edges, cache)}
 
 
 def proofs(

@@ -193,9 +193,9 @@ class Line(fx.Interpreter):
         order = order[interval[order].argsort(stable=True)]
         interval, share = interval[order], share[order]
         old = torch.arange(len(self.places), device=interval.device)
-        places_old = old + torch.searchsorted(interval, old)
         places_new = interval + 1 + torch.arange(len(interval), device=interval.device)
-        total = len(old) + len(interval)
+        parent = torch.cat([old, interval]).sort().values
+        total = len(parent)
         live = [node for node in self.env if self.kinds[node] != "fixed"]
         if any(not isinstance(self.env[node], Tensor) for node in self.env):
             raise NotPiecewiseLinear("the number of images is used on both sides of a ReLU")
@@ -205,11 +205,9 @@ class Line(fx.Interpreter):
         self.fullest = max(self.fullest, total * row / self.memory)
 
         def refine(values: Tensor) -> Tensor:
-            left, right = values[interval], values[interval + 1]
             weight = share.view(-1, *[1] * (values.ndim - 1))
-            refined = values.new_empty(total, *values.shape[1:])
-            refined[places_old] = values
-            refined[places_new] = torch.lerp(left, right, weight)
+            refined = values[parent]
+            refined[places_new] = values[interval].lerp_(values[interval + 1], weight)
             return refined
 
         self.places = refine(self.places)
@@ -219,10 +217,12 @@ class Line(fx.Interpreter):
 
 def _zeros(values: Tensor) -> tuple[Tensor, Tensor]:
     """Where units (n, ...) change sign between neighbours: interval (m,) and share of it (m,)."""
-    left, right = values[:-1], values[1:]
-    crossing = ((left > 0) & (right < 0)) | ((left < 0) & (right > 0))
-    before, after = left[crossing], right[crossing]
-    return crossing.nonzero()[:, 0], before / (before - after)
+    above = values > 0
+    interval, *unit = (above[:-1] ^ above[1:]).nonzero().unbind(1)
+    before, after = values[interval, *unit], values[interval + 1, *unit]
+    crossing = (before != 0) & (after != 0)  # zero at one end: it bends there, not between
+    before, after = before[crossing], after[crossing]
+    return interval[crossing], before / (before - after)
 
 
 def _switches(

@@ -7,22 +7,17 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .files import write_atomically, write_text
+from .differences import boxes_figure
+from .figures import save_figure
+from .files import write_text
+from .findings import baselines_table, claims, edges_table, sizes_table
 from .hull import SAMPLERS, Hull
 from .images import to_uint8
+from .tables import markdown_table, number, text_table
 
 # What the paper prints for the pair an experiment stands for: distance between data set images,
 # distance between corners, accuracy, probability of the target, of the interpolations (Table 1).
 PAPER = {"mnist": (10.21, 1.28, 1.0, 1.0, 1.0)}
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be, numbers' side to the right."""
-    table = [list(header), *(list(row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-             for row in table]  # fmt: skip
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def print_corners(hull: Hull, class_names: Sequence[str], directory: Path) -> None:
@@ -55,14 +50,6 @@ def print_corners(hull: Hull, class_names: Sequence[str], directory: Path) -> No
     print(f"run: {directory}\nnext: python evaluate.py run={directory}")
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; bars in cells are escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines
-    )
-
-
 def hull_figure(hull: Hull, class_names: Sequence[str]) -> Figure:
     """Initial, corners, target in a row, as Figures 2 and 3 show them."""
     entries = hull.summary["corners"]
@@ -84,15 +71,6 @@ def hull_figure(hull: Hull, class_names: Sequence[str]) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure, in the format of the path's ending."""
-    import io
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=150)
-    write_atomically(path, buffer.getvalue())
-
-
 def write_report(
     directory: Path, hull: Hull, result: dict[str, Any], class_names: Sequence[str]
 ) -> None:
@@ -111,8 +89,17 @@ def write_report(
         _paper_table(summary["experiment"], result, target),
         _corners_table(hull, class_names),
         _samples_table(result),
-        _claim(result),
+        *claims(result, target),
     ]
+    if "left_out" not in result:
+        save_figure(boxes_figure(hull, result["boxes"]), directory / "differences.png")
+        parts += [
+            "Where the corners differ most:\n\n![boxes](differences.png)",
+            sizes_table(result),
+            baselines_table(result),
+            edges_table(result["edges"]),
+            "The worst point found:\n\n![worst point](images/worst_case.png)",
+        ]
     write_text(directory / "report.md", "\n\n".join(part for part in parts if part) + "\n")
 
 
@@ -172,34 +159,13 @@ def _samples_table(result: dict[str, Any]) -> str:
                     f"{entry['accuracy_lower_95']:.3%}",
                     f"{entry['probability_mean']:.4f}",
                     f"{entry['probability_min']:.4f}",
-                    _number(entry["positive_relative_max"]),
-                    _number(entry["inactive_kept"]),
+                    number(entry["positive_relative_max"]),
+                    number(entry["inactive_kept"]),
                 ]
             )
     header = ["points", "samples", "accuracy", "at least (95 %)", "mean probability",
               "smallest", "largest relative L_pos", "inactive units kept"]  # fmt: skip
     return markdown_table(header, rows)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _claim(result: dict[str, Any]) -> str:
-    """What these numbers show, and no more."""
-    sample = result["dirichlet"]
-    text = (
-        f"Sampled, not proved: of {sample['samples']} points drawn uniformly from the hull "
-        f"{sample['accuracy']:.2%} are the target's class, so at least "
-        f"{sample['accuracy_lower_95']:.3%} of the hull are, at 95 % confidence (Clopper-Pearson)."
-    )
-    if "worst_case_probability" in result:
-        verdict = "still the target's class" if result["worst_case_correct"] else "another class"
-        text += (
-            f" Searched: the worst point that gradient search found is {verdict}, with "
-            f"probability {result['worst_case_probability']:.4f}."
-        )
-    return text
 
 
 def print_evaluation(result: dict[str, Any], class_names: Sequence[str], directory: Path) -> None:
@@ -223,7 +189,5 @@ def print_evaluation(result: dict[str, Any], class_names: Sequence[str], directo
             f"corners are {result['corner_distance_mean']:,.2f} apart on average, images of the "
             f"data set {result['dataset_distance_mean']:,.2f}"
         )
-        print(f"worst point found: probability {result['worst_case_probability']:.4f}")
-    else:
-        print("one corner only: distances and the worst case need two")
+    print("\n".join(claims(result, target)[1:]))
     print(f"report: {directory / 'report.md'}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
@@ -83,6 +84,7 @@ def _read_one(directory: Path) -> Run:
         entries = len(summary["corners"])
     except (KeyError, TypeError) as error:
         raise SettingError(f"run={directory}: {error} is missing; the run is not whole") from None
+    _check_summary(directory, summary)
     if corners.ndim != 4 or initial.shape != corners.shape[1:] or target.shape != initial.shape:
         raise SettingError(
             f"run={directory}: corners {tuple(corners.shape)}, initial {tuple(initial.shape)} and "
@@ -95,13 +97,37 @@ def _read_one(directory: Path) -> Run:
     return Run(directory, corners, initial, target, units, summary, _read_config(directory))
 
 
+_IN_SUMMARY = {
+    "experiment": str, "classifier": str, "layer": str, "initial_class": int, "target_class": int,
+    "target_probability": float, "distance_scale": int, "converged": bool, "steps": int,
+    "seconds": float, "seconds_total": float, "corners": list,
+}  # fmt: skip
+_IN_CORNER = {
+    "corner": int, "unit": int, "positive": float, "negative": float, "unit_preactivation": float,
+    "predicted_class": int, "probability": float,
+}  # fmt: skip
+
+
+def _check_summary(directory: Path, summary: dict[str, Any]) -> None:
+    """Raise SettingError for the first entry that is missing or of another kind."""
+    parts = [(summary, _IN_SUMMARY), *((entry, _IN_CORNER) for entry in summary["corners"])]
+    for part, kinds in parts:
+        for key, kind in kinds.items():
+            allowed = (int, float) if kind is float else kind
+            if not isinstance(part, dict) or not isinstance(part.get(key), allowed):
+                raise SettingError(
+                    f"run={directory}: {key} in summary.json is missing or no {kind.__name__}; "
+                    "make the run again"
+                )
+
+
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.yaml"
     if not path.exists():
         return {}
     try:
         config = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, ValueError, OSError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         raise SettingError(f"{path}: not a settings file ({error})") from None
     return config if isinstance(config, dict) else {}  # type: ignore[return-value]
 

@@ -1,0 +1,115 @@
+"""What an evaluation found, in sentences and tables: sampled, searched, walked, proved."""
+
+from typing import Any
+
+from .tables import markdown_table, number
+
+
+def claims(result: dict[str, Any], target: str) -> list[str]:
+    """What the numbers show, and no more, from the weakest evidence to the strongest."""
+    sample = result["dirichlet"]
+    found = [
+        f"Sampled, not proved: of {sample['samples']} points drawn uniformly from the hull "
+        f"{sample['accuracy']:.2%} are {target}, so at least {sample['accuracy_lower_95']:.3%} of "
+        "the hull are, at 95 % confidence (Clopper-Pearson)."
+    ]
+    if "left_out" in result:
+        found.append(f"One corner only, left out: {', '.join(result['left_out'])}.")
+        return found
+    verdict = "still" if result["worst_case_correct"] else "not"
+    found.append(
+        f"Searched: the worst point that gradient search found is {verdict} {target}, with "
+        f"probability {result['worst_case_probability']:.4f}."
+    )
+    return [*found, _walked(result["edges"], target), *_proved(result["proof"], target)]
+
+
+def _walked(edges: dict[str, Any], target: str) -> str:
+    if "reason" in edges:
+        return f"Edges not walked: {edges['reason']}."
+    share, bits = edges["share_proved"], edges["precision"]
+    text = f"Walked exactly, float{bits}: {share:.4%} of the edges' length is proved to be {target}"
+    if not edges["share_failed"]:
+        return f"{text}, up to rounding; no piece of another class was met."
+    first = next(edge for edge in edges["edges"] if edge["first_failure"])
+    low, high = first["first_failure"]
+    return (
+        f"{text}, {edges['share_failed']:.4%} is not: first between corners {first['corners'][0]} "
+        f"and {first['corners'][1]}, from {low:.6f} to {high:.6f} of the way."
+    )
+
+
+def _proved(proof: dict[str, Any], target: str) -> list[str]:
+    collision, of_class = proof["collision"], proof["class"]
+    if "reason" in collision:
+        found = [f"Collision not proved: {collision['reason']}. It is an empirical finding here."]
+    else:
+        found = [
+            "Proved (section 2: the layer is affine, so the largest error over the hull is at a "
+            "corner; of the corners as saved, float32): at every point of the hull L_pos is at "
+            f"most {number(collision['positive_relative_max'])} of ||f(t)||, no inactive unit is "
+            f"above {number(collision['inactive_max'])}, and no activation is off by more than "
+            f"{collision['feature_error_max']:.4g}."
+        ]
+    if "reason" in of_class:
+        found.append(f"Class not proved: {of_class['reason']}.")
+    elif of_class["share_proved"] == 1:
+        found.append(
+            f"Proved: every point of the hull is {target}; its logit is at least "
+            f"{of_class['margin_min']:.4g} above any other (bounds in float64, pieces of the hull: "
+            f"{of_class['pieces']})."
+        )
+    else:
+        found.append(
+            f"Bounds prove {of_class['share_proved']:.2%} of the hull's volume to be {target}; of "
+            "the rest they say nothing."
+        )
+    return found
+
+
+def baselines_table(result: dict[str, Any]) -> str:
+    """Table 5, and the other sets the hull is compared with."""
+    rows = [
+        ("the hull, Dirichlet(1)", result["dirichlet"]["accuracy"]),
+        ("ball, any direction (appendix B)", result["ball_accuracy"]),
+        ("the same, clipped to [0, 1]", result["ball_clipped_accuracy"]),
+        ("ball in the corners' own span", result["ball_span_accuracy"]),
+        ("the corners' simplex, turned at random", result["random_simplex_accuracy"]),
+        ("hull of plain Eq. 1 solutions", result.get("plain_accuracy")),
+    ]
+    return markdown_table(
+        ["points of", "target's class"], [[name, number(share, ".2%")] for name, share in rows]
+    )
+
+
+def edges_table(edges: dict[str, Any]) -> str:
+    """One row an edge; empty where none could be walked."""
+    if "reason" in edges:
+        return ""
+    rows = [
+        [
+            "{} to {}".format(*edge["corners"]),
+            f"{edge['walked']:.4%}",
+            f"{edge['proved']:.4%}",
+            str(edge["breakpoints"]),
+            number(edge["margin_min"]),
+            f"{edge['rounding']:.1e}",
+        ]
+        for edge in edges["edges"]
+    ]
+    header = ["edge", "walked", "class proved", "linear pieces", "smallest margin", "rounding"]
+    return markdown_table(header, rows)
+
+
+def sizes_table(result: dict[str, Any]) -> str:
+    """How far apart the corners are, and how deep."""
+    rows = [
+        ["distance between corners over the data set's", number(result["relative_size"], ".3f")],
+        ["SSIM between corners", number(result["corner_ssim_mean"])],
+        ["LPIPS between corners", number(result["corner_lpips_mean"])],
+    ]
+    shares = result.get("depth", {}).get("share")
+    if shares:
+        text = ", ".join(number(share, ".3f") for share in shares)
+        rows.append(["L_neg over Eq. 2's exact optimum, each corner", text])
+    return markdown_table(["", "this run"], rows)
