@@ -92,6 +92,14 @@ def test_a_strangers_config_is_data(command, run, tmp_path):
     assert not marker.exists()
 
 
+def test_nothing_is_downloaded_to_a_place_that_a_run_names(command, run, tmp_path):
+    place = tmp_path / "elsewhere"
+    config = CONFIG.replace("name: digits, root: null", f"name: mnist, root: {place}")
+    (run / "config.yaml").write_text(config)
+    assert "elsewhere: the run's data is not there" in command("evaluate.py", "run=run")
+    assert not place.exists()
+
+
 class Payload:
     """A pickle that makes a folder when it is read."""
 

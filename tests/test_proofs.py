@@ -1,16 +1,17 @@
 """Bounds over a hull are sound, tight where nothing bends, and decide what they should."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from test_edges import everything, valley
-from torch import nn
+from torch import Tensor, nn
 
 from feature_collisions.bounds import Bounds
 from feature_collisions.hull import Hull, dirichlet
 from feature_collisions.linear_program import LinearPrograms
-from feature_collisions.piecewise import traced
+from feature_collisions.piecewise import NotPiecewiseLinear, traced
 from feature_collisions.proofs import class_proof, collision_proof, depth
 
 
@@ -28,6 +29,41 @@ def test_bounds_hold_at_every_point_and_tighten_as_the_hull_shrinks(scale: float
     assert (logits <= weights @ upper + 1e-9).all()
     assert (upper - lower).max() < 60 * scale
     assert (upper - lower).max() > 0
+
+
+class Signs(nn.Module):
+    """Steps that turn the order of bounds round: negative factors, 1-d convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv1d(1, 3, 3), nn.Linear(12, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = (0.5 - self.first(images.flatten(1).unsqueeze(1)) * -2).relu()
+        logits: Tensor = self.last(1 - x.flatten(1))
+        return logits
+
+
+def test_bounds_hold_through_negative_factors() -> None:
+    torch.manual_seed(0)
+    network = traced(Signs())
+    corners = torch.rand(3, 1, 2, 3, dtype=torch.float64) * 4 - 2
+    lower, upper = Bounds(network).over(corners)
+    weights = torch.cat([torch.eye(3).double(), dirichlet(500, 3, torch.Generator())])
+    logits = network(torch.tensordot(weights, corners, 1))
+    assert (weights @ lower <= logits + 1e-12).all()
+    assert (logits <= weights @ upper + 1e-12).all()
+    assert (upper - lower).max() > 0
+
+
+def test_a_difference_of_two_moving_values_is_refused_and_not_bounded_wrongly() -> None:
+    class Difference(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            x = images.flatten(1)
+            return torch.add(x.relu(), (2 * x).relu(), alpha=-1)
+
+    with pytest.raises(NotPiecewiseLinear, match="no bounds are known for add"):
+        Bounds(traced(Difference())).over(torch.rand(2, 1, 2, 2, dtype=torch.float64))
 
 
 def test_without_a_bend_the_bounds_are_the_network() -> None:

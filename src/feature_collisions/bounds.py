@@ -60,11 +60,12 @@ class Bounds(fx.Interpreter):
     def _affine(self, node: fx.Node) -> Pair:
         if node.op == "call_module":
             module = self.module.get_submodule(str(node.target))
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
                 return _weighted(module, self.env[node.all_input_nodes[0]])
         moving = [given for given in node.all_input_nodes if self.kinds[given] != "fixed"]
         differences = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
-        if node.target in {F.linear, F.conv2d} or (len(moving) > 1 and node.target in differences):
+        mixes = len(moving) > 1 and (node.target in differences or "alpha" in node.kwargs)
+        if mixes or node.target in {F.linear, F.conv2d}:
             raise NotPiecewiseLinear(f"no bounds are known for {node.name} ({node.target})")
         # What is left is monotone in every input, or turns each by a constant factor: its values
         # at the bounds are the bounds of its values, in one order or the other.
@@ -81,11 +82,11 @@ class Bounds(fx.Interpreter):
         return result
 
 
-def _weighted(module: nn.Linear | nn.Conv2d, pair: Pair) -> Pair:
+def _weighted(module: nn.Linear | nn.Conv1d | nn.Conv2d, pair: Pair) -> Pair:
     """Positive weights keep the order of the bounds, negative ones swap it."""
 
     def apply(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
             convolved: Tensor = module._conv_forward(values, weight, bias)
             return convolved
         return F.linear(values, weight, bias)

@@ -51,6 +51,11 @@ def hull_of(run: Run, root: str | None, weights: str | None) -> tuple[Hull, Data
             f"run={run.directory}: summary.json has no classifier_hash, so nothing tells which "
             "weights the corners belong to; make the run again"
         )
+    if data_settings.root and not Path(data_settings.root).is_dir():
+        raise SettingError(  # nothing is downloaded to a place that a run directory names
+            f"data.root={data_settings.root}: the run's data is not there; say where it lies now "
+            "with data.root=DIR"
+        )
     data = load_data(data_settings)
     model = load_classifier(settings, data, seed)
     found = weights_hash(model)

@@ -34,6 +34,16 @@ class AffineMap:
     bias: np.ndarray
 
 
+def check_affine(layer: TargetLayer) -> None:
+    """Raise NotPiecewiseLinear, with the reason, unless every step before the layer is affine."""
+    if not isinstance(layer.network, fx.GraphModule):
+        raise NotPiecewiseLinear("torch.fx cannot trace the network")
+    found = kinds(layer.network).items()
+    bends = [node.name for node, kind in found if kind in ("relu", "max_pool")]
+    if bends:
+        raise NotPiecewiseLinear(f"the pixels pass through {bends[0]} first, which is not linear")
+
+
 def affine_map(layer: TargetLayer, size: Sequence[int], batch: int = 256) -> AffineMap:
     """The target layer as one exact affine map of the pixels.
 
@@ -45,12 +55,7 @@ def affine_map(layer: TargetLayer, size: Sequence[int], batch: int = 256) -> Aff
     Raises:
         NotPiecewiseLinear: when the cut network is not affine, or the map would not fit in memory.
     """
-    network = layer.network
-    if not isinstance(network, fx.GraphModule):
-        raise NotPiecewiseLinear("torch.fx cannot trace the network")
-    bends = [node.name for node, kind in kinds(network).items() if kind in ("relu", "max_pool")]
-    if bends:
-        raise NotPiecewiseLinear(f"the pixels pass through {bends[0]} first, which is not linear")
+    check_affine(layer)
     pixels = int(np.prod(size))
     with torch.no_grad():
         bias = layer(torch.zeros(1, *size, dtype=torch.float64))[0]

@@ -29,7 +29,7 @@ _SHAPE_OF = {getattr, operator.getitem, "size", "dim"}
 _AFFINE = {
     torch.flatten, torch.reshape, F.linear, F.conv2d, F.avg_pool2d, F.adaptive_avg_pool2d,
     F.dropout, "flatten", "view", "reshape", "contiguous", "add", "add_", "sub", "sub_", "mean",
-    torch.mean,
+    torch.mean, "unsqueeze", torch.unsqueeze,
 }  # fmt: skip
 _RELU = {F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from .bounds import Bounds
-from .errors import CollisionError
+from .errors import CollisionError, SettingError
 from .features import TargetLayer
 from .hull import Hull
-from .linear_program import LinearPrograms, affine_map
+from .linear_program import LinearPrograms, check_affine
 from .losses import positive
 from .piecewise import NotPiecewiseLinear, traced
 
@@ -31,7 +31,7 @@ def collision_proof(hull: Hull) -> dict[str, Any]:
     """
     cut = TargetLayer(hull.model, hull.layer).double()
     try:
-        affine_map(cut, hull.target.shape)
+        check_affine(cut)
     except NotPiecewiseLinear as error:
         return {"reason": f"layer {hull.layer} is not affine in the pixels: {error}"}
     with torch.no_grad():
@@ -119,10 +119,13 @@ def depth(hull: Hull) -> dict[str, Any]:
     The optimum is at L_pos = 0, by linear programs. Empty where the layer is not affine, or where
     the corners are linear programs' already.
     """
-    if hull.summary.get("solver") == "linear_program" or "reason" in collision_proof(hull):
+    if hull.summary.get("solver") == "linear_program":
         return {}
     numbers = [int(entry["corner"]) for entry in hull.summary["corners"]]
-    programs = LinearPrograms(hull.model, hull.layer, hull.initial, hull.target, numbers)
+    try:
+        programs = LinearPrograms(hull.model, hull.layer, hull.initial, hull.target, numbers)
+    except SettingError:
+        return {}
     try:
         optima = [solution.value for solution in programs.solutions("Eq. 2's optima")]
     except CollisionError as error:
