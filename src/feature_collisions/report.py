@@ -1,6 +1,7 @@
 """Tables and figures of a hull, in the shape of the paper's."""
 
 import html
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,17 @@ def hull_figure(hull: Hull, class_names: Sequence[str]) -> Figure:
         ),
         f"target: {class_names[hull.target_class]}\n{hull.summary['target_probability']:.3f}",
     ]
-    figure = Figure(figsize=(1.5 * len(images), 2.1), layout="constrained")
+    columns = min(len(images), 8)
+    rows, side = -(-len(images) // columns), min(1.3, 6.5 / columns)  # inches; a page's text is 6.5
+    figure = Figure(figsize=(side * columns, (side + 0.45) * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, image, title in zip(figure.subplots(1, len(images)), images, titles, strict=True):
-        axes.imshow(to_uint8(image), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(title, fontsize=9)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
         axes.set_axis_off()
+    for axes, image, title in zip(panels, images, titles, strict=False):
+        axes.imshow(to_uint8(image), cmap="gray", vmin=0, vmax=255)
+        lines = [part for line in title.splitlines() for part in textwrap.wrap(line, 15)]
+        axes.set_title("\n".join(lines), fontsize=7, parse_math=False)
     return figure
 
 
