@@ -154,7 +154,10 @@ def _figures(result: dict[str, Any], target: str) -> str:
     ]
     if "left_out" not in result:
         entries += [
-            (f"{result['relative_size']:.2f} x", "between corners, of the distance between images"),
+            (
+                f"{result['relative_size']:.2f} \u00d7",
+                "between corners, of the distance between images",
+            ),
             (f"{result['worst_case_probability']:.4f}", "probability at the worst point found"),
         ]
     cards = [f"<div><dt>{html.escape(b)}</dt><dd>{html.escape(a)}</dd></div>" for a, b in entries]

@@ -91,6 +91,7 @@ def histogram_figure(result: dict[str, Any], target: str) -> Figure:
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("points, %", fontsize=8)
+    figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr, call-arg]
     return figure
 
 
