@@ -29,7 +29,9 @@ def measure(settings: EvaluateSettings, directory: Path) -> None:
     from feature_collisions.runs import read_run
 
     run = read_run(directory)
-    hull, data = hull_of(run, settings.data.root, settings.classifier.weights)
+    hull, data = hull_of(
+        run, settings.data.root, settings.classifier.weights, settings.classifier.path
+    )
     distance = data.test.mean_distance() * run.summary["distance_scale"]
     result = evaluate(hull, distance, settings, directory)
     write_json(directory / "evaluation.json", result)

@@ -1,9 +1,12 @@
 """Find the corners of a polytope of feature collisions: `python train.py experiment=mnist`."""
 
+from __future__ import annotations
+
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -12,7 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from feature_collisions.commands import explain, run_command
 from feature_collisions.config import Settings, parse_corners, to_settings
 from feature_collisions.errors import CollisionError, SettingError
-from feature_collisions.places import CONFIG, place_of_run, remove_if_empty
+from feature_collisions.places import CHECKPOINT, CONFIG, place_of_run, remove_if_empty
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from feature_collisions.hull import Hull
+    from feature_collisions.image_sets import ImageSet
 
 
 def main(config: DictConfig) -> None:
@@ -24,7 +33,7 @@ def main(config: DictConfig) -> None:
         settings = to_settings(config)
         directory, checkpoint = place_of_run(settings.ckpt_path, output, sweep)
         group = directory.parent.name if sweep else directory.name
-        train(settings, OmegaConf.to_yaml(config, resolve=True), directory, checkpoint, group)
+        train(settings, config, directory, checkpoint, group)
     except (SettingError, CollisionError, OSError) as error:
         remove_if_empty(output)
         if sweep:
@@ -33,23 +42,59 @@ def main(config: DictConfig) -> None:
 
 
 def train(
-    settings: Settings, config: str, directory: Path, checkpoint: Path | None, group: str
+    settings: Settings, config: DictConfig, directory: Path, checkpoint: Path | None, group: str
 ) -> None:
-    """Build the objects in plain Python, find the corners, write and show them."""
-    started = time.perf_counter()
+    """Load data and classifier, and search one pair of images or many."""
     from feature_collisions.classifiers import load_classifier  # imported here: it takes seconds
     from feature_collisions.data import load_data
     from feature_collisions.files import write_text
-    from feature_collisions.linear_program import LinearPrograms
-    from feature_collisions.logs import log_hull, wandb_logger
+    from feature_collisions.pairs import Pair, parse_pairs, run_pairs, summary_table
     from feature_collisions.report import print_corners
-    from feature_collisions.search import Search
 
     data = load_data(settings.data)
-    initial = data.test.find("initial", settings.initial)
-    target = data.test.find("target", settings.target)
+    model = load_classifier(settings.classifier, data, settings.seed)
+    if settings.pairs is None:
+        hull = search_pair(settings, config, data.test, model, directory, checkpoint, group)
+        print_corners(hull, data.test.class_names, directory)
+        return
+    pairs = parse_pairs(settings.pairs, data.test, settings.seed)
+
+    def search(pair: Pair, place: Path) -> Hull:
+        last = place / CHECKPOINT
+        one = replace(settings, initial=pair.initial, target=pair.target, pairs=None)
+        changed = OmegaConf.merge(
+            config, {"initial": pair.initial, "target": pair.target, "pairs": None}
+        )
+        assert isinstance(changed, DictConfig)
+        return search_pair(
+            one, changed, data.test, model, place, last if last.exists() else None, group
+        )
+
+    write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+    outcomes = run_pairs(pairs, directory, search)
+    print(f"\n{summary_table(outcomes)}\nruns: {directory}")
+
+
+def search_pair(
+    settings: Settings,
+    config: DictConfig,
+    images: ImageSet,
+    model: nn.Module,
+    directory: Path,
+    checkpoint: Path | None,
+    group: str,
+) -> Hull:
+    """Build the objects in plain Python, find the corners, and write them."""
+    started = time.perf_counter()
+    from feature_collisions.files import write_text
+    from feature_collisions.linear_program import LinearPrograms
+    from feature_collisions.logs import log_hull, wandb_logger
+    from feature_collisions.search import Search
+
+    initial = images.find("initial", settings.initial)
+    target = images.find("target", settings.target)
     problem = (
-        load_classifier(settings.classifier, data, settings.seed),
+        model,
         settings.classifier.layer,
         initial.image,
         target.image,
@@ -68,8 +113,11 @@ def train(
             settings.trainer,
             directory,
             checkpoint,
+            settings.corners_per_batch,
+            settings.channels_last,
+            settings.compile,
         )
-    write_text(directory / CONFIG, config)
+    write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
     name = f"{settings.name} corner {settings.corner}"
     with wandb_logger(settings.wandb, directory, name, group, asdict(settings)) as logger:
         hull = search.run(logger)
@@ -82,7 +130,7 @@ def train(
         hull.save(directory)
         if logger:
             log_hull(logger, hull)
-    print_corners(hull, data.test.class_names, directory)
+    return hull
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Before torch is imported: threads that spin while they wait starve each other on a busy machine,
+# and training the classifier then takes minutes instead of seconds.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from torch import nn

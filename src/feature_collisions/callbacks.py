@@ -94,7 +94,7 @@ class Curves(CollisionCallback):
         if module.step and self.path.exists():
             lines = self.path.read_text().splitlines()[1:]
             rows = [line for line in lines if int(line.split(",")[0]) <= module.step]
-        write_text(self.path, "\n".join([",".join(self._names()), *rows]) + "\n")
+        write_text(self.path, "\n".join([",".join(self.names()), *rows]) + "\n")
 
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Add one row."""
@@ -103,12 +103,13 @@ class Curves(CollisionCallback):
         with self.path.open("a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerow([module.step, *values])
         if trainer.logger:
-            named = dict(zip(self._names()[1:], values, strict=True))
+            named = dict(zip(self.names()[1:], values, strict=True))
             trainer.logger.log_metrics(named, step=module.step)
 
     _terms = ("positive", "negative", "unit_preactivation", "total")
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """The columns' names."""
         return ["step"] + [f"{term}/corner_{c}" for term in self._terms for c in self.corners]
 
 

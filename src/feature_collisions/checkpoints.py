@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .classifiers import weights_hash
 from .config import OptimizerSettings
 from .errors import SettingError
+from .weights import weights_hash
 
 
 def problem_of(

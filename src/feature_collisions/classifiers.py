@@ -1,6 +1,9 @@
 """The classifiers whose collisions are searched for; how the MNIST one is trained (sec. 3.1)."""
 
 import hashlib
+import importlib
+import os
+import sys
 from pathlib import Path
 
 import platformdirs
@@ -12,7 +15,18 @@ from tqdm import tqdm
 from .config import ClassifierSettings
 from .data import DataSplit, Images
 from .errors import SettingError
-from .files import load_tensors, save_tensors
+from .files import save_tensors
+from .imagenet import load_torchvision
+from .weights import load_weights, weights_hash
+
+__all__ = [
+    "MnistMLP",
+    "accuracy",
+    "load_classifier",
+    "load_weights",
+    "train_mnist_classifier",
+    "weights_hash",
+]
 
 
 class MnistMLP(nn.Module):
@@ -72,13 +86,25 @@ def train_mnist_classifier(train: Images, seed: int = 0, steps: int = _STEPS) ->
 
 
 def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0) -> nn.Module:
-    """The classifier that `classifier` names: from its weights file, the cache, or trained now.
+    """The classifier that `classifier` names: from its weights, the cache, or trained now.
 
     Raises:
         SettingError: for an unknown name or weights of another architecture.
     """
-    if settings.name != "mnist_mlp":
-        raise SettingError(f"classifier.name={settings.name}: must be one of mnist_mlp")
+    if settings.name == "mnist_mlp":
+        model = _mnist_mlp(settings, data, seed)
+    elif settings.name == "file":
+        model = _import_classifier(settings)
+    else:
+        model = load_torchvision(settings)
+    return model.requires_grad_(False).eval()
+
+
+def _mnist_mlp(settings: ClassifierSettings, data: DataSplit, seed: int) -> nn.Module:
+    if not isinstance(data.train, Images):
+        raise SettingError(
+            "classifier.name=mnist_mlp: reads digits; choose data=digits or data=mnist"
+        )
     if settings.weights:
         path = Path(settings.weights)
     else:
@@ -87,33 +113,31 @@ def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0
             save_tensors(path, train_mnist_classifier(data.train, seed).state_dict())
     model = MnistMLP()
     load_weights(model, path)
-    return model.requires_grad_(False).eval()
+    return model
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a safetensors state dict into `model`.
-
-    Raises:
-        SettingError: when keys or shapes differ; the first few are named.
-    """
-    state = load_tensors(path)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in state.items()}
-    differing = sorted(k for k in expected.keys() | found if expected.get(k) != found.get(k))
-    if differing:
-        listed = "; ".join(
-            f"{k}: expected {_shape(expected.get(k))}, found {_shape(found.get(k))}"
-            for k in differing[:4]
-        )
+def _import_classifier(settings: ClassifierSettings) -> nn.Module:
+    """What `classifier.path` names, which is code: only the user's own command line may name it."""
+    rule = "give MODULE:NAME, a classifier or a function that returns one"
+    module, _, name = (settings.path or "").partition(":")
+    if not (module and name):
+        raise SettingError(f"classifier.path={settings.path}: {rule}")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingError(f"classifier.path={settings.path}: {error}; {rule}") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    model = found if isinstance(found, nn.Module) else found()
+    if not isinstance(model, nn.Module):
         raise SettingError(
-            f"classifier.weights={path}: {len(differing)} entries do not fit "
-            f"{type(model).__name__} ({listed}); give the weights of this architecture"
+            f"classifier.path={settings.path}: is a {type(model).__name__}, no torch.nn.Module; "
+            f"{rule}"
         )
-    model.load_state_dict(state)
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "x".join(map(str, shape)) or "scalar" if shape is not None else "none"
+    if settings.weights:
+        load_weights(model, Path(settings.weights))
+    return model
 
 
 def _cache_path(train: Images, seed: int) -> Path:
@@ -129,12 +153,3 @@ def accuracy(model: nn.Module, images: Images) -> float:
             [model(images[i : i + 1000]).argmax(1) for i in range(0, len(images), 1000)]
         )
     return float((predicted == images.labels).float().mean())
-
-
-def weights_hash(model: nn.Module) -> str:
-    """A short SHA-256 of the model's state dict, to tell one classifier from another."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

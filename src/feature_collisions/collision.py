@@ -1,16 +1,19 @@
 """The LightningModule: a frozen network, and corners as the trainable parameter (Eq. 3)."""
 
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import LossSettings, OptimizerSettings, StopSettings
 from .errors import CollisionError
 from .features import TargetFeatures, TargetLayer
+from .goal import Goal, all_met
 from .losses import CollisionLoss, positive
+from .memory import corners_that_fit
 from .optimizers import make_optimizer, rate_at
 from .parameterisations import Pixels
 
@@ -28,11 +31,15 @@ class Collision(LightningModule):
         parameterisation: module whose forward gives the corners, (K, C, H, W).
         loss, optimizer, stop: settings.
         every: steps between looks at the terms.
+        goal: what every corner must reach.
+        classifier: images to logits, where the goal speaks of classes.
+        per_batch: corners in one forward pass; None for as many as memory holds.
         problem: what a checkpoint must agree on to be continued from.
 
     Attributes:
         step: optimiser steps taken.
         seconds: time spent in them.
+        converged: whether every corner had reached the goal after `step`.
         curves: (K,) `positive` (the norm), `negative`, `unit_preactivation`, `total` after `step`.
     """
 
@@ -46,6 +53,9 @@ class Collision(LightningModule):
         optimizer: OptimizerSettings,
         stop: StopSettings,
         every: int,
+        goal: Goal,
+        classifier: nn.Module | None = None,
+        per_batch: int | None = None,
         problem: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -55,11 +65,14 @@ class Collision(LightningModule):
         self.parameterisation = parameterisation
         self.loss = CollisionLoss(target, units, loss)
         self.optimizer_settings, self.stop = optimizer, stop
-        self.every = every
+        self.every, self.goal, self.per_batch = every, goal, per_batch
+        self.classifier = classifier
         self.problem = problem or {}
         self.step = 0
         self.seconds = 0.0
         self.curves: dict[str, Tensor] = {}
+        self.converged = False
+        self.agree: Callable[[bool], bool] = bool  # other processes may have corners, too
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser of the parameterisation."""
@@ -76,27 +89,74 @@ class Collision(LightningModule):
         # which cost a fifth of an MNIST step.
         scaled = self.trainer.precision == "16-mixed"
         optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=scaled))
+        backward = self.manual_backward if scaled else Tensor.backward
         group = optimizer.param_groups[0]
         end = min(self.step + self.every - self.step % self.every, self.stop.max_steps)
         totals = []
         for step in range(self.step, end):
             group["lr"] = rate_at(self.optimizer_settings, step, self.stop.max_steps)
-            total = self.loss(self.layer(self.parameterisation())).total.sum()
             optimizer.zero_grad()
-            if scaled:
-                self.manual_backward(total)
-            else:
-                total.backward()
+            totals.append(self._descend(step, backward))
             optimizer.step()
             self.parameterisation.project()
-            totals.append(total.detach())
         self._look(totals)
         self.step = end
         self.seconds += time.perf_counter() - start
 
+    def _descend(self, step: int, backward: Callable[[Tensor], None]) -> Tensor:
+        """Leave the loss's gradient in the parameters; the loss, summed over the corners."""
+        images = self.parameterisation()
+        inside = self._points_inside(step, images)
+        if self.per_batch is None:
+            self.per_batch = corners_that_fit(self.layer, images)
+        if self.per_batch >= len(images):
+            together = torch.cat([images, inside]) if len(inside) else images
+            preactivation = self._preactivation(together)
+            total = self.loss(preactivation[: len(images)]).total.sum()
+            if len(inside):
+                total = total + self.loss.interior(preactivation[len(images) :])
+            backward(total)
+            return cast(Tensor, total.detach())
+        # In parts: each part's gradient with respect to its images, then all through the images.
+        totals, gradients = [], []
+        for rows in self._parts(len(images)):
+            part = images[rows].detach().requires_grad_()
+            totals.append(self.loss(self._preactivation(part), rows).total.sum())
+            backward(totals[-1])
+            gradients.append(part.grad)
+        for rows in self._parts(len(inside)):
+            part = inside[rows].detach().requires_grad_()
+            totals.append(self.loss.interior(self._preactivation(part)))
+            backward(totals[-1])
+            gradients.append(part.grad)
+        torch.cat([images, inside]).backward(torch.cat(gradients))
+        return torch.stack(totals).detach().sum()
+
+    def _points_inside(self, step: int, images: Tensor) -> Tensor:
+        """This step's random points of the hull, (`loss.interior`, C, H, W)."""
+        count = self.loss.settings.interior
+        if count == 0:
+            return images[:0]
+        generator = torch.Generator().manual_seed(step)
+        weights = torch.empty(count, len(images)).exponential_(generator=generator)
+        weights = (weights / weights.sum(1, keepdim=True)).to(images)
+        points: Tensor = torch.tensordot(weights, images, 1)
+        return points
+
+    def _parts(self, count: int) -> list[slice]:
+        size = self.per_batch or count
+        return [slice(start, start + size) for start in range(0, count, size)]
+
+    def _preactivation(self, images: Tensor) -> Tensor:
+        """f0 (B, N), in the loss's own precision."""
+        preactivation: Tensor = self.layer(images)
+        return preactivation.to(self.loss.features.dtype)
+
     @torch.no_grad()
     def _look(self, totals: list[Tensor]) -> None:
-        preactivation = self.layer(self.parameterisation())
+        images = self.parameterisation()
+        parts = self._parts(len(images))
+        preactivation = torch.cat([self._preactivation(images[rows]) for rows in parts])
         terms = self.loss(preactivation)
         finite = torch.stack([*totals, terms.total.sum()]).isfinite()
         if not finite.all():
@@ -111,11 +171,16 @@ class Collision(LightningModule):
             "unit_preactivation": preactivation.gather(1, self.loss.units[:, None])[:, 0],
             "total": terms.total,
         }
+        norms = self.curves["positive"]
+        self.converged = self.agree(
+            all_met(self.goal.late(norms)) and all_met(self._misclassified(images))
+        )
 
-    @property
-    def converged(self) -> bool:
-        """Whether every corner's L_pos is under `stop.positive`."""
-        return bool((self.curves["positive"] < self.stop.positive).all())
+    def _misclassified(self, images: Tensor) -> dict[str, Tensor]:
+        if self.classifier is None:
+            return {}
+        parts = [self.classifier(images[rows]) for rows in self._parts(len(images))]
+        return self.goal.misclassified(torch.cat(parts).float().softmax(1))
 
     @property
     def finished(self) -> bool:

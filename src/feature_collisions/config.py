@@ -15,33 +15,49 @@ from .errors import SettingError
 
 @dataclass
 class ClassifierSettings:
-    """A network, its weights, and the layer whose features collide."""
+    """A network, its weights, and the layer whose features collide.
+
+    `name` is `mnist_mlp`, `file` (imported from `path`, MODULE:NAME) or torchvision's.
+    """
 
     name: str = MISSING
     weights: str | None = None
     layer: str = MISSING
+    path: str | None = None
 
 
 @dataclass
 class DataSettings:
-    """Where images come from."""
+    """Where images come from; `size` and `resize` (`warp` or `crop`) concern image folders."""
 
     name: str = MISSING
     root: str | None = None
+    size: int = 224
+    resize: str = "warp"
+
+    def check(self) -> None:
+        """Raise SettingError for an unknown way of resizing, or no size."""
+        at_least("data.size", self.size, 1)
+        one_of("data.resize", self.resize, ("warp", "crop"))
 
 
 @dataclass
 class LossSettings:
-    """Weights of Eq. 4; `positive_form` is `norm` (as printed) or `half_square` (as optimised)."""
+    """Weights of Eq. 4; `positive_form` is `norm` (as printed) or `half_square` (as optimised).
+
+    `interior` is how many random points of the hull L_pos is taken at, too, in every step.
+    """
 
     alpha: float = 1.0
     beta: float = 0.1
     positive_form: str = "norm"
+    interior: int = 0
 
     def check(self) -> None:
         """Raise SettingError for a weight or form that makes no loss."""
         for name in ("alpha", "beta"):
             at_least(f"loss.{name}", getattr(self, name), 0)
+        at_least("loss.interior", self.interior, 0)
         one_of("loss.positive_form", self.positive_form, ("norm", "half_square"))
 
 
@@ -70,16 +86,33 @@ class OptimizerSettings:
 
 
 @dataclass
-class StopSettings:
-    """Stop once every corner's L_pos (the norm) is under `positive`, or at `max_steps`."""
+class RateSettings:
+    """The rate each choice of `optimizer` takes in this experiment; it depends on the losses."""
 
-    positive: float = 5.0
+    adam: float = 0.1
+    paper: float = 0.002
+
+
+@dataclass
+class StopSettings:
+    """Stop once every corner has reached all limits that are given, or at `max_steps`.
+
+    `positive` bounds L_pos (the norm), `positive_relative` L_pos over ||f(t)||; `probability`
+    asks for the target's class, with a probability that close to the target's.
+    """
+
+    positive: float | None = 5.0
     min_steps: int = 0
     max_steps: int = 1000
+    positive_relative: float | None = None
+    probability: float | None = None
 
     def check(self) -> None:
         """Raise SettingError for limits that contradict each other."""
-        at_least("stop.positive", self.positive, 0)
+        for name in ("positive", "positive_relative", "probability"):
+            value = getattr(self, name)
+            if value is not None:
+                at_least(f"stop.{name}", value, 0)
         at_least("stop.min_steps", self.min_steps, 0)
         at_least("stop.max_steps", self.max_steps, 1)
         if self.min_steps > self.max_steps:
@@ -126,6 +159,7 @@ class Settings:
     target: Any = MISSING
     corner: Any = "0..4"
     loss: LossSettings = field(default_factory=LossSettings)
+    rates: RateSettings = field(default_factory=RateSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     stop: StopSettings = field(default_factory=StopSettings)
     log: LogSettings = field(default_factory=LogSettings)
@@ -133,6 +167,11 @@ class Settings:
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     ckpt_path: str | None = None
+    corners_per_batch: Any = "auto"
+    channels_last: bool = False
+    compile: bool = False
+    pairs: str | None = None
+
     solver: str = "gradient"
     objective: str = "eq2"
 
@@ -144,10 +183,11 @@ class Settings:
             raise SettingError(
                 f"ckpt_path={self.ckpt_path}: linear programs keep no checkpoints; leave it out"
             )
-        for part in (self.loss, self.optimizer, self.stop, self.log, self.wandb):
+        for part in (self.data, self.loss, self.optimizer, self.stop, self.log, self.wandb):
             part.check()
         at_least("seed", self.seed, 0)
         parse_corners(self.corner)
+        parse_corners_per_batch(self.corners_per_batch)
 
 
 def at_least(name: str, value: float, bound: float) -> None:
@@ -202,6 +242,17 @@ def parse_corners(corner: Any) -> list[int]:
     if len(set(corners)) < len(corners):
         raise SettingError(f"corner={corner}: a corner is named twice; name each one once")
     return corners
+
+
+def parse_corners_per_batch(value: Any) -> int | None:
+    """Read `corners_per_batch`: a number of corners, or `auto` (None) for what memory holds."""
+    if value == "auto":
+        return None
+    if not str(value).isdecimal() or int(value) < 1:
+        raise SettingError(
+            f"corners_per_batch={value}: must be auto, or a number of corners of at least 1"
+        )
+    return int(value)
 
 
 def expand_corner_sweep(arguments: list[str]) -> list[str]:

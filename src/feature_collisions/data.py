@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -11,20 +11,14 @@ from torch import Tensor
 
 from .config import DataSettings
 from .errors import SettingError
-from .images import load_image
+from .image_folder import ImageFolder
+from .image_sets import Found, ImageSet
 
-_RULE = "give a class name, a class index, CLASS:N for the class's N-th image, or an image file"
-
-
-class Found(NamedTuple):
-    """An image (C, H, W) in [0, 1], and its label where the data set knows one."""
-
-    image: Tensor
-    label: int | None
+__all__ = ["DataSplit", "Found", "Images", "load_data"]
 
 
 @dataclass(frozen=True)
-class Images:
+class Images(ImageSet):
     """Labelled images in memory.
 
     Attributes:
@@ -37,9 +31,6 @@ class Images:
     labels: Tensor
     class_names: tuple[str, ...]
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __getitem__(self, index: Any) -> Tensor:
         """Images as float32 in [0, 1]."""
         return self.pixels[index].float() / 255
@@ -50,52 +41,13 @@ class Images:
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
 
-    def find(self, setting: str, choice: Any) -> Found:
-        """The image named by `initial` or `target`, and its label.
-
-        Args:
-            setting: the setting's name, for messages.
-            choice: a class name or index, `CLASS:N`, or an image file's path.
-
-        Raises:
-            SettingError: when nothing of that name exists.
-        """
-        text = str(choice)
-        name, _, rank = text.partition(":")
-        label = self._class_index(name)
-        if label is None and (rank or not Path(text).suffix):
-            raise SettingError(
-                f"{setting}={text}: no such class; {_RULE}. Classes: {', '.join(self.class_names)}"
-            )
-        if label is None:
-            return Found(load_image(text, self.size), None)
-        members = (self.labels == label).nonzero().flatten()
-        number = int(rank) if rank.isdecimal() else 0 if not rank else -1
-        if not 0 <= number < len(members):
-            raise SettingError(
-                f"{setting}={text}: class {name} has images 0 to {len(members) - 1} here; {_RULE}"
-            )
-        return Found(self[members[number]], label)
-
-    def _class_index(self, name: str) -> int | None:
-        if name in self.class_names:
-            return self.class_names.index(name)
-        if name.isdecimal() and int(name) < len(self.class_names):
-            return int(name)
-        return None
-
-    def mean_distance(self, most: int = 2000, seed: int = 0) -> float:
-        """Mean L2 distance between two of (at most `most`) images, pixels in [0, 1] (Table 1)."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
-        return float(torch.pdist(self[order].flatten(1)).mean())
-
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Images to train a classifier on, and held-out images to search among."""
+    """Images to train a classifier on, and (held-out) images to search among."""
 
-    train: Images
-    test: Images
+    train: ImageSet
+    test: ImageSet
 
 
 def load_data(settings: DataSettings) -> DataSplit:
@@ -108,7 +60,10 @@ def load_data(settings: DataSettings) -> DataSplit:
         return _bundled_digits()
     if settings.name == "mnist":
         return _mnist(settings.root)
-    raise SettingError(f"data.name={settings.name}: must be one of digits, mnist")
+    if settings.name == "image_folder":
+        folder = ImageFolder(settings)
+        return DataSplit(folder, folder)
+    raise SettingError(f"data.name={settings.name}: must be one of digits, mnist, image_folder")
 
 
 _DIGITS = tuple("0123456789")

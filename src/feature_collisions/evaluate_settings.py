@@ -15,9 +15,10 @@ class DataPlace:
 
 @dataclass
 class ClassifierPlace:
-    """Where the run's weights lie now, if not where the run found them."""
+    """Where the run's weights lie now, and the import path of a classifier of the user's own."""
 
     weights: str | None = None
+    path: str | None = None
 
 
 @dataclass

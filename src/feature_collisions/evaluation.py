@@ -8,7 +8,7 @@ import platformdirs
 import torch
 
 from .baselines import balls, plain, simplices
-from .classifiers import load_classifier, weights_hash
+from .classifiers import load_classifier
 from .config import ClassifierSettings, DataSettings
 from .data import DataSplit, load_data
 from .differences import differences
@@ -19,9 +19,12 @@ from .hull import SAMPLERS, Hull
 from .images import save_png
 from .proofs import class_proof, collision_proof, depth
 from .runs import Run
+from .weights import weights_hash
 
 
-def hull_of(run: Run, root: str | None, weights: str | None) -> tuple[Hull, DataSplit]:
+def hull_of(
+    run: Run, root: str | None, weights: str | None, path: str | None = None
+) -> tuple[Hull, DataSplit]:
     """The hull of a run that was read, with its classifier and its data.
 
     Args:
@@ -29,15 +32,22 @@ def hull_of(run: Run, root: str | None, weights: str | None) -> tuple[Hull, Data
             can name nothing else.
         root: where the data lies now, or None where the run says.
         weights: where the weights lie now, likewise.
+        path: MODULE:NAME of a classifier of the user's own. The run's is never used: importing is
+            executing, and the run may be a stranger's.
 
     Raises:
         SettingError: when the classifier is not the one the corners were found with.
     """
     try:
         named_data, named = run.config["data"], run.config["classifier"]
-        data_settings = DataSettings(str(named_data["name"]), root or named_data["root"])
+        data_settings = DataSettings(
+            str(named_data["name"]),
+            root or named_data["root"],
+            int(named_data.get("size", DataSettings.size)),
+            str(named_data.get("resize", DataSettings.resize)),
+        )
         settings = ClassifierSettings(
-            str(named["name"]), weights or named["weights"], str(named["layer"])
+            str(named["name"]), weights or named["weights"], str(named["layer"]), path
         )
         seed = int(run.config["seed"])
     except (KeyError, TypeError, ValueError):
@@ -55,6 +65,11 @@ def hull_of(run: Run, root: str | None, weights: str | None) -> tuple[Hull, Data
         raise SettingError(  # nothing is downloaded to a place that a run directory names
             f"data.root={data_settings.root}: the run's data is not there; say where it lies now "
             "with data.root=DIR"
+        )
+    if settings.name == "file" and path is None:
+        raise SettingError(
+            f"run={run.directory}: its classifier is a file of the user's own, which a run cannot "
+            "name; give it with classifier.path=MODULE:NAME"
         )
     data = load_data(data_settings)
     model = load_classifier(settings, data, seed)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
 from .errors import SettingError
+from .imagenet import Classifier
 
 
 class TargetLayer(nn.Module):
@@ -22,7 +23,8 @@ class TargetLayer(nn.Module):
 
     Args:
         model: any classifier.
-        layer: name of a node whose output feeds a ReLU, as `torchvision` names them.
+        layer: name of a node whose output feeds a ReLU, as `torchvision` names them; within a
+            `Classifier`, a name of its network's.
 
     Raises:
         SettingError: for a name that is no layer, or a layer that feeds no ReLU.
@@ -115,7 +117,8 @@ def _trace(model: nn.Module, layer: str) -> tuple[fx.Graph, fx.Node] | None:
         graph = tracer.trace(model)
     except Exception:  # fx raises whatever the model's own code meets in a proxy
         return None
-    nodes = {name: node for node, name in tracer.node_to_qualname.items()}
+    prefix = _prefix(model)
+    nodes = {name.removeprefix(prefix): node for node, name in tracer.node_to_qualname.items()}
     before_relu = [name for name, node in nodes.items() if _feeds_relu(model, node)]
     if layer not in before_relu:
         rule = "is not a layer of this network" if layer not in nodes else "feeds no ReLU"
@@ -139,6 +142,11 @@ def _with_output(model: nn.Module, layer: str) -> nn.Module:
     end = next(iter(reversed(graph.nodes)))
     end.args = ((end.args[0], copied),)
     return _module_of(model, graph)
+
+
+def _prefix(model: nn.Module) -> str:
+    """What stands before a layer's own name: a `Classifier` is only a shell round its network."""
+    return "network." if isinstance(model, Classifier) else ""
 
 
 def _before(model: nn.Module, graph: fx.Graph, end: fx.Node) -> nn.Module:
@@ -227,7 +235,10 @@ class _ListenAt(nn.Module):
 
 
 def _module(model: nn.Module, layer: str) -> nn.Module:
-    modules: dict[str, nn.Module] = dict(model.named_modules())
+    prefix = _prefix(model)
+    modules: dict[str, nn.Module] = {
+        name.removeprefix(prefix): module for name, module in model.named_modules()
+    }
     if layer not in modules:
         raise SettingError(
             f"layer={layer}: is not a layer of this network; its modules are "

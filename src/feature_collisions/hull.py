@@ -44,6 +44,9 @@ class WorstCase(NamedTuple):
     correct: bool
 
 
+_LARGE = 10_000  # numbers an image, over which a batch must be small
+
+
 @dataclass
 class Hull:
     """Corners that collide with a target, and the classifier they do it to.
@@ -71,6 +74,8 @@ class Hull:
     target_logits: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.corners[0].numel() > _LARGE:
+            self.batch = min(self.batch, 16)  # 256 take gigabytes, and longer each
         self.observed = Observed(self.model, self.layer)
         with torch.no_grad(), evaluating(self.model):
             logits, preactivation = self.observed(self.target[None])

@@ -12,11 +12,20 @@ from torch import Tensor
 from .errors import SettingError
 from .files import write_atomically
 
+# Formats whose decoders are Pillow's own: none of them starts a program, as EPS does.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
-def load_image(path: str | Path, size: tuple[int, int, int]) -> Tensor:
-    """Read an image file and warp it to `size` = (C, H, W), C being 1 (grey) or 3 (RGB).
 
-    Orientation tags are applied, transparency is laid on black, 16-bit images keep their range.
+def load_image(path: str | Path, size: tuple[int, int, int], resize: str = "warp") -> Tensor:
+    """Read an image file and bring it to `size` = (C, H, W), C being 1 (grey) or 3 (RGB).
+
+    Orientation tags are applied, transparency is laid on black, 16-bit greys keep their range.
+
+    Args:
+        path: the file.
+        size: of the image wanted.
+        resize: `warp` to the whole size, as the authors do, or `crop`: the short side becomes
+            256/224 of the size, and its middle is cut out.
 
     Returns:
         (C, H, W) float32 in [0, 1].
@@ -25,31 +34,57 @@ def load_image(path: str | Path, size: tuple[int, int, int]) -> Tensor:
         SettingError: when the file is missing or is no image.
     """
     channels, height, width = size
-    try:
-        with warnings.catch_warnings(), Image.open(path) as file:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = _eight_bit(ImageOps.exif_transpose(file))
-    except FileNotFoundError:
-        raise SettingError(f"{path}: there is no such image file; give an existing one") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning) as error:
-        reason = "no image format" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise SettingError(f"{path}: cannot be read as an image ({reason})") from None
-    image = image.convert("L" if channels == 1 else "RGB")
+    image = _read(path).convert("L" if channels == 1 else "RGB")
+    if resize == "crop":
+        image = _crop_to_shape(image, width, height)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return to_tensor(np.asarray(image))
 
 
+def _read(path: str | Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=_FORMATS) as file:
+            warnings.simplefilter("ignore")  # Pillow remarks on tags that do not matter here
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _eight_bit(ImageOps.exif_transpose(file))
+    except FileNotFoundError:
+        raise SettingError(f"{path}: there is no such image file; give an existing one") from None
+    except UnidentifiedImageError:
+        raise SettingError(
+            f"{path}: is no image of a known format; convert it to one of {', '.join(_FORMATS)}"
+        ) from None
+    except Exception as error:  # decoders raise whatever damaged bytes lead them to
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SettingError(
+            f"{path}: cannot be read as an image ({reason}); give another file, or repair it"
+        ) from None
+
+
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Bring 16-bit greys to 8 bits and lay transparency on black."""
-    if image.mode.startswith("I"):
-        return Image.fromarray(
-            (np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8)
-        )
+    """Bring 16-bit greys to 8 bits and lay transparency on black.
+
+    Raises:
+        ValueError: for pixels without a known range.
+    """
+    if image.mode.startswith(("I", "F")):
+        pixels = np.asarray(image).astype(np.float64)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError(f"pixels of mode {image.mode} have no known range: store 8 or 16 bits")
+        return Image.fromarray((pixels / 257).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     return image
+
+
+def _crop_to_shape(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle of the image, 224/256 of what fits, in the shape of (width, height)."""
+    scale = 224 / 256 * min(image.width / width, image.height / height)
+    across, down = width * scale, height * scale
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    box = (left, top, left + across, top + down)
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

@@ -50,6 +50,9 @@ class Terms(NamedTuple):
     total: Tensor
 
 
+_ALL = slice(None)
+
+
 class CollisionLoss(nn.Module):
     """alpha L_pos + beta L_neg^i of Eq. 4, for all corners at once.
 
@@ -72,9 +75,15 @@ class CollisionLoss(nn.Module):
         self.register_buffer("inactive", (~target.active).to(target.features))
         self.register_buffer("units", units)
 
-    def forward(self, preactivation: Tensor) -> Terms:
-        """(K, N) pre-activations to each corner's terms."""
+    def forward(self, preactivation: Tensor, rows: slice = _ALL) -> Terms:
+        """(K, N) pre-activations, of the corners `rows`, to each one's terms."""
         form = self.settings.positive_form
         pos = positive(preactivation, self.features, self.active, form)
-        neg = negative(preactivation, self.inactive, self.units)
+        neg = negative(preactivation, self.inactive, self.units[rows])
         return Terms(pos, neg, self.settings.alpha * pos + self.settings.beta * neg)
+
+    def interior(self, preactivation: Tensor) -> Tensor:
+        """alpha L_pos, summed over any points' pre-activations (M, N)."""
+        form = self.settings.positive_form
+        pos = positive(preactivation, self.features, self.active, form)
+        return self.settings.alpha * pos.sum()

@@ -10,11 +10,18 @@ class Pixels(nn.Module):
     Args:
         initial: (C, H, W) in [0, 1].
         count: number of corners K.
+        memory_format: how their numbers lie in memory.
     """
 
-    def __init__(self, initial: Tensor, count: int) -> None:
+    def __init__(
+        self,
+        initial: Tensor,
+        count: int,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
         super().__init__()
-        self.pixels = nn.Parameter(initial.repeat(count, 1, 1, 1))
+        pixels = initial.repeat(count, 1, 1, 1).contiguous(memory_format=memory_format)
+        self.pixels = nn.Parameter(pixels)
 
     def forward(self) -> Tensor:
         """The corners, (K, C, H, W)."""

@@ -1,22 +1,19 @@
 """The one way from a classifier and two images to a hull: `find_corners`, in two halves."""
 
-import itertools
-import logging
+import copy
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, Stop
+from .callbacks import Checkpoints, Curves, IntermediateImages, Progress
 from .checkpoints import check_checkpoint, problem_of
 from .collision import Collision
 from .config import (
@@ -25,12 +22,19 @@ from .config import (
     OptimizerSettings,
     StopSettings,
     parse_corners,
+    parse_corners_per_batch,
 )
 from .errors import SettingError
 from .features import TargetFeatures, TargetLayer, evaluating
+from .fitting import fit, make_trainer
+from .goal import Goal, unmet
 from .hull import Hull
 from .losses import negative, positive
 from .parameterisations import Pixels
+from .precision import MIXED, check_trainer, device_ids, halve_weights
+from .sharing import search_shared
+
+_TOGETHER = 16  # images that go through the whole network at once, outside the search
 
 
 @dataclass
@@ -47,6 +51,9 @@ class Search:
         trainer: arguments of Lightning's Trainer: accelerator, devices, precision.
         directory: where curves, intermediate images and checkpoints go; None keeps none.
         ckpt_path: a checkpoint to continue from.
+        corners_per_batch: corners in one forward pass, or `auto` for as many as memory holds.
+        channels_last: keep images and filters with the channels last.
+        compile: translate the frozen network with torch.compile.
 
     Raises:
         SettingError: for images, a layer, corners or a checkpoint that cannot be used.
@@ -64,33 +71,44 @@ class Search:
     trainer: dict[str, Any] = field(default_factory=dict)
     directory: Path | None = None
     ckpt_path: Path | None = None
+    corners_per_batch: int | str = "auto"
+    channels_last: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         _check_images(self.initial, self.target)
         for settings in (self.loss, self.optimizer, self.stop, self.log):
             settings.check()
         self.corners = parse_corners(self.corners)
-        precision = self.trainer.get("precision", "32-true")
-        dtype = torch.float64 if precision in ("64", "64-true", 64) else torch.float32
-        cut = TargetLayer(self.model, self.layer).to(dtype)
-        with torch.no_grad():
-            features = TargetFeatures(cut(self.target[None].to(dtype))[0])
+        self.trainer = check_trainer(self.trainer)
+        precision = self.trainer["precision"]
+        self.dtype = torch.float64 if precision == "64-true" else torch.float32
+        features = TargetFeatures(self._target_preactivation())
         units = features.units(self.corners)
+        self.goal = self._goal(float(features.features.norm()))
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        cut = TargetLayer(self.model, self.layer).to(self.dtype).to(memory_format=layout)
+        if precision in MIXED:
+            halve_weights(cut, MIXED[precision])
+        if self.compile:
+            cut.compile()
         self.module = Collision(
             cut,
             features,
             units,
-            Pixels(self.initial.to(dtype), len(units)),
+            Pixels(self.initial.to(self.dtype), len(units), layout),
             self.loss,
             self.optimizer,
             self.stop,
             self.log.every,
+            self.goal,
+            None if self.stop.probability is None else _frozen_copy(self.model),
+            parse_corners_per_batch(self.corners_per_batch),
             problem_of(self.model, self.layer, self.initial, self.target, units, self.optimizer),
         )
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
-        with _quiet_lightning():
-            self.lightning = self._make_trainer()
+        self.lightning = make_trainer(self.trainer, self._callbacks(), self.directory)
 
     def run(self, logger: Logger | None = None) -> Hull:
         """Find the corners.
@@ -99,23 +117,20 @@ class Search:
             logger: a Lightning logger for curves and pictures.
 
         Raises:
-            CollisionError: when the loss stops being finite.
+            CollisionError: when the loss stops being finite, or memory runs out.
         """
         started = time.perf_counter()
-        self.lightning.logger = logger
-        with _quiet_lightning():
-            self.lightning.fit(
-                self.module, itertools.repeat(0), ckpt_path=self.ckpt_path, weights_only=True
-            )
-        found = self.module.parameterisation().detach().float().cpu()
+        if len(device_ids(self.trainer)) > 1 and len(self.corners) > 1:
+            found = self._share(logger)
+        else:
+            fit(self.lightning, self.module, logger, self.ckpt_path)
+            found = self.module.parameterisation().detach().float().cpu()
         summary = self._summary(found)
         summary["seconds_total"] = time.perf_counter() - started
-        late = [e["corner"] for e in summary["corners"] if not e["positive"] < self.stop.positive]
-        if late:
+        if summary["unmet"]:
             warnings.warn(
-                f"not converged: L_pos of corners {late} is not under stop.positive="
-                f"{self.stop.positive:g} after {summary['steps']} steps; raise stop.max_steps or "
-                "loss.alpha",
+                f"not converged: {'; '.join(summary['unmet'])} after {summary['steps']} steps; "
+                "raise stop.max_steps or loss.alpha",
                 stacklevel=2,
             )
         return Hull(
@@ -128,7 +143,14 @@ class Search:
             summary,
         )
 
-    def _make_trainer(self) -> Trainer:
+    def _share(self, logger: Logger | None) -> Tensor:
+        """Search on several devices; the corners, (K, C, H, W)."""
+        arguments = {each.name: getattr(self, each.name) for each in fields(self)}
+        found = search_shared(arguments, logger)
+        self.module.step, self.module.seconds = found.steps, found.seconds
+        return found.corners
+
+    def _callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = [Progress()]
         if self.directory is not None:
             steps, checkpoints = self.directory / "images" / "steps", self.directory / "checkpoints"
@@ -137,60 +159,79 @@ class Search:
                 IntermediateImages(steps, self.corners, self.log.images_every),
                 Checkpoints(checkpoints, self.log.checkpoint_every),
             ]
-        defaults: dict[str, Any] = {"accelerator": "auto", "devices": 1, "precision": "32-true"}
-        try:
-            return Trainer(
-                **(defaults | self.trainer),
-                max_epochs=-1,
-                logger=False,
-                callbacks=[*callbacks, Stop()],
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                default_root_dir=self.directory,
-            )
-        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-            raise SettingError(f"trainer={self.trainer}: {error}") from None
+        return callbacks
 
-    @torch.inference_mode()
+    def _target_preactivation(self) -> Tensor:
+        try:
+            return self._preactivation(self.target[None])[0]
+        except RuntimeError as error:
+            raise SettingError(
+                f"target: an image of {_shape(self.target)} does not pass through the network as "
+                f"far as {self.layer} ({str(error).splitlines()[0]}); give images of the size the "
+                "network was made for (data.size)"
+            ) from None
+
+    @torch.no_grad()
+    def _preactivation(self, images: Tensor) -> Tensor:
+        """f0 (B, N) at the search's own precision, by the network as it is."""
+        cut = TargetLayer(self.model, self.layer).to(self.dtype)
+        return torch.cat([cut(part) for part in images.to(self.dtype).split(_TOGETHER)])
+
+    @torch.no_grad()
+    def _probabilities(self, images: Tensor) -> Tensor:
+        with evaluating(self.model):
+            logits = torch.cat([self.model(part) for part in images.split(_TOGETHER)])
+        return logits.softmax(1)
+
+    def _goal(self, norm: float) -> Goal:
+        initial, target = self._probabilities(torch.stack([self.initial, self.target]))
+        self.initial_class, target_class = int(initial.argmax()), int(target.argmax())
+        return Goal(self.stop, norm, target_class, float(target[target_class]))
+
     def _summary(self, found: Tensor) -> dict[str, Any]:
         """The figures of `summary.json`, of the corners as they are saved (float32)."""
-        with evaluating(self.model):
-            images = torch.stack([self.initial, self.target, *found])
-            probabilities = self.model(images).softmax(1)
-        initial_class, target_class, *classes = probabilities.argmax(1).tolist()
-        cut, loss = self.module.layer.cpu(), self.module.loss.cpu()
-        preactivation = cut(found.to(loss.features))
+        probabilities = self._probabilities(found)
+        loss, goal = self.module.loss.cpu(), self.goal
+        preactivation = self._preactivation(found)
         norms = positive(preactivation, loss.features, loss.active)
-        norm = float(loss.features.norm())
         negatives = negative(preactivation, loss.inactive, loss.units)
         entries = [
             {
                 "corner": corner,
                 "unit": int(loss.units[k]),
                 "positive": float(norms[k]),
-                "positive_relative": float(norms[k]) / norm if norm else None,
+                "positive_relative": float(norms[k]) / goal.norm if goal.norm else None,
                 "negative": float(negatives[k]),
                 "unit_preactivation": float(preactivation[k, loss.units[k]]),
-                "predicted_class": classes[k],
-                "probability": float(probabilities[k + 2, target_class]),
+                "predicted_class": int(probabilities[k].argmax()),
+                "probability": float(probabilities[k, goal.target_class]),
             }
             for k, corner in enumerate(self.corners)
         ]
+        late = unmet(goal.late(norms) | goal.misclassified(probabilities), list(self.corners))
         return {
             "experiment": "find_corners",
             "classifier": type(self.model).__name__,
             "classifier_hash": self.module.problem["classifier"],
             "layer": self.layer,
-            "initial_class": initial_class,
-            "target_class": target_class,
-            "target_probability": float(probabilities[1, target_class]),
+            "initial_class": self.initial_class,
+            "target_class": goal.target_class,
+            "target_probability": goal.target_probability,
             "distance_scale": 1 if len(self.initial) == 1 else 255,
-            "converged": bool((norms < self.stop.positive).all()),
+            "converged": not late,
+            "unmet": late,
             "steps": self.module.step,
             "seconds": self.module.seconds,
             "corners": entries,
         }
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def _shape(image: Tensor) -> str:
+    return "x".join(map(str, image.shape))
 
 
 def find_corners(
@@ -240,20 +281,3 @@ def _check_images(initial: Tensor, target: Tensor) -> None:
         raise SettingError(
             "initial and target are the same image, which collides with itself; choose another"
         )
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Leave out Lightning's lines about the hardware, and two warnings that do not apply."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # The frozen network is meant to be in eval mode.
-            warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training")
-            # Lightning 2.6 asks torch in a way that torch 2.12 and later deprecate.
-            warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
-            yield
-    finally:
-        logger.setLevel(level)

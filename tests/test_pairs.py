@@ -1,0 +1,138 @@
+import json
+
+import pytest
+import torch
+
+from feature_collisions.config import LossSettings, StopSettings
+from feature_collisions.errors import SettingError
+from feature_collisions.pairs import OUTCOME, Pair, measure, parse_pairs, run_pairs, summary_table
+from feature_collisions.search import find_corners
+
+
+@pytest.fixture
+def images(digits):
+    return digits.test
+
+
+def test_a_file_has_a_pair_a_line(images, tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("initial,target\n3,7\n\n1:2, 4\n")
+    assert parse_pairs(str(path), images, 0) == [("3", "7"), ("1:2", "4")]
+    path.write_text("3,7\n")
+    assert parse_pairs(str(path), images, 0) == [("3", "7")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("initial,target\n3,7\n5\n", r"line 3 is 5; it must be initial,target"),
+        ("3,7\n3,7,9\n", r"line 2 is 3,7,9; it must be"),
+        ("3,\n", r"line 1 is 3,; it must be"),
+        ("3,7\n3,eleven\n", r"line 2: target=eleven: no such class"),
+        ("initial,target\n", r"there is no pair in it"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(images, tmp_path, text, message):
+    path = tmp_path / "pairs.csv"
+    path.write_text(text)
+    with pytest.raises(SettingError, match=message):
+        parse_pairs(str(path), images, 0)
+
+
+@pytest.mark.parametrize("setting", ["random:0", "random:x", "random:", "missing.csv"])
+def test_what_names_no_pairs_is_refused(images, setting):
+    with pytest.raises(SettingError, match=rf"pairs={setting}: .*give a CSV file"):
+        parse_pairs(setting, images, 0)
+
+
+def test_random_pairs_are_of_two_classes_and_depend_on_the_seed(images):
+    pairs = parse_pairs("random:50", images, 0)
+    assert pairs == parse_pairs("random:50", images, 0)
+    assert pairs != parse_pairs("random:50", images, 1)
+    for pair in pairs:
+        first, second = images.find("initial", pair.initial), images.find("target", pair.target)
+        assert first.label != second.label
+    assert len(set(pairs)) > 45
+
+
+@pytest.fixture
+def hull(shift, shift_images):
+    return find_corners(
+        shift, "hidden", *shift_images, [0, 1], loss=LossSettings(1.0, 0.1),
+        stop=StopSettings(0.5, 200, 200), trainer={"accelerator": "cpu"},
+    )  # fmt: skip
+
+
+def test_a_pair_succeeds_by_its_interpolations(hull):
+    outcome = measure(hull, 50)
+    assert outcome["accuracy"] == 1
+    expected = abs(outcome["probability_mean"] - outcome["target_probability"]) <= 0.05
+    assert outcome["success"] == expected
+    hull.summary["target_probability"] = outcome["probability_mean"] + 0.051
+    assert measure(hull, 50)["reasons"][0].startswith("mean probability")
+    hull.summary["target_class"] = (hull.summary["target_class"] + 1) % 3
+    assert measure(hull, 50)["reasons"][0] == "50 of 50 interpolations are of another class"
+
+
+def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull, tmp_path):
+    pairs = [Pair("a", "b"), Pair("c/d", "e"), Pair("f", "g")]
+    searched = []
+
+    def search(pair, place):
+        searched.append(pair)
+        if pair.initial == "c/d" and len(searched) < 4:
+            raise RuntimeError("the machine\nis on fire")
+        hull.save(place)
+        return hull
+
+    hull.summary["target_probability"] = hull.sample(20)["probability_mean"]
+    outcomes = run_pairs(pairs, tmp_path, search, samples=20)
+    assert [outcome["success"] for outcome in outcomes] == [True, False, True]
+    assert outcomes[1]["reasons"] == ["RuntimeError: the machine"]
+    assert json.loads((tmp_path / "pairs.json").read_text()) == outcomes
+    table = (tmp_path / "pairs.md").read_text()
+    assert table.startswith("2 of 3 pairs succeeded\n")
+    assert "| c/d | e | - | - | - | - | - | - | RuntimeError: the machine |" in table
+
+    again = run_pairs(pairs, tmp_path, search, samples=20)
+    assert searched[3:] == [pairs[1]]
+    assert [outcome["success"] for outcome in again] == [True, True, True]
+    assert again[0] == outcomes[0]
+
+    # a pair whose corners are damaged is searched again
+    (tmp_path / "000_a_to_b" / "collision.safetensors").write_bytes(b"half")
+    run_pairs(pairs[:1], tmp_path, search, samples=20)
+    assert searched[4:] == [pairs[0]]
+    assert (tmp_path / "002_f_to_g" / OUTCOME).exists()
+
+
+def test_no_pair_is_a_table_without_rows():
+    assert summary_table([]).startswith("0 of 0 pairs succeeded")
+
+
+def test_interior_points_join_the_loss(shift, shift_images):
+    """The gradient of alpha (L_pos of the corners + L_pos of their mixes), written again."""
+    from feature_collisions.search import Search
+
+    search = Search(
+        shift, "hidden", *shift_images, [0, 1], loss=LossSettings(2.0, 0.0, "half_square", 3),
+        trainer={"accelerator": "cpu"},
+    )  # fmt: skip
+    module = search.module
+    start = torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    pixels = module.parameterisation.pixels
+    target = shift_images[1].flatten() - 0.5
+    active = (target >= 0).float()
+    for per_batch in (None, 1):
+        pixels.data.copy_(start)
+        pixels.grad = None
+        module.per_batch = per_batch
+        module._descend(7, torch.Tensor.backward)
+        draws = torch.empty(3, 2).exponential_(generator=torch.Generator().manual_seed(7))
+        mix = draws / draws.sum(1, keepdim=True)
+        free = start.flatten(1).clone().requires_grad_()
+        total = 0.0
+        for row in [*free, *(mix @ free)]:
+            total = total + 2.0 * (((row - 0.5) * active - target.relu()) ** 2).sum() / 2
+        total.backward()
+        torch.testing.assert_close(pixels.grad.flatten(1), free.grad)
