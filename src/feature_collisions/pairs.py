@@ -16,8 +16,8 @@ from .errors import SettingError
 from .files import read_json, write_json, write_text
 from .hull import Hull
 from .image_sets import ImageSet
-from .tables import markdown_table
 from .runs import read_run
+from .tables import markdown_table
 
 OUTCOME = "outcome.json"
 _NEAR = 0.05
