@@ -230,7 +230,7 @@ _KINDS = {
     "Searched": "searched",
     "Walked": "walked",
     "Proved": "proved",
-    "Bounds prove": "part proved",
+    "Bounds prove": "bounds",
     "Collision not proved": "not proved",
     "Class not proved": "not proved",
     "Edges not walked": "not proved",

@@ -32,7 +32,8 @@ def intermediate_images(directory: Path, size: tuple[int, int, int]) -> list[lis
         out.
     """
     found: dict[int, dict[int, Path]] = {}
-    for path in (directory / "images" / "steps").glob("step_*_corner_*.png"):
+    name = "images/steps/step_*_corner_*.png"
+    for path in [*directory.glob(name), *directory.glob(f"*/{name}")]:  # */: a sweep's jobs
         if match := re.fullmatch(r"step_(\d+)_corner_(\d+)", path.stem):
             step, corner = int(match[1]), int(match[2])
             found.setdefault(corner, {})[step] = path
