@@ -149,7 +149,7 @@ def test_a_drag_to_a_corner_shows_that_corner(show):
     svg = page.locator("#explorer svg")
     svg.scroll_into_view_if_needed()
     box, handle = svg.bounding_box(), page.locator(".handle").bounding_box()
-    scale = box["width"] / 344
+    scale = box["width"] / 368
     centre = [handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2]
     angle = 2 * math.pi / 5 - math.pi / 2
     page.mouse.move(*centre)

@@ -43,7 +43,7 @@ def hulls_below(directory: Path) -> tuple[list[Run], dict[str, str]]:
     """
     groups: dict[tuple[Path, str], list[Run]] = {}
     refused = {}
-    for path in sorted(directory.rglob(CORNERS)):
+    for path in sorted(directory.rglob(CORNERS), key=lambda path: (len(str(path)), str(path))):
         place = path.parent
         try:
             run = read_run(place)
