@@ -42,7 +42,14 @@ def make_run(directory, corner=0, config="", **changed):
             }
         ],
     }
-    write_run(directory, image[None].clone(), image, image.clone(), torch.tensor([corner]), summary | changed)
+    write_run(
+        directory,
+        image[None].clone(),
+        image,
+        image.clone(),
+        torch.tensor([corner]),
+        summary | changed,
+    )
     (directory / "config.yaml").write_text(f"corner: {corner}\n{config}")
 
 
@@ -124,7 +131,13 @@ def test_size_is_drawn_against_the_weights_that_differ():
 
 
 def test_evaluate_a_sweep_over_weights(command, classifier, tmp_path):
-    sweep = ("corner=0,1", "loss.beta=0.05,0.1", "stop.max_steps=100", "hydra.sweep.dir=sweep", "-m")
+    sweep = (
+        "corner=0,1",
+        "loss.beta=0.05,0.1",
+        "stop.max_steps=100",
+        "hydra.sweep.dir=sweep",
+        "-m",
+    )
     assert command("train.py", *QUICK, *sweep) is None
     assert command("evaluate.py", "run=sweep", *FAST) is None
     with (tmp_path / "sweep" / "runs.csv").open(newline="") as file:

@@ -17,7 +17,7 @@ _MOST_POINTS = 1500
 _FINEST = 100
 _MOST_CLASSES = 20
 _LEAST_CLASSES = 5
-_STEPS = 100_000  # probabilities are kept as multiples of 1 / _STEPS
+_STEPS = 1_000_000  # probabilities are kept as multiples of 1 / _STEPS
 
 
 def fineness(corners: int) -> int:
