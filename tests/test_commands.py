@@ -137,10 +137,10 @@ MISTAKES = [
     (("target=3",), "error: initial and target are the same image"),
     (("target=none.png",), "error: none.png: there is no such image file"),
     (("classifier.layer=output",), "error: layer=output: feeds no ReLU; layers that feed one"),
-    (("classifier.weights=none",), "error: none: the file is missing"),
+    (("classifier.weights=none",), "error: classifier.weights=none: there is no such file"),
     (("ckpt_path=none",), "error: ckpt_path=none: there is no such file"),
     (("ckpt_path=last",), "error: ckpt_path=last: there is no earlier run in"),
-    (("trainer.precision=9",), "error: trainer={"),
+    (("trainer.precision=9",), "error: trainer.precision=9: must be one of 32-true, 64-true"),
     (("hydra.run.dir=/dev/null/x",), "error: /dev/null/x: Not a directory; what was written"),
     (("loss.alpha=1e999",), "error: loss.alpha=inf: must be a finite number"),
     (("loss.alpha=1e308", "optimizer.rate=1e308"), "error: the loss is not finite at step 0"),
@@ -195,7 +195,7 @@ def test_an_image_file_may_be_initial_or_target(trained, digits, tmp_path):
     assert trained("train.py", *QUICK, "corner=0", "target='my seven.png'") is None
     (tmp_path / "text.png").write_text("hello")
     answer = trained("train.py", *QUICK, "target=text.png")
-    assert answer.startswith("error: text.png: cannot be read as an image")
+    assert answer.startswith("error: text.png: is no image of a known format; convert it")
 
 
 def test_a_run_is_not_overwritten(trained):
