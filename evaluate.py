@@ -1,7 +1,9 @@
 """Measure the hull of a run's corners: `python evaluate.py run=DIR`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -11,32 +13,56 @@ from feature_collisions.errors import SettingError
 from feature_collisions.evaluate_settings import EvaluateSettings
 from feature_collisions.places import newest_run
 
+if TYPE_CHECKING:
+    from feature_collisions.runs import Run
+
 
 def main(config: DictConfig) -> None:
-    """Read the run, measure it, and write and print the report."""
+    """Read the run or the runs, measure, and write and print the report."""
     try:
         settings = to_settings(config)
-        measure(settings, Path(settings.run) if settings.run else newest_run(Path("runs")))
+        evaluate_all(settings, Path(settings.run) if settings.run else newest_run(Path("runs")))
     except (SettingError, OSError) as error:
         sys.exit(f"error: {explain(error)}")
 
 
-def measure(settings: EvaluateSettings, directory: Path) -> None:
-    """Evaluate the run in `directory`, as data: nothing it names is executed."""
+def evaluate_all(settings: EvaluateSettings, directory: Path) -> None:
+    """Evaluate each hull in `directory`; more than one are put into one table."""
+    from feature_collisions.many import hulls_below, row_of, write_table
+
+    runs, refused = hulls_below(directory)
+    if not runs:
+        raise SettingError("; ".join(refused.values()))
+    if len(runs) + len(refused) == 1:
+        measure(settings, runs[0])
+        return
+    rows = [{"run": name, "outcome": reason} for name, reason in refused.items()]
+    for run in runs:
+        name = str(run.directory.relative_to(directory))
+        print(f"\n{name}", flush=True)
+        try:
+            rows.append(row_of(name, run, *measure(settings, run)))
+        except SettingError as error:  # the others' tables must not be lost
+            rows.append({"run": name, "outcome": explain(error)})
+    print(f"\n{write_table(directory, rows)}")
+    print(f"table: {directory / 'runs.md'}")
+
+
+def measure(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Sequence[str]]:
+    """Evaluate a run, as data: nothing it names is executed. Gives the classes' names too."""
     from feature_collisions.evaluation import evaluate, hull_of
     from feature_collisions.files import write_json
     from feature_collisions.report import print_evaluation, write_report
-    from feature_collisions.runs import read_run
 
-    run = read_run(directory)
     hull, data = hull_of(
         run, settings.data.root, settings.classifier.weights, settings.classifier.path
     )
     distance = data.test.mean_distance() * run.summary["distance_scale"]
-    result = evaluate(hull, distance, settings, directory)
-    write_json(directory / "evaluation.json", result)
-    write_report(directory, hull, result, data.test.class_names)
-    print_evaluation(result, data.test.class_names, directory)
+    result = evaluate(hull, distance, settings, run.directory)
+    write_json(run.directory / "evaluation.json", result)
+    write_report(run.directory, hull, result, data.test.class_names)
+    print_evaluation(result, data.test.class_names, run.directory)
+    return result, data.test.class_names
 
 
 if __name__ == "__main__":

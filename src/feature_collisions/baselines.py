@@ -85,11 +85,12 @@ def plain_corners(hull: Hull, count: int, steps: int, seed: int) -> Tensor:
 def balls(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
     """Table 5: accuracy on the sphere, not clipped and clipped, and within the corners' span."""
 
-    def accuracy(name: str, draw: Any, clip: bool) -> float | None:
+    def accuracy(name: str, draw: Any, clip: bool) -> float:
         generator = torch.Generator().manual_seed(seed)
         batches = (draw(hull.corners, n, generator) for n in batch_sizes(samples, hull.batch))
         images = (batch.clamp(0, 1) if clip else batch for batch in batches)
-        return hull.measure(images, samples, name)["accuracy"]
+        share: float = hull.measure(images, samples, name)["accuracy"]
+        return share
 
     return {
         "ball_radius": radius(hull.corners) * float(hull.summary["distance_scale"]),

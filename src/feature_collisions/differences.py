@@ -17,7 +17,7 @@ from .images import to_uint8
 
 _BACKBONE = "squeezenet1_1-b8a52dc0.pth"  # torchvision's name of LPIPS's smallest network
 _SSIM_WINDOW = 11  # pixels: Gaussian, sigma 1.5, as its authors have it
-_COLOURS = ("lime", "magenta", "deepskyblue", "orange", "red", "yellow")
+_COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#F0E442")  # Okabe and Ito's
 
 
 class Box(NamedTuple):
@@ -100,12 +100,12 @@ def differences(hull: Hull) -> dict[str, Any]:
 
 def boxes_figure(hull: Hull, found: list[dict[str, Any]]) -> Figure:
     """The corners with coloured boxes where they differ most, as Figure 8 b draws them."""
-    figure = Figure(figsize=(1.8 * len(hull.corners), 2.1), layout="constrained")
+    figure = Figure(figsize=(6.5, 6.5 / len(hull.corners) + 0.25), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(hull.corners), squeeze=False)[0]
     for axes, image, entry in zip(panels, hull.corners, hull.summary["corners"], strict=True):
         axes.imshow(to_uint8(image), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(f"corner {entry['corner']}", fontsize=9)
+        axes.set_title(f"corner {entry['corner']}", fontsize=7)
         axes.set_axis_off()
         for box, colour in zip(found, _COLOURS, strict=False):
             corner = (box["column"] - 0.5, box["row"] - 0.5)

@@ -100,7 +100,7 @@ class Hull:
         uint8: bool = False,
         corners: Tensor | None = None,
         name: str = "",
-    ) -> dict[str, float | None]:
+    ) -> dict[str, Any]:
         """Classify `count` random points of the hull.
 
         Args:
@@ -126,7 +126,7 @@ class Hull:
         return self.measure(images, count, name or law + (", 8-bit" if uint8 else ""))
 
     @torch.inference_mode()
-    def measure(self, batches: Iterable[Tensor], count: int, name: str) -> dict[str, float | None]:
+    def measure(self, batches: Iterable[Tensor], count: int, name: str) -> dict[str, Any]:
         """Classify `count` points, any batches (B, C, H, W), holding one batch in memory."""
         statistics = HullStatistics(self.features, self.target_class, self.target_logits)
         bar = tqdm(total=count, desc=name, unit="point", mininterval=0.5, delay=1)
@@ -134,7 +134,8 @@ class Hull:
             for images in batches:
                 statistics.update(*self.observed(images))
                 bar.update(len(images))
-        return statistics.compute()
+        found: dict[str, Any] = statistics.compute()
+        return found
 
     def corner_distances(self) -> Tensor:
         """L2 distances (K (K - 1) / 2,) between corners, in pixels of [0, `distance_scale`]."""

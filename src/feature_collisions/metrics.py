@@ -9,6 +9,8 @@ from torchmetrics import Metric
 
 from .features import TargetFeatures
 
+_BINS = 50
+
 
 def clopper_pearson_lower(successes: int, trials: int, confidence: float = 0.95) -> float:
     """Exact one-sided lower bound on a success rate: 2000 of 2000 says at least 0.9985.
@@ -38,6 +40,7 @@ class HullStatistics(Metric):
     kept: Tensor
     kl_sum: Tensor
     kl_max: Tensor
+    histogram: Tensor
 
     def __init__(
         self, target: TargetFeatures, target_class: int, target_logits: Tensor, **kwargs: Any
@@ -51,6 +54,7 @@ class HullStatistics(Metric):
         zero = torch.tensor(0.0, dtype=torch.float64)
         for name in ("probability_sum", "kl_sum"):
             self.add_state(name, zero.clone(), dist_reduce_fx="sum")
+        self.add_state("histogram", torch.zeros(_BINS, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("probability_min", zero + 1, dist_reduce_fx="min")
         for name in ("positive_max", "kl_max"):
             self.add_state(name, zero.clone(), dist_reduce_fx="max")
@@ -70,17 +74,20 @@ class HullStatistics(Metric):
         self.samples += len(logits)
         self.correct += (logits.argmax(1) == self.target_class).sum()
         self.probability_sum += probability.sum()
+        places = (probability * _BINS).long().clamp(0, _BINS - 1)  # NaN goes to a bin too
+        self.histogram += places.bincount(minlength=_BINS)
         self.probability_min = torch.minimum(self.probability_min, probability.min())
         self.positive_max = torch.maximum(self.positive_max, error.norm(dim=1).max().double())
         self.kept += ((preactivation <= 0) & self.inactive).sum()
         self.kl_sum += divergence.sum()
         self.kl_max = torch.maximum(self.kl_max, divergence.max())
 
-    def compute(self) -> dict[str, float | None]:
+    def compute(self) -> dict[str, Any]:
         """The entries of one sampler in `evaluation.json`; None where nothing can be said.
 
         `kl_mean` and `kl_max` are the divergence of the points' class probabilities from the
-        target's, KL(target || point), in nats.
+        target's, KL(target || point), in nats; `probability_histogram` counts points by the
+        probability of the target's class, in equal bins from 0 to 1.
         """
         samples, correct = int(self.samples), int(self.correct)
         norm = float(self.target.features.norm())
@@ -91,6 +98,7 @@ class HullStatistics(Metric):
             "accuracy_lower_95": clopper_pearson_lower(correct, samples),
             "probability_mean": float(self.probability_sum) / samples,
             "probability_min": float(self.probability_min),
+            "probability_histogram": self.histogram.tolist(),
             "positive_relative_max": float(self.positive_max) / norm if norm else None,
             "inactive_kept": float(self.kept) / (samples * inactive) if inactive else None,
             "kl_mean": float(self.kl_sum) / samples,

@@ -1,5 +1,7 @@
 """Tables and figures of a hull, in the shape of the paper's."""
 
+import html
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,10 @@ from .files import write_text
 from .findings import baselines_table, claims, edges_table, sizes_table
 from .hull import SAMPLERS, Hull
 from .images import to_uint8
+from .page import write_up
+from .paper import comparison
+from .pictures import Step, histogram_figure, intermediate_figure, intermediate_images
 from .tables import markdown_table, number, text_table
-
-# What the paper prints for the pair an experiment stands for: distance between data set images,
-# distance between corners, accuracy, probability of the target, of the interpolations (Table 1).
-PAPER = {"mnist": (10.21, 1.28, 1.0, 1.0, 1.0)}
 
 
 def print_corners(hull: Hull, class_names: Sequence[str], directory: Path) -> None:
@@ -62,22 +63,72 @@ def hull_figure(hull: Hull, class_names: Sequence[str]) -> Figure:
         ),
         f"target: {class_names[hull.target_class]}\n{hull.summary['target_probability']:.3f}",
     ]
-    figure = Figure(figsize=(1.5 * len(images), 2.1), layout="constrained")
+    columns = min(len(images), 8)
+    rows, side = -(-len(images) // columns), min(1.3, 6.5 / columns)  # inches; a page's text is 6.5
+    figure = Figure(figsize=(side * columns, (side + 0.45) * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, image, title in zip(figure.subplots(1, len(images)), images, titles, strict=True):
-        axes.imshow(to_uint8(image), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(title, fontsize=9)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
         axes.set_axis_off()
+    for axes, image, title in zip(panels, images, titles, strict=False):
+        axes.imshow(to_uint8(image), cmap="gray", vmin=0, vmax=255)
+        lines = [part for line in title.splitlines() for part in textwrap.wrap(line, 15)]
+        axes.set_title("\n".join(lines), fontsize=7, parse_math=False)
     return figure
 
 
 def write_report(
     directory: Path, hull: Hull, result: dict[str, Any], class_names: Sequence[str]
 ) -> None:
-    """Write `report.md` and the figure it shows."""
-    figure = hull_figure(hull, class_names)
-    for ending in ("png", "pdf"):
-        save_figure(figure, directory / f"corners.{ending}")
+    """Write `report.html`, `report.md`, and each figure as PNG and PDF."""
+    channels, height, width = hull.target.shape
+    steps = intermediate_images(directory, (channels, height, width))
+    shown = _figures(hull, result, class_names, steps)
+    for name, figure in shown.items():
+        for ending in ("png", "pdf"):
+            save_figure(figure, directory / f"{name}.{ending}")
+    tables = _tables(hull, result, class_names)
+    page = write_up(directory, hull, result, class_names, tables, steps)
+    write_text(directory / "report.html", page)
+    escaped = [html.escape(name) for name in class_names]  # Markdown lets HTML through
+    write_text(directory / "report.md", _markdown(hull, result, escaped, list(shown)))
+
+
+def _figures(
+    hull: Hull, result: dict[str, Any], class_names: Sequence[str], steps: list[list[Step]]
+) -> dict[str, Figure]:
+    """The figures by their files' names."""
+    figures = {
+        "corners": hull_figure(hull, class_names),
+        "probabilities": histogram_figure(result, class_names[hull.target_class]),
+    }
+    if "left_out" not in result:
+        figures["differences"] = boxes_figure(hull, result["boxes"])
+    return figures | ({"intermediate": intermediate_figure(steps)} if steps else {})
+
+
+def _tables(hull: Hull, result: dict[str, Any], class_names: Sequence[str]) -> dict[str, str]:
+    """The tables by their headings, as Markdown."""
+    summary, target = hull.summary, class_names[hull.target_class]
+    tables = {
+        "Tables 1 to 5: L2 distances between images, classes of mixes of the corners, and of a "
+        "ball as large as the hull.": comparison(summary["experiment"], result, target),
+        "The corners": _corners_table(hull, class_names),
+        "Points of the hull": _samples_table(result),
+    }
+    if "left_out" in result:
+        return tables
+    return tables | {
+        "How large the hull is": sizes_table(result),
+        "What it is compared with (Table 5)": baselines_table(result),
+        "Its edges": edges_table(result["edges"]),
+    }
+
+
+def _markdown(
+    hull: Hull, result: dict[str, Any], class_names: Sequence[str], figures: Sequence[str]
+) -> str:
+    """`report.md`; class names must not hold HTML."""
     summary = hull.summary
     initial, target = class_names[summary["initial_class"]], class_names[hull.target_class]
     parts = [
@@ -85,48 +136,14 @@ def write_report(
         f"{summary['classifier']}, layer `{summary['layer']}`, {len(hull.corners)} corners, "
         f"{summary['steps']} steps in {summary['seconds']:.2f} s. "
         + ("All corners converged." if summary["converged"] else "**Not all corners converged.**"),
-        "![initial, corners, target](corners.png)",
-        _paper_table(summary["experiment"], result, target),
-        _corners_table(hull, class_names),
-        _samples_table(result),
+        *(f"![{name}]({name}.png)" for name in figures),
         *claims(result, target),
     ]
+    for heading, table in _tables(hull, result, class_names).items():
+        parts += [f"{heading}", table] if table else []
     if "left_out" not in result:
-        save_figure(boxes_figure(hull, result["boxes"]), directory / "differences.png")
-        parts += [
-            "Where the corners differ most:\n\n![boxes](differences.png)",
-            sizes_table(result),
-            baselines_table(result),
-            edges_table(result["edges"]),
-            "The worst point found:\n\n![worst point](images/worst_case.png)",
-        ]
-    write_text(directory / "report.md", "\n\n".join(part for part in parts if part) + "\n")
-
-
-def _paper_table(experiment: str, result: dict[str, Any], target: str) -> str:
-    """Table 1's five numbers, this run's beside the paper's."""
-    sample = result["dirichlet"]
-    numbers = (
-        result["dataset_distance_mean"],
-        result.get("corner_distance_mean"),
-        sample["accuracy"],
-        result["target_probability"],
-        sample["probability_mean"],
-    )
-    formats = ("{:,.2f}", "{:,.2f}", "{:.2%}", "{:.4f}", "{:.4f}")
-    names = (
-        "average distance between images of the data set",
-        "average distance between corners",
-        f"top class accuracy (is {target}), {sample['samples']} interpolations",
-        "top class probability, target example",
-        "top class probability, interpolated samples",
-    )
-    paper = PAPER.get(experiment, (None,) * 5)
-    rows = [
-        [name, *(form.format(n) if n is not None else "-" for n in (here, there))]
-        for name, form, here, there in zip(names, formats, numbers, paper, strict=True)
-    ]
-    return markdown_table(["", "this run", "paper"], rows)
+        parts.append("The worst point found:\n\n![worst point](images/worst_case.png)")
+    return "\n\n".join(parts) + "\n"
 
 
 def _corners_table(hull: Hull, class_names: Sequence[str]) -> str:
@@ -190,4 +207,4 @@ def print_evaluation(result: dict[str, Any], class_names: Sequence[str], directo
             f"data set {result['dataset_distance_mean']:,.2f}"
         )
     print("\n".join(claims(result, target)[1:]))
-    print(f"report: {directory / 'report.md'}")
+    print(f"report: {directory / 'report.html'}")

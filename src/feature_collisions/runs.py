@@ -71,7 +71,7 @@ def read_run(directory: Path) -> Run:
             f"run={directory}: no corners there ({CORNERS} is missing, in it and in the folders "
             "below it); give the directory that train.py printed at its end"
         )
-    return _join(directory, [_read_one(job) for job in jobs])
+    return join(directory, [_read_one(job) for job in jobs])
 
 
 def _read_one(directory: Path) -> Run:
@@ -135,7 +135,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 _SHARED = ("experiment", "classifier", "classifier_hash", "layer", "target_class")
 
 
-def _join(directory: Path, runs: list[Run]) -> Run:
+def join(directory: Path, runs: list[Run]) -> Run:
     """One run of all the jobs' corners, in the corners' order."""
     first = runs[0]
     for run in runs[1:]:
