@@ -90,7 +90,7 @@ def test_what_the_machine_lacks_is_refused(pair, trainer, message):
 
 
 def test_points_between_corners_are_not_shared_out(pair):
-    with pytest.raises(SettingError, match=r"loss\.interior=2: .*need all corners on one device"):
+    with pytest.raises(SettingError, match=r"loss\.hull=2: .*need all corners on one device"):
         search(
             pair,
             loss=LossSettings(10.0, 0.1, "half_square", 2),

@@ -133,8 +133,8 @@ class Collision(LightningModule):
         return torch.stack(totals).detach().sum()
 
     def _points_inside(self, step: int, images: Tensor) -> Tensor:
-        """This step's random points of the hull, (`loss.interior`, C, H, W)."""
-        count = self.loss.settings.interior
+        """This step's random points of the hull, (`loss.hull`, C, H, W)."""
+        count = self.loss.settings.hull
         if count == 0:
             return images[:0]
         generator = torch.Generator().manual_seed(step)

@@ -45,19 +45,19 @@ class DataSettings:
 class LossSettings:
     """Weights of Eq. 4; `positive_form` is `norm` (as printed) or `half_square` (as optimised).
 
-    `interior` is how many random points of the hull L_pos is taken at, too, in every step.
+    `hull` is how many random points of the hull L_pos is taken at, too, in every step.
     """
 
     alpha: float = 1.0
     beta: float = 0.1
     positive_form: str = "norm"
-    interior: int = 0
+    hull: int = 0
 
     def check(self) -> None:
         """Raise SettingError for a weight or form that makes no loss."""
         for name in ("alpha", "beta"):
             at_least(f"loss.{name}", getattr(self, name), 0)
-        at_least("loss.interior", self.interior, 0)
+        at_least("loss.hull", self.hull, 0)
         one_of("loss.positive_form", self.positive_form, ("norm", "half_square"))
 
 

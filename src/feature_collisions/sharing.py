@@ -51,10 +51,10 @@ def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
             f"ckpt_path={arguments['ckpt_path']}: was written on one device; continue it with "
             "trainer.devices=1"
         )
-    if arguments["loss"].interior:
+    if arguments["loss"].hull:
         raise SettingError(
-            f"loss.interior={arguments['loss'].interior}: points between corners need all corners "
-            "on one device; set loss.interior=0, or trainer.devices=1"
+            f"loss.hull={arguments['loss'].hull}: points between corners need all corners "
+            "on one device; set loss.hull=0, or trainer.devices=1"
         )
     corners, devices = arguments["corners"], device_ids(arguments["trainer"])
     count = min(len(devices), len(corners))
