@@ -18,6 +18,21 @@ def test_gradients_in_float64():
     for form in ("norm", "half_square"):
         loss, _, x = problem(form)
         assert torch.autograd.gradcheck(lambda value, loss=loss: loss(value).total, (x,))
+        assert torch.autograd.gradcheck(loss.total, (x,))
+
+
+def test_the_searchs_total_is_the_terms_total():
+    for form in ("norm", "half_square"):
+        loss, target, x = problem(form)
+        with torch.no_grad():
+            x[1] = target.features  # an exact collision
+            x[2, loss.units[2]] = 0.0  # the pushed unit at its kink
+        slow, fast = loss(x).total, loss.total(x)
+        assert torch.allclose(slow, fast, rtol=1e-12)
+        gradients = [torch.autograd.grad(total.sum(), x)[0] for total in (slow, fast)]
+        assert torch.allclose(*gradients, rtol=1e-12)
+        part = loss.total(x[1:3], slice(1, 3))
+        assert torch.allclose(part, slow[1:3], rtol=1e-12)
 
 
 def test_gradient_is_zero_and_finite_at_an_exact_collision():

@@ -112,16 +112,16 @@ class Collision(LightningModule):
         if self.per_batch >= len(images):
             together = torch.cat([images, inside]) if len(inside) else images
             preactivation = self._preactivation(together)
-            total = self.loss(preactivation[: len(images)]).total.sum()
+            total = self.loss.total(preactivation[: len(images)]).sum()
             if len(inside):
                 total = total + self.loss.interior(preactivation[len(images) :])
             backward(total)
-            return cast(Tensor, total.detach())
+            return total.detach()
         # In parts: each part's gradient with respect to its images, then all through the images.
         totals, gradients = [], []
         for rows in self._parts(len(images)):
             part = images[rows].detach().requires_grad_()
-            totals.append(self.loss(self._preactivation(part), rows).total.sum())
+            totals.append(self.loss.total(self._preactivation(part), rows).sum())
             backward(totals[-1])
             gradients.append(part.grad)
         for rows in self._parts(len(inside)):
