@@ -13,7 +13,7 @@ from feature_collisions.evaluate_settings import (
 from feature_collisions.evaluation import evaluate
 from feature_collisions.hull import Hull
 
-NASTY = "<img src=x onerror=window.broken=1></script><b>&amp;|$"
+NASTY = "<img src=x onerror=window.broken=1></script></script x><!--<script><b>&amp;|$"
 NAMES = ("tench", NASTY, "`tick` \"quote\" 'apostrophe'", "plain")
 
 
