@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from .classifiers import weights_hash
 from .errors import CollisionError, SettingError
-from .features import TargetFeatures, TargetLayer, evaluating
+from .features import TargetFeatures, TargetLayer
 from .hull import Hull
-from .losses import negative, positive
 from .piecewise import NotPiecewiseLinear, kinds
+from .summary import class_probabilities, summary_of
 
 OBJECTIVES = ("eq2", "unit", "random")
 _LARGEST = 2**28  # entries of the map: 2 GiB
@@ -218,40 +218,19 @@ class LinearPrograms:
     @torch.no_grad()
     def _summary(self, images: Tensor) -> dict[str, Any]:
         """The figures of `summary.json`, of the corners as they are saved (float32)."""
-        with evaluating(self.model):
-            logits = self.model(torch.stack([self.initial, self.target, *images]))
-        probabilities = logits.softmax(1)
-        initial_class, target_class, *classes = probabilities.argmax(1).tolist()
-        preactivation, target = self.cut(images.double()), self.features
-        norms = positive(preactivation, target.features, target.active)
-        negatives = negative(preactivation, ~target.active, self.units)
-        norm = float(target.features.norm())
-        entries = [
-            {
-                "corner": corner,
-                "unit": int(self.units[k]),
-                "positive": float(norms[k]),
-                "positive_relative": float(norms[k]) / norm if norm else None,
-                "negative": float(negatives[k]),
-                "unit_preactivation": float(preactivation[k, self.units[k]]),
-                "predicted_class": classes[k],
-                "probability": float(probabilities[k + 2, target_class]),
-            }
-            for k, corner in enumerate(self.corners)
-        ]
-        return {
+        every = torch.stack([self.initial, self.target, *images])
+        probabilities = class_probabilities(self.model, every)
+        preactivation = self.cut(images.double())
+        summary = summary_of(self.corners, self.units, preactivation, self.features, probabilities)
+        return summary | {
             "experiment": "linear_program",
             "classifier": type(self.model).__name__,
             "classifier_hash": weights_hash(self.model),
             "layer": self.layer,
             "solver": "linear_program",
             "objective": self.objective,
-            "initial_class": initial_class,
-            "target_class": target_class,
-            "target_probability": float(probabilities[1, target_class]),
             "distance_scale": 1 if len(self.initial) == 1 else 255,
             "converged": True,
-            "corners": entries,
         }
 
 

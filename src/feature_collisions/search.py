@@ -25,14 +25,14 @@ from .config import (
     parse_corners_per_batch,
 )
 from .errors import SettingError
-from .features import TargetFeatures, TargetLayer, evaluating
+from .features import TargetFeatures, TargetLayer
 from .fitting import fit, make_trainer
 from .goal import Goal, unmet
 from .hull import Hull
-from .losses import negative, positive
 from .parameterisations import Pixels
 from .precision import MIXED, check_trainer, device_ids, halve_weights
 from .sharing import search_shared
+from .summary import class_probabilities, summary_of
 
 _TOGETHER = 16  # images that go through the whole network at once, outside the search
 
@@ -83,7 +83,7 @@ class Search:
         self.trainer = check_trainer(self.trainer)
         precision = self.trainer["precision"]
         self.dtype = torch.float64 if precision == "64-true" else torch.float32
-        features = TargetFeatures(self._target_preactivation())
+        self.features = features = TargetFeatures(self._target_preactivation())
         units = features.units(self.corners)
         self.goal = self._goal(float(features.features.norm()))
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -177,52 +177,32 @@ class Search:
         cut = TargetLayer(self.model, self.layer).to(self.dtype)
         return torch.cat([cut(part) for part in images.to(self.dtype).split(_TOGETHER)])
 
-    @torch.no_grad()
-    def _probabilities(self, images: Tensor) -> Tensor:
-        with evaluating(self.model):
-            logits = torch.cat([self.model(part) for part in images.split(_TOGETHER)])
-        return logits.softmax(1)
-
     def _goal(self, norm: float) -> Goal:
-        initial, target = self._probabilities(torch.stack([self.initial, self.target]))
-        self.initial_class, target_class = int(initial.argmax()), int(target.argmax())
+        target = class_probabilities(self.model, self.target[None])[0]
+        target_class = int(target.argmax())
         return Goal(self.stop, norm, target_class, float(target[target_class]))
 
     def _summary(self, found: Tensor) -> dict[str, Any]:
         """The figures of `summary.json`, of the corners as they are saved (float32)."""
-        probabilities = self._probabilities(found)
-        loss, goal = self.module.loss.cpu(), self.goal
+        units = self.module.loss.units.cpu()
+        probabilities = class_probabilities(
+            self.model, torch.stack([self.initial, self.target, *found])
+        )
         preactivation = self._preactivation(found)
-        norms = positive(preactivation, loss.features, loss.active)
-        negatives = negative(preactivation, loss.inactive, loss.units)
-        entries = [
-            {
-                "corner": corner,
-                "unit": int(loss.units[k]),
-                "positive": float(norms[k]),
-                "positive_relative": float(norms[k]) / goal.norm if goal.norm else None,
-                "negative": float(negatives[k]),
-                "unit_preactivation": float(preactivation[k, loss.units[k]]),
-                "predicted_class": int(probabilities[k].argmax()),
-                "probability": float(probabilities[k, goal.target_class]),
-            }
-            for k, corner in enumerate(self.corners)
-        ]
-        late = unmet(goal.late(norms) | goal.misclassified(probabilities), list(self.corners))
-        return {
+        summary = summary_of(self.corners, units, preactivation, self.features, probabilities)
+        norms = torch.tensor([entry["positive"] for entry in summary["corners"]])
+        reasons = self.goal.late(norms) | self.goal.misclassified(probabilities[2:])
+        late = unmet(reasons, list(self.corners))
+        return summary | {
             "experiment": "find_corners",
             "classifier": type(self.model).__name__,
             "classifier_hash": self.module.problem["classifier"],
             "layer": self.layer,
-            "initial_class": self.initial_class,
-            "target_class": goal.target_class,
-            "target_probability": goal.target_probability,
             "distance_scale": 1 if len(self.initial) == 1 else 255,
             "converged": not late,
             "unmet": late,
             "steps": self.module.step,
             "seconds": self.module.seconds,
-            "corners": entries,
         }
 
 
