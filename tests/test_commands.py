@@ -116,7 +116,8 @@ def test_same_seed_same_tensors(trained, tmp_path):
 
 
 def test_another_seed_is_another_classifier(digits):
-    from feature_collisions.classifiers import train_mnist_classifier, weights_hash
+    from feature_collisions.classifiers import train_mnist_classifier
+    from feature_collisions.weights import weights_hash
 
     hashes = [weights_hash(train_mnist_classifier(digits.train, seed, 5)) for seed in (0, 0, 1)]
     assert hashes[0] == hashes[1] != hashes[2]

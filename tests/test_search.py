@@ -173,6 +173,8 @@ def test_a_resumed_search_ends_bitwise_the_same(shift, shift_images, tmp_path, o
     assert torch.equal(resumed.corners, whole.corners)
     rows = [(tmp_path / name / "metrics.csv").read_text() for name in "ab"]
     assert rows[0] == rows[1]
+    pictures = [sorted(p.name for p in (tmp_path / name).rglob("step_*.png")) for name in "ab"]
+    assert pictures[0] == pictures[1]
 
 
 def test_checkpoints_that_do_not_fit_are_refused(shift, shift_images, tmp_path):

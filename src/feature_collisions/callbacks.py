@@ -28,18 +28,9 @@ class CollisionCallback(Callback):
         """Act on the state after `module.step` steps."""
 
 
-class Cadence:
-    """True once whenever a multiple of `every` has been reached or passed."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self.last = 0
-
-    def __call__(self, step: int) -> bool:
-        """Whether to act after `step` steps."""
-        due = step // self.every > self.last // self.every
-        self.last = step
-        return due
+def due(module: Collision, every: int) -> bool:
+    """Whether the last `training_step` reached or passed a multiple of `every`."""
+    return module.step // every > module.step_before // every
 
 
 class Stop(CollisionCallback):
@@ -52,6 +43,8 @@ class Stop(CollisionCallback):
 
 class Progress(CollisionCallback):
     """A progress bar over the steps, with the corners' largest L_pos."""
+
+    bar: Any = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Open the bar, at the step that is resumed from."""
@@ -72,8 +65,9 @@ class Progress(CollisionCallback):
         self.bar.close()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, error: BaseException) -> None:
-        """Close the bar before the error is shown."""
-        self.bar.close()
+        """Close the bar before the error is shown; the error may be older than the bar."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 class Curves(CollisionCallback):
@@ -123,12 +117,12 @@ class IntermediateImages(CollisionCallback):
     """
 
     def __init__(self, folder: Path, corners: Sequence[int], every: int) -> None:
-        self.folder, self.corners, self.due = folder, corners, Cadence(every)
+        self.folder, self.corners, self.every = folder, corners, every
 
     @torch.no_grad()
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Save one picture a corner, when due and at the end."""
-        if not (self.due(module.step) or module.finished):
+        if not (due(module, self.every) or module.finished):
             return
         images = module.parameterisation().float()
         for corner, image in zip(self.corners, images, strict=True):
@@ -152,11 +146,11 @@ class Checkpoints(CollisionCallback):
     """
 
     def __init__(self, folder: Path, every: int) -> None:
-        self.folder, self.due = folder, Cadence(every)
+        self.folder, self.every = folder, every
 
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Save when due, and at the end."""
-        if self.due(module.step) or module.finished:
+        if due(module, self.every) or module.finished:
             temporary = self.folder / ".last.ckpt.tmp"
             trainer.save_checkpoint(temporary)
             os.replace(temporary, self.folder / "last.ckpt")

@@ -17,16 +17,7 @@ from .data import DataSplit, Images
 from .errors import SettingError
 from .files import save_tensors
 from .imagenet import load_torchvision
-from .weights import load_weights, weights_hash
-
-__all__ = [
-    "MnistMLP",
-    "accuracy",
-    "load_classifier",
-    "load_weights",
-    "train_mnist_classifier",
-    "weights_hash",
-]
+from .weights import load_weights
 
 
 class MnistMLP(nn.Module):

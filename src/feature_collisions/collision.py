@@ -37,7 +37,7 @@ class Collision(LightningModule):
         problem: what a checkpoint must agree on to be continued from.
 
     Attributes:
-        step: optimiser steps taken.
+        step: optimiser steps taken; `step_before`: before the last `training_step`.
         seconds: time spent in them.
         converged: whether every corner had reached the goal after `step`.
         curves: (K,) `positive` (the norm), `negative`, `unit_preactivation`, `total` after `step`.
@@ -68,7 +68,7 @@ class Collision(LightningModule):
         self.every, self.goal, self.per_batch = every, goal, per_batch
         self.classifier = classifier
         self.problem = problem or {}
-        self.step = 0
+        self.step = self.step_before = 0
         self.seconds = 0.0
         self.curves: dict[str, Tensor] = {}
         self.converged = False
@@ -100,7 +100,7 @@ class Collision(LightningModule):
             optimizer.step()
             self.parameterisation.project()
         self._look(totals)
-        self.step = end
+        self.step_before, self.step = self.step, end
         self.seconds += time.perf_counter() - start
 
     def _descend(self, step: int, backward: Callable[[Tensor], None]) -> Tensor:

@@ -14,12 +14,12 @@ from scipy.sparse import block_array, eye_array
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from .classifiers import weights_hash
 from .errors import CollisionError, SettingError
 from .features import TargetFeatures, TargetLayer
 from .hull import Hull
 from .piecewise import NotPiecewiseLinear, kinds
 from .summary import class_probabilities, summary_of
+from .weights import weights_hash
 
 OBJECTIVES = ("eq2", "unit", "random")
 _LARGEST = 2**28  # entries of the map: 2 GiB
