@@ -12,7 +12,7 @@ from .config import LossSettings, OptimizerSettings, StopSettings
 from .errors import CollisionError
 from .features import TargetFeatures, TargetLayer
 from .goal import Goal, all_met
-from .losses import CollisionLoss, positive
+from .losses import CollisionLoss, positive, settings_at
 from .memory import corners_that_fit
 from .optimizers import make_optimizer, rate_at
 from .parameterisations import Pixels
@@ -64,7 +64,7 @@ class Collision(LightningModule):
         self.layer = layer
         self.parameterisation = parameterisation
         self.loss = CollisionLoss(target, units, loss)
-        self.optimizer_settings, self.stop = optimizer, stop
+        self.loss_settings, self.optimizer_settings, self.stop = loss, optimizer, stop
         self.every, self.goal, self.per_batch = every, goal, per_batch
         self.classifier = classifier
         self.problem = problem or {}
@@ -95,6 +95,7 @@ class Collision(LightningModule):
         totals = []
         for step in range(self.step, end):
             group["lr"] = rate_at(self.optimizer_settings, step, self.stop.max_steps)
+            self.loss.settings = settings_at(self.loss_settings, step)
             optimizer.zero_grad()
             totals.append(self._descend(step, backward))
             optimizer.step()

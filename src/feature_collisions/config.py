@@ -6,6 +6,7 @@ YAML in `conf/` holds values; these dataclasses say which keys exist and which v
 import math
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -42,16 +43,27 @@ class DataSettings:
 
 
 @dataclass
+class LossStage:
+    """Weights from `step` on; one that is not given stays as it was."""
+
+    step: int = MISSING
+    alpha: float | None = None
+    beta: float | None = None
+
+
+@dataclass
 class LossSettings:
     """Weights of Eq. 4; `positive_form` is `norm` (as printed) or `half_square` (as optimised).
 
-    `hull` is how many random points of the hull L_pos is taken at, too, in every step.
+    `hull` is how many random points of the hull L_pos is taken at, too, in every step. `stages`
+    changes the weights on the way, as the authors do from step 14,000 of their macro runs.
     """
 
     alpha: float = 1.0
     beta: float = 0.1
     positive_form: str = "norm"
     hull: int = 0
+    stages: list[LossStage] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise SettingError for a weight or form that makes no loss."""
@@ -59,19 +71,35 @@ class LossSettings:
             at_least(f"loss.{name}", getattr(self, name), 0)
         at_least("loss.hull", self.hull, 0)
         one_of("loss.positive_form", self.positive_form, ("norm", "half_square"))
+        rising("loss.stages", [stage.step for stage in self.stages])
+        for number, stage in enumerate(self.stages):
+            for name in ("alpha", "beta"):
+                weight = getattr(stage, name)
+                if weight is not None:
+                    at_least(f"loss.stages[{number}].{name}", weight, 0)
+
+
+@dataclass
+class RateStage:
+    """The rate from `step` on."""
+
+    step: int = MISSING
+    rate: float = MISSING
 
 
 @dataclass
 class OptimizerSettings:
     """`adam`, or `descent` (Algorithm 1) on a running `average` of the gradient.
 
-    The rate falls linearly from `rate` to `final_rate` over `stop.max_steps`.
+    The rate falls linearly from `rate` to `final_rate` over `stop.max_steps`, or goes by `stages`:
+    each one's rate from its step on.
     """
 
     name: str = "adam"
     rate: float = 0.1
     final_rate: float = 0.0
     average: float = 0.0
+    stages: list[RateStage] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise SettingError for an unknown optimiser or a rate out of range."""
@@ -82,6 +110,14 @@ class OptimizerSettings:
             raise SettingError(
                 f"optimizer.average={self.average}: the share of the old gradient must be in "
                 "[0, 1); the authors use 0.99"
+            )
+        rising("optimizer.stages", [stage.step for stage in self.stages])
+        for number, stage in enumerate(self.stages):
+            at_least(f"optimizer.stages[{number}].rate", stage.rate, 0)
+        if self.stages and self.final_rate != self.rate:
+            raise SettingError(
+                f"optimizer.final_rate={self.final_rate}: with optimizer.stages the rate does not "
+                f"fall as well; set it to optimizer.rate={self.rate}"
             )
 
 
@@ -194,6 +230,14 @@ def at_least(name: str, value: float, bound: float) -> None:
     """Raise SettingError unless `value` is a finite number of at least `bound`."""
     if not (math.isfinite(value) and value >= bound):
         raise SettingError(f"{name}={value}: must be a finite number of at least {bound}")
+
+
+def rising(name: str, steps: list[int]) -> None:
+    """Raise SettingError unless the stages' `steps` rise, from 1 or later."""
+    if any(step <= before for before, step in pairwise([0, *steps])):
+        raise SettingError(
+            f"{name}: stages begin at steps {steps}; they must rise, from 1 or later"
+        )
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

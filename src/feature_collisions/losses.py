@@ -4,6 +4,7 @@ Shapes: `preactivation` f0(x) is (K, N), one row a corner; each loss is (K,), on
 Corners share nothing, so the sum over them has each corner's own gradient.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,15 @@ def negative(preactivation: Tensor, inactive: Tensor, units: Tensor) -> Tensor:
     """
     unit = preactivation.gather(1, units[:, None])[:, 0]
     return unit - unit.abs() + (preactivation * inactive).abs().sum(1)
+
+
+def settings_at(settings: LossSettings, step: int) -> LossSettings:
+    """The settings with the weights that `stages` has for step `step`."""
+    for stage in settings.stages:
+        if step >= stage.step:
+            given: dict[str, Any] = {"alpha": stage.alpha, "beta": stage.beta}
+            settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
+    return settings
 
 
 class Terms(NamedTuple):
