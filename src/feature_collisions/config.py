@@ -3,15 +3,15 @@
 YAML in `conf/` holds values; these dataclasses say which keys exist and which values are allowed.
 """
 
-import math
 import re
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from .checks import at_least, one_of, rising
 from .errors import SettingError
+from .patch_settings import PatchSettings
 
 
 @dataclass
@@ -49,31 +49,38 @@ class LossStage:
     step: int = MISSING
     alpha: float | None = None
     beta: float | None = None
+    gamma: float | None = None
 
 
 @dataclass
 class LossSettings:
-    """Weights of Eq. 4; `positive_form` is `norm` (as printed) or `half_square` (as optimised).
+    """Weights of Eq. 6; `positive_form` is `norm` (as printed) or `half_square` (as optimised).
 
-    `hull` is how many random points of the hull L_pos is taken at, too, in every step. `stages`
-    changes the weights on the way, as the authors do from step 14,000 of their macro runs.
+    `normalise` measures features in units of ||f(t)||, so that weights carry from one network to
+    another: L_pos and L_neg are those of f0 / ||f(t)||. `hull` is how many random points of the
+    hull L_pos is taken at, too, in every step. `distance` rewards the mean distance between two
+    corners, of pixels in [0, 1]. `stages` changes the weights on the way, as the authors do from
+    step 14,000 of their macro runs.
     """
 
     alpha: float = 1.0
     beta: float = 0.1
+    gamma: float = 0.0
     positive_form: str = "norm"
+    normalise: bool = False
     hull: int = 0
+    distance: float = 0.0
     stages: list[LossStage] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise SettingError for a weight or form that makes no loss."""
-        for name in ("alpha", "beta"):
+        for name in ("alpha", "beta", "gamma", "distance"):
             at_least(f"loss.{name}", getattr(self, name), 0)
         at_least("loss.hull", self.hull, 0)
         one_of("loss.positive_form", self.positive_form, ("norm", "half_square"))
         rising("loss.stages", [stage.step for stage in self.stages])
         for number, stage in enumerate(self.stages):
-            for name in ("alpha", "beta"):
+            for name in ("alpha", "beta", "gamma"):
                 weight = getattr(stage, name)
                 if weight is not None:
                     at_least(f"loss.stages[{number}].{name}", weight, 0)
@@ -200,6 +207,9 @@ class Settings:
     stop: StopSettings = field(default_factory=StopSettings)
     log: LogSettings = field(default_factory=LogSettings)
     wandb: WandbSettings = field(default_factory=WandbSettings)
+    parameterisation: str = "pixels"
+    patches: PatchSettings = field(default_factory=PatchSettings)
+    corner_order: str = "flat"
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     ckpt_path: str | None = None
@@ -215,35 +225,30 @@ class Settings:
         """Raise SettingError for the first setting that breaks its rule."""
         one_of("solver", self.solver, ("gradient", "linear_program"))
         one_of("objective", self.objective, ("eq2", "unit", "random"))
+        one_of("parameterisation", self.parameterisation, ("pixels", "composite"))
+        one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
+        if self.solver == "linear_program" and self.parameterisation == "composite":
+            raise SettingError(
+                "parameterisation=composite: linear programs move pixels; leave solver out"
+            )
         if self.solver == "linear_program" and self.ckpt_path:
             raise SettingError(
                 f"ckpt_path={self.ckpt_path}: linear programs keep no checkpoints; leave it out"
             )
-        for part in (self.data, self.loss, self.optimizer, self.stop, self.log, self.wandb):
+        parts = (
+            self.data,
+            self.loss,
+            self.optimizer,
+            self.stop,
+            self.log,
+            self.wandb,
+            self.patches,
+        )
+        for part in parts:
             part.check()
         at_least("seed", self.seed, 0)
         parse_corners(self.corner)
         parse_corners_per_batch(self.corners_per_batch)
-
-
-def at_least(name: str, value: float, bound: float) -> None:
-    """Raise SettingError unless `value` is a finite number of at least `bound`."""
-    if not (math.isfinite(value) and value >= bound):
-        raise SettingError(f"{name}={value}: must be a finite number of at least {bound}")
-
-
-def rising(name: str, steps: list[int]) -> None:
-    """Raise SettingError unless the stages' `steps` rise, from 1 or later."""
-    if any(step <= before for before, step in pairwise([0, *steps])):
-        raise SettingError(
-            f"{name}: stages begin at steps {steps}; they must rise, from 1 or later"
-        )
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise SettingError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise SettingError(f"{name}={value}: must be one of {', '.join(allowed)}")
 
 
 def to_settings(config: DictConfig) -> Any:
