@@ -130,10 +130,14 @@ class OptimizerSettings:
 
 @dataclass
 class RateSettings:
-    """The rate each choice of `optimizer` takes in this experiment; it depends on the losses."""
+    """The rate each choice of `optimizer` takes in this experiment; it depends on the losses.
+
+    `paper_stages` are the rates that `paper` goes on with.
+    """
 
     adam: float = 0.1
     paper: float = 0.002
+    paper_stages: list[RateStage] = field(default_factory=list)
 
 
 @dataclass

@@ -31,6 +31,7 @@ from .features import TargetFeatures, TargetLayer
 from .fitting import fit, make_trainer
 from .goal import Goal, unmet
 from .hull import Hull
+from .images import save_png
 from .parameterisations import PatchComposite, Pixels
 from .precision import MIXED, check_trainer, device_ids, halve_weights
 from .sharing import search_shared
@@ -140,6 +141,13 @@ class Search:
             fit(self.lightning, self.module, logger, self.ckpt_path)
             found = self.module.parameterisation().detach().float().cpu()
         summary = self._summary(found)
+        if self.sources is not None:
+            for entry, variation in zip(
+                summary["corners"], self.module.curves["total_variation"].tolist(), strict=True
+            ):
+                entry["total_variation"] = variation
+            if self.directory is not None:
+                save_png(self.directory / "images" / "composite.png", self.start[0])
         summary["seconds_total"] = time.perf_counter() - started
         if summary["unmet"]:
             warnings.warn(
@@ -173,6 +181,7 @@ class Search:
         arguments = {each.name: getattr(self, each.name) for each in fields(self)}
         found = search_shared(arguments, logger)
         self.module.step, self.module.seconds = found.steps, found.seconds
+        self.module.curves["total_variation"] = found.variation
         return found.corners
 
     def _callbacks(self) -> list[Callback]:

@@ -27,9 +27,13 @@ _MENDABLE = {"SettingError": SettingError, "CollisionError": CollisionError}
 
 
 class Shared(NamedTuple):
-    """What the processes found: corners (K, C, H, W), steps taken, seconds of the slowest."""
+    """What the processes found: corners (K, C, H, W), steps taken, seconds of the slowest.
+
+    `variation` (K,) is R(P) of composites, 0 of pixels.
+    """
 
     corners: Tensor
+    variation: Tensor
     steps: int
     seconds: float
 
@@ -69,13 +73,17 @@ def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
         except (ProcessRaisedException, ProcessExitedException) as error:
             raise _in_own_words(Path(folder), error) from None
         order = torch.tensor([corners.index(corner) for share in shares for corner in share])
-        found = [load_tensors(Path(folder) / f"{r}.safetensors")["corners"] for r in range(count)]
+        found = [load_tensors(Path(folder) / f"{r}.safetensors") for r in range(count)]
         reports = [read_json(Path(folder) / f"{rank}.json") for rank in range(count)]
     if arguments["directory"] is not None:
         path = arguments["directory"] / "metrics.csv"
         _join_curves(Curves(path, corners, curve_terms(arguments["sources"])), count, logger)
     seconds = max(report["seconds"] for report in reports)
-    return Shared(torch.cat(found)[order.argsort()], reports[0]["steps"], seconds)
+    corners_found, variation = (
+        torch.cat([share[name] for share in found])[order.argsort()]
+        for name in ("corners", "variation")
+    )
+    return Shared(corners_found, variation, reports[0]["steps"], seconds)
 
 
 def _search_share(
@@ -126,7 +134,9 @@ def _search_share(
         write_json(folder / "error.json", [type(error).__name__, str(error)])
         raise
     module = search.module
-    save_tensors(folder / f"{rank}.safetensors", {"corners": module.parameterisation().float()})
+    images, variation = module.parameterisation.penalised()
+    found = {"corners": images.float(), "variation": variation.float()}
+    save_tensors(folder / f"{rank}.safetensors", found)
     write_json(folder / f"{rank}.json", {"steps": module.step, "seconds": module.seconds})
 
 
