@@ -62,7 +62,7 @@ def test_kernel_and_planes_agree_with_the_dense_planes(geometry: tuple[int, ...]
     in_planes = blend(exact, sources._replace(windows=sources.windows.double()), layers(sources))
     assert max(differences(with_gradient(in_planes, exact), expected)) < 1e-13
     rounded = values.requires_grad_()
-    assert composite_kernel.usable(rounded, sources.size[1])
+    assert composite_kernel.usable(rounded)
     assert max(differences(with_gradient(blend(rounded, sources), rounded), expected)) < 1e-6
 
 

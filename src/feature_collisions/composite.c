@@ -21,7 +21,7 @@ typedef struct {
     float *logits_gradient;
 } Composite;
 
-enum { LARGEST_SIDE = 1024, LARGEST_WIDTH = 8192 };
+enum { LARGEST_SIDE = 1024 };
 
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
@@ -42,40 +42,54 @@ static inline float exponential(float x) {
 static inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* The part of window m in rows [first, last), in the window's own rows and columns. */
+typedef struct {
+    int64_t first, last, from, to;
+} Part;
+
+static Part part_of(const Composite *c, int64_t m, int64_t first, int64_t last) {
+    const int64_t w = c->side, top = c->top[m], left = c->left[m];
+    return (Part){at_least(first - top, 0), at_most(last - top, w), at_least(0, -left),
+                  at_most(w, c->width - left)};
+}
+
 /* The images and lse of rows [first, last) of corner k. */
 void blend(const Composite *c, int64_t k, int64_t first, int64_t last) {
     const int64_t w = c->side, W = c->width, plane = c->height * W;
-    static _Thread_local float most[LARGEST_WIDTH], sum[LARGEST_WIDTH];
-    for (int64_t y = first; y < last; y++) {
-        float *image = c->images + k * c->channels * plane + y * W;
-        for (int64_t x = 0; x < W; x++) most[x] = -INFINITY, sum[x] = 0;
-        for (int64_t channel = 0; channel < c->channels; channel++)
-            for (int64_t x = 0; x < W; x++) image[channel * plane + x] = 0;
-        for (int pass = 0; pass < 2; pass++)
-            for (int64_t m = 0; m < c->windows; m++) {
-                const int64_t row = y - c->top[m], left = c->left[m];
-                if (row < 0 || row >= w) continue;
-                const int64_t from = at_least(0, -left), to = at_most(w, W - left);
-                const float *p = c->logits + ((k * c->windows + m) * w + row) * w;
-                float *restrict high = most + left, *restrict total = sum + left;
-                if (pass == 0) {
-                    for (int64_t x = from; x < to; x++) high[x] = p[x] > high[x] ? p[x] : high[x];
-                    continue;
-                }
-                float e[LARGEST_SIDE];
-                for (int64_t x = from; x < to; x++) e[x] = exponential(p[x] - high[x]);
-                for (int64_t x = from; x < to; x++) total[x] += e[x];
-                for (int64_t channel = 0; channel < c->channels; channel++) {
-                    const float *q = c->sources + ((m * c->channels + channel) * w + row) * w;
-                    float *restrict out = image + channel * plane + left;
-                    for (int64_t x = from; x < to; x++) out[x] += e[x] * q[x];
-                }
-            }
-        float *lse = c->lse + k * plane + y * W;
-        for (int64_t x = 0; x < W; x++) lse[x] = most[x] + logf(sum[x]);
-        for (int64_t channel = 0; channel < c->channels; channel++)
-            for (int64_t x = 0; x < W; x++) image[channel * plane + x] /= sum[x];
+    float *most = c->lse + k * plane, *sum = c->push + k * plane; /* not yet needed otherwise */
+    float *image = c->images + k * c->channels * plane;
+    const int64_t begin = first * W, end = last * W;
+    for (int64_t x = begin; x < end; x++) most[x] = -INFINITY, sum[x] = 0;
+    for (int64_t channel = 0; channel < c->channels; channel++)
+        for (int64_t x = begin; x < end; x++) image[channel * plane + x] = 0;
+    for (int64_t m = 0; m < c->windows; m++) {
+        const Part part = part_of(c, m, first, last);
+        for (int64_t row = part.first; row < part.last; row++) {
+            const float *p = c->logits + ((k * c->windows + m) * w + row) * w;
+            float *restrict high = most + (c->top[m] + row) * W + c->left[m];
+            for (int64_t x = part.from; x < part.to; x++) high[x] = p[x] > high[x] ? p[x] : high[x];
+        }
     }
+    for (int64_t m = 0; m < c->windows; m++) {
+        const Part part = part_of(c, m, first, last);
+        for (int64_t row = part.first; row < part.last; row++) {
+            const float *p = c->logits + ((k * c->windows + m) * w + row) * w;
+            const int64_t place = (c->top[m] + row) * W + c->left[m];
+            const float *high = most + place;
+            float *restrict total = sum + place;
+            float e[LARGEST_SIDE];
+            for (int64_t x = part.from; x < part.to; x++) e[x] = exponential(p[x] - high[x]);
+            for (int64_t x = part.from; x < part.to; x++) total[x] += e[x];
+            for (int64_t channel = 0; channel < c->channels; channel++) {
+                const float *q = c->sources + ((m * c->channels + channel) * w + row) * w;
+                float *restrict out = image + channel * plane + place;
+                for (int64_t x = part.from; x < part.to; x++) out[x] += e[x] * q[x];
+            }
+        }
+    }
+    for (int64_t channel = 0; channel < c->channels; channel++)
+        for (int64_t x = begin; x < end; x++) image[channel * plane + x] /= sum[x];
+    for (int64_t x = begin; x < end; x++) most[x] += logf(sum[x]);
 }
 
 /* p of one row of window m, in p[1..w], and 0 in the columns before and after the window. */
@@ -100,6 +114,7 @@ static double slope(const Composite *c, int64_t m, int64_t row, const float *res
     const int64_t from = at_least(0, -left), to = at_most(w, c->width - left);
     const float up = y > 0, down = y + 1 < c->height, begins = row == 0 ? up : 0;
     float total = 0;
+#pragma omp simd reduction(+ : total)
     for (int64_t x = from; x < to; x++) {
         s[x] = sign(p[x + 1] - p[x]) + sign(p[x + 1] - p[x + 2]) + up * sign(p[x + 1] - above[x + 1]) +
                down * sign(p[x + 1] - below[x + 1]);

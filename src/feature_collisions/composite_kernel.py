@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 _SOURCE = Path(__file__).with_name("composite.c")
-_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
-_LARGEST_SIDE, _LARGEST_WIDTH = 1024, 8192  # of the kernel's buffers
+_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC"]
+_LARGEST_SIDE = 1024  # of the kernel's buffers
 _BANDS = 4  # of rows, a thread and corner: enough that no thread waits long for the last
 
 
@@ -35,12 +35,11 @@ class _Composite(ctypes.Structure):
     ]
 
 
-def usable(logits: Tensor, width: int) -> bool:
+def usable(logits: Tensor) -> bool:
     """Whether the kernel takes these logits (float32 on the CPU) and could be translated."""
-    fits = logits.shape[-1] <= _LARGEST_SIDE and width <= _LARGEST_WIDTH
-    return (
-        logits.device.type == "cpu" and logits.dtype == torch.float32 and fits and bool(_library())
-    )
+    fits = logits.shape[-1] <= _LARGEST_SIDE
+    taken = logits.device.type == "cpu" and logits.dtype == torch.float32
+    return fits and taken and _library() is not None
 
 
 class Blend(torch.autograd.Function):

@@ -86,7 +86,7 @@ class PatchComposite(nn.Module):
         """The corners x = G(P, Q), (K, C, H, W), and R(P), (K,)."""
         sources = Sources(self.windows, self.top, self.left, self.size)
         logits = self.logits()
-        if self.planes is None and not composite_kernel.usable(logits, self.size[1]):
+        if self.planes is None and not composite_kernel.usable(logits):
             self.planes = layers(sources).to(logits.device)
         return blend(logits, sources, self.planes)
 
@@ -94,7 +94,11 @@ class PatchComposite(nn.Module):
         """P before its softmax, (K, M, w, w)."""
         if self.control.shape[-2:] == self.start.shape:
             return self.control
-        return self.start + self.enlarge @ self.control @ self.enlarge.T
+        control, side = self.control.flatten(0, 1), len(self.start)
+        taller = torch.matmul(self.enlarge, control)
+        wider = self.enlarge.T.expand(len(control), -1, -1)
+        logits = torch.baddbmm(self.start.expand(len(control), -1, -1), taller, wider)
+        return logits.view(*self.control.shape[:2], side, side)
 
     def project(self) -> None:
         """Softmax keeps every composite within its sources: there is nothing to clip."""
