@@ -59,7 +59,7 @@ class LossSettings:
     `normalise` measures features in units of ||f(t)||, so that weights carry from one network to
     another: L_pos and L_neg are those of f0 / ||f(t)||. `hull` is how many random points of the
     hull L_pos is taken at, too, in every step. `distance` rewards the mean distance between two
-    corners, of pixels in [0, 1]. `stages` changes the weights on the way, as the authors do from
+    corners that a person sees: over 8x8 pixels' means, in [0, 1]. `stages` changes the weights on the way, as the authors do from
     step 14,000 of their macro runs.
     """
 

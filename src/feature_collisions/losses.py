@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import LossSettings
@@ -64,16 +65,23 @@ class Terms(NamedTuple):
 _ALL = slice(None)
 
 
-def mean_distance(images: Tensor) -> Tensor:
-    """Mean L2 distance between two of the images (K, C, H, W); 0 for one, and where all agree.
+_POOL = 8  # pixels; what is averaged away over 8x8 pixels, nobody sees
 
-    Its gradient at equal images, where every search begins, is 0.
+
+def visible_distances(images: Tensor) -> Tensor:
+    """L2 distances between images whose pixels are replaced by the means of 8x8 pixels.
+
+    A border of less than 8 pixels is left out.
+
+    Args:
+        images: (K, C, H, W).
+
+    Returns:
+        (K (K - 1) / 2,) At equal images, where every search begins, their gradient is 0.
     """
-    pixels = images.flatten(1)
-    if len(pixels) < 2:
-        return pixels.new_zeros(())
-    mean: Tensor = torch.pdist(pixels).mean()
-    return mean
+    means = F.avg_pool2d(images, _POOL).flatten(1) * _POOL  # each mean stands for 8x8 pixels
+    distances: Tensor = F.pdist(means)
+    return distances
 
 
 class CollisionLoss(nn.Module):
@@ -134,15 +142,16 @@ class CollisionLoss(nn.Module):
         return self.settings.gamma > 0 or self.settings.distance > 0
 
     def of_images(self, images: Tensor, variation: Tensor) -> Tensor:
-        """gamma R(P) - distance * mean distance, summed over the corners.
+        """gamma R(P) - distance * mean visible distance, summed over the corners.
 
         Args:
             images: (K, C, H, W).
             variation: (K,) R(P) (sec. 4.1).
         """
         total = self.settings.gamma * variation.sum()
-        if self.settings.distance:
-            total = total - self.settings.distance * len(images) * mean_distance(images)
+        if self.settings.distance and len(images) > 1:
+            reward = self.settings.distance * len(images)
+            total = total - reward * visible_distances(images).mean()
         return total
 
 
