@@ -117,6 +117,7 @@ def search_pair(
             settings.channels_last,
             settings.compile,
         )
+    built = time.perf_counter()
     write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
     name = f"{settings.name} corner {settings.corner}"
     with wandb_logger(settings.wandb, directory, name, group, asdict(settings)) as logger:
@@ -125,7 +126,7 @@ def search_pair(
             "experiment": settings.name,
             "classifier": settings.classifier.name,
             "target_label": target.label,
-            "seconds_total": time.perf_counter() - started,
+            "seconds_total": hull.summary["seconds_total"] + built - started,
         }
         hull.save(directory)
         if logger:

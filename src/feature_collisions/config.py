@@ -55,14 +55,17 @@ class LossStage:
 class LossSettings:
     """Weights of Eq. 4; `positive_form` is `norm` (as printed) or `half_square` (as optimised).
 
-    `hull` is how many random points of the hull L_pos is taken at, too, in every step. `stages`
-    changes the weights on the way, as the authors do from step 14,000 of their macro runs.
+    `rectified` counts in L_pos what the ReLU lets through of inactive units above zero: later
+    layers see it, Eq. 2 does not. `hull` is how many random points of the hull L_pos is taken at,
+    too, in every step. `stages` changes the weights on the way, as the authors do from step 14,000
+    of their macro runs.
     """
 
     alpha: float = 1.0
     beta: float = 0.1
     positive_form: str = "norm"
     hull: int = 0
+    rectified: bool = False
     stages: list[LossStage] = field(default_factory=list)
 
     def check(self) -> None:
@@ -91,14 +94,16 @@ class RateStage:
 class OptimizerSettings:
     """`adam`, or `descent` (Algorithm 1) on a running `average` of the gradient.
 
-    The rate falls linearly from `rate` to `final_rate` over `stop.max_steps`, or goes by `stages`:
-    each one's rate from its step on.
+    `square_average` is Adam's beta_2: how long it remembers the gradient's size. The rate falls
+    linearly from `rate` to `final_rate` over `stop.max_steps`, or goes by `stages`: each one's
+    rate from its step on.
     """
 
     name: str = "adam"
     rate: float = 0.1
     final_rate: float = 0.0
     average: float = 0.0
+    square_average: float = 0.999
     stages: list[RateStage] = field(default_factory=list)
 
     def check(self) -> None:
@@ -106,11 +111,16 @@ class OptimizerSettings:
         one_of("optimizer.name", self.name, ("adam", "descent"))
         at_least("optimizer.rate", self.rate, 0)
         at_least("optimizer.final_rate", self.final_rate, 0)
-        if not 0 <= self.average < 1:
-            raise SettingError(
-                f"optimizer.average={self.average}: the share of the old gradient must be in "
-                "[0, 1); the authors use 0.99"
-            )
+        for name, usual in (
+            ("average", "the authors use 0.99"),
+            ("square_average", "0.999 is usual"),
+        ):
+            share = getattr(self, name)
+            if not 0 <= share < 1:
+                raise SettingError(
+                    f"optimizer.{name}={share}: the share of the old gradients must be in [0, 1); "
+                    f"{usual}"
+                )
         rising("optimizer.stages", [stage.step for stage in self.stages])
         for number, stage in enumerate(self.stages):
             at_least(f"optimizer.stages[{number}].rate", stage.rate, 0)

@@ -119,14 +119,15 @@ class Search:
         Raises:
             CollisionError: when the loss stops being finite, or memory runs out.
         """
-        started = time.perf_counter()
+        self.module.started = time.perf_counter()
         if len(device_ids(self.trainer)) > 1 and len(self.corners) > 1:
             found = self._share(logger)
         else:
             fit(self.lightning, self.module, logger, self.ckpt_path)
             found = self.module.parameterisation().detach().float().cpu()
         summary = self._summary(found)
-        summary["seconds_total"] = time.perf_counter() - started
+        now = time.perf_counter()
+        summary["seconds_total"] = self.module.earlier + now - self.module.started
         if summary["unmet"]:
             warnings.warn(
                 f"not converged: {'; '.join(summary['unmet'])} after {summary['steps']} steps; "
@@ -148,6 +149,7 @@ class Search:
         arguments = {each.name: getattr(self, each.name) for each in fields(self)}
         found = search_shared(arguments, logger)
         self.module.step, self.module.seconds = found.steps, found.seconds
+        self.module.earlier = found.earlier
         return found.corners
 
     def _callbacks(self) -> list[Callback]:

@@ -28,11 +28,12 @@ _MENDABLE = {"SettingError": SettingError, "CollisionError": CollisionError}
 
 
 class Shared(NamedTuple):
-    """What the processes found: corners (K, C, H, W), steps taken, seconds of the slowest."""
+    """What the processes found: corners (K, C, H, W), steps, `Collision`'s seconds at most."""
 
     corners: Tensor
     steps: int
     seconds: float
+    earlier: float
 
 
 def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
@@ -73,8 +74,8 @@ def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
         reports = [read_json(Path(folder) / f"{rank}.json") for rank in range(count)]
     if arguments["directory"] is not None:
         _join_curves(arguments["directory"], corners, count, logger)
-    seconds = max(report["seconds"] for report in reports)
-    return Shared(torch.cat(found)[order.argsort()], reports[0]["steps"], seconds)
+    seconds, earlier = (max(report[key] for report in reports) for key in ("seconds", "earlier"))
+    return Shared(torch.cat(found)[order.argsort()], reports[0]["steps"], seconds, earlier)
 
 
 def _search_share(
@@ -125,7 +126,8 @@ def _search_share(
         raise
     module = search.module
     save_tensors(folder / f"{rank}.safetensors", {"corners": module.parameterisation().float()})
-    write_json(folder / f"{rank}.json", {"steps": module.step, "seconds": module.seconds})
+    figures = {"steps": module.step, "seconds": module.seconds, "earlier": module.earlier}
+    write_json(folder / f"{rank}.json", figures)
 
 
 def _devices_of(rank: int, devices: list[int], arguments: dict[str, Any]) -> int | list[int]:
