@@ -124,6 +124,7 @@ def search_pair(
             settings.patches.grid if settings.patches.logits == "grid" else None,
             settings.corner_order,
         )
+    built = time.perf_counter()
     write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
     name = f"{settings.name} corner {settings.corner}"
     with wandb_logger(settings.wandb, directory, name, group, asdict(settings)) as logger:
@@ -132,7 +133,7 @@ def search_pair(
             "experiment": settings.name,
             "classifier": settings.classifier.name,
             "target_label": target.label,
-            "seconds_total": time.perf_counter() - started,
+            "seconds_total": hull.summary["seconds_total"] + built - started,
         }
         hull.save(directory)
         if logger:

@@ -15,7 +15,13 @@ from .config import LossSettings
 from .features import TargetFeatures
 
 
-def positive(preactivation: Tensor, features: Tensor, active: Tensor, form: str = "norm") -> Tensor:
+def positive(
+    preactivation: Tensor,
+    features: Tensor,
+    active: Tensor,
+    form: str = "norm",
+    rectified: bool = False,
+) -> Tensor:
     """L_pos of Eq. 2: how far the target's active units are from their values.
 
     Args:
@@ -24,12 +30,19 @@ def positive(preactivation: Tensor, features: Tensor, active: Tensor, form: str 
         active: (N,) psgn(f0(t)), 1 for active units and 0 for inactive ones.
         form: `norm`, as the paper prints it, or `half_square`, half its square, as the authors
             optimise it. The norm's gradient at an exact collision is 0.
+        rectified: also count what the ReLU lets through of inactive units, which must be nothing:
+            f(x) of Eq. 1 in their place.
     """
-    error = preactivation * active - features
+    error = _error(preactivation, features, active, rectified)
     if form == "norm":
         norm: Tensor = torch.linalg.vector_norm(error, dim=1)
         return norm
     return error.square().sum(1) / 2
+
+
+def _error(preactivation: Tensor, features: Tensor, active: Tensor, rectified: bool) -> Tensor:
+    seen = preactivation * active
+    return (torch.where(active > 0, seen, preactivation.relu()) if rectified else seen) - features
 
 
 def negative(preactivation: Tensor, inactive: Tensor, units: Tensor) -> Tensor:
@@ -109,8 +122,7 @@ class CollisionLoss(nn.Module):
 
     def forward(self, preactivation: Tensor, rows: slice = _ALL) -> Terms:
         """(K, N) pre-activations, of the corners `rows`, to each one's terms."""
-        form = self.settings.positive_form
-        pos = positive(preactivation, self.features, self.active, form)
+        pos = self._positive(preactivation)
         neg = negative(preactivation, self.inactive, self.units[rows])
         return Terms(pos, neg, self.alpha * pos + self.beta * neg)
 
@@ -131,10 +143,8 @@ class CollisionLoss(nn.Module):
         return total
 
     def interior(self, preactivation: Tensor) -> Tensor:
-        """alpha L_pos, summed over any points' pre-activations (M, N)."""
-        form = self.settings.positive_form
-        pos = positive(preactivation, self.features, self.active, form)
-        return self.alpha * pos.sum()
+        """hull_weight alpha L_pos, summed over any points' pre-activations (M, N)."""
+        return self.settings.hull_weight * self.alpha * self._positive(preactivation).sum()
 
     @property
     def concerns_images(self) -> bool:
@@ -154,6 +164,10 @@ class CollisionLoss(nn.Module):
             total = total - reward * visible_distances(images).mean()
         return total
 
+    def _positive(self, preactivation: Tensor) -> Tensor:
+        form, rectified = self.settings.positive_form, self.settings.rectified
+        return positive(preactivation, self.features, self.active, form, rectified)
+
 
 class _Total(torch.autograd.Function):
     """alpha L_pos + beta L_neg^i with its gradient: half the operations autograd would run."""
@@ -161,7 +175,8 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, preactivation: Tensor, loss: CollisionLoss, units: Tensor) -> Tensor:
         alpha, beta = loss.alpha, loss.beta
-        error = preactivation * loss.active - loss.features
+        # Its own gradient, up to a factor, with what is rectified or without.
+        error = _error(preactivation, loss.features, loss.active, loss.settings.rectified)
         positive = torch.linalg.vector_norm(error, dim=1)
         push = preactivation.sign().mul_(loss.inactive).scatter_(1, units[:, None], 1.0)
         negative = (push * preactivation).sum(1)
