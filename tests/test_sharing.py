@@ -108,6 +108,21 @@ def test_parts_and_layouts_find_the_same_corners(pair, changes):
 
 
 @pytest.mark.filterwarnings("ignore:not converged")
+def test_a_compiled_network_finds_the_same_corners(pair, monkeypatch):
+    """By torch.compile's tracing alone: its C++ takes minutes to build on a busy machine."""
+    compiled = []
+
+    def trace(function):
+        compiled.append(function)
+        return torch._dynamo.optimize("aot_eager")(function)
+
+    monkeypatch.setattr(torch, "compile", trace)
+    whole, other = search(pair), search(pair, compile=True)
+    assert len(compiled) == 1
+    assert (whole.corners - other.corners).abs().max() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
 def test_half_precision_leaves_the_pixels_in_float32(pair):
     hull = search(pair, trainer={"accelerator": "cpu", "precision": "bf16-mixed"})
     whole = search(pair)
