@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from feature_collisions import find_corners
-from feature_collisions.config import LogSettings, LossSettings, OptimizerSettings, StopSettings
+from feature_collisions.config import (
+    LogSettings,
+    LossSettings,
+    LossStage,
+    OptimizerSettings,
+    RateStage,
+    StopSettings,
+)
 from feature_collisions.errors import CollisionError, SettingError
 from feature_collisions.search import Search
 
@@ -151,6 +158,23 @@ def test_curves_pictures_and_checkpoints_are_written(shift, shift_images, tmp_pa
     assert checkpoint["collision"]["step"] == 300
 
 
+def test_a_search_goes_by_its_stages(shift, shift_images):
+    """Weights of 0 and rates of 0 hold the corners still until a stage sets them free."""
+
+    def moved(steps, **settings):
+        stop = StopSettings(positive=None, min_steps=steps, max_steps=steps)
+        hull = find_corners(
+            shift, "hidden", *shift_images, [0], stop=stop, log=LogSettings(every=7), **settings
+        )
+        return not torch.equal(hull.corners[0], shift_images[0])
+
+    loss = LossSettings(0.0, 0.0, stages=[LossStage(10, alpha=1.0)])
+    still = OptimizerSettings("descent", 0.0, stages=[RateStage(10, 0.01)])
+    for settings in ({"loss": loss}, {"optimizer": still}):
+        assert not moved(10, **settings)
+        assert moved(11, **settings)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "descent"])
 def test_a_resumed_search_ends_bitwise_the_same(shift, shift_images, tmp_path, optimizer):
     settings = QUICK | {"optimizer": OptimizerSettings(optimizer, 0.01, average=0.9)}
@@ -171,6 +195,12 @@ def test_a_resumed_search_ends_bitwise_the_same(shift, shift_images, tmp_path, o
         shift, "hidden", *shift_images, [0, 1], directory=tmp_path / "b", ckpt_path=path, **settings
     )
     assert torch.equal(resumed.corners, whole.corners)
+    assert (
+        resumed.summary["seconds_total"]
+        > resumed.summary["seconds"]
+        > saved["collision"]["seconds"]
+    )
+    assert resumed.summary["seconds_total"] > saved["collision"]["seconds_total"]
     rows = [(tmp_path / name / "metrics.csv").read_text() for name in "ab"]
     assert rows[0] == rows[1]
     pictures = [sorted(p.name for p in (tmp_path / name).rglob("step_*.png")) for name in "ab"]

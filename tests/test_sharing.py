@@ -145,6 +145,38 @@ def test_running_out_of_memory_says_what_to_lower(pair, monkeypatch):
         task.run()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+        ),
+    ],
+)
+def test_running_out_of_memory_leaves_the_last_checkpoint(pair, tmp_path, monkeypatch, error):
+    settings = {
+        "trainer": {"accelerator": "cpu"}, "stop": StopSettings(None, 60, 60),
+        "log": LogSettings(10, 10, 20), "directory": tmp_path,
+    }  # fmt: skip
+    task = Search(convolutions(), "2", *pair, **settings)
+    descend = task.module._descend
+
+    def full(step, backward):
+        if step == 47:
+            raise error
+        return descend(step, backward)
+
+    monkeypatch.setattr(task.module, "_descend", full)
+    with pytest.raises(CollisionError, match=r"out of memory at step 40 .* ckpt_path=last"):
+        task.run()
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    resumed = find_corners(convolutions(), "2", *pair, **settings, ckpt_path=last)
+    assert resumed.summary["steps"] == 60
+    steps = [row.split(",")[0] for row in (tmp_path / "metrics.csv").read_text().splitlines()]
+    assert steps == ["step", "10", "20", "30", "40", "50", "60"]
+
+
 @pytest.mark.parametrize("value", ["none", 0, -1, "1.5"])
 def test_parts_must_have_corners(pair, value):
     with pytest.raises(SettingError, match=rf"corners_per_batch={value}: must be auto, or a numb"):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .config import at_least
+from .checks import at_least
 from .errors import SettingError
 
 
