@@ -22,6 +22,8 @@ def test_figure_4_boxes_the_patch_its_match_and_what_is_pasted(tmp_path, monkeyp
     matches = search_patches(database, query_patches(seed, settings), settings, progress=False)
     query = 2 * 8 + 7  # at row 6, column 21: its surround leaves the image by 2 pixels
     figure = match_figure(seed, database, matches, [query], settings)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["query image", "nearest neighbour", "source image"]
     boxes = [axes.patches[-1].get_xy() for axes in figure.axes]
     assert boxes == [(20.5, 5.5), (14.5, 2.5), (20.5, 5.5)]
     pictures = [torch.from_numpy(axes.images[0].get_array().data) for axes in figure.axes]

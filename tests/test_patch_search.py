@@ -297,3 +297,29 @@ def test_an_index_is_whole_or_absent(database, monkeypatch):
     with pytest.raises(SettingError, match=r"\.faiss: the index cannot be written \(.*No space"):
         patch_index.open_index(database, progress=False)
     assert not list(database.folder.glob("*index*"))
+
+
+def test_with_a_gpu_the_index_is_built_and_searched_there(database, monkeypatch):
+    """There is no GPU here: a stand-in counts what is handed over and back."""
+
+    class OnGpu:
+        def __init__(self, index):
+            self.index = index
+
+        def __getattr__(self, name):
+            return getattr(self.index, name)
+
+    moves = []
+    fake = {
+        "StandardGpuResources": lambda: None,
+        "get_num_gpus": lambda: 1,
+        "index_cpu_to_gpu": lambda _, device, index: (moves.append(device), OnGpu(index))[1],
+        "index_gpu_to_cpu": lambda index: (moves.append("back"), index.index)[1],
+    }
+    for name, function in fake.items():
+        monkeypatch.setattr(patch_index.faiss, name, function, raising=False)
+    index = patch_index.open_index(database, progress=False)
+    assert moves == [0, "back", 0]
+    assert isinstance(index.index, OnGpu)
+    windows = windows_at(database, torch.tensor([70, 1500])).float() / 255
+    assert index.candidates(windows, 1).flatten().tolist() == [70, 1500]

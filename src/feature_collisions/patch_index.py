@@ -28,7 +28,7 @@ _DIMENSIONS = 63  # with the rest 64: faiss is five times as slow with 65, no mu
 # Between what the basis leaves of a query and of its match. The bound takes 1, with which a true
 # match is often beyond the hundredth candidate; with 1/4 it was among the first 30 of every query.
 _COSINE = 0.25
-_PROBES = 64  # lists that a query looks into
+_PROBES = 64  # lists that a query looks into, or one of 32 where that is more
 _TRAINING = 64  # windows a list that its centre is trained on
 _CHUNK = 64  # images that are described together
 
@@ -121,7 +121,8 @@ def _build(database: PatchDatabase, progress: bool) -> tuple[Any, Descriptions]:
     index = faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatL2(size), size, lists, faiss.ScalarQuantizer.QT_8bit
     )
-    index.nprobe = _PROBES
+    index.nprobe = max(_PROBES, lists // 32)
+    index = _on_gpu(index)
     trained_on = math.ceil(lists * _TRAINING / database.places**2)
     some = torch.randperm(len(database.images), generator=generator)[:trained_on]
     parts = some.split(_CHUNK)
@@ -135,7 +136,7 @@ def _build(database: PatchDatabase, progress: bool) -> tuple[Any, Descriptions]:
     chunks = database.images.split(_CHUNK)
     for chunk in tqdm(chunks, "Indexing patches", mininterval=0.5, disable=not progress):
         index.add(descriptions.of_images(chunk)[0].numpy())
-    return index, descriptions
+    return _on_cpu(index), descriptions
 
 
 def _on_gpu(index: Any) -> Any:
@@ -143,3 +144,10 @@ def _on_gpu(index: Any) -> Any:
     if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
         return index
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+
+
+def _on_cpu(index: Any) -> Any:
+    """The index as it can be written."""
+    if isinstance(index, faiss.IndexIVFScalarQuantizer):
+        return index
+    return faiss.index_gpu_to_cpu(index)

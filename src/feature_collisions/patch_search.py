@@ -67,7 +67,7 @@ def search_patches(
     queries: Tensor,
     settings: PatchSettings,
     seed_image: Tensor | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Matches:
     """The `neighbours` nearest windows of each query, at most one an image.
@@ -82,7 +82,7 @@ def search_patches(
         settings: `search` and `neighbours`.
         seed_image: (C, s, s) in [0, 1], see `reduced_seed`; images that are the same picture are
             left out.
-        device: what computes.
+        device: what computes; None: a GPU where there is one.
         progress: show a bar.
 
     Raises:
@@ -101,7 +101,7 @@ def search_patches(
             f"patches.neighbours={settings.neighbours}: the database has {others} images beside "
             "the seed's own; lower it, or raise patches.fraction"
         )
-    queries = queries.to(device)
+    queries = queries.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if settings.search == "faiss":
         return index_search(database, queries, settings.neighbours, left_out, progress)
     return exact_search(database, queries, settings.neighbours, left_out, progress)
