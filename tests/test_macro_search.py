@@ -169,13 +169,15 @@ def test_corners_may_be_counted_by_where_the_search_starts(
         assert search.module.loss.units.tolist() == expected
 
 
-def test_mnist_macro_from_the_command_line(command: Any, tmp_path: Path, capsys: Any) -> None:
+def test_mnist_macro_from_the_command_line(
+    command: Any, classifier: Any, tmp_path: Path, capsys: Any
+) -> None:
     """The whole macro path: database, search, composites, evaluation; few steps, few patches."""
     quick = ["patches.fraction=0.1", "stop.max_steps=60", "stop.min_steps=60", "log.every=20"]
     place = tmp_path / "run"
     assert command(
         "train.py", "experiment=mnist_macro", "wandb.mode=disabled", f"hydra.run.dir={place}",
-        "loss.distance=1", "initial=1", "target=7", *quick,
+        "stop.positive=null", *quick,
     ) is None  # fmt: skip
     capsys.readouterr()
     assert command(
