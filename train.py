@@ -18,8 +18,9 @@ from feature_collisions.errors import CollisionError, SettingError
 from feature_collisions.places import CHECKPOINT, CONFIG, place_of_run, remove_if_empty
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from feature_collisions.composite import Sources
     from feature_collisions.data import DataSplit
     from feature_collisions.hull import Hull
 
@@ -87,16 +88,13 @@ def search_pair(
     from feature_collisions.files import write_text
     from feature_collisions.linear_program import LinearPrograms
     from feature_collisions.logs import log_hull, wandb_logger
-    from feature_collisions.patch_database import patch_images
-    from feature_collisions.patches import find_sources
     from feature_collisions.search import Search
 
     initial = data.test.find("initial", settings.initial)
     target = data.test.find("target", settings.target)
     sources = None
     if settings.parameterisation == "composite":
-        images = patch_images(settings.patches, settings.data, data.train)
-        sources = find_sources(initial.image, images, settings.patches, settings.seed)
+        sources = paste_patches(settings, data, initial.image, directory)
     problem = (
         model,
         settings.classifier.layer,
@@ -139,6 +137,22 @@ def search_pair(
         if logger:
             log_hull(logger, hull)
     return hull
+
+
+def paste_patches(settings: Settings, data: DataSplit, seed: Tensor, directory: Path) -> Sources:
+    """What composites are made of; some of the matches are drawn as Figure 4 shows them."""
+    from feature_collisions.figures import save_figure
+    from feature_collisions.patch_database import patch_images
+    from feature_collisions.patch_figure import match_figure
+    from feature_collisions.patches import find_neighbours, paste
+
+    images = patch_images(settings.patches, settings.data, data.train)
+    found = find_neighbours(seed, images, settings.patches, settings.seed)
+    count = len(found[1].image)
+    shown = sorted({count // 5, count // 2, 4 * count // 5})
+    figure = match_figure(seed, *found, shown, settings.patches)
+    save_figure(figure, directory / "images" / "patches.png")
+    return paste(*found, settings.patches, seed.shape[-1])
 
 
 if __name__ == "__main__":

@@ -156,6 +156,18 @@ def test_grid_changes_whole_regions_alike() -> None:
     assert (change[6:] == 0).all()
 
 
+@pytest.mark.parametrize("grid", [None, 4])
+def test_mixed_precision_leaves_composites_alone(grid: int | None) -> None:
+    composite = PatchComposite(pasted(*GEOMETRIES[0]), 2, grid)
+    with torch.no_grad():
+        composite.control += torch.randn_like(composite.control)
+    expected = composite.penalised()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = composite.penalised()
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
 def test_only_control_parameters_are_kept() -> None:
     assert list(PatchComposite(pasted(*GEOMETRIES[0]), 2).state_dict()) == ["control"]
     assert list(PatchComposite(pasted(*GEOMETRIES[0]), 2, 4).state_dict()) == ["control"]

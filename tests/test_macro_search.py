@@ -190,4 +190,8 @@ def test_mnist_macro_from_the_command_line(
     assert result["total_variation"] > 0
     assert -1 < result["ssim_to_target"] < 1
     assert (place / "composites.png").exists()
+    assert (place / "images" / "patches.png").stat().st_size > 10_000
+    page = (place / "report.html").read_text()
+    assert "the composite by Eq. 5" in page
+    assert 'alt="patches and matches"' in page
     assert "R(P), mean over the corners" in (place / "report.md").read_text()

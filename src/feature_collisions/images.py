@@ -57,6 +57,15 @@ def quiet_decoders() -> Iterator[None]:
         yield
 
 
+def load_picture(path: str | Path) -> Tensor:
+    """Read an image file at its own size, in colour: (3, H, W) float32 in [0, 1].
+
+    Raises:
+        SettingError: when the file is missing or is no image.
+    """
+    return to_tensor(np.asarray(_read(path).convert("RGB")))
+
+
 def _read(path: str | Path) -> Image.Image:
     try:
         with quiet_decoders(), Image.open(path, formats=_FORMATS) as file:

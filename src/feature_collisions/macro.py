@@ -66,6 +66,11 @@ def composite_at_start(directory: Path, size: tuple[int, int, int]) -> Tensor | 
     return None
 
 
+def own_parts(hull: Hull) -> Tensor:
+    """What each corner has of its own: corner minus mean of the corners, on grey (K, C, H, W)."""
+    return (0.5 + hull.corners - hull.corners.mean(0)).clamp(0, 1)
+
+
 def composites_figure(hull: Hull, start: Tensor) -> Figure:
     """Seed, composite at the start, corners, target; below, what each corner has of its own.
 
@@ -87,7 +92,7 @@ def composites_figure(hull: Hull, start: Tensor) -> Figure:
     for axes, image, title in zip(panels[0], images, titles, strict=True):
         axes.imshow(to_uint8(image), cmap="gray", vmin=0, vmax=255)
         axes.set_title(title, fontsize=7)
-    for axes, own in zip(panels[1, 2:], hull.corners - hull.corners.mean(0), strict=False):
-        axes.imshow(to_uint8((0.5 + own).clamp(0, 1)), cmap="gray", vmin=0, vmax=255)
+    for axes, own in zip(panels[1, 2:], own_parts(hull), strict=False):
+        axes.imshow(to_uint8(own), cmap="gray", vmin=0, vmax=255)
     panels[1, 1].text(0.5, 0.5, "minus the\ncorners'\nmean", fontsize=7, ha="center", va="center")
     return figure

@@ -20,7 +20,8 @@ from .errors import SettingError
 from .explorer import explored
 from .findings import claims
 from .hull import Hull
-from .images import load_image, to_uint8
+from .images import load_image, load_picture, to_uint8
+from .macro import composite_at_start, own_parts
 from .pictures import Step, histogram_figure
 
 _CORNERS_BYTES = 3_500_000  # of pictures that must be exact, if they fit
@@ -65,6 +66,7 @@ def write_up(
         _section("What was shown, and how", _claims(claims(result, target))),
         _section("Over the hull", _chart(histogram_figure(result, target)), _HISTOGRAM),
         _intermediate(steps),
+        _composites(directory, hull),
         _worst(directory, hull, result, class_names),
         _details(others),
     ]
@@ -264,6 +266,28 @@ def _intermediate(rows: list[list[Step]]) -> str:
         )
     note = "Two of the corners on their way; all pictures are in images/steps."
     return _section("Intermediate images", "\n".join(grids), note)
+
+
+def _composites(directory: Path, hull: Hull) -> str:
+    """Where composites started, what each corner has of its own, and Figure 4's matches."""
+    channels, height, width = hull.target.shape
+    start = composite_at_start(directory, (channels, height, width))
+    if start is None:
+        return ""
+    most = _STEPS_BYTES / (len(hull.corners) + 1)
+    shown = [_figure(data_uri(start, most), "start", "the composite by Eq. 5")]
+    for entry, own in zip(hull.summary["corners"], own_parts(hull), strict=True):
+        shown.append(_figure(data_uri(own, most), f"corner {entry['corner']}", "of its own"))
+    try:
+        picture = data_uri(load_picture(directory / "images" / "patches.png"), _STEPS_BYTES)
+        matches = f'<figure class="chart"><img src="{picture}" alt="patches and matches"></figure>'
+    except SettingError:
+        matches = ""
+    note = (
+        "Of its own: a corner minus the mean of the corners, on grey. Below, some patches of the "
+        "seed, their nearest neighbours, and how these are pasted (Figure 4)."
+    )
+    return _section("Composites", _grid(hull, shown) + matches, note)
 
 
 def _worst(directory: Path, hull: Hull, result: dict[str, Any], class_names: Sequence[str]) -> str:

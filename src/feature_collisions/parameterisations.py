@@ -85,10 +85,15 @@ class PatchComposite(nn.Module):
     def penalised(self) -> tuple[Tensor, Tensor]:
         """The corners x = G(P, Q), (K, C, H, W), and R(P), (K,)."""
         sources = Sources(self.windows, self.top, self.left, self.size)
-        logits = self.logits()
-        if self.planes is None and not composite_kernel.usable(logits):
-            self.planes = layers(sources).to(logits.device)
-        return blend(logits, sources, self.planes)
+        # Half precision is for the network: a P rounded to it would draw steps into the image.
+        with torch.autocast(self.control.device.type, enabled=False):
+            logits = self.logits()
+            if composite_kernel.usable(logits):
+                return blend(logits, sources)
+            if self.planes is None:
+                self.planes = layers(sources)
+            self.planes = self.planes.to(logits.device)
+            return blend(logits, sources, self.planes)
 
     def logits(self) -> Tensor:
         """P before its softmax, (K, M, w, w)."""

@@ -6,13 +6,13 @@ as 8-bit codes in lists around centres (IVF); a query looks into the lists neare
 """
 
 import hashlib
+import logging
 import math
 import os
 import warnings
 from pathlib import Path
 from typing import Any
 
-import faiss
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -22,6 +22,9 @@ from .files import load_tensors, save_tensors
 from .patch_build import locked
 from .patch_database import PatchDatabase
 from .patch_windows import Descriptions, basis_of, windows_at
+
+logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells how it loads itself
+import faiss  # noqa: E402
 
 _RECIPE = 1  # raise when the index is built in another way
 _DIMENSIONS = 63  # with the rest 64: faiss is five times as slow with 65, no multiple of 16

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from .errors import SettingError
 from .patch_database import PatchDatabase, scaled
-from .patch_index import open_index
 from .patch_settings import PatchSettings
 from .patch_windows import ROUNDING, Descriptions, basis_of, squared_distances
 
@@ -241,6 +240,8 @@ def index_search(
 
     Windows of images that are left out stand among the candidates, hence the more of them.
     """
+    from .patch_index import open_index  # faiss is loaded only where it is asked for
+
     places = database.places**2
     own = left_out.nonzero().flatten()
     count = min(_CANDIDATES * neighbours + len(own) * places, _MOST, len(database))

@@ -13,10 +13,10 @@ from .patch_search import Matches, query_patches, reduced_seed, search_patches
 from .patch_settings import PatchSettings
 
 
-def find_sources(
+def find_neighbours(
     seed: Tensor, images: ImageSet, settings: PatchSettings, random_seed: int = 0
-) -> Sources:
-    """The nearest neighbours of the seed's patches, pasted where the patches lie.
+) -> tuple[PatchDatabase, Matches]:
+    """The nearest neighbours of the seed's patches (section 4), and where they were found.
 
     Args:
         seed: (C, S, S) in [0, 1].
@@ -30,7 +30,17 @@ def find_sources(
     check_geometry(settings, seed.shape[-1])
     database = open_database(settings, images, random_seed)
     queries, reduced = query_patches(seed, settings), reduced_seed(seed, settings)
-    matches = search_patches(database, queries, settings, reduced)
+    return database, search_patches(database, queries, settings, reduced)
+
+
+def find_sources(
+    seed: Tensor, images: ImageSet, settings: PatchSettings, random_seed: int = 0
+) -> Sources:
+    """The nearest neighbours of the seed's patches, pasted: what `Search` takes as `sources`.
+
+    Arguments and errors are those of `find_neighbours`.
+    """
+    database, matches = find_neighbours(seed, images, settings, random_seed)
     return paste(database, matches, settings, seed.shape[-1])
 
 

@@ -145,6 +145,10 @@ def _markdown(
     ]
     for heading, table in _tables(hull, result, class_names).items():
         parts += [f"{heading}", table] if table else []
+    if "composites" in figures:
+        parts.append(
+            "Patches, their matches and how these are pasted:\n\n![patches](images/patches.png)"
+        )
     if "left_out" not in result:
         parts.append("The worst point found:\n\n![worst point](images/worst_case.png)")
     return "\n\n".join(parts) + "\n"
