@@ -7,7 +7,6 @@ import time
 import pytest
 import torch
 from conftest import ROOT, start
-from wandb_file import records
 
 from feature_collisions.files import load_tensors
 from feature_collisions.images import save_png
@@ -242,45 +241,6 @@ def test_a_killed_run_is_continued_to_the_same_tensors(trained, tmp_path):
     )
     assert torch.equal(found, whole)
     assert (killed / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
-
-
-def test_what_weights_and_biases_is_told(trained, tmp_path):
-    arguments = ("corner=0,1", "stop.min_steps=0", "log.images_every=50")
-    assert trained("train.py", *arguments, "hydra.sweep.dir=runs/sweep", "-m") is None
-    ids = set()
-    for job in (0, 1):
-        run = tmp_path / "runs" / "sweep" / str(job)
-        (path,) = run.glob("wandb/**/*.wandb")
-        deadline = time.monotonic() + 60
-        read = list(records(path))
-        while read[-1].WhichOneof("record_type") != "exit":  # W&B's own process writes the file
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-            read = list(records(path))
-        (header,) = (record.run for record in read if record.HasField("run"))
-        ids.add(header.run_id)
-        assert header.run_group == "sweep"
-        assert header.display_name == f"mnist corner {job}"
-        config = {item.key: json.loads(item.value_json) for item in header.config.update}
-        assert config["loss"]["alpha"] == 1.0
-        keys = {
-            item.key or item.nested_key[0]
-            for record in read
-            if record.HasField("history")
-            for item in record.history.item
-        }
-        for term in ("positive", "negative", "unit_preactivation", "total"):
-            assert f"{term}/corner_{job}" in keys
-        assert {f"intermediate/corner_{job}", "images", "corners"} <= keys
-        summary = {
-            item.key: item.value_json
-            for record in read
-            if record.HasField("summary")
-            for item in record.summary.update
-        }
-        assert json.loads(summary["converged"]) is True
-        assert [record.exit.exit_code for record in read if record.HasField("exit")] == [0]
-    assert len(ids) == 2
 
 
 def test_the_readmes_two_commands_name_what_exists():
