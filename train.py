@@ -89,10 +89,14 @@ def search_pair(
     from feature_collisions.files import write_text
     from feature_collisions.linear_program import LinearPrograms
     from feature_collisions.logs import log_hull, wandb_logger
+    from feature_collisions.patches import find_sources
     from feature_collisions.search import Search
 
     initial = images.find("initial", settings.initial)
     target = images.find("target", settings.target)
+    sources = None
+    if settings.parameterisation == "composite":
+        sources = find_sources(initial.image, images, settings.patches, settings.seed)
     problem = (
         model,
         settings.classifier.layer,
@@ -116,6 +120,9 @@ def search_pair(
             settings.corners_per_batch,
             settings.channels_last,
             settings.compile,
+            sources,
+            settings.patches.grid if settings.patches.logits == "grid" else None,
+            settings.corner_order,
         )
     write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
     name = f"{settings.name} corner {settings.corner}"

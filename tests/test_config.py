@@ -69,6 +69,16 @@ def test_a_range_becomes_a_choice_in_a_sweep_only():
         ("loss.alpha=-1", "loss.alpha=-1.0: must be a finite number of at least 0"),
         ("loss.beta=nan", "loss.beta=nan: must be a finite number"),
         ("loss.positive_form=cube", "loss.positive_form=cube: must be one of norm, half_square"),
+        ("loss.stages=[{step:9,beta:-1}]", r"loss.stages\[0\].beta=-1.0: must be a finite number"),
+        (
+            "loss.stages=[{step:9,beta:1},{step:9,beta:2}]",
+            r"loss.stages: stages begin at steps \[9, 9\]; they must rise, from 1 or later",
+        ),
+        ("optimizer.stages=[{step:0,rate:1}]", r"optimizer.stages: stages begin at steps \[0\]"),
+        (
+            "optimizer.stages=[{step:9,rate:1}]",
+            "optimizer.final_rate=0.0: with optimizer.stages .*set it to optimizer.rate=0.1",
+        ),
         ("optimizer.name=lion", "optimizer.name=lion: must be one of adam, descent"),
         ("optimizer.average=1", r"optimizer.average=1.0: .*must be in \[0, 1\)"),
         ("stop.max_steps=0", "stop.max_steps=0: must be a finite number of at least 1"),
@@ -81,6 +91,19 @@ def test_a_range_becomes_a_choice_in_a_sweep_only():
 def test_settings_out_of_range_are_refused(override, message):
     with pytest.raises(SettingError, match=message):
         settings(override)
+
+
+def test_stages_are_read():
+    """The authors' macro settings, from facts.md's table."""
+    found = settings(
+        "optimizer=paper", "optimizer.stages=[{step:2200,rate:0.01},{step:3200,rate:0.02}]",
+        "loss.stages=[{step:14000,alpha:1000,beta:1}]",
+    )  # fmt: skip
+    assert [(stage.step, stage.rate) for stage in found.optimizer.stages] == [
+        (2200, 0.01), (3200, 0.02),
+    ]  # fmt: skip
+    (stage,) = found.loss.stages
+    assert (stage.step, stage.alpha, stage.beta) == (14000, 1000, 1)
 
 
 def test_seed_0_is_a_seed():

@@ -1,8 +1,8 @@
 import torch
 
-from feature_collisions.config import LossSettings
+from feature_collisions.config import LossSettings, LossStage
 from feature_collisions.features import TargetFeatures
-from feature_collisions.losses import CollisionLoss, positive
+from feature_collisions.losses import CollisionLoss, positive, settings_at
 
 
 def problem(form, seed=0):
@@ -61,3 +61,11 @@ def test_corners_do_not_touch_each_other():
         (alone,) = torch.autograd.grad(loss(x).total[k], x)
         assert torch.equal(alone[k], together[k])
         assert alone.count_nonzero() == alone[k].count_nonzero()
+
+
+def test_weights_by_stages():
+    stages = [LossStage(2, alpha=1000.0, beta=1.0), LossStage(4, beta=5.0)]
+    settings = LossSettings(100.0, 10.0, "half_square", stages=stages)
+    found = [settings_at(settings, step) for step in range(6)]
+    assert [each.alpha for each in found] == [100, 100, 1000, 1000, 1000, 1000]
+    assert [each.beta for each in found] == [10, 10, 1, 1, 5, 5]

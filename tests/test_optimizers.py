@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from feature_collisions.config import OptimizerSettings
+from feature_collisions.config import OptimizerSettings, RateStage
 from feature_collisions.optimizers import make_optimizer, rate_at
 
 
@@ -42,3 +42,9 @@ def test_the_rate_falls_along_a_line():
 def test_a_fixed_rate_stays():
     settings = OptimizerSettings("descent", rate=0.3, final_rate=0.3)
     assert {round(rate_at(settings, step, 7), 12) for step in range(7)} == {0.3}
+
+
+def test_rates_by_stages():
+    stages = [RateStage(2, 0.1), RateStage(4, 0.5)]
+    settings = OptimizerSettings(rate=0.3, final_rate=0.3, stages=stages)
+    assert [rate_at(settings, step, 6) for step in range(6)] == [0.3, 0.3, 0.1, 0.1, 0.5, 0.5]

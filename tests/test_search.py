@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from feature_collisions import find_corners
-from feature_collisions.config import LogSettings, LossSettings, OptimizerSettings, StopSettings
+from feature_collisions.config import (
+    LogSettings,
+    LossSettings,
+    LossStage,
+    OptimizerSettings,
+    RateStage,
+    StopSettings,
+)
 from feature_collisions.errors import CollisionError, SettingError
 from feature_collisions.search import Search
 
@@ -149,6 +156,23 @@ def test_curves_pictures_and_checkpoints_are_written(shift, shift_images, tmp_pa
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert list(checkpoint["state_dict"]) == ["parameterisation.pixels"]
     assert checkpoint["collision"]["step"] == 300
+
+
+def test_a_search_goes_by_its_stages(shift, shift_images):
+    """Weights of 0 and rates of 0 hold the corners still until a stage sets them free."""
+
+    def moved(steps, **settings):
+        stop = StopSettings(positive=None, min_steps=steps, max_steps=steps)
+        hull = find_corners(
+            shift, "hidden", *shift_images, [0], stop=stop, log=LogSettings(every=7), **settings
+        )
+        return not torch.equal(hull.corners[0], shift_images[0])
+
+    loss = LossSettings(0.0, 0.0, stages=[LossStage(10, alpha=1.0)])
+    still = OptimizerSettings("descent", 0.0, stages=[RateStage(10, 0.01)])
+    for settings in ({"loss": loss}, {"optimizer": still}):
+        assert not moved(10, **settings)
+        assert moved(11, **settings)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "descent"])

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from tqdm import tqdm
 
 from .collision import Collision
+from .composite import Sources
 from .files import write_text
 from .images import save_png, to_uint8
 
@@ -70,16 +71,23 @@ class Progress(CollisionCallback):
             self.bar.close()
 
 
+def curve_terms(sources: Sources | None) -> tuple[str, ...]:
+    """Which of `Collision.curves` are drawn: R only of composites."""
+    terms = ("positive", "negative", "unit_preactivation", "total")
+    return terms if sources is None else (*terms, "total_variation")
+
+
 class Curves(CollisionCallback):
     """Writes each term of each corner to `metrics.csv`, and to W&B where it is on.
 
     Args:
         path: the CSV file.
         corners: names of the K corners.
+        terms: of `Collision.curves`.
     """
 
-    def __init__(self, path: Path, corners: Sequence[int]) -> None:
-        self.path, self.corners = path, corners
+    def __init__(self, path: Path, corners: Sequence[int], terms: Sequence[str]) -> None:
+        self.path, self.corners, self.terms = path, corners, terms
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Drop rows later than the step that is resumed from; they will be written again."""
@@ -92,7 +100,7 @@ class Curves(CollisionCallback):
 
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Add one row."""
-        table = torch.stack([module.curves[name] for name in self._terms]).tolist()
+        table = torch.stack([module.curves[name] for name in self.terms]).tolist()
         values = [value for row in table for value in row]
         with self.path.open("a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerow([module.step, *values])
@@ -100,11 +108,9 @@ class Curves(CollisionCallback):
             named = dict(zip(self.names()[1:], values, strict=True))
             trainer.logger.log_metrics(named, step=module.step)
 
-    _terms = ("positive", "negative", "unit_preactivation", "total")
-
     def names(self) -> list[str]:
         """The columns' names."""
-        return ["step"] + [f"{term}/corner_{c}" for term in self._terms for c in self.corners]
+        return ["step"] + [f"{term}/corner_{c}" for term in self.terms for c in self.corners]
 
 
 class IntermediateImages(CollisionCallback):

@@ -23,17 +23,19 @@ def problem_of(
 ) -> dict[str, Any]:
     """What a checkpoint must agree on; loss weights and limits may change on the way."""
 
-    def digest(image: Tensor) -> str:
-        return "image " + hashlib.sha256(image.numpy().tobytes()).hexdigest()[:8]
-
     return {
         "classifier": weights_hash(model),
         "layer": layer,
-        "initial": digest(initial),
-        "target": digest(target),
+        "initial": f"image {digest(initial)}",
+        "target": f"image {digest(target)}",
         "units": units.tolist(),
         "optimizer": optimizer.name,
     }
+
+
+def digest(tensor: Tensor) -> str:
+    """Eight hexadecimal digits of a tensor's values."""
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:8]
 
 
 def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:

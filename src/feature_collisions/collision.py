@@ -12,10 +12,10 @@ from .config import LossSettings, OptimizerSettings, StopSettings
 from .errors import CollisionError
 from .features import TargetFeatures, TargetLayer
 from .goal import Goal, all_met
-from .losses import CollisionLoss, positive
+from .losses import CollisionLoss, positive, settings_at
 from .memory import corners_that_fit
 from .optimizers import make_optimizer, rate_at
-from .parameterisations import Pixels
+from .parameterisations import PatchComposite, Pixels
 
 
 class Collision(LightningModule):
@@ -40,7 +40,8 @@ class Collision(LightningModule):
         step: optimiser steps taken; `step_before`: before the last `training_step`.
         seconds: time spent in them.
         converged: whether every corner had reached the goal after `step`.
-        curves: (K,) `positive` (the norm), `negative`, `unit_preactivation`, `total` after `step`.
+        curves: (K,) `positive` (the norm), `negative`, `unit_preactivation`, `total`
+            and `total_variation` (R) after `step`.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Collision(LightningModule):
         layer: TargetLayer,
         target: TargetFeatures,
         units: Tensor,
-        parameterisation: Pixels,
+        parameterisation: Pixels | PatchComposite,
         loss: LossSettings,
         optimizer: OptimizerSettings,
         stop: StopSettings,
@@ -64,7 +65,7 @@ class Collision(LightningModule):
         self.layer = layer
         self.parameterisation = parameterisation
         self.loss = CollisionLoss(target, units, loss)
-        self.optimizer_settings, self.stop = optimizer, stop
+        self.loss_settings, self.optimizer_settings, self.stop = loss, optimizer, stop
         self.every, self.goal, self.per_batch = every, goal, per_batch
         self.classifier = classifier
         self.problem = problem or {}
@@ -95,6 +96,7 @@ class Collision(LightningModule):
         totals = []
         for step in range(self.step, end):
             group["lr"] = rate_at(self.optimizer_settings, step, self.stop.max_steps)
+            self.loss.settings = settings_at(self.loss_settings, step)
             optimizer.zero_grad()
             totals.append(self._descend(step, backward))
             optimizer.step()
@@ -105,20 +107,22 @@ class Collision(LightningModule):
 
     def _descend(self, step: int, backward: Callable[[Tensor], None]) -> Tensor:
         """Leave the loss's gradient in the parameters; the loss, summed over the corners."""
-        images = self.parameterisation()
+        images, variation = self.parameterisation.penalised()
         inside = self._points_inside(step, images)
+        own = [self.loss.of_images(images, variation)] if self.loss.concerns_images else []
         if self.per_batch is None:
             self.per_batch = corners_that_fit(self.layer, images)
         if self.per_batch >= len(images):
             together = torch.cat([images, inside]) if len(inside) else images
             preactivation = self._preactivation(together)
-            total = self.loss.total(preactivation[: len(images)]).sum()
+            total = sum(own, self.loss.total(preactivation[: len(images)]).sum())
             if len(inside):
                 total = total + self.loss.interior(preactivation[len(images) :])
             backward(total)
             return total.detach()
         # In parts: each part's gradient with respect to its images, then all through the images.
-        totals, gradients = [], []
+        totals: list[Tensor] = list(own)
+        gradients: list[Any] = []
         for rows in self._parts(len(images)):
             part = images[rows].detach().requires_grad_()
             totals.append(self.loss.total(self._preactivation(part), rows).sum())
@@ -129,7 +133,9 @@ class Collision(LightningModule):
             totals.append(self.loss.interior(self._preactivation(part)))
             backward(totals[-1])
             gradients.append(part.grad)
-        torch.cat([images, inside]).backward(torch.cat(gradients))
+        torch.cat([images, inside]).backward(torch.cat(gradients), retain_graph=bool(own))
+        for loss in own:
+            backward(loss)
         return torch.stack(totals).detach().sum()
 
     def _points_inside(self, step: int, images: Tensor) -> Tensor:
@@ -154,7 +160,7 @@ class Collision(LightningModule):
 
     @torch.no_grad()
     def _look(self, totals: list[Tensor]) -> None:
-        images = self.parameterisation()
+        images, variation = self.parameterisation.penalised()
         parts = self._parts(len(images))
         preactivation = torch.cat([self._preactivation(images[rows]) for rows in parts])
         terms = self.loss(preactivation)
@@ -169,7 +175,8 @@ class Collision(LightningModule):
             "positive": positive(preactivation, self.loss.features, self.loss.active),
             "negative": terms.negative,
             "unit_preactivation": preactivation.gather(1, self.loss.units[:, None])[:, 0],
-            "total": terms.total,
+            "total": terms.total + self.loss.settings.gamma * variation,
+            "total_variation": variation,
         }
         norms = self.curves["positive"]
         self.converged = self.agree(

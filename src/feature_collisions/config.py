@@ -3,14 +3,15 @@
 YAML in `conf/` holds values; these dataclasses say which keys exist and which values are allowed.
 """
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from .checks import at_least, one_of, rising
 from .errors import SettingError
+from .patch_settings import PatchSettings
 
 
 @dataclass
@@ -42,36 +43,70 @@ class DataSettings:
 
 
 @dataclass
-class LossSettings:
-    """Weights of Eq. 4; `positive_form` is `norm` (as printed) or `half_square` (as optimised).
+class LossStage:
+    """Weights from `step` on; one that is not given stays as it was."""
 
-    `hull` is how many random points of the hull L_pos is taken at, too, in every step.
+    step: int = MISSING
+    alpha: float | None = None
+    beta: float | None = None
+    gamma: float | None = None
+
+
+@dataclass
+class LossSettings:
+    """Weights of Eq. 6; `positive_form` is `norm` (as printed) or `half_square` (as optimised).
+
+    `normalise` measures features in units of ||f(t)||, so that weights carry from one network to
+    another: L_pos and L_neg are those of f0 / ||f(t)||. `hull` is how many random points of the
+    hull L_pos is taken at, too, in every step. `distance` rewards the mean distance between two
+    corners, of pixels in [0, 1]. `stages` changes the weights on the way, as the authors do from
+    step 14,000 of their macro runs.
     """
 
     alpha: float = 1.0
     beta: float = 0.1
+    gamma: float = 0.0
     positive_form: str = "norm"
+    normalise: bool = False
     hull: int = 0
+    distance: float = 0.0
+    stages: list[LossStage] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise SettingError for a weight or form that makes no loss."""
-        for name in ("alpha", "beta"):
+        for name in ("alpha", "beta", "gamma", "distance"):
             at_least(f"loss.{name}", getattr(self, name), 0)
         at_least("loss.hull", self.hull, 0)
         one_of("loss.positive_form", self.positive_form, ("norm", "half_square"))
+        rising("loss.stages", [stage.step for stage in self.stages])
+        for number, stage in enumerate(self.stages):
+            for name in ("alpha", "beta", "gamma"):
+                weight = getattr(stage, name)
+                if weight is not None:
+                    at_least(f"loss.stages[{number}].{name}", weight, 0)
+
+
+@dataclass
+class RateStage:
+    """The rate from `step` on."""
+
+    step: int = MISSING
+    rate: float = MISSING
 
 
 @dataclass
 class OptimizerSettings:
     """`adam`, or `descent` (Algorithm 1) on a running `average` of the gradient.
 
-    The rate falls linearly from `rate` to `final_rate` over `stop.max_steps`.
+    The rate falls linearly from `rate` to `final_rate` over `stop.max_steps`, or goes by `stages`:
+    each one's rate from its step on.
     """
 
     name: str = "adam"
     rate: float = 0.1
     final_rate: float = 0.0
     average: float = 0.0
+    stages: list[RateStage] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise SettingError for an unknown optimiser or a rate out of range."""
@@ -83,14 +118,26 @@ class OptimizerSettings:
                 f"optimizer.average={self.average}: the share of the old gradient must be in "
                 "[0, 1); the authors use 0.99"
             )
+        rising("optimizer.stages", [stage.step for stage in self.stages])
+        for number, stage in enumerate(self.stages):
+            at_least(f"optimizer.stages[{number}].rate", stage.rate, 0)
+        if self.stages and self.final_rate != self.rate:
+            raise SettingError(
+                f"optimizer.final_rate={self.final_rate}: with optimizer.stages the rate does not "
+                f"fall as well; set it to optimizer.rate={self.rate}"
+            )
 
 
 @dataclass
 class RateSettings:
-    """The rate each choice of `optimizer` takes in this experiment; it depends on the losses."""
+    """The rate each choice of `optimizer` takes in this experiment; it depends on the losses.
+
+    `paper_stages` are the rates that `paper` goes on with.
+    """
 
     adam: float = 0.1
     paper: float = 0.002
+    paper_stages: list[RateStage] = field(default_factory=list)
 
 
 @dataclass
@@ -164,6 +211,9 @@ class Settings:
     stop: StopSettings = field(default_factory=StopSettings)
     log: LogSettings = field(default_factory=LogSettings)
     wandb: WandbSettings = field(default_factory=WandbSettings)
+    parameterisation: str = "pixels"
+    patches: PatchSettings = field(default_factory=PatchSettings)
+    corner_order: str = "flat"
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     ckpt_path: str | None = None
@@ -179,27 +229,30 @@ class Settings:
         """Raise SettingError for the first setting that breaks its rule."""
         one_of("solver", self.solver, ("gradient", "linear_program"))
         one_of("objective", self.objective, ("eq2", "unit", "random"))
+        one_of("parameterisation", self.parameterisation, ("pixels", "composite"))
+        one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
+        if self.solver == "linear_program" and self.parameterisation == "composite":
+            raise SettingError(
+                "parameterisation=composite: linear programs move pixels; leave solver out"
+            )
         if self.solver == "linear_program" and self.ckpt_path:
             raise SettingError(
                 f"ckpt_path={self.ckpt_path}: linear programs keep no checkpoints; leave it out"
             )
-        for part in (self.data, self.loss, self.optimizer, self.stop, self.log, self.wandb):
+        parts = (
+            self.data,
+            self.loss,
+            self.optimizer,
+            self.stop,
+            self.log,
+            self.wandb,
+            self.patches,
+        )
+        for part in parts:
             part.check()
         at_least("seed", self.seed, 0)
         parse_corners(self.corner)
         parse_corners_per_batch(self.corners_per_batch)
-
-
-def at_least(name: str, value: float, bound: float) -> None:
-    """Raise SettingError unless `value` is a finite number of at least `bound`."""
-    if not (math.isfinite(value) and value >= bound):
-        raise SettingError(f"{name}={value}: must be a finite number of at least {bound}")
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise SettingError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise SettingError(f"{name}={value}: must be one of {', '.join(allowed)}")
 
 
 def to_settings(config: DictConfig) -> Any:

@@ -55,10 +55,16 @@ def boxes(corners: Tensor, count: int = 3, part: int = 5) -> list[Box]:
 
 def ssim_mean(corners: Tensor) -> float | None:
     """Mean structural similarity between two corners, 1 for equal ones; None under 11 pixels."""
-    if min(corners.shape[2:]) < _SSIM_WINDOW:
-        return None
     first, second = torch.triu_indices(len(corners), len(corners), 1)
-    found = structural_similarity_index_measure(corners[first], corners[second], data_range=1.0)
+    return similarity(corners[first], corners[second])
+
+
+def similarity(images: Tensor, others: Tensor) -> float | None:
+    """Mean SSIM of images (B, C, H, W) with others, or with one (C, H, W); None under 11 pixels."""
+    if min(images.shape[2:]) < _SSIM_WINDOW:
+        return None
+    others = others.expand_as(images)
+    found = structural_similarity_index_measure(images, others, data_range=1.0)
     assert isinstance(found, Tensor)
     return float(found)
 

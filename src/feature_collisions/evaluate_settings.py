@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .config import at_least, one_of
+from .checks import at_least, one_of
 from .errors import SettingError
 
 

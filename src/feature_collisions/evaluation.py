@@ -17,6 +17,7 @@ from .errors import SettingError
 from .evaluate_settings import EvaluateSettings
 from .hull import SAMPLERS, Hull
 from .images import save_png
+from .macro import macro_entries
 from .proofs import class_proof, collision_proof, depth
 from .runs import Run
 from .weights import weights_hash
@@ -145,10 +146,14 @@ def distances(
 ) -> dict[str, Any]:
     """How far apart the corners are, absolutely and beside the data set's images."""
     mean = float(hull.corner_distances().mean())
-    return {
-        "corner_distance_mean": mean,
-        "relative_size": mean / known["dataset_distance_mean"],
-    } | differences(hull)
+    return (
+        {
+            "corner_distance_mean": mean,
+            "relative_size": mean / known["dataset_distance_mean"],
+        }
+        | differences(hull)
+        | macro_entries(hull)
+    )
 
 
 def baselines(

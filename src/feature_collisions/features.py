@@ -82,13 +82,21 @@ class TargetFeatures(nn.Module):
         self.register_buffer("features", preactivation.relu())
         self.register_buffer("active", preactivation >= 0)
 
-    def units(self, corners: Sequence[int]) -> Tensor:
+    def units(self, corners: Sequence[int], start: Tensor | None = None) -> Tensor:
         """Flat indices (K,) of the target's inactive units that `corners` count.
+
+        Args:
+            corners: counted in flat order, as the authors do.
+            start: (N,) f0 where the search starts: units already inactive there are counted first.
+                While a unit is above zero its push is the same for every corner, for L_neg holds
+                all such units down.
 
         Raises:
             SettingError: for a corner beyond the number of inactive units.
         """
         inactive = (~self.active).nonzero().flatten()
+        if start is not None:
+            inactive = inactive[(start[inactive] > 0).int().argsort(stable=True)]
         for corner in corners:
             if not 0 <= corner < len(inactive):
                 raise SettingError(

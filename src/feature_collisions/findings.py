@@ -105,9 +105,15 @@ def sizes_table(result: dict[str, Any]) -> str:
     """How far apart the corners are, and how deep."""
     rows = [
         ["distance between corners over the data set's", number(result["relative_size"], ".3f")],
+        ["smallest distance between two corners", number(result["corner_distance_min"], ",.2f")],
+        ["share of it that 8x8 pixels' averages keep", number(result["macro_share"], ".3f")],
         ["SSIM between corners", number(result["corner_ssim_mean"])],
+        ["SSIM to the initial image", number(result["ssim_to_initial"])],
+        ["SSIM to the target", number(result["ssim_to_target"])],
         ["LPIPS between corners", number(result["corner_lpips_mean"])],
     ]
+    if result["total_variation"] is not None:
+        rows.append(["R(P), mean over the corners", number(result["total_variation"], ",.0f")])
     shares = result.get("depth", {}).get("share")
     if shares:
         text = ", ".join(number(share, ".3f") for share in shares)

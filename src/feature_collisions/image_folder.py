@@ -3,6 +3,7 @@
 `imagenet_wnids.txt` lists ImageNet's 1000 WordNet ids in the order of its class indices.
 """
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class ImageFolder(ImageSet):
             raise SettingError(f"data.root={root}: there is no such folder; give an existing one")
         folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
         index, self.class_names = _classes(root, [folder.name for folder in folders])
-        self.resize, self._side = settings.resize, settings.size
+        self.root, self.resize, self._side = root, settings.resize, settings.size
         self.files = [
             (path, index[folder.name])
             for folder in folders
@@ -66,6 +67,24 @@ class ImageFolder(ImageSet):
         if isinstance(index, Tensor):
             return torch.stack([self[int(i)] for i in index])
         return load_image(self.files[index][0], self.size, self.resize)
+
+    def at_side(self, index: int, side: int) -> Tensor:
+        """One image (C, side, side) in [0, 1], read again from its file."""
+        return load_image(self.files[index][0], (3, side, side), self.resize)
+
+    def check_side(self, side: int) -> None:
+        """Nothing to raise: files are read at any size."""
+
+    def fingerprint(self, members: Tensor) -> str:
+        """A hash of the files' names below the root, their sizes and times, and of `resize`."""
+        digest = hashlib.sha256(self.resize.encode())
+        for index in members.tolist():
+            digest.update(f"\n{self.name_of(index)}\0{_state(self.files[index][0])}".encode())
+        return digest.hexdigest()
+
+    def name_of(self, index: int) -> str:
+        """A file's path below the root."""
+        return self.files[index][0].relative_to(self.root).as_posix()
 
     def class_index(self, name: str) -> int | None:
         """The class called `name`, or of that index, or in the folder `name`."""
@@ -93,6 +112,14 @@ class ImageFolder(ImageSet):
         squares = (norms[:, None] + norms - 2 * products).clamp_min(0)
         pairs = torch.triu_indices(len(order), len(order), 1)
         return float(squares[*pairs].sqrt().mean())
+
+
+def _state(path: Path) -> str:
+    try:
+        state = path.stat()
+    except OSError:  # a link to nowhere: reading it says so
+        return "missing"
+    return f"{state.st_size} bytes, {state.st_mtime_ns}"
 
 
 def _classes(root: Path, folders: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """What data sets of images have in common: how an image is named, how far apart two are."""
 
 import difflib
+import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +47,32 @@ class ImageSet(ABC):
     @abstractmethod
     def __getitem__(self, index: Any) -> Tensor:
         """One image (C, H, W), or those at a tensor of indices (B, C, H, W), in [0, 1]."""
+
+    def at_side(self, index: int, side: int) -> Tensor:
+        """One image (C, side, side) in [0, 1]; see `check_side`."""
+        self.check_side(side)
+        image: Tensor = self[index]
+        return image
+
+    def check_side(self, side: int) -> None:
+        """Raise SettingError unless images can be had at side x side."""
+        if self.size[1:] != (side, side):
+            raise SettingError(
+                f"patches.size={side}: these images are held in memory at {self.size[1]}x"
+                f"{self.size[2]} and can be had at no other size; set patches.size="
+                f"{self.size[1]} patches.reduction=1, or use an image folder"
+            )
+
+    def fingerprint(self, members: Tensor) -> str:
+        """A hash that changes with the images at `members` (M,)."""
+        digest = hashlib.sha256()
+        for part in members.split(1024):
+            digest.update(self[part].numpy().tobytes())
+        return digest.hexdigest()
+
+    def name_of(self, index: int) -> str:
+        """What a list calls one image."""
+        return f"image {index}"
 
     def find(self, setting: str, choice: Any) -> Found:
         """The image named by `initial` or `target`, and its label.

@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +44,22 @@ def load_image(path: str | Path, size: tuple[int, int, int], resize: str = "warp
     return to_tensor(np.asarray(image))
 
 
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Pillow's remarks are ignored, but its refusal of pictures too large to decode.
+
+    The filters belong to the process: enter this around threads that load images, or one thread
+    may put back another's.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow remarks on tags that do not matter here
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def _read(path: str | Path) -> Image.Image:
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=_FORMATS) as file:
-            warnings.simplefilter("ignore")  # Pillow remarks on tags that do not matter here
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with quiet_decoders(), Image.open(path, formats=_FORMATS) as file:
             return _eight_bit(ImageOps.exif_transpose(file))
     except FileNotFoundError:
         raise SettingError(f"{path}: there is no such image file; give an existing one") from None

@@ -1,9 +1,10 @@
-"""The losses of Eq. 2 to 4, as pure functions of the corners' pre-activations.
+"""The losses of Eq. 2 to 6, as pure functions of the corners' pre-activations and images.
 
 Shapes: `preactivation` f0(x) is (K, N), one row a corner; each loss is (K,), one value a corner.
 Corners share nothing, so the sum over them has each corner's own gradient.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +43,16 @@ def negative(preactivation: Tensor, inactive: Tensor, units: Tensor) -> Tensor:
     return unit - unit.abs() + (preactivation * inactive).abs().sum(1)
 
 
+def settings_at(settings: LossSettings, step: int) -> LossSettings:
+    """The settings with the weights that `stages` has for step `step`."""
+    for stage in settings.stages:
+        if step >= stage.step:
+            names = ("alpha", "beta", "gamma")
+            given: dict[str, Any] = {name: getattr(stage, name) for name in names}
+            settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
+    return settings
+
+
 class Terms(NamedTuple):
     """Each (K,): L_pos in its optimised form, L_neg, and their weighted sum."""
 
@@ -53,13 +64,25 @@ class Terms(NamedTuple):
 _ALL = slice(None)
 
 
+def mean_distance(images: Tensor) -> Tensor:
+    """Mean L2 distance between two of the images (K, C, H, W); 0 for one, and where all agree.
+
+    Its gradient at equal images, where every search begins, is 0.
+    """
+    pixels = images.flatten(1)
+    if len(pixels) < 2:
+        return pixels.new_zeros(())
+    mean: Tensor = torch.pdist(pixels).mean()
+    return mean
+
+
 class CollisionLoss(nn.Module):
-    """alpha L_pos + beta L_neg^i of Eq. 4, for all corners at once.
+    """alpha L_pos + beta L_neg^i of Eq. 4, for all corners at once; `of_images` adds Eq. 6's R.
 
     Args:
         target: the target's features.
         units: (K,) each corner's unit.
-        settings: alpha, beta and the form of L_pos.
+        settings: alpha, beta, gamma, the form of L_pos, and what goes beyond the paper.
     """
 
     features: Tensor
@@ -70,6 +93,7 @@ class CollisionLoss(nn.Module):
     def __init__(self, target: TargetFeatures, units: Tensor, settings: LossSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.unit = float(target.features.norm()) if settings.normalise else 1.0
         self.register_buffer("features", target.features)
         self.register_buffer("active", target.active.to(target.features))
         self.register_buffer("inactive", (~target.active).to(target.features))
@@ -80,7 +104,18 @@ class CollisionLoss(nn.Module):
         form = self.settings.positive_form
         pos = positive(preactivation, self.features, self.active, form)
         neg = negative(preactivation, self.inactive, self.units[rows])
-        return Terms(pos, neg, self.settings.alpha * pos + self.settings.beta * neg)
+        return Terms(pos, neg, self.alpha * pos + self.beta * neg)
+
+    @property
+    def alpha(self) -> float:
+        """The weight of L_pos: of features in units of ||f(t)||, where `normalise` says so."""
+        power = 1 if self.settings.positive_form == "norm" else 2
+        return self.settings.alpha / self.unit**power
+
+    @property
+    def beta(self) -> float:
+        """The weight of L_neg, likewise."""
+        return self.settings.beta / self.unit
 
     def total(self, preactivation: Tensor, rows: slice = _ALL) -> Tensor:
         """The weighted sum (K,) alone, as the search needs it: the same values, sooner."""
@@ -91,7 +126,24 @@ class CollisionLoss(nn.Module):
         """alpha L_pos, summed over any points' pre-activations (M, N)."""
         form = self.settings.positive_form
         pos = positive(preactivation, self.features, self.active, form)
-        return self.settings.alpha * pos.sum()
+        return self.alpha * pos.sum()
+
+    @property
+    def concerns_images(self) -> bool:
+        """Whether `of_images` is anything but 0."""
+        return self.settings.gamma > 0 or self.settings.distance > 0
+
+    def of_images(self, images: Tensor, variation: Tensor) -> Tensor:
+        """gamma R(P) - distance * mean distance, summed over the corners.
+
+        Args:
+            images: (K, C, H, W).
+            variation: (K,) R(P) (sec. 4.1).
+        """
+        total = self.settings.gamma * variation.sum()
+        if self.settings.distance:
+            total = total - self.settings.distance * len(images) * mean_distance(images)
+        return total
 
 
 class _Total(torch.autograd.Function):
@@ -99,19 +151,19 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, preactivation: Tensor, loss: CollisionLoss, units: Tensor) -> Tensor:
-        settings = loss.settings
+        alpha, beta = loss.alpha, loss.beta
         error = preactivation * loss.active - loss.features
         positive = torch.linalg.vector_norm(error, dim=1)
         push = preactivation.sign().mul_(loss.inactive).scatter_(1, units[:, None], 1.0)
         negative = (push * preactivation).sum(1)
-        if settings.positive_form == "norm":
-            factor = torch.where(positive > 0, settings.alpha / positive, 0.0)
+        if loss.settings.positive_form == "norm":
+            factor = torch.where(positive > 0, alpha / positive, 0.0)
             error.mul_(factor[:, None])
         else:
             positive = positive.square() / 2
-            error.mul_(settings.alpha)
-        ctx.save_for_backward(error.add_(push, alpha=settings.beta))
-        total: Tensor = settings.alpha * positive + settings.beta * negative
+            error.mul_(alpha)
+        ctx.save_for_backward(error.add_(push, alpha=beta))
+        total: Tensor = alpha * positive + beta * negative
         return total
 
     @staticmethod

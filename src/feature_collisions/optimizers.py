@@ -23,6 +23,9 @@ def make_optimizer(
 
 
 def rate_at(settings: OptimizerSettings, step: int, max_steps: int) -> float:
-    """The rate of step `step`: a straight line from `rate` to `final_rate` over `max_steps`."""
+    """The rate of step `step`: of its stage, or on the line from `rate` to `final_rate`."""
+    if settings.stages:
+        rates = [stage.rate for stage in settings.stages if step >= stage.step]
+        return rates[-1] if rates else settings.rate
     share = step / max_steps
     return settings.rate * (1 - share) + settings.final_rate * share

@@ -15,6 +15,7 @@ from .files import write_text
 from .findings import baselines_table, claims, edges_table, sizes_table
 from .hull import SAMPLERS, Hull
 from .images import to_uint8
+from .macro import composite_at_start, composites_figure
 from .page import write_up
 from .paper import comparison
 from .pictures import Step, histogram_figure, intermediate_figure, intermediate_images
@@ -84,6 +85,9 @@ def write_report(
     channels, height, width = hull.target.shape
     steps = intermediate_images(directory, (channels, height, width))
     shown = _figures(hull, result, class_names, steps)
+    start = composite_at_start(directory, (channels, height, width))
+    if start is not None:
+        shown["composites"] = composites_figure(hull, start)
     for name, figure in shown.items():
         for ending in ("png", "pdf"):
             save_figure(figure, directory / f"{name}.{ending}")

@@ -13,9 +13,11 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from .callbacks import Checkpoints, Curves, IntermediateImages, Progress
-from .checkpoints import check_checkpoint, problem_of
+from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
+from .checkpoints import check_checkpoint, digest, problem_of
+from .checks import one_of
 from .collision import Collision
+from .composite import Sources
 from .config import (
     LogSettings,
     LossSettings,
@@ -29,7 +31,8 @@ from .features import TargetFeatures, TargetLayer
 from .fitting import fit, make_trainer
 from .goal import Goal, unmet
 from .hull import Hull
-from .parameterisations import Pixels
+from .images import save_png
+from .parameterisations import PatchComposite, Pixels
 from .precision import MIXED, check_trainer, device_ids, halve_weights
 from .sharing import search_shared
 from .summary import class_probabilities, summary_of
@@ -54,6 +57,10 @@ class Search:
         corners_per_batch: corners in one forward pass, or `auto` for as many as memory holds.
         channels_last: keep images and filters with the channels last.
         compile: translate the frozen network with torch.compile.
+        sources: pasted patches: the corners are composites of them, and start at Eq. 5's (sec. 4);
+            None: they are pixels, and start at `initial` (sec. 3).
+        grid: of PatchComposite: a grid of logits a window, or None for a logit a pixel.
+        corner_order: `flat`, or `inactive_first`: units already inactive at the start come first.
 
     Raises:
         SettingError: for images, a layer, corners or a checkpoint that cannot be used.
@@ -74,6 +81,9 @@ class Search:
     corners_per_batch: int | str = "auto"
     channels_last: bool = False
     compile: bool = False
+    sources: Sources | None = None
+    grid: int | None = None
+    corner_order: str = "flat"
 
     def __post_init__(self) -> None:
         _check_images(self.initial, self.target)
@@ -84,9 +94,13 @@ class Search:
         precision = self.trainer["precision"]
         self.dtype = torch.float64 if precision == "64-true" else torch.float32
         self.features = features = TargetFeatures(self._target_preactivation())
-        units = features.units(self.corners)
-        self.goal = self._goal(float(features.features.norm()))
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        parameterisation = self._parameterisation(layout)
+        one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
+        self.start = parameterisation().detach()[:1].float()
+        first = self.corner_order == "inactive_first"
+        units = features.units(self.corners, self._preactivation(self.start)[0] if first else None)
+        self.goal = self._goal(float(features.features.norm()))
         cut = TargetLayer(self.model, self.layer).to(self.dtype).to(memory_format=layout)
         if precision in MIXED:
             halve_weights(cut, MIXED[precision])
@@ -96,7 +110,7 @@ class Search:
             cut,
             features,
             units,
-            Pixels(self.initial.to(self.dtype), len(units), layout),
+            parameterisation,
             self.loss,
             self.optimizer,
             self.stop,
@@ -104,7 +118,8 @@ class Search:
             self.goal,
             None if self.stop.probability is None else _frozen_copy(self.model),
             parse_corners_per_batch(self.corners_per_batch),
-            problem_of(self.model, self.layer, self.initial, self.target, units, self.optimizer),
+            problem_of(self.model, self.layer, self.initial, self.target, units, self.optimizer)
+            | self._problem_of_sources(),
         )
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
@@ -126,6 +141,13 @@ class Search:
             fit(self.lightning, self.module, logger, self.ckpt_path)
             found = self.module.parameterisation().detach().float().cpu()
         summary = self._summary(found)
+        if self.sources is not None:
+            for entry, variation in zip(
+                summary["corners"], self.module.curves["total_variation"].tolist(), strict=True
+            ):
+                entry["total_variation"] = variation
+            if self.directory is not None:
+                save_png(self.directory / "images" / "composite.png", self.start[0])
         summary["seconds_total"] = time.perf_counter() - started
         if summary["unmet"]:
             warnings.warn(
@@ -143,11 +165,23 @@ class Search:
             summary,
         )
 
+    def _parameterisation(self, layout: torch.memory_format) -> Pixels | PatchComposite:
+        if self.sources is None:
+            return Pixels(self.initial.to(self.dtype), len(self.corners), layout)
+        windows = self.sources.windows.to(self.dtype)
+        return PatchComposite(self.sources._replace(windows=windows), len(self.corners), self.grid)
+
+    def _problem_of_sources(self) -> dict[str, Any]:
+        if self.sources is None:
+            return {}
+        return {"sources": digest(self.sources.windows), "grid": self.grid}
+
     def _share(self, logger: Logger | None) -> Tensor:
         """Search on several devices; the corners, (K, C, H, W)."""
         arguments = {each.name: getattr(self, each.name) for each in fields(self)}
         found = search_shared(arguments, logger)
         self.module.step, self.module.seconds = found.steps, found.seconds
+        self.module.curves["total_variation"] = found.variation
         return found.corners
 
     def _callbacks(self) -> list[Callback]:
@@ -155,7 +189,7 @@ class Search:
         if self.directory is not None:
             steps, checkpoints = self.directory / "images" / "steps", self.directory / "checkpoints"
             callbacks += [
-                Curves(self.directory / "metrics.csv", self.corners),
+                Curves(self.directory / "metrics.csv", self.corners, curve_terms(self.sources)),
                 IntermediateImages(steps, self.corners, self.log.images_every),
                 Checkpoints(checkpoints, self.log.checkpoint_every),
             ]

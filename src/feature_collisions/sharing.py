@@ -7,7 +7,6 @@ gradient, as Lightning's own DDP would. The processes are spawned; none runs the
 import csv
 import multiprocessing
 import tempfile
-from collections.abc import Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
-from .callbacks import Checkpoints, Curves, IntermediateImages, Progress
+from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
 from .errors import CollisionError, SettingError
 from .files import load_tensors, read_json, save_tensors, write_json, write_text
 from .fitting import fit, make_trainer
@@ -28,9 +27,13 @@ _MENDABLE = {"SettingError": SettingError, "CollisionError": CollisionError}
 
 
 class Shared(NamedTuple):
-    """What the processes found: corners (K, C, H, W), steps taken, seconds of the slowest."""
+    """What the processes found: corners (K, C, H, W), steps taken, seconds of the slowest.
+
+    `variation` (K,) is R(P) of composites, 0 of pixels.
+    """
 
     corners: Tensor
+    variation: Tensor
     steps: int
     seconds: float
 
@@ -51,11 +54,12 @@ def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
             f"ckpt_path={arguments['ckpt_path']}: was written on one device; continue it with "
             "trainer.devices=1"
         )
-    if arguments["loss"].hull:
-        raise SettingError(
-            f"loss.hull={arguments['loss'].hull}: points between corners need all corners "
-            "on one device; set loss.hull=0, or trainer.devices=1"
-        )
+    for name in ("hull", "distance"):
+        if value := getattr(arguments["loss"], name):
+            raise SettingError(
+                f"loss.{name}={value}: takes all corners on one device; set loss.{name}=0, or "
+                "trainer.devices=1"
+            )
     corners, devices = arguments["corners"], device_ids(arguments["trainer"])
     count = min(len(devices), len(corners))
     shares = [corners[rank::count] for rank in range(count)]
@@ -69,12 +73,17 @@ def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
         except (ProcessRaisedException, ProcessExitedException) as error:
             raise _in_own_words(Path(folder), error) from None
         order = torch.tensor([corners.index(corner) for share in shares for corner in share])
-        found = [load_tensors(Path(folder) / f"{r}.safetensors")["corners"] for r in range(count)]
+        found = [load_tensors(Path(folder) / f"{r}.safetensors") for r in range(count)]
         reports = [read_json(Path(folder) / f"{rank}.json") for rank in range(count)]
     if arguments["directory"] is not None:
-        _join_curves(arguments["directory"], corners, count, logger)
+        path = arguments["directory"] / "metrics.csv"
+        _join_curves(Curves(path, corners, curve_terms(arguments["sources"])), count, logger)
     seconds = max(report["seconds"] for report in reports)
-    return Shared(torch.cat(found)[order.argsort()], reports[0]["steps"], seconds)
+    corners_found, variation = (
+        torch.cat([share[name] for share in found])[order.argsort()]
+        for name in ("corners", "variation")
+    )
+    return Shared(corners_found, variation, reports[0]["steps"], seconds)
 
 
 def _search_share(
@@ -108,6 +117,7 @@ def _search_share(
         barrier.wait()
         return everywhere
 
+    terms = curve_terms(arguments["sources"])
     try:
         search = Search(**(arguments | own))
         search.module.agree = agree
@@ -115,7 +125,7 @@ def _search_share(
         if directory is not None:
             steps, log = directory / "images" / "steps", search.log
             callbacks += [
-                Curves(_curves_of(directory, rank), search.corners),
+                Curves(_curves_of(directory, rank), search.corners, terms),
                 IntermediateImages(steps, search.corners, log.images_every),
                 Checkpoints(place, log.checkpoint_every),
             ]
@@ -124,7 +134,9 @@ def _search_share(
         write_json(folder / "error.json", [type(error).__name__, str(error)])
         raise
     module = search.module
-    save_tensors(folder / f"{rank}.safetensors", {"corners": module.parameterisation().float()})
+    images, variation = module.parameterisation.penalised()
+    found = {"corners": images.float(), "variation": variation.float()}
+    save_tensors(folder / f"{rank}.safetensors", found)
     write_json(folder / f"{rank}.json", {"steps": module.step, "seconds": module.seconds})
 
 
@@ -148,16 +160,14 @@ def _curves_of(directory: Path, rank: int) -> Path:
     return directory / f"metrics.rank_{rank}.csv"
 
 
-def _join_curves(
-    directory: Path, corners: Sequence[int], count: int, logger: Logger | None
-) -> None:
+def _join_curves(curves: Curves, count: int, logger: Logger | None) -> None:
     """One `metrics.csv` of the processes' own, in the order one process would write."""
-    paths = [_curves_of(directory, rank) for rank in range(count)]
+    paths = [_curves_of(curves.path.parent, rank) for rank in range(count)]
     tables = [list(csv.DictReader(path.read_text().splitlines())) for path in paths]
     rows = [{k: v for row in step for k, v in row.items()} for step in zip(*tables, strict=True)]
-    names = Curves(directory, corners).names()
+    names = curves.names()
     lines = [",".join(names), *(",".join(row[name] for name in names) for row in rows)]
-    write_text(directory / "metrics.csv", "\n".join(lines) + "\n")
+    write_text(curves.path, "\n".join(lines) + "\n")
     for path in paths:
         path.unlink()
     if logger:

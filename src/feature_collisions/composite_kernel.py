@@ -1,0 +1,163 @@
+"""The composite's C kernel, translated on first use; without a compiler there is none.
+
+Plain PyTorch moves each of the 12.8 million control parameters of five corners through memory some
+forty times a step; the kernel does so six times.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_name("composite.c")
+_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC"]
+_LARGEST_SIDE = 1024  # of the kernel's buffers
+_BANDS = 4  # of rows, a thread and corner: enough that no thread waits long for the last
+
+
+class _Composite(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("windows", "channels", "side", "height", "width")),
+        *((name, ctypes.c_void_p) for name in ("logits", "sources", "top", "left")),
+        *((name, ctypes.c_void_p) for name in ("lse", "push", "images")),
+        *((name, ctypes.c_void_p) for name in ("gradient", "logits_gradient")),
+    ]
+
+
+def usable(logits: Tensor) -> bool:
+    """Whether the kernel takes these logits (float32 on the CPU) and could be translated."""
+    fits = logits.shape[-1] <= _LARGEST_SIDE
+    taken = logits.device.type == "cpu" and logits.dtype == torch.float32
+    return fits and taken and _library() is not None
+
+
+class Blend(torch.autograd.Function):
+    """Logits (K, M, w, w) and sources (M, C, w, w) to images (K, C, H, W) and R (K,)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, sources: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Also keeps, per pixel, the log of the sum of exp(P) and the sum of p dR/dp."""
+        logits, count = logits.contiguous(), len(logits)
+        lse, push = logits.new_empty(2, count, *size)
+        images = logits.new_empty(count, sources.shape[1], *size)
+        kept = (logits, sources, top, left, lse, push, images)
+        _run("blend", _arguments(*kept), count, size[0])
+        parts = _run("variation", _arguments(*kept), count, size[0])
+        variation = logits.new_tensor([sum(corner) for corner in parts])
+        ctx.save_for_backward(*kept)
+        return images, variation
+
+    @staticmethod
+    def backward(
+        ctx: Any, gradient: Tensor, weight: Tensor
+    ) -> tuple[Tensor, None, None, None, None]:
+        """The gradient with respect to the logits."""
+        logits, sources, top, left, lse, push, images = ctx.saved_tensors
+        found = torch.zeros_like(logits)  # windows stick out: not all of it is written
+        kept = (logits, sources, top, left, lse, push.clone(), images)
+        arguments = _arguments(*kept, gradient.contiguous(), found)
+        _run("descend", arguments, len(logits), images.shape[2], weight.tolist())
+        return found, None, None, None, None
+
+
+def _arguments(
+    logits: Tensor,
+    sources: Tensor,
+    top: Tensor,
+    left: Tensor,
+    lse: Tensor,
+    push: Tensor,
+    images: Tensor,
+    *gradients: Tensor,
+) -> tuple[_Composite, tuple[Tensor, ...]]:
+    """The kernel's argument, and the tensors it points into."""
+    windows, channels, side, _ = sources.shape
+    tensors = (logits, sources, top, left, lse, push, images, *gradients)
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    return _Composite(windows, channels, side, *images.shape[2:], *pointers), tensors
+
+
+def _run(
+    name: str,
+    arguments: tuple[_Composite, tuple[Tensor, ...]],
+    corners: int,
+    height: int,
+    weights: list[float] | None = None,
+) -> list[list[Any]]:
+    """Call a function of the kernel on every band of every corner; what each call returned."""
+    function = getattr(_library(), name)
+    threads = torch.get_num_threads()
+    bands = max(1, min(height, -(-_BANDS * threads // corners)))
+    edges = [band * height // bands for band in range(bands + 1)]
+
+    def call(task: tuple[int, int]) -> Any:
+        corner, band = task
+        last = () if weights is None else (ctypes.c_float(weights[corner]),)
+        ends = (ctypes.c_int64(edges[band]), ctypes.c_int64(edges[band + 1]))
+        return function(ctypes.byref(arguments[0]), ctypes.c_int64(corner), *ends, *last)
+
+    tasks = [(corner, band) for corner in range(corners) for band in range(bands)]
+    found = list(_pool(threads).map(call, tasks)) if threads > 1 else [call(task) for task in tasks]
+    return [found[start : start + bands] for start in range(0, len(found), bands)]
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)  # ctypes lets go of the interpreter's lock
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or platform.system() == "Windows":
+        return None
+    source = _SOURCE.read_bytes()
+    key = hashlib.sha256(source + f"{compiler}{_FLAGS}{_processor()}".encode()).hexdigest()[:16]
+    path = platformdirs.user_cache_path("feature_collisions") / "kernels" / f"composite-{key}.so"
+    if not path.exists() and not _translate(compiler, path):
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    library.variation.restype = ctypes.c_double
+    library.blend.restype = library.descend.restype = None
+    return library
+
+
+def _translate(compiler: str, path: Path) -> bool:
+    """Translate for this processor, or for any of its kind; under its name only when whole."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            for native in (["-march=native"], []):
+                command = [compiler, *_FLAGS, *native, "-o", str(made), str(_SOURCE), "-lm"]
+                if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                    os.replace(made, path)
+                    return True
+    except OSError:
+        pass
+    return False
+
+
+def _processor() -> str:
+    """What tells processors of one cluster apart, for they may share a cache."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line for line in lines if line.startswith("flags")), platform.processor())

@@ -1,0 +1,87 @@
+"""From a seed image to the sources its composites are made of (section 4, Figures 4 and 5)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from .composite import Sources
+from .errors import SettingError
+from .image_sets import ImageSet
+from .patch_database import PatchDatabase, open_database, source
+from .patch_search import Matches, query_patches, search_patches
+from .patch_settings import PatchSettings
+
+
+def find_sources(
+    seed: Tensor, images: ImageSet, settings: PatchSettings, random_seed: int = 0
+) -> Sources:
+    """The nearest neighbours of the seed's patches, pasted where the patches lie.
+
+    Args:
+        seed: (C, S, S) in [0, 1].
+        images: where patches are taken from.
+        settings: the database, the search and the geometry.
+        random_seed: draws the fraction of the images.
+
+    Raises:
+        SettingError: for a geometry that does not fit, or a database that cannot be built.
+    """
+    check_geometry(settings, seed.shape[-1])
+    database = open_database(settings, images, random_seed)
+    matches = search_patches(database, query_patches(seed, settings), settings, seed)
+    return paste(database, matches, settings, seed.shape[-1])
+
+
+def check_geometry(settings: PatchSettings, size: int) -> None:
+    """Raise SettingError unless the patches fit into and cover a composite of `size` pixels."""
+    n, stride, s = settings.patch, settings.stride, settings.surround
+    if n > size:
+        raise SettingError(
+            f"patches.patch={n}: a patch must fit into the images of {size} pixels (data.size); "
+            "lower it"
+        )
+    if s >= size:
+        raise SettingError(
+            f"patches.surround={s}: must be less than the images' {size} pixels, for it is "
+            "mirrored where a source runs out; lower it"
+        )
+    if stride > n + 2 * s or (size - n) % stride > s:
+        raise SettingError(
+            f"patches.stride={stride}: leaves pixels uncovered by patches of {n} + 2 * {s} pixels "
+            f"in images of {size}; choose a divisor of {size - n}"
+        )
+
+
+def paste(database: PatchDatabase, matches: Matches, settings: PatchSettings, size: int) -> Sources:
+    """Cut each match with its surround from its image, mirrored where the image runs out.
+
+    Args:
+        database: what was searched.
+        matches: (Q, k) of the seed's patches, row by row.
+        settings: n, stride and s.
+        size: S, of the composite.
+
+    Returns:
+        Q k sources; a match's place, scaled to S, is rounded to whole pixels.
+    """
+    s, side = settings.surround, settings.patch + 2 * settings.surround
+    scale = size / database.images.shape[-1]
+    rows, columns = (
+        (place.flatten() * scale).round().long().tolist() for place in (matches.row, matches.column)
+    )
+    windows, mirrored = [], {}
+    places = zip(matches.image.flatten().tolist(), rows, columns, strict=True)
+    for image, row, column in tqdm(list(places), "Pasting patches", unit="patch", mininterval=0.5):
+        if image not in mirrored:
+            mirrored[image] = F.pad(source(database, image, size), (s, s, s, s), mode="reflect")
+        windows.append(mirrored[image][:, row : row + side, column : column + side])
+    starts = torch.arange(0, size - settings.patch + 1, settings.stride) - s
+    top, left = (place.flatten() for place in torch.meshgrid(starts, starts, indexing="ij"))
+    neighbours = matches.image.shape[1]
+    return Sources(
+        torch.stack(windows),
+        top.repeat_interleave(neighbours),
+        left.repeat_interleave(neighbours),
+        (size, size),
+    )
