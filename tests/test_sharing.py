@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import start
 from torch import nn
 
 from feature_collisions.classifiers import MnistMLP
@@ -30,7 +31,7 @@ def pair():
 
 def search(pair, **changes):
     settings = {
-        "loss": LossSettings(10.0, 0.1, "half_square"),
+        "loss": LossSettings(10.0, 0.1, positive_form="half_square"),
         "optimizer": OptimizerSettings("adam", 0.01),
         "stop": StopSettings(None, 0, 60, positive_relative=0.1),
         "log": LogSettings(20, 20, 20),
@@ -63,7 +64,7 @@ def goes_on_from_its_own_checkpoint(pair, directory, trainer):
     """What the first of two processes does when the search is continued, in this process."""
     longer = StopSettings(None, 80, 80, positive_relative=0.1)
     task = Search(convolutions(), "2", *pair, stop=longer, log=LogSettings(20, 20, 20),
-                  loss=LossSettings(10.0, 0.1, "half_square"), trainer=trainer,
+                  loss=LossSettings(10.0, 0.1, positive_form="half_square"), trainer=trainer,
                   optimizer=OptimizerSettings("adam", 0.01), directory=directory)  # fmt: skip
     arguments = {each.name: getattr(task, each.name) for each in fields(task)}
     votes = torch.ones(2, dtype=torch.bool)
@@ -81,7 +82,7 @@ def test_an_error_in_a_process_is_told_in_its_own_words(pair):
         search(
             pair,
             trainer={"accelerator": "cpu", "strategy": "ddp", "devices": 2},
-            loss=LossSettings(3e38, 3e38, "half_square"),
+            loss=LossSettings(3e38, 3e38, positive_form="half_square"),
         )
 
 
@@ -104,10 +105,10 @@ def test_what_the_machine_lacks_is_refused(pair, trainer, message):
 
 
 def test_points_between_corners_are_not_shared_out(pair):
-    with pytest.raises(SettingError, match=r"loss\.hull=2: .*need all corners on one device"):
+    with pytest.raises(SettingError, match=r"loss\.hull=2: .*all corners on one device"):
         search(
             pair,
-            loss=LossSettings(10.0, 0.1, "half_square", 2),
+            loss=LossSettings(10.0, 0.1, positive_form="half_square", hull=2),
             trainer={"accelerator": "cpu", "devices": 2},
         )
 
@@ -165,30 +166,31 @@ def test_parts_must_have_corners(pair, value):
         search(pair, corners_per_batch=value)
 
 
-@pytest.fixture
-def sweep(command, tmp_path):
-    """Run a sweep with a classifier that costs no training; gives its jobs' folders."""
-
-    def run(*arguments):
-        weights = MnistMLP(torch.Generator().manual_seed(0)).state_dict()
-        save_tensors(tmp_path / "weights.safetensors", weights)
-        quick = ("stop.min_steps=0", "stop.max_steps=50", "wandb.mode=disabled")
-        options = ("-m", "classifier.weights=weights.safetensors", "hydra.sweep.dir=sweep")
-        assert command("train.py", *options, *quick, *arguments) is None
-        return sorted(path.parent.name for path in tmp_path.rglob("collision.safetensors"))
-
-    return run
+def jobs_of_a_sweep(run, tmp_path, *arguments):
+    """Sweep with a classifier that costs no training; the folders of the jobs with corners."""
+    weights = MnistMLP(torch.Generator().manual_seed(0)).state_dict()
+    save_tensors(tmp_path / "weights.safetensors", weights)
+    quick = ("stop.min_steps=0", "stop.max_steps=50", "wandb.mode=disabled")
+    options = ("-m", "classifier.weights=weights.safetensors", "hydra.sweep.dir=sweep")
+    run("train.py", *options, *quick, *arguments)
+    return sorted(path.parent.name for path in tmp_path.rglob("collision.safetensors"))
 
 
 @pytest.mark.filterwarnings("ignore:not converged")
-def test_a_sweep_over_two_processes_each_does_not_start_again(sweep, tmp_path):
-    """Were the command line replayed, each job would make a sweep of its own."""
-    jobs = sweep("trainer=ddp", "trainer.devices=2", "corner=[0,1],[2]")
-    assert jobs == ["0", "1"]
+def test_a_sweep_over_two_processes_each_does_not_start_again(command, tmp_path):
+    """Were the command line replayed, each process would make a sweep of its own."""
+    arguments = ("trainer=ddp", "trainer.devices=2", "corner=[0,1],[2]")
+    assert jobs_of_a_sweep(command, tmp_path, *arguments) == ["0", "1"]
     assert len(list(tmp_path.rglob("multirun.yaml"))) == 1
 
 
-@pytest.mark.filterwarnings("ignore:not converged")
-def test_joblib_runs_a_sweep_with_two_workers(sweep):
+def test_joblib_runs_a_sweep_with_two_workers(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the launcher is not there")
-    assert sweep("corner=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2") == ["0", "1"]
+
+    def run(*arguments):  # as a user does: the workers import train.py by its path
+        process = start(*arguments, cwd=tmp_path)
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+
+    options = ("corner=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert jobs_of_a_sweep(run, tmp_path, *options) == ["0", "1"]
