@@ -197,9 +197,7 @@ def test_seconds_are_shared_out_among_the_edges(
     clock = Clock(monkeypatch)
     whole = 30 * sum(lengths)
     found = prove_edges(hull, EdgeSettings(seconds=whole / 10), tmp_path)["edges"]
-    assert (
-        clock.now <= whole / 10 * 1.2
-    )  # the third edge is longer than the second, whose pace is known
+    assert clock.now <= whole / 10 * 1.2
     spent = [edge["walked"] * 30 * length for edge, length in zip(found, lengths, strict=True)]
     for seconds in spent:
         assert seconds == pytest.approx(whole / 30, rel=0.3)

@@ -228,7 +228,7 @@ def _walk_all(
             deadline = now + (started + settings.seconds - now) / (len(left) - done)
             while edge.walked < share:
                 before, now = edge.walked, time.monotonic()
-                most = (deadline - now) / pace if pace else 1.0
+                most = (deadline - now) / pace / 2 if pace else 1.0  # edges differ in their pace
                 if timed and (now >= deadline or most < walker.width / _FEWEST):
                     break  # what is left of its time goes to the others
                 walker.advance(edge, ends, share, most if timed else 1.0)
