@@ -1,5 +1,6 @@
 """Every command, every Python example, every link and every name of a function in the docs."""
 
+import doctest
 import importlib
 import re
 import shlex
@@ -206,6 +207,21 @@ def test_every_python_example(page, tmp_path, monkeypatch):
     names = {"model": example_network(), "x0": x0, "xt": xt}
     for block in blocks:
         exec(compile(block, page.name, "exec"), names)
+
+
+EXAMPLES = [
+    path.stem
+    for path in sorted((ROOT / "src" / "feature_collisions").glob("*.py"))
+    if ">>> " in path.read_text()
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(f"feature_collisions.{name}")
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

@@ -23,6 +23,11 @@ def positive(preactivation: Tensor, features: Tensor, active: Tensor, form: str 
         active: (N,) psgn(f0(t)), 1 for active units and 0 for inactive ones.
         form: `norm`, as the paper prints it, or `half_square`, half its square, as the authors
             optimise it. The norm's gradient at an exact collision is 0.
+
+    Example:
+        >>> target = torch.tensor([3.0, 4.0, -1.0])
+        >>> positive(torch.tensor([[0.0, 0.0, 9.0]]), target.relu(), target >= 0)
+        tensor([5.])
     """
     error = preactivation * active - features
     if form == "norm":
@@ -38,6 +43,11 @@ def negative(preactivation: Tensor, inactive: Tensor, units: Tensor) -> Tensor:
         preactivation: (K, N) f0(x).
         inactive: (N,) -nsgn(f0(t)), 1 for inactive units and 0 for active ones.
         units: (K,) each corner's unit i, one of the inactive.
+
+    Example:
+        >>> inactive = torch.tensor([False, True, True])
+        >>> negative(torch.tensor([[7.0, -5.0, 2.0]]), inactive, torch.tensor([1]))
+        tensor([-3.])
     """
     unit = preactivation.gather(1, units[:, None])[:, 0]
     return unit - unit.abs() + (preactivation * inactive).abs().sum(1)
