@@ -20,8 +20,8 @@ from feature_collisions.places import CHECKPOINT, CONFIG, place_of_run, remove_i
 if TYPE_CHECKING:
     from torch import nn
 
+    from feature_collisions.data import DataSplit
     from feature_collisions.hull import Hull
-    from feature_collisions.image_sets import ImageSet
 
 
 def main(config: DictConfig) -> None:
@@ -54,7 +54,7 @@ def train(
     data = load_data(settings.data)
     model = load_classifier(settings.classifier, data, settings.seed)
     if settings.pairs is None:
-        hull = search_pair(settings, config, data.test, model, directory, checkpoint, group)
+        hull = search_pair(settings, config, data, model, directory, checkpoint, group)
         print_corners(hull, data.test.class_names, directory)
         return
     pairs = parse_pairs(settings.pairs, data.test, settings.seed)
@@ -66,9 +66,7 @@ def train(
             config, {"initial": pair.initial, "target": pair.target, "pairs": None}
         )
         assert isinstance(changed, DictConfig)
-        return search_pair(
-            one, changed, data.test, model, place, last if last.exists() else None, group
-        )
+        return search_pair(one, changed, data, model, place, last if last.exists() else None, group)
 
     write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
     outcomes = run_pairs(pairs, directory, search)
@@ -78,7 +76,7 @@ def train(
 def search_pair(
     settings: Settings,
     config: DictConfig,
-    images: ImageSet,
+    data: DataSplit,
     model: nn.Module,
     directory: Path,
     checkpoint: Path | None,
@@ -89,13 +87,15 @@ def search_pair(
     from feature_collisions.files import write_text
     from feature_collisions.linear_program import LinearPrograms
     from feature_collisions.logs import log_hull, wandb_logger
+    from feature_collisions.patch_database import patch_images
     from feature_collisions.patches import find_sources
     from feature_collisions.search import Search
 
-    initial = images.find("initial", settings.initial)
-    target = images.find("target", settings.target)
+    initial = data.test.find("initial", settings.initial)
+    target = data.test.find("target", settings.target)
     sources = None
     if settings.parameterisation == "composite":
+        images = patch_images(settings.patches, settings.data, data.train)
         sources = find_sources(initial.image, images, settings.patches, settings.seed)
     problem = (
         model,
@@ -124,6 +124,7 @@ def search_pair(
             settings.patches.grid if settings.patches.logits == "grid" else None,
             settings.corner_order,
         )
+    built = time.perf_counter()
     write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
     name = f"{settings.name} corner {settings.corner}"
     with wandb_logger(settings.wandb, directory, name, group, asdict(settings)) as logger:
@@ -132,7 +133,7 @@ def search_pair(
             "experiment": settings.name,
             "classifier": settings.classifier.name,
             "target_label": target.label,
-            "seconds_total": time.perf_counter() - started,
+            "seconds_total": hull.summary["seconds_total"] + built - started,
         }
         hull.save(directory)
         if logger:

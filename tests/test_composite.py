@@ -21,7 +21,7 @@ def pasted(size: int, patch: int, stride: int, surround: int, channels: int = 3)
 
 
 def dense(logits: Tensor, sources: Sources) -> tuple[Tensor, Tensor]:
-    """Section 4 as printed: one plane a source, as large as the composite; 0 outside windows."""
+    """Section 4 as printed: a plane a source, of the composite's size; 0 outside windows."""
     corners, patches, side, _ = logits.shape
     height, width = sources.size
     wide = (height + 2 * side, width + 2 * side)  # windows stick out; cut off below

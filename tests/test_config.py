@@ -81,6 +81,7 @@ def test_a_range_becomes_a_choice_in_a_sweep_only():
         ),
         ("optimizer.name=lion", "optimizer.name=lion: must be one of adam, descent"),
         ("optimizer.average=1", r"optimizer.average=1.0: .*must be in \[0, 1\)"),
+        ("optimizer.square_average=-1", r"optimizer.square_average=-1.0: .*; 0.999 is usual"),
         ("stop.max_steps=0", "stop.max_steps=0: must be a finite number of at least 1"),
         ("stop.min_steps=2000", "stop.min_steps=2000: must not exceed stop.max_steps=1000"),
         ("log.every=0", "log.every=0: must be a finite number of at least 1"),

@@ -6,7 +6,7 @@ from torch import nn
 
 from feature_collisions import Hull
 from feature_collisions.errors import SettingError
-from feature_collisions.hull import dirichlet, project_to_simplex
+from feature_collisions.hull import dirichlet, mixes, project_to_simplex
 
 
 def hull_of(model, corners, target_class, layer="hidden", **summary):
@@ -23,6 +23,16 @@ def test_dirichlet_is_uniform_on_the_simplex():
     # under Dirichlet(1, 1, 1, 1) a weight has variance 3/80 and exceeds 1/2 one time in eight
     assert weights.var(0).tolist() == pytest.approx([3 / 80] * 4, abs=1e-3)
     assert (weights > 0.5).double().mean(0).tolist() == pytest.approx([1 / 8] * 4, abs=5e-3)
+
+
+def test_mixes_lie_in_memory_as_the_corners_do():
+    corners = torch.rand(3, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    weights = dirichlet(7, 3, torch.Generator().manual_seed(1))
+    expected = torch.einsum("bk,kchw->bchw", weights.float(), corners)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = mixes(weights, corners.contiguous(memory_format=layout))
+        assert torch.allclose(found, expected, atol=1e-6)
+        assert found.is_contiguous(memory_format=layout)
 
 
 def test_projection_to_the_simplex_is_the_nearest_point():

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from feature_collisions.config import LossSettings, LossStage
@@ -5,25 +6,30 @@ from feature_collisions.features import TargetFeatures
 from feature_collisions.losses import CollisionLoss, positive, settings_at
 
 
-def problem(form, seed=0):
+def problem(form, seed=0, rectified=False):
     generator = torch.Generator().manual_seed(seed)
     target = TargetFeatures(torch.randn(30, generator=generator, dtype=torch.float64))
     x = torch.randn(4, 30, generator=generator, dtype=torch.float64)
     x[x.abs() < 0.05] = 0.05  # away from the kinks of |.|
-    loss = CollisionLoss(target, target.units(range(4)), LossSettings(2.0, 0.5, form))
+    loss = CollisionLoss(
+        target, target.units(range(4)), LossSettings(2.0, 0.5, form, rectified=rectified)
+    )
     return loss, target, x.requires_grad_()
 
 
+KINDS = [(form, rectified) for form in ("norm", "half_square") for rectified in (False, True)]
+
+
 def test_gradients_in_float64():
-    for form in ("norm", "half_square"):
-        loss, _, x = problem(form)
+    for form, rectified in KINDS:
+        loss, _, x = problem(form, rectified=rectified)
         assert torch.autograd.gradcheck(lambda value, loss=loss: loss(value).total, (x,))
         assert torch.autograd.gradcheck(loss.total, (x,))
 
 
 def test_the_searchs_total_is_the_terms_total():
-    for form in ("norm", "half_square"):
-        loss, target, x = problem(form)
+    for form, rectified in KINDS:
+        loss, target, x = problem(form, rectified=rectified)
         with torch.no_grad():
             x[1] = target.features  # an exact collision
             x[2, loss.units[2]] = 0.0  # the pushed unit at its kink
@@ -33,6 +39,20 @@ def test_the_searchs_total_is_the_terms_total():
         assert torch.allclose(*gradients, rtol=1e-12)
         part = loss.total(x[1:3], slice(1, 3))
         assert torch.allclose(part, slow[1:3], rtol=1e-12)
+
+
+def test_what_is_rectified_is_what_later_layers_see():
+    """Unit by unit: an active unit's f0 - f(t), an inactive one's max(f0, 0)."""
+    loss, target, x = problem("norm", rectified=True)
+    for row, norm in zip(x.tolist(), loss._positive(x).tolist(), strict=True):
+        squares = [
+            (f0 - t) ** 2 if t >= 0 else max(f0, 0) ** 2
+            for f0, t in zip(row, target.preactivation.tolist(), strict=True)
+        ]
+        assert norm == pytest.approx(sum(squares) ** 0.5)
+    assert (loss._positive(x) > positive(x, target.features, target.active)).all()
+    inside = loss.interior(x)
+    assert inside.item() == pytest.approx(2.0 * loss._positive(x).sum().item())
 
 
 def test_gradient_is_zero_and_finite_at_an_exact_collision():

@@ -48,3 +48,19 @@ def test_rates_by_stages():
     stages = [RateStage(2, 0.1), RateStage(4, 0.5)]
     settings = OptimizerSettings(rate=0.3, final_rate=0.3, stages=stages)
     assert [rate_at(settings, step, 6) for step in range(6)] == [0.3, 0.3, 0.1, 0.1, 0.5, 0.5]
+
+
+def test_adam_forgets_the_gradients_size_as_fast_as_it_is_told():
+    """Adam written again: after a gradient of 1000, beta_2 = 0.5 steps on, 0.999 stands still."""
+    gradients, moves = [1000.0] + [1.0] * 20, {}
+    for share in (0.5, 0.999):
+        x, mean, square, expected = 1.0, 0.0, 0.0, []
+        for step, gradient in enumerate(gradients, 1):
+            mean = 0.9 * mean + 0.1 * gradient
+            square = share * square + (1 - share) * gradient**2
+            x -= 0.1 * (mean / (1 - 0.9**step)) / ((square / (1 - share**step)) ** 0.5 + 1e-8)
+            expected.append(x)
+        path = steps(OptimizerSettings("adam", 0.1, square_average=share), gradients)
+        assert path == pytest.approx(expected)
+        moves[share] = abs(path[-1] - path[-2])
+    assert moves[0.5] > 2 * moves[0.999]

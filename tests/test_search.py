@@ -195,6 +195,12 @@ def test_a_resumed_search_ends_bitwise_the_same(shift, shift_images, tmp_path, o
         shift, "hidden", *shift_images, [0, 1], directory=tmp_path / "b", ckpt_path=path, **settings
     )
     assert torch.equal(resumed.corners, whole.corners)
+    assert (
+        resumed.summary["seconds_total"]
+        > resumed.summary["seconds"]
+        > saved["collision"]["seconds"]
+    )
+    assert resumed.summary["seconds_total"] > saved["collision"]["seconds_total"]
     rows = [(tmp_path / name / "metrics.csv").read_text() for name in "ab"]
     assert rows[0] == rows[1]
     pictures = [sorted(p.name for p in (tmp_path / name).rglob("step_*.png")) for name in "ab"]

@@ -123,6 +123,21 @@ def test_parts_and_layouts_find_the_same_corners(pair, changes):
 
 
 @pytest.mark.filterwarnings("ignore:not converged")
+def test_a_compiled_network_finds_the_same_corners(pair, monkeypatch):
+    """By torch.compile's tracing alone: its C++ takes minutes to build on a busy machine."""
+    compiled = []
+
+    def trace(function):
+        compiled.append(function)
+        return torch._dynamo.optimize("aot_eager")(function)
+
+    monkeypatch.setattr(torch, "compile", trace)
+    whole, other = search(pair), search(pair, compile=True)
+    assert len(compiled) == 1
+    assert (whole.corners - other.corners).abs().max() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
 def test_half_precision_leaves_the_pixels_in_float32(pair):
     hull = search(pair, trainer={"accelerator": "cpu", "precision": "bf16-mixed"})
     whole = search(pair)
@@ -158,6 +173,38 @@ def test_running_out_of_memory_says_what_to_lower(pair, monkeypatch):
         CollisionError, match=r"out of memory at step 0 .*corners_per_batch=auto; low"
     ):
         task.run()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+        ),
+    ],
+)
+def test_running_out_of_memory_leaves_the_last_checkpoint(pair, tmp_path, monkeypatch, error):
+    settings = {
+        "trainer": {"accelerator": "cpu"}, "stop": StopSettings(None, 60, 60),
+        "log": LogSettings(10, 10, 20), "directory": tmp_path,
+    }  # fmt: skip
+    task = Search(convolutions(), "2", *pair, **settings)
+    descend = task.module._descend
+
+    def full(step, backward):
+        if step == 47:
+            raise error
+        return descend(step, backward)
+
+    monkeypatch.setattr(task.module, "_descend", full)
+    with pytest.raises(CollisionError, match=r"out of memory at step 40 .* ckpt_path=last"):
+        task.run()
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    resumed = find_corners(convolutions(), "2", *pair, **settings, ckpt_path=last)
+    assert resumed.summary["steps"] == 60
+    steps = [row.split(",")[0] for row in (tmp_path / "metrics.csv").read_text().splitlines()]
+    assert steps == ["step", "10", "20", "30", "40", "50", "60"]
 
 
 @pytest.mark.parametrize("value", ["none", 0, -1, "1.5"])

@@ -38,7 +38,7 @@ class Collision(LightningModule):
 
     Attributes:
         step: optimiser steps taken; `step_before`: before the last `training_step`.
-        seconds: time spent in them.
+        seconds: time spent in them; `earlier`: all time up to the checkpoint it went on from.
         converged: whether every corner had reached the goal after `step`.
         curves: (K,) `positive` (the norm), `negative`, `unit_preactivation`, `total`
             and `total_variation` (R) after `step`.
@@ -70,7 +70,8 @@ class Collision(LightningModule):
         self.classifier = classifier
         self.problem = problem or {}
         self.step = self.step_before = 0
-        self.seconds = 0.0
+        self.seconds = self.earlier = 0.0
+        self.started = time.perf_counter()
         self.curves: dict[str, Tensor] = {}
         self.converged = False
         self.agree: Callable[[bool], bool] = bool  # other processes may have corners, too
@@ -202,6 +203,7 @@ class Collision(LightningModule):
         checkpoint["collision"] = {
             "step": self.step,
             "seconds": self.seconds,
+            "seconds_total": self.earlier + time.perf_counter() - self.started,
             "problem": self.problem,
         }
 
@@ -209,3 +211,4 @@ class Collision(LightningModule):
         """Take the counters up again."""
         saved = checkpoint["collision"]
         self.step, self.seconds = saved["step"], saved["seconds"]
+        self.earlier = saved["seconds_total"]

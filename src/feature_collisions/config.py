@@ -57,9 +57,11 @@ class LossSettings:
     """Weights of Eq. 6; `positive_form` is `norm` (as printed) or `half_square` (as optimised).
 
     `normalise` measures features in units of ||f(t)||, so that weights carry from one network to
-    another: L_pos and L_neg are those of f0 / ||f(t)||. `hull` is how many random points of the
-    hull L_pos is taken at, too, in every step. `distance` rewards the mean distance between two
-    corners, of pixels in [0, 1]. `stages` changes the weights on the way, as the authors do from
+    another: L_pos and L_neg are those of f0 / ||f(t)||. `rectified` counts in L_pos what the ReLU
+    lets through of inactive units above zero: later layers see it, Eq. 2 does not. `hull` is how
+    many random points of the hull L_pos is taken at, too, in every step, each with `hull_weight`
+    times alpha. `distance` rewards the mean distance between two corners that a person sees: over
+    8x8 pixels' means, in [0, 1]. `stages` changes the weights on the way, as the authors do from
     step 14,000 of their macro runs.
     """
 
@@ -69,12 +71,14 @@ class LossSettings:
     positive_form: str = "norm"
     normalise: bool = False
     hull: int = 0
+    hull_weight: float = 1.0
     distance: float = 0.0
+    rectified: bool = False
     stages: list[LossStage] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise SettingError for a weight or form that makes no loss."""
-        for name in ("alpha", "beta", "gamma", "distance"):
+        for name in ("alpha", "beta", "gamma", "hull_weight", "distance"):
             at_least(f"loss.{name}", getattr(self, name), 0)
         at_least("loss.hull", self.hull, 0)
         one_of("loss.positive_form", self.positive_form, ("norm", "half_square"))
@@ -98,14 +102,16 @@ class RateStage:
 class OptimizerSettings:
     """`adam`, or `descent` (Algorithm 1) on a running `average` of the gradient.
 
-    The rate falls linearly from `rate` to `final_rate` over `stop.max_steps`, or goes by `stages`:
-    each one's rate from its step on.
+    `square_average` is Adam's beta_2: how long it remembers the gradient's size. The rate falls
+    linearly from `rate` to `final_rate` over `stop.max_steps`, or goes by `stages`: each one's
+    rate from its step on.
     """
 
     name: str = "adam"
     rate: float = 0.1
     final_rate: float = 0.0
     average: float = 0.0
+    square_average: float = 0.999
     stages: list[RateStage] = field(default_factory=list)
 
     def check(self) -> None:
@@ -113,11 +119,16 @@ class OptimizerSettings:
         one_of("optimizer.name", self.name, ("adam", "descent"))
         at_least("optimizer.rate", self.rate, 0)
         at_least("optimizer.final_rate", self.final_rate, 0)
-        if not 0 <= self.average < 1:
-            raise SettingError(
-                f"optimizer.average={self.average}: the share of the old gradient must be in "
-                "[0, 1); the authors use 0.99"
-            )
+        for name, usual in (
+            ("average", "the authors use 0.99"),
+            ("square_average", "0.999 is usual"),
+        ):
+            share = getattr(self, name)
+            if not 0 <= share < 1:
+                raise SettingError(
+                    f"optimizer.{name}={share}: the share of the old gradients must be in [0, 1); "
+                    f"{usual}"
+                )
         rising("optimizer.stages", [stage.step for stage in self.stages])
         for number, stage in enumerate(self.stages):
             at_least(f"optimizer.stages[{number}].rate", stage.rate, 0)

@@ -39,6 +39,17 @@ def stick_breaking(count: int, corners: int, generator: torch.Generator) -> Tens
 SAMPLERS = {"dirichlet": dirichlet, "stick_breaking": stick_breaking}
 
 
+def mixes(weights: Tensor, corners: Tensor) -> Tensor:
+    """Convex mixes of corners (K, C, H, W): (B, K) weights to (B, C, H, W) images.
+
+    They lie in memory as the corners do: what is found with the channels last is measured so.
+    """
+    images: Tensor = torch.tensordot(weights.to(corners), corners, 1)
+    if corners.is_contiguous(memory_format=torch.channels_last):
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images
+
+
 class WorstCase(NamedTuple):
     """The point of a hull where the target class's margin was found smallest: (K,) weights."""
 
@@ -94,8 +105,7 @@ class Hull:
 
     def points(self, weights: Tensor) -> Tensor:
         """Convex mixes of the corners: (B, K) weights to (B, C, H, W) images."""
-        images: Tensor = torch.tensordot(weights.to(self.corners), self.corners, 1)
-        return images
+        return mixes(weights, self.corners)
 
     def sample(
         self,
@@ -127,7 +137,7 @@ class Hull:
             corners = (corners * 255).round() / 255
         draw, sizes = SAMPLERS[law], batch_sizes(count, self.batch)
         weights = (draw(size, len(corners), generator) for size in sizes)
-        images = (torch.tensordot(part.to(corners), corners, 1) for part in weights)
+        images = (mixes(part, corners) for part in weights)
         return self.measure(images, count, name or law + (", 8-bit" if uint8 else ""))
 
     @torch.inference_mode()

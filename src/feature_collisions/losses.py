@@ -8,13 +8,20 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import LossSettings
 from .features import TargetFeatures
 
 
-def positive(preactivation: Tensor, features: Tensor, active: Tensor, form: str = "norm") -> Tensor:
+def positive(
+    preactivation: Tensor,
+    features: Tensor,
+    active: Tensor,
+    form: str = "norm",
+    rectified: bool = False,
+) -> Tensor:
     """L_pos of Eq. 2: how far the target's active units are from their values.
 
     Args:
@@ -23,17 +30,24 @@ def positive(preactivation: Tensor, features: Tensor, active: Tensor, form: str 
         active: (N,) psgn(f0(t)), 1 for active units and 0 for inactive ones.
         form: `norm`, as the paper prints it, or `half_square`, half its square, as the authors
             optimise it. The norm's gradient at an exact collision is 0.
+        rectified: also count what the ReLU lets through of inactive units, which must be nothing:
+            f(x) of Eq. 1 in their place.
 
     Example:
         >>> target = torch.tensor([3.0, 4.0, -1.0])
         >>> positive(torch.tensor([[0.0, 0.0, 9.0]]), target.relu(), target >= 0)
         tensor([5.])
     """
-    error = preactivation * active - features
+    error = _error(preactivation, features, active, rectified)
     if form == "norm":
         norm: Tensor = torch.linalg.vector_norm(error, dim=1)
         return norm
     return error.square().sum(1) / 2
+
+
+def _error(preactivation: Tensor, features: Tensor, active: Tensor, rectified: bool) -> Tensor:
+    seen = preactivation * active
+    return (torch.where(active > 0, seen, preactivation.relu()) if rectified else seen) - features
 
 
 def negative(preactivation: Tensor, inactive: Tensor, units: Tensor) -> Tensor:
@@ -74,16 +88,23 @@ class Terms(NamedTuple):
 _ALL = slice(None)
 
 
-def mean_distance(images: Tensor) -> Tensor:
-    """Mean L2 distance between two of the images (K, C, H, W); 0 for one, and where all agree.
+_POOL = 8  # pixels; what is averaged away over 8x8 pixels, nobody sees
 
-    Its gradient at equal images, where every search begins, is 0.
+
+def visible_distances(images: Tensor) -> Tensor:
+    """L2 distances between images whose pixels are replaced by the means of 8x8 pixels.
+
+    A border of less than 8 pixels is left out.
+
+    Args:
+        images: (K, C, H, W).
+
+    Returns:
+        (K (K - 1) / 2,) At equal images, where every search begins, their gradient is 0.
     """
-    pixels = images.flatten(1)
-    if len(pixels) < 2:
-        return pixels.new_zeros(())
-    mean: Tensor = torch.pdist(pixels).mean()
-    return mean
+    means = F.avg_pool2d(images, _POOL).flatten(1) * _POOL  # each mean stands for 8x8 pixels
+    distances: Tensor = F.pdist(means)
+    return distances
 
 
 class CollisionLoss(nn.Module):
@@ -111,8 +132,7 @@ class CollisionLoss(nn.Module):
 
     def forward(self, preactivation: Tensor, rows: slice = _ALL) -> Terms:
         """(K, N) pre-activations, of the corners `rows`, to each one's terms."""
-        form = self.settings.positive_form
-        pos = positive(preactivation, self.features, self.active, form)
+        pos = self._positive(preactivation)
         neg = negative(preactivation, self.inactive, self.units[rows])
         return Terms(pos, neg, self.alpha * pos + self.beta * neg)
 
@@ -133,10 +153,8 @@ class CollisionLoss(nn.Module):
         return total
 
     def interior(self, preactivation: Tensor) -> Tensor:
-        """alpha L_pos, summed over any points' pre-activations (M, N)."""
-        form = self.settings.positive_form
-        pos = positive(preactivation, self.features, self.active, form)
-        return self.alpha * pos.sum()
+        """hull_weight alpha L_pos, summed over any points' pre-activations (M, N)."""
+        return self.settings.hull_weight * self.alpha * self._positive(preactivation).sum()
 
     @property
     def concerns_images(self) -> bool:
@@ -144,16 +162,21 @@ class CollisionLoss(nn.Module):
         return self.settings.gamma > 0 or self.settings.distance > 0
 
     def of_images(self, images: Tensor, variation: Tensor) -> Tensor:
-        """gamma R(P) - distance * mean distance, summed over the corners.
+        """gamma R(P) - distance * mean visible distance, summed over the corners.
 
         Args:
             images: (K, C, H, W).
             variation: (K,) R(P) (sec. 4.1).
         """
         total = self.settings.gamma * variation.sum()
-        if self.settings.distance:
-            total = total - self.settings.distance * len(images) * mean_distance(images)
+        if self.settings.distance and len(images) > 1:
+            reward = self.settings.distance * len(images)
+            total = total - reward * visible_distances(images).mean()
         return total
+
+    def _positive(self, preactivation: Tensor) -> Tensor:
+        form, rectified = self.settings.positive_form, self.settings.rectified
+        return positive(preactivation, self.features, self.active, form, rectified)
 
 
 class _Total(torch.autograd.Function):
@@ -162,7 +185,8 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, preactivation: Tensor, loss: CollisionLoss, units: Tensor) -> Tensor:
         alpha, beta = loss.alpha, loss.beta
-        error = preactivation * loss.active - loss.features
+        # Its own gradient, up to a factor, with what is rectified or without.
+        error = _error(preactivation, loss.features, loss.active, loss.settings.rectified)
         positive = torch.linalg.vector_norm(error, dim=1)
         push = preactivation.sign().mul_(loss.inactive).scatter_(1, units[:, None], 1.0)
         negative = (push * preactivation).sum(1)

@@ -12,8 +12,7 @@ from .differences import similarity
 from .errors import SettingError
 from .hull import Hull
 from .images import load_image, to_uint8
-
-_POOL = 8  # pixels; what is averaged away over 8x8 pixels, nobody sees
+from .losses import visible_distances
 
 
 def macro_share(images: Tensor) -> float | None:
@@ -29,11 +28,10 @@ def macro_share(images: Tensor) -> float | None:
     Returns:
         The share, or None for equal images, and for images under 8 pixels.
     """
-    if min(images.shape[2:]) < _POOL:
+    if min(images.shape[2:]) < 8:
         return None
-    whole = _distances(images).mean()
-    pooled = _distances(F.avg_pool2d(images, _POOL)).mean() * _POOL
-    return float(pooled / whole) if whole > 0 else None
+    whole = F.pdist(images.flatten(1)).mean()
+    return float(visible_distances(images).mean() / whole) if whole > 0 else None
 
 
 def macro_entries(hull: Hull) -> dict[str, Any]:
@@ -50,10 +48,6 @@ def macro_entries(hull: Hull) -> dict[str, Any]:
         "ssim_to_target": similarity(hull.corners, hull.target),
         "ssim_to_initial": similarity(hull.corners, hull.initial),
     }
-
-
-def _distances(images: Tensor) -> Tensor:
-    return F.pdist(images.flatten(1))
 
 
 def composite_at_start(directory: Path, size: tuple[int, int, int]) -> Tensor | None:

@@ -9,7 +9,7 @@ from .composite import Sources
 from .errors import SettingError
 from .image_sets import ImageSet
 from .patch_database import PatchDatabase, open_database, source
-from .patch_search import Matches, query_patches, search_patches
+from .patch_search import Matches, query_patches, reduced_seed, search_patches
 from .patch_settings import PatchSettings
 
 
@@ -29,7 +29,8 @@ def find_sources(
     """
     check_geometry(settings, seed.shape[-1])
     database = open_database(settings, images, random_seed)
-    matches = search_patches(database, query_patches(seed, settings), settings, seed)
+    queries, reduced = query_patches(seed, settings), reduced_seed(seed, settings)
+    matches = search_patches(database, queries, settings, reduced)
     return paste(database, matches, settings, seed.shape[-1])
 
 

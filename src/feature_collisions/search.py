@@ -134,7 +134,7 @@ class Search:
         Raises:
             CollisionError: when the loss stops being finite, or memory runs out.
         """
-        started = time.perf_counter()
+        self.module.started = time.perf_counter()
         if len(device_ids(self.trainer)) > 1 and len(self.corners) > 1:
             found = self._share(logger)
         else:
@@ -148,7 +148,8 @@ class Search:
                 entry["total_variation"] = variation
             if self.directory is not None:
                 save_png(self.directory / "images" / "composite.png", self.start[0])
-        summary["seconds_total"] = time.perf_counter() - started
+        now = time.perf_counter()
+        summary["seconds_total"] = self.module.earlier + now - self.module.started
         if summary["unmet"]:
             warnings.warn(
                 f"not converged: {'; '.join(summary['unmet'])} after {summary['steps']} steps; "
@@ -182,6 +183,7 @@ class Search:
         found = search_shared(arguments, logger)
         self.module.step, self.module.seconds = found.steps, found.seconds
         self.module.curves["total_variation"] = found.variation
+        self.module.earlier = found.earlier
         return found.corners
 
     def _callbacks(self) -> list[Callback]:

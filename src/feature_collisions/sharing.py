@@ -27,7 +27,7 @@ _MENDABLE = {"SettingError": SettingError, "CollisionError": CollisionError}
 
 
 class Shared(NamedTuple):
-    """What the processes found: corners (K, C, H, W), steps taken, seconds of the slowest.
+    """What the processes found: corners (K, C, H, W), steps, `Collision`'s seconds at most.
 
     `variation` (K,) is R(P) of composites, 0 of pixels.
     """
@@ -36,6 +36,7 @@ class Shared(NamedTuple):
     variation: Tensor
     steps: int
     seconds: float
+    earlier: float
 
 
 def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
@@ -78,12 +79,12 @@ def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
     if arguments["directory"] is not None:
         path = arguments["directory"] / "metrics.csv"
         _join_curves(Curves(path, corners, curve_terms(arguments["sources"])), count, logger)
-    seconds = max(report["seconds"] for report in reports)
+    seconds, earlier = (max(report[key] for report in reports) for key in ("seconds", "earlier"))
     corners_found, variation = (
         torch.cat([share[name] for share in found])[order.argsort()]
         for name in ("corners", "variation")
     )
-    return Shared(corners_found, variation, reports[0]["steps"], seconds)
+    return Shared(corners_found, variation, reports[0]["steps"], seconds, earlier)
 
 
 def _search_share(
@@ -137,7 +138,8 @@ def _search_share(
     images, variation = module.parameterisation.penalised()
     found = {"corners": images.float(), "variation": variation.float()}
     save_tensors(folder / f"{rank}.safetensors", found)
-    write_json(folder / f"{rank}.json", {"steps": module.step, "seconds": module.seconds})
+    figures = {"steps": module.step, "seconds": module.seconds, "earlier": module.earlier}
+    write_json(folder / f"{rank}.json", figures)
 
 
 def _devices_of(rank: int, devices: list[int], arguments: dict[str, Any]) -> int | list[int]:
