@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import asdict
 
 import pytest
 from conftest import run_command
@@ -193,9 +194,8 @@ def test_many_runs_are_a_table_in_a_run_of_its_own(evaluated_run, tmp_path):
     save_png(tmp_path / "sizes.png", run.target)
     assert log_table("offline", tmp_path, [run], rows) == f"{tmp_path.name}: 2 runs"
     (one,) = told(tmp_path)
-    assert (
-        one.id == kept(tmp_path / "wandb" / "table.json", JOB).id != JOB.id
-    )  # and is gone on with
+    again = kept(tmp_path / "wandb" / "table.json", JOB)  # what the next evaluation goes on with
+    assert one.id == again.id != JOB.id
     assert (one.group, one.job_type) == ("sweep", "evaluation")
     (row, refused) = table(tmp_path, one, "runs")
     assert row[0] == "run"
@@ -222,16 +222,26 @@ def test_what_wandb_refuses_is_one_message(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"id": "x"}', "[]", '{"id": "../x", "project": "p", "name": "n", "group": "g", '
-             '"job_type": "t"}', '{"id": 1, "project": "p", "name": "n", "group": "g", '
-             '"job_type": "t"}'],
+    "content",
+    [[], {"id": "x"}, *(asdict(JOB) | change for change in (
+        {"id": "../x"}, {"id": 1}, {"project": "another/project"}, {"project": ""}, {"more": "x"},
+    ))],
+    ids=str,
 )  # fmt: skip
-def test_an_identity_that_train_did_not_write_is_refused(tmp_path, text):
+def test_an_identity_that_train_did_not_write_is_refused(tmp_path, content):
     path = tmp_path / "run.json"
     assert known(path) is None
-    path.write_text(text)
+    path.write_text(json.dumps(content))
     with pytest.raises(SettingError, match=r"run\.json: not what train\.py writes; delete it"):
         known(path)
+
+
+def test_an_identity_is_read_back_as_it_was_kept(tmp_path):
+    identity = Identity("0a-b", "my own project", "corner [0, 1]" * 50, "a/b <c>", "train")
+    assert kept(tmp_path / "run.json", identity) is identity
+    assert known(tmp_path / "run.json") == identity
+    other = Identity("1", "p", "n", "g", "train")
+    assert kept(tmp_path / "run.json", other) == identity
 
 
 def test_a_run_that_fails_is_finished_as_failed(tmp_path):

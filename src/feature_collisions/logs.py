@@ -47,16 +47,23 @@ def known(path: Path) -> Identity | None:
     """
     if not path.exists():
         return None
-    kept, names = read_json(path), [each.name for each in fields(Identity)]
-    whole = isinstance(kept, dict) and sorted(kept) == sorted(names)
-    if not (whole and all(isinstance(v, str) and 0 < len(v) <= 128 for v in kept.values())) or (
-        not re.fullmatch(r"[\w-]+", kept["id"]) or not re.fullmatch(r"[\w.-]+", kept["project"])
-    ):
+    found = read_json(path)
+    if not _is_identity(found):
         raise SettingError(
             f"{path}: not what train.py writes; delete it, or leave W&B out with "
             "wandb.mode=disabled"
         )
-    return Identity(**kept)
+    return Identity(**found)
+
+
+def _is_identity(found: Any) -> bool:
+    names = {each.name for each in fields(Identity)}
+    if not (isinstance(found, dict) and found.keys() == names):
+        return False
+    if not all(isinstance(value, str) for value in found.values()):
+        return False
+    project = found["project"].strip()  # no path, which could lead into another account
+    return bool(re.fullmatch(r"[\w-]+", found["id"]) and re.fullmatch(r"[^/\\#?%:]+", project))
 
 
 def kept(path: Path, identity: Identity) -> Identity:
