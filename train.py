@@ -57,7 +57,7 @@ def train(
         hull = search_pair(settings, config, data, model, directory, checkpoint, group)
         print_corners(hull, data.test.class_names, directory)
         return
-    pairs = parse_pairs(settings.pairs, data.test, settings.seed)
+    pairs = parse_pairs(settings.pairs, data.test, settings.seed, model)
 
     def search(pair: Pair, place: Path) -> Hull:
         last = place / CHECKPOINT

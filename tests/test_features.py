@@ -121,3 +121,10 @@ def test_corners_beyond_the_inactive_units_are_refused():
     target = TargetFeatures(torch.tensor([1.0, -1.0, -2.0]))
     with pytest.raises(SettingError, match=r"corner=2: the target has 2 inactive units.*0 to 1"):
         target.units([0, 2])
+
+
+def test_units_inactive_at_the_start_may_be_counted_first():
+    target = TargetFeatures(torch.tensor([-1.0, 1.0, -2.0, -3.0, -4.0, 2.0]))
+    start = torch.tensor([0.5, -9.0, -1.0, 2.0, 0.0, 1.0])
+    assert target.units(range(4)).tolist() == [0, 2, 3, 4]
+    assert target.units(range(4), start).tolist() == [2, 4, 0, 3]

@@ -9,6 +9,14 @@ from feature_collisions.pairs import OUTCOME, Pair, measure, parse_pairs, run_pa
 from feature_collisions.search import find_corners
 
 
+class Ink(torch.nn.Module):
+    """Two classes; the first one's probability is the share of the image that is bright."""
+
+    def forward(self, images):
+        share = (images > 0.5).float().mean((1, 2, 3)).clamp(1e-4, 1 - 1e-4)
+        return torch.stack([share.log(), (1 - share).log()], 1)
+
+
 @pytest.fixture
 def images(digits):
     return digits.test
@@ -17,9 +25,9 @@ def images(digits):
 def test_a_file_has_a_pair_a_line(images, tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("initial,target\n3,7\n\n1:2, 4\n")
-    assert parse_pairs(str(path), images, 0) == [("3", "7"), ("1:2", "4")]
+    assert parse_pairs(str(path), images, 0, Ink()) == [("3", "7"), ("1:2", "4")]
     path.write_text("3,7\n")
-    assert parse_pairs(str(path), images, 0) == [("3", "7")]
+    assert parse_pairs(str(path), images, 0, Ink()) == [("3", "7")]
 
 
 @pytest.mark.parametrize(
@@ -36,23 +44,38 @@ def test_a_bad_line_is_named_by_its_number(images, tmp_path, text, message):
     path = tmp_path / "pairs.csv"
     path.write_text(text)
     with pytest.raises(SettingError, match=message):
-        parse_pairs(str(path), images, 0)
+        parse_pairs(str(path), images, 0, Ink())
 
 
-@pytest.mark.parametrize("setting", ["random:0", "random:x", "random:", "missing.csv"])
+@pytest.mark.parametrize(
+    "setting", ["random:0", "random:x", "random:", "random:3:1.5", "missing.csv"]
+)
 def test_what_names_no_pairs_is_refused(images, setting):
     with pytest.raises(SettingError, match=rf"pairs={setting}: .*give a CSV file"):
-        parse_pairs(setting, images, 0)
+        parse_pairs(setting, images, 0, Ink())
 
 
 def test_random_pairs_are_of_two_classes_and_depend_on_the_seed(images):
-    pairs = parse_pairs("random:50", images, 0)
-    assert pairs == parse_pairs("random:50", images, 0)
-    assert pairs != parse_pairs("random:50", images, 1)
+    pairs = parse_pairs("random:50", images, 0, Ink())
+    assert pairs == parse_pairs("random:50", images, 0, Ink())
+    assert pairs != parse_pairs("random:50", images, 1, Ink())
     for pair in pairs:
         first, second = images.find("initial", pair.initial), images.find("target", pair.target)
         assert first.label != second.label
     assert len(set(pairs)) > 45
+
+
+def test_random_targets_are_those_the_classifier_is_sure_of(images):
+    """Sure of the second class is who sees little ink."""
+    for pair in parse_pairs("random:20:.9", images, 0, Ink()):
+        assert (images.find("target", pair.target).image > 0.5).float().mean() < 0.1
+    inks = [
+        float((images.find("target", pair.target).image > 0.5).float().mean())
+        for pair in parse_pairs("random:20", images, 0, Ink())
+    ]
+    assert max(inks) > 0.1
+    with pytest.raises(SettingError, match=r"pairs=random:2:.9999: only 0 of 200 draws have"):
+        parse_pairs("random:2:.9999", images, 0, Ink())
 
 
 @pytest.fixture
@@ -111,11 +134,12 @@ def test_no_pair_is_a_table_without_rows():
 
 
 def test_interior_points_join_the_loss(shift, shift_images):
-    """The gradient of alpha (L_pos of the corners + L_pos of their mixes), written again."""
+    """The gradient of alpha (L_pos of the corners + 1.5 L_pos of their mixes), written again."""
     from feature_collisions.search import Search
 
     search = Search(
-        shift, "hidden", *shift_images, [0, 1], loss=LossSettings(2.0, 0.0, "half_square", 3),
+        shift, "hidden", *shift_images, [0, 1],
+        loss=LossSettings(2.0, 0.0, positive_form="half_square", hull=3, hull_weight=1.5),
         trainer={"accelerator": "cpu"},
     )  # fmt: skip
     module = search.module
@@ -132,7 +156,7 @@ def test_interior_points_join_the_loss(shift, shift_images):
         mix = draws / draws.sum(1, keepdim=True)
         free = start.flatten(1).clone().requires_grad_()
         total = 0.0
-        for row in [*free, *(mix @ free)]:
-            total = total + 2.0 * (((row - 0.5) * active - target.relu()) ** 2).sum() / 2
+        for row, weight in [(row, 2.0) for row in free] + [(row, 3.0) for row in mix @ free]:
+            total = total + weight * (((row - 0.5) * active - target.relu()) ** 2).sum() / 2
         total.backward()
         torch.testing.assert_close(pixels.grad.flatten(1), free.grad)

@@ -68,7 +68,7 @@ def test_paste_mirrors_surroundings_and_lays_patches_where_the_queries_lie() -> 
     [
         ({"patch": 30}, "patches.patch=30: a patch must fit into the images of 24 pixels"),
         ({"surround": 24}, "patches.surround=24: must be less than the images' 24 pixels"),
-        ({"stride": 15}, "patches.stride=15: leaves pixels uncovered by patches of 8 + 2 \\* 3"),
+        ({"stride": 15}, "patches.stride=15: leaves pixels uncovered by patches of 8 \\+ 2 \\* 3"),
         ({"stride": 6}, "patches.stride=6: leaves pixels uncovered .* choose a divisor of 16"),
     ],
 )

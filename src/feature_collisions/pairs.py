@@ -11,17 +11,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from .errors import SettingError
 from .files import read_json, write_json, write_text
 from .hull import Hull
 from .image_sets import ImageSet
 from .runs import read_run
+from .summary import class_probabilities
 from .tables import markdown_table
 
 OUTCOME = "outcome.json"
 _NEAR = 0.05
-_RULE = "give a CSV file with initial,target a line, or random:N"
+_DRAWS = 100  # a pair, before no more are expected
+_RULE = (
+    "give a CSV file with initial,target a line, random:N, or random:N:P for targets that the "
+    "classifier gives a probability above P"
+)
 
 
 class Pair(NamedTuple):
@@ -31,17 +37,26 @@ class Pair(NamedTuple):
     target: str
 
 
-def parse_pairs(setting: str, images: ImageSet, seed: int) -> list[Pair]:
+def parse_pairs(setting: str, images: ImageSet, seed: int, model: nn.Module) -> list[Pair]:
     """Read `pairs`: a CSV file, or `random:N`, N pairs of images of two classes.
+
+    Args:
+        setting: `random:N:P` draws among targets that `model` gives some class more than P.
+        images: where they are drawn from.
+        seed: decides the draw.
+        model: the classifier.
 
     Raises:
         SettingError: for a file without pairs, or a line that names no two images; it is numbered.
     """
-    kind, _, count = setting.partition(":")
-    if kind == "random":
-        if not count.isdecimal() or int(count) < 1:
-            raise SettingError(f"pairs={setting}: N must be a whole number of at least 1; {_RULE}")
-        return _random_pairs(int(count), images, seed)
+    if setting.split(":")[0] == "random":
+        form = re.fullmatch(r"random:(\d+)(?::(0?\.\d+))?", setting)
+        if not form or int(form[1]) < 1:
+            raise SettingError(
+                f"pairs={setting}: N must be a whole number of at least 1, and P lie in [0, 1); "
+                f"{_RULE}"
+            )
+        return _random_pairs(setting, int(form[1]), float(form[2] or 0), images, seed, model)
     try:
         lines = list(csv.reader(Path(setting).read_text().splitlines(), skipinitialspace=True))
     except (OSError, UnicodeDecodeError) as error:
@@ -65,17 +80,26 @@ def parse_pairs(setting: str, images: ImageSet, seed: int) -> list[Pair]:
     return pairs
 
 
-def _random_pairs(count: int, images: ImageSet, seed: int) -> list[Pair]:
+def _random_pairs(
+    setting: str, count: int, least: float, images: ImageSet, seed: int, model: nn.Module
+) -> list[Pair]:
     labels = images.labels.tolist()
     if len(set(labels)) < 2:
-        raise SettingError(f"pairs=random:{count}: needs images of two classes or more")
+        raise SettingError(f"pairs={setting}: needs images of two classes or more")
     generator = torch.Generator().manual_seed(seed)
     pairs: list[Pair] = []
-    while len(pairs) < count:
+    for _ in range(_DRAWS * count):
         first, second = torch.randint(len(labels), (2,), generator=generator).tolist()
-        if labels[first] != labels[second]:
-            pairs.append(Pair(_name(images, labels, first), _name(images, labels, second)))
-    return pairs
+        if labels[first] == labels[second]:
+            continue
+        if least and class_probabilities(model, images[second][None]).max() <= least:
+            continue
+        pairs.append(Pair(_name(images, labels, first), _name(images, labels, second)))
+        if len(pairs) == count:
+            return pairs
+    raise SettingError(
+        f"pairs={setting}: only {len(pairs)} of {_DRAWS * count} draws have such a target; lower P"
+    )
 
 
 def _name(images: ImageSet, labels: Sequence[int], index: int) -> str:

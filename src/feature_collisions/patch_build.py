@@ -26,6 +26,16 @@ from .patch_settings import PatchSettings
 _BATCH = 64  # images that are read together
 
 
+def locked(folder: Path) -> AbstractContextManager[Any]:
+    """Hold a folder's lock, which is the system's own and ends with the process."""
+    lock = FileLock(folder / "lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        print("another process builds the patch database; waiting for it", flush=True)
+        return lock.acquire()
+
+
 def reduced(image: Tensor, reduction: int) -> Tensor:
     """Mean over `reduction` x `reduction` pixels: (C, size, size) in [0, 1] to (C, s, s) uint8.
 
@@ -51,23 +61,13 @@ def reduced_images(
     side = settings.size // settings.reduction
     shape = images.size[0], side, side
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
+    with locked(folder):
         rows = _built(folder, key, math.prod(shape))
         if rows is None:
             rows = _build(folder, key, settings, images, drawn)
     count = len(rows) * math.prod(shape)
     mapped = torch.from_file(str(folder / "images.u8"), size=count, dtype=torch.uint8)
     return mapped.view(-1, *shape), drawn[rows]
-
-
-def _lock(folder: Path) -> AbstractContextManager[Any]:
-    """The system's own lock, which ends with the process that holds it."""
-    lock = FileLock(folder / "lock")
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        print("another process is building the patch database; waiting for it", flush=True)
-        return lock.acquire()
 
 
 def _built(folder: Path, key: dict[str, Any], one: int) -> list[int] | None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .patch_database import PatchDatabase
 
-DIMENSIONS = 192  # of the basis: with 64, forty times as many windows must be measured
 ROUNDING = 1e-5  # of |x|^2: more than float32 gets wrong in any of the sums below
 _PAIRS = 2048  # distances taken together: 25 MB of the paper's windows
 
@@ -59,16 +58,19 @@ def squared_distances(
     return torch.cat(found)
 
 
-def basis_of(windows: Tensor) -> Tensor:
-    """Orthonormal columns (C * w * w, d) that hold most of these windows (N, C, w, w)."""
+def basis_of(windows: Tensor, dimensions: int) -> Tensor:
+    """Orthonormal columns (C * w * w, d) that hold most of these windows (N, C, w, w).
+
+    d is `dimensions`, or less for few windows or small ones.
+    """
     centred = windows.flatten(1) - 0.5
-    size = min(DIMENSIONS, *centred.shape)
+    size = min(dimensions, *centred.shape)
     start = torch.randn(centred.shape[1], size, generator=torch.Generator().manual_seed(0))
     basis: Tensor = start.to(windows.device)
     for _ in range(4):  # subspace iteration: near the leading singular vectors is near enough
         basis = torch.linalg.qr(centred.T @ (centred @ basis)).Q
-    basis = torch.linalg.qr(basis.double()).Q
-    return basis.float()
+    orthonormal: Tensor = torch.linalg.qr(basis.double()).Q.float()
+    return orthonormal
 
 
 class Descriptions:
