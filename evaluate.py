@@ -28,24 +28,36 @@ def main(config: DictConfig) -> None:
 
 def evaluate_all(settings: EvaluateSettings, directory: Path) -> None:
     """Evaluate each hull in `directory`; more than one are put into one table."""
+    from feature_collisions.evaluation_logs import log_evaluation, log_table
     from feature_collisions.many import hulls_below, row_of, write_table
 
     runs, refused = hulls_below(directory)
     if not runs:
         raise SettingError("; ".join(refused.values()))
+    mode, found = settings.wandb.mode, []
     if len(runs) + len(refused) == 1:
-        measure(settings, runs[0])
+        say(mode, log_evaluation(mode, runs[0], *measure(settings, runs[0])))
         return
     rows = [{"run": name, "outcome": reason} for name, reason in refused.items()]
     for run in runs:
         name = str(run.directory.relative_to(directory))
         print(f"\n{name}", flush=True)
         try:
-            rows.append(row_of(name, run, *measure(settings, run)))
+            found.append((run, *measure(settings, run)))
+            rows.append(row_of(name, *found[-1]))
         except SettingError as error:  # the others' tables must not be lost
             rows.append({"run": name, "outcome": explain(error)})
     print(f"\n{write_table(directory, rows)}")
     print(f"table: {directory / 'runs.md'}")
+    for each in found:
+        say(mode, log_evaluation(mode, *each))
+    say(mode, log_table(mode, directory, runs, rows))
+
+
+def say(mode: str, name: str | None) -> None:
+    """Say which W&B run was added to, if any."""
+    if name:
+        print(f"W&B ({mode}): added to {name}")
 
 
 def measure(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Sequence[str]]:

@@ -135,7 +135,7 @@ def search_pair(
         }
         hull.save(directory)
         if logger:
-            log_hull(logger, hull)
+            log_hull(logger.experiment, hull)
     return hull
 
 

@@ -1,3 +1,4 @@
+import functools
 import os
 import runpy
 import subprocess
@@ -82,20 +83,23 @@ def shift_images():
     return torch.full((1, 3, 3), 0.25), target
 
 
-@pytest.fixture
-def command(tmp_path, monkeypatch):
-    """Run train.py or evaluate.py in this process, in an empty folder; gives the exit message."""
-
-    def run(script, *arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
+def run_command(folder, script, *arguments):
+    """Run train.py or evaluate.py in this process, in `folder`; gives the exit message."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [script, *arguments])
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as stop:
             return stop.code
         return None
 
-    return run
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """`run_command` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return functools.partial(run_command, tmp_path)
 
 
 def start(script, *arguments, cwd, **options):

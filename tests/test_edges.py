@@ -1,5 +1,6 @@
 """The exact walk of a segment against closed forms, dense sampling, and planted class changes."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,50 @@ def test_little_memory_cuts_an_edge_into_chunks_with_the_same_result(tmp_path: P
     assert found[1]["breakpoints"] > found[0]["breakpoints"]
     assert found[1]["margin_min"] == pytest.approx(found[0]["margin_min"], abs=1e-10)
     assert found[1]["failed"] == pytest.approx(found[0]["failed"], abs=1e-10)
+
+
+class Clock:
+    """Stands still but for walking: 30 seconds for each unit of length."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, walk = 0.0, Line.walk
+
+        def slow(line: Line, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+            self.now += 30 * float((last - first).norm())
+            return walk(line, first, last)
+
+        monkeypatch.setattr(Line, "walk", slow)
+        monkeypatch.setattr("feature_collisions.edges.time.monotonic", lambda: self.now)
+
+
+def test_seconds_are_shared_out_among_the_edges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hull = valley()
+    ends = itertools.combinations(range(3), 2)
+    lengths = [float((hull.corners[i] - hull.corners[j]).norm()) for i, j in ends]
+    clock = Clock(monkeypatch)
+    whole = 30 * sum(lengths)
+    found = prove_edges(hull, EdgeSettings(seconds=whole / 10), tmp_path)["edges"]
+    assert clock.now <= whole / 10 * 1.2
+    spent = [edge["walked"] * 30 * length for edge, length in zip(found, lengths, strict=True)]
+    for seconds in spent:
+        assert seconds == pytest.approx(whole / 30, rel=0.3)
+    for _ in range(30):  # an edge that is done leaves its part to the others
+        found = prove_edges(hull, EdgeSettings(seconds=whole / 20), tmp_path)["edges"]
+    assert [edge["walked"] for edge in found] == [1.0, 1.0, 1.0]
+
+
+def test_an_edge_without_its_turn_comes_first_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch)
+    monkeypatch.setattr("feature_collisions.edges._FIRST", 1.0)  # each chunk overruns everything
+    shares = []
+    for _ in range(3):
+        found = prove_edges(valley(), EdgeSettings(seconds=1e-3), tmp_path)["edges"]
+        shares.append([edge["walked"] for edge in found])
+    assert shares == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
 
 
 def test_without_time_nothing_is_walked_and_nothing_is_claimed(tmp_path: Path) -> None:

@@ -71,12 +71,16 @@ def test_one_corner_alone_is_measured_and_what_needs_two_is_named(command, run, 
     save_tensors(run / "collision.safetensors", kept)
     summary = json.loads((run / "summary.json").read_text())
     change(run, "summary", corners=summary["corners"][:1])
+    (run / "evaluation.json").write_text('{"dirichlet": {')  # an evaluation that was cut off
+    (run / "report.html").write_text("<html>")
+    (run / "images" / "corner_0.png").unlink()
     assert command("evaluate.py", "run=run", "samples=50") is None
     assert "One corner only, left out: distances, baselines" in capsys.readouterr().out
     found = json.loads((run / "evaluation.json").read_text())
     assert found["dirichlet"]["accuracy"] == 1
     assert "ball_accuracy" not in found
     assert found["left_out"]["edges"] == "needs two corners"
+    assert (run / "report.html").read_text().rstrip().endswith("</html>")
 
 
 def test_a_strangers_config_is_data(command, run, tmp_path):

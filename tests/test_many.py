@@ -82,6 +82,40 @@ def test_the_same_corner_twice_is_two_hulls_and_a_damaged_run_is_named(tmp_path)
         hulls_below(tmp_path / "0" / "images")
 
 
+def test_a_killed_job_of_a_sweep_is_named(tmp_path):
+    for job in range(3):
+        make_run(tmp_path / str(job), job)
+    (tmp_path / "1" / "collision.safetensors").unlink()
+    (tmp_path / "2" / "wandb").mkdir()
+    (tmp_path / "2" / "wandb" / "config.yaml").touch()  # W&B's own
+    (hull,), refused = hulls_below(tmp_path)
+    assert [entry["corner"] for entry in hull.summary["corners"]] == [0, 2]
+    assert list(refused) == ["1"]
+    assert refused["1"].startswith("no corners: the search was not finished; continue it with")
+    (tmp_path / "config.yaml").touch()  # the folder of many pairs has one too
+    assert hulls_below(tmp_path)[1] == refused
+
+
+def test_different_experiments_stand_in_one_table(tmp_path):
+    make_run(tmp_path / "a", 0, "loss: {alpha: 1, hull: 2}")
+    make_run(tmp_path / "b", 0, "loss: {alpha: 100}", experiment="squeezenet_pixel",
+             classifier="squeezenet1_1", layer="classifier.1", distance_scale=255)  # fmt: skip
+    hulls, refused = hulls_below(tmp_path)
+    assert refused == {}
+    result, names = {"dirichlet": SAMPLE, "target_probability": 0.9}, tuple("0123456789")
+    rows = [row_of(hull.directory.name, hull, result, names) for hull in hulls]
+    write_table(tmp_path, rows)
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        a, b = csv.DictReader(file)
+    assert (a["experiment"], b["experiment"]) == ("mnist", "squeezenet_pixel")
+    assert (a["layer"], b["layer"]) == ("hidden1", "classifier.1")
+    assert (a["loss.hull"], b["loss.hull"]) == ("2", "")
+    assert "| squeezenet1_1 |" in (tmp_path / "runs.md").read_text()
+
+
+SAMPLE = {"accuracy": 1.0, "accuracy_lower_95": 0.99, "probability_mean": 0.9}
+
+
 def rows_of(alphas, sizes, mean=0.9):
     image = torch.zeros(1, 2, 2)
     rows = []

@@ -40,10 +40,12 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture
-def page(tmp_path):
-    """Write the report of a made hull; gives the page read."""
+def page(tmp_path, monkeypatch):
+    """Write the report of a made hull, `figures` beside it or not; gives the page read."""
 
-    def write(corners=5, size=(1, 6, 6), steps=()):
+    def write(corners=5, size=(1, 6, 6), steps=(), figures=False):
+        if not figures:
+            monkeypatch.setattr("feature_collisions.report.save_figure", lambda *_: None)
         hull = made_hull(corners, size)
         for step in steps:
             for k, image in enumerate(hull.corners):
@@ -94,7 +96,7 @@ def test_tables_claims_and_paper(page):
 
 
 def test_figures_alone_as_png_and_pdf(page, tmp_path):
-    page(steps=(10, 20))
+    page(steps=(10, 20), figures=True)
     for name in ("corners", "probabilities", "differences", "intermediate"):
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         with Image.open(tmp_path / f"{name}.png") as image:

@@ -1,18 +1,19 @@
 import csv
-import subprocess
-import sys
+from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import start
 from torch import nn
 
 from feature_collisions.classifiers import MnistMLP
 from feature_collisions.config import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from feature_collisions.errors import CollisionError, SettingError
-from feature_collisions.files import save_tensors
+from feature_collisions.files import read_json, save_tensors
 from feature_collisions.memory import bytes_of_one, corners_that_fit, free_bytes
 from feature_collisions.search import Search, find_corners
+from feature_collisions.sharing import _search_share
 
 
 def convolutions():
@@ -30,7 +31,7 @@ def pair():
 
 def search(pair, **changes):
     settings = {
-        "loss": LossSettings(10.0, 0.1, "half_square"),
+        "loss": LossSettings(10.0, 0.1, positive_form="half_square"),
         "optimizer": OptimizerSettings("adam", 0.01),
         "stop": StopSettings(None, 0, 60, positive_relative=0.1),
         "log": LogSettings(20, 20, 20),
@@ -56,10 +57,24 @@ def test_two_processes_find_what_one_finds(pair, tmp_path):
     assert [row[0] for row in tables[0]] == [row[0] for row in tables[1]]
     pictures = [sorted(p.name for p in (tmp_path / n).rglob("step_*")) for n in ("one", "two")]
     assert pictures[0] == pictures[1]
-    # and it goes on from the processes' own checkpoints
+    goes_on_from_its_own_checkpoint(pair, tmp_path / "two", trainer)
+
+
+def goes_on_from_its_own_checkpoint(pair, directory, trainer):
+    """What the first of two processes does when the search is continued, in this process."""
     longer = StopSettings(None, 80, 80, positive_relative=0.1)
-    again = search(pair, directory=tmp_path / "two", trainer=trainer, stop=longer)
-    assert again.summary["steps"] == 80
+    task = Search(convolutions(), "2", *pair, stop=longer, log=LogSettings(20, 20, 20),
+                  loss=LossSettings(10.0, 0.1, positive_form="half_square"), trainer=trainer,
+                  optimizer=OptimizerSettings("adam", 0.01), directory=directory)  # fmt: skip
+    arguments = {each.name: getattr(task, each.name) for each in fields(task)}
+    votes = torch.ones(2, dtype=torch.bool)
+    barrier = SimpleNamespace(wait=lambda: None)
+    threads = torch.get_num_threads()
+    _search_share(0, barrier, [[0, 2, 4], [1, 3]], [0, 1], arguments, directory, votes, threads)
+    assert read_json(directory / "0.json")["steps"] == 80
+    steps = [int(line.split(",")[0]) for line in
+             (directory / "metrics.rank_0.csv").read_text().splitlines()[1:]]  # fmt: skip
+    assert steps == [80]  # 60 steps were behind it
 
 
 def test_an_error_in_a_process_is_told_in_its_own_words(pair):
@@ -67,7 +82,7 @@ def test_an_error_in_a_process_is_told_in_its_own_words(pair):
         search(
             pair,
             trainer={"accelerator": "cpu", "strategy": "ddp", "devices": 2},
-            loss=LossSettings(3e38, 3e38, "half_square"),
+            loss=LossSettings(3e38, 3e38, positive_form="half_square"),
         )
 
 
@@ -90,10 +105,10 @@ def test_what_the_machine_lacks_is_refused(pair, trainer, message):
 
 
 def test_points_between_corners_are_not_shared_out(pair):
-    with pytest.raises(SettingError, match=r"loss\.hull=2: .*need all corners on one device"):
+    with pytest.raises(SettingError, match=r"loss\.hull=2: .*all corners on one device"):
         search(
             pair,
-            loss=LossSettings(10.0, 0.1, "half_square", 2),
+            loss=LossSettings(10.0, 0.1, positive_form="half_square", hull=2),
             trainer={"accelerator": "cpu", "devices": 2},
         )
 
@@ -198,27 +213,31 @@ def test_parts_must_have_corners(pair, value):
         search(pair, corners_per_batch=value)
 
 
-def sweep(tmp_path, *arguments):
-    weights = tmp_path / "weights.safetensors"
-    save_tensors(weights, MnistMLP(torch.Generator().manual_seed(0)).state_dict())
-    done = subprocess.run(
-        [sys.executable, "train.py", "-m", f"classifier.weights={weights}", "stop.min_steps=0",
-         "stop.max_steps=50", "wandb.mode=disabled", f"hydra.sweep.dir={tmp_path / 'sweep'}",
-         *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def jobs_of_a_sweep(run, tmp_path, *arguments):
+    """Sweep with a classifier that costs no training; the folders of the jobs with corners."""
+    weights = MnistMLP(torch.Generator().manual_seed(0)).state_dict()
+    save_tensors(tmp_path / "weights.safetensors", weights)
+    quick = ("stop.min_steps=0", "stop.max_steps=50", "wandb.mode=disabled")
+    options = ("-m", "classifier.weights=weights.safetensors", "hydra.sweep.dir=sweep")
+    run("train.py", *options, *quick, *arguments)
     return sorted(path.parent.name for path in tmp_path.rglob("collision.safetensors"))
 
 
-def test_a_sweep_over_two_processes_each_does_not_start_again(tmp_path):
-    """Were the command line replayed, each job would make a sweep of its own."""
-    jobs = sweep(tmp_path, "loss.beta=0.1,0.2", "trainer=ddp", "trainer.devices=2", "corner=[0,1]")
-    assert jobs == ["0", "1"]
+@pytest.mark.filterwarnings("ignore:not converged")
+def test_a_sweep_over_two_processes_each_does_not_start_again(command, tmp_path):
+    """Were the command line replayed, each process would make a sweep of its own."""
+    arguments = ("trainer=ddp", "trainer.devices=2", "corner=[0,1],[2]")
+    assert jobs_of_a_sweep(command, tmp_path, *arguments) == ["0", "1"]
     assert len(list(tmp_path.rglob("multirun.yaml"))) == 1
 
 
 def test_joblib_runs_a_sweep_with_two_workers(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the launcher is not there")
-    options = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    assert sweep(tmp_path, "corner=0,1", *options) == ["0", "1"]
+
+    def run(*arguments):  # as a user does: the workers import train.py by its path
+        process = start(*arguments, cwd=tmp_path)
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+
+    options = ("corner=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert jobs_of_a_sweep(run, tmp_path, *options) == ["0", "1"]

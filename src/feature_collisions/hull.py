@@ -25,6 +25,11 @@ def stick_breaking(count: int, corners: int, generator: torch.Generator) -> Tens
     """The authors' weights (count, corners): w1 = u1, w2 = u2 (1 - w1), ..., the last the rest.
 
     Their means are 1/2, 1/4, 1/8, ...: they favour the first corners.
+
+    Example:
+        >>> weights = stick_breaking(10_000, 3, torch.Generator().manual_seed(0))
+        >>> weights.mean(0).round(decimals=2)
+        tensor([0.5000, 0.2500, 0.2500], dtype=torch.float64)
     """
     breaks = torch.rand(count, corners - 1, generator=generator, dtype=torch.float64)
     left = torch.cat([torch.ones(count, 1, dtype=torch.float64), (1 - breaks).cumprod(1)], 1)
@@ -211,7 +216,13 @@ def _margin(logits: Tensor, target_class: int) -> Tensor:
 
 
 def project_to_simplex(points: Tensor) -> Tensor:
-    """The nearest weights (B, K) that are at least 0 and add up to 1."""
+    """The nearest weights (B, K) that are at least 0 and add up to 1.
+
+    Example:
+        >>> project_to_simplex(torch.tensor([[0.5, 0.5], [2.0, 0.0]]))
+        tensor([[0.5000, 0.5000],
+                [1.0000, 0.0000]])
+    """
     ranked = points.sort(1, descending=True).values
     excess = ranked.cumsum(1) - 1
     index = torch.arange(1, points.shape[1] + 1)

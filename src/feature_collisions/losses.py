@@ -32,6 +32,11 @@ def positive(
             optimise it. The norm's gradient at an exact collision is 0.
         rectified: also count what the ReLU lets through of inactive units, which must be nothing:
             f(x) of Eq. 1 in their place.
+
+    Example:
+        >>> target = torch.tensor([3.0, 4.0, -1.0])
+        >>> positive(torch.tensor([[0.0, 0.0, 9.0]]), target.relu(), target >= 0)
+        tensor([5.])
     """
     error = _error(preactivation, features, active, rectified)
     if form == "norm":
@@ -52,6 +57,11 @@ def negative(preactivation: Tensor, inactive: Tensor, units: Tensor) -> Tensor:
         preactivation: (K, N) f0(x).
         inactive: (N,) -nsgn(f0(t)), 1 for inactive units and 0 for active ones.
         units: (K,) each corner's unit i, one of the inactive.
+
+    Example:
+        >>> inactive = torch.tensor([False, True, True])
+        >>> negative(torch.tensor([[7.0, -5.0, 2.0]]), inactive, torch.tensor([1]))
+        tensor([-3.])
     """
     unit = preactivation.gather(1, units[:, None])[:, 0]
     return unit - unit.abs() + (preactivation * inactive).abs().sum(1)

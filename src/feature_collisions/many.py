@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from .errors import SettingError
 from .figures import save_figure
 from .files import write_text
-from .places import CORNERS
+from .places import CONFIG, CORNERS
 from .runs import Run, join, read_run
 from .tables import markdown_table, number
 
@@ -36,13 +36,14 @@ def hulls_below(directory: Path) -> tuple[list[Run], dict[str, str]]:
     Jobs beside each other that differ in their `corner` alone make one hull.
 
     Returns:
-        The hulls, and why the other runs cannot be read, by their places.
+        The hulls, and why the other runs cannot be read, by their places; a search that was killed
+        is one of these.
 
     Raises:
         SettingError: when there is no run at all.
     """
     groups: dict[tuple[Path, str], list[Run]] = {}
-    refused = {}
+    refused = _unfinished(directory)
     for path in sorted(directory.rglob(CORNERS), key=lambda path: (len(str(path)), str(path))):
         place = path.parent
         try:
@@ -64,6 +65,14 @@ def hulls_below(directory: Path) -> tuple[list[Run], dict[str, str]]:
         except SettingError:  # the same corner twice, or other images: a hull each
             hulls += runs
     return hulls, refused
+
+
+def _unfinished(directory: Path) -> dict[str, str]:
+    """The runs below that have begun and have no corners, by their places."""
+    places = sorted(path.parent for path in directory.rglob(CONFIG))
+    names = [place.relative_to(directory) for place in places if not any(place.rglob(CORNERS))]
+    reason = "no corners: the search was not finished; continue it with ckpt_path=last"
+    return {str(name): reason for name in names if name.parts and "wandb" not in name.parts}
 
 
 def row_of(

@@ -16,6 +16,10 @@ def clopper_pearson_lower(successes: int, trials: int, confidence: float = 0.95)
     """Exact one-sided lower bound on a success rate: 2000 of 2000 says at least 0.9985.
 
     It speaks of the sampling law that was used, and of nothing else.
+
+    Example:
+        >>> round(clopper_pearson_lower(2000, 2000), 4)
+        0.9985
     """
     if successes == 0:
         return 0.0

@@ -66,7 +66,7 @@ def basis_of(windows: Tensor, dimensions: int) -> Tensor:
     centred = windows.flatten(1) - 0.5
     size = min(dimensions, *centred.shape)
     start = torch.randn(centred.shape[1], size, generator=torch.Generator().manual_seed(0))
-    basis = start.to(windows.device)
+    basis: Tensor = start.to(windows.device)
     for _ in range(4):  # subspace iteration: near the leading singular vectors is near enough
         basis = torch.linalg.qr(centred.T @ (centred @ basis)).Q
     orthonormal: Tensor = torch.linalg.qr(basis.double()).Q.float()

@@ -46,6 +46,7 @@ class Run:
         units: (K,) int64.
         summary: what `summary.json` holds.
         config: the resolved settings, as plain dictionaries.
+        jobs: the directories that were put together; of one run its own.
     """
 
     directory: Path
@@ -55,6 +56,10 @@ class Run:
     units: Tensor
     summary: dict[str, Any]
     config: dict[str, Any]
+    jobs: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.jobs = self.jobs or (self.directory,)
 
 
 def read_run(directory: Path) -> Run:
@@ -165,4 +170,5 @@ def join(directory: Path, runs: list[Run]) -> Run:
     }
     corners = torch.cat([run.corners for run in runs])[order]
     units = torch.cat([run.units for run in runs])[order]
-    return Run(directory, corners, first.initial, first.target, units, summary, first.config)
+    jobs = tuple(run.directory for run in runs)
+    return Run(directory, corners, first.initial, first.target, units, summary, first.config, jobs)

@@ -274,7 +274,13 @@ def find_corners(
         CollisionError: when the loss stops being finite.
 
     Example:
-        >>> hull = find_corners(model, "hidden1", initial, target, corners=range(5))
+        >>> generator = torch.manual_seed(0)
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> initial, target = torch.rand(2, 1, 8, 8)
+        >>> stop = StopSettings(positive=0.01)
+        >>> hull = find_corners(network, "1", initial, target, corners=range(3), stop=stop)
+        >>> hull.corners.shape
+        torch.Size([3, 1, 8, 8])
         >>> hull.sample(2000)["accuracy"]
         1.0
     """
