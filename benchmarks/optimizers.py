@@ -17,16 +17,11 @@ from hydra.core.config_store import ConfigStore
 
 from feature_collisions.classifiers import load_classifier
 from feature_collisions.commands import register_schemas
-from feature_collisions.config import (
-    LogSettings,
-    Settings,
-    StopSettings,
-    parse_corners,
-    to_settings,
-)
+from feature_collisions.config import Settings, parse_corners, to_settings
 from feature_collisions.data import load_data
 from feature_collisions.hull import Hull
 from feature_collisions.search import Search
+from feature_collisions.search_settings import LogSettings, StopSettings
 
 CONF = Path(__file__).parent.parent / "conf"
 

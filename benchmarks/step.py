@@ -18,15 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.classifiers import load_classifier
-from feature_collisions.config import (
-    ClassifierSettings,
-    DataSettings,
-    StopSettings,
-    WandbSettings,
-)
+from feature_collisions.config import ClassifierSettings, DataSettings, WandbSettings
 from feature_collisions.data import load_data
 from feature_collisions.logs import wandb_logger
 from feature_collisions.search import Search
+from feature_collisions.search_settings import StopSettings
 
 LAYER, STEPS = "hidden1", 2000
 PRECISION = {"precision": "64-true", "accelerator": "cpu"}

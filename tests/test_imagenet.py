@@ -8,7 +8,7 @@ from torch import nn
 from torchvision import models
 
 from feature_collisions.classifiers import load_classifier
-from feature_collisions.config import ClassifierSettings, DataSettings, LossSettings, StopSettings
+from feature_collisions.config import ClassifierSettings, DataSettings
 from feature_collisions.data import load_data
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation import hull_of
@@ -17,6 +17,7 @@ from feature_collisions.files import save_tensors, write_text
 from feature_collisions.imagenet import Classifier, class_names
 from feature_collisions.runs import read_run
 from feature_collisions.search import Search, find_corners
+from feature_collisions.search_settings import LossSettings, StopSettings
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from feature_collisions.config import LossSettings, LossStage
 from feature_collisions.features import TargetFeatures
 from feature_collisions.losses import CollisionLoss, positive, settings_at
+from feature_collisions.search_settings import LossSettings, LossStage
 
 
 def problem(form, seed=0, rectified=False):

@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 
-from feature_collisions.config import LossSettings, StopSettings
 from feature_collisions.errors import SettingError
 from feature_collisions.pairs import OUTCOME, Pair, measure, parse_pairs, run_pairs, summary_table
 from feature_collisions.search import find_corners
+from feature_collisions.search_settings import LossSettings, StopSettings
 
 
 class Ink(torch.nn.Module):

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from feature_collisions import find_corners
-from feature_collisions.config import StopSettings
 from feature_collisions.errors import SettingError
 from feature_collisions.files import load_tensors, save_tensors
 from feature_collisions.images import load_image
 from feature_collisions.places import newest_run, place_of_run
 from feature_collisions.runs import read_run
+from feature_collisions.search_settings import StopSettings
 
 STOP = StopSettings(positive=1e9, max_steps=20)
 

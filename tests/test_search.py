@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from feature_collisions import find_corners
-from feature_collisions.config import (
+from feature_collisions.errors import CollisionError, SettingError
+from feature_collisions.search import Search
+from feature_collisions.search_settings import (
     LogSettings,
     LossSettings,
     LossStage,
@@ -15,8 +17,6 @@ from feature_collisions.config import (
     RateStage,
     StopSettings,
 )
-from feature_collisions.errors import CollisionError, SettingError
-from feature_collisions.search import Search
 
 QUICK = {
     "stop": StopSettings(positive=0.01, min_steps=300, max_steps=300),

@@ -8,11 +8,16 @@ from conftest import start
 from torch import nn
 
 from feature_collisions.classifiers import MnistMLP
-from feature_collisions.config import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from feature_collisions.errors import CollisionError, SettingError
 from feature_collisions.files import read_json, save_tensors
 from feature_collisions.memory import bytes_of_one, corners_that_fit, free_bytes
 from feature_collisions.search import Search, find_corners
+from feature_collisions.search_settings import (
+    LogSettings,
+    LossSettings,
+    OptimizerSettings,
+    StopSettings,
+)
 from feature_collisions.sharing import _search_share
 
 

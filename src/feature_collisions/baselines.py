@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .config import OptimizerSettings
 from .features import TargetLayer
 from .hull import Hull, batch_sizes, dirichlet
 from .optimizers import make_optimizer, rate_at
+from .search_settings import OptimizerSettings
 
 _SIMPLICES = 20  # how many simplices share the samples
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import OptimizerSettings
 from .errors import SettingError
+from .search_settings import OptimizerSettings
 from .weights import weights_hash
 
 

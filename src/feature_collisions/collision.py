@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from .config import LossSettings, OptimizerSettings, StopSettings
 from .errors import CollisionError
 from .features import TargetFeatures, TargetLayer
 from .goal import Goal, all_met
@@ -16,6 +15,7 @@ from .losses import CollisionLoss, positive, settings_at
 from .memory import corners_that_fit
 from .optimizers import make_optimizer, rate_at
 from .parameterisations import PatchComposite, Pixels
+from .search_settings import LossSettings, OptimizerSettings, StopSettings
 
 
 class Collision(LightningModule):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .config import StopSettings
+from .search_settings import StopSettings
 
 
 @dataclass(frozen=True)

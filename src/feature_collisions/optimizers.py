@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from .config import OptimizerSettings
+from .search_settings import OptimizerSettings
 
 
 def make_optimizer(

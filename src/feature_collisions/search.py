@@ -18,14 +18,7 @@ from .checkpoints import check_checkpoint, digest, problem_of
 from .checks import one_of
 from .collision import Collision
 from .composite import Sources
-from .config import (
-    LogSettings,
-    LossSettings,
-    OptimizerSettings,
-    StopSettings,
-    parse_corners,
-    parse_corners_per_batch,
-)
+from .config import parse_corners, parse_corners_per_batch
 from .errors import SettingError
 from .features import TargetFeatures, TargetLayer
 from .fitting import fit, make_trainer
@@ -34,6 +27,7 @@ from .hull import Hull
 from .images import save_png
 from .parameterisations import PatchComposite, Pixels
 from .precision import MIXED, check_trainer, device_ids, halve_weights
+from .search_settings import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from .sharing import search_shared
 from .summary import class_probabilities, summary_of
 
