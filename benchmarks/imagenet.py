@@ -35,7 +35,7 @@ def main() -> None:
     for count in arguments.corners:
         search = Search(
             model, LAYERS[arguments.network], initial, target, range(count),
-            LossSettings(100.0, 10.0, "half_square", rectified=True),
+            LossSettings(100.0, 10.0, positive_form="half_square", rectified=True),
             OptimizerSettings("adam", 4 / 255),
             StopSettings(None), trainer={"accelerator": "cpu"},
             corners_per_batch=arguments.per_batch, channels_last=arguments.network != "vgg16",

@@ -85,7 +85,7 @@ def test_corners_do_not_touch_each_other():
 
 def test_weights_by_stages():
     stages = [LossStage(2, alpha=1000.0, beta=1.0), LossStage(4, beta=5.0)]
-    settings = LossSettings(100.0, 10.0, "half_square", stages=stages)
+    settings = LossSettings(100.0, 10.0, positive_form="half_square", stages=stages)
     found = [settings_at(settings, step) for step in range(6)]
     assert [each.alpha for each in found] == [100, 100, 1000, 1000, 1000, 1000]
     assert [each.beta for each in found] == [10, 10, 1, 1, 5, 5]

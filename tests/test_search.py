@@ -79,7 +79,7 @@ def test_the_papers_optimiser_converges(classifier, digits):
         "hidden1",
         initial,
         target,
-        loss=LossSettings(1.0, 0.1, "half_square"),
+        loss=LossSettings(1.0, 0.1, positive_form="half_square"),
         optimizer=OptimizerSettings("descent", 1e-4, 1e-4, average=0.99),
         stop=StopSettings(positive=5.0, max_steps=5000),
     )
@@ -140,7 +140,7 @@ def test_a_loss_that_breaks_later_keeps_the_checkpoint_before_it(shift, shift_im
         directory=tmp_path,
     )
     search.module.parameterisation = Breaks(search.module.parameterisation, 37)
-    with pytest.raises(CollisionError, match="not finite at step 31"):
+    with pytest.raises(CollisionError, match="not finite at step 34"):
         search.run()  # of the 37 calls 6 looked at steps 10, 20 and 30
     kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["collision"]["step"] == 30
