@@ -160,3 +160,26 @@ def test_interior_points_join_the_loss(shift, shift_images):
             total = total + weight * (((row - 0.5) * active - target.relu()) ** 2).sum() / 2
         total.backward()
         torch.testing.assert_close(pixels.grad.flatten(1), free.grad)
+
+
+class OnlyCorners(torch.nn.Module):
+    """Takes black and white images for class 0 and what is between them for class 1."""
+
+    def forward(self, images):
+        between = ((images > 0) & (images < 1)).flatten(1).any(1).float()
+        return torch.stack([1 - between, between], 1)
+
+
+def test_a_search_with_interior_points_does_not_stop_at_good_corners(shift, shift_images):
+    from feature_collisions.goal import Goal, all_met
+    from feature_collisions.search import Search
+
+    stop = StopSettings(None, probability=1.0)
+    for points, converged in ((0, True), (1, False)):
+        loss = LossSettings(1.0, 0.1, hull=points)
+        module = Search(
+            shift, "hidden", *shift_images, [0, 1], loss, stop=stop, trainer={"accelerator": "cpu"}
+        ).module
+        module.classifier, module.goal = OnlyCorners(), Goal(stop, 1.0, 0, 0.7)
+        corners = torch.stack([torch.zeros(1, 3, 3), torch.ones(1, 3, 3)])
+        assert all_met(module._misclassified(corners)) == converged

@@ -17,6 +17,8 @@ from .optimizers import make_optimizer, rate_at
 from .parameterisations import PatchComposite, Pixels
 from .search_settings import LossSettings, OptimizerSettings, StopSettings
 
+_LOOKED_AT = 16  # points between the corners that must be of the target's class before a stop
+
 
 class Collision(LightningModule):
     """Moves all corners at once until each collides with the target.
@@ -39,7 +41,8 @@ class Collision(LightningModule):
     Attributes:
         step: optimiser steps taken; `step_before`: before the last `training_step`.
         seconds: time spent in them; `earlier`: all time up to the checkpoint it went on from.
-        converged: whether every corner had reached the goal after `step`.
+        converged: whether every corner had reached the goal after `step`, and, with `loss.hull`,
+            points between them its classes.
         curves: (K,) `positive` (the norm), `negative`, `unit_preactivation`, `total`
             and `total_variation` (R) after `step`.
     """
@@ -109,7 +112,7 @@ class Collision(LightningModule):
     def _descend(self, step: int, backward: Callable[[Tensor], None]) -> Tensor:
         """Leave the loss's gradient in the parameters; the loss, summed over the corners."""
         images, variation = self.parameterisation.penalised()
-        inside = self._points_inside(step, images)
+        inside = self._points_inside(self.loss.settings.hull, step, images)
         own = [self.loss.of_images(images, variation)] if self.loss.concerns_images else []
         if self.per_batch is None:
             self.per_batch = corners_that_fit(self.layer, images)
@@ -139,12 +142,11 @@ class Collision(LightningModule):
             backward(loss)
         return torch.stack(totals).detach().sum()
 
-    def _points_inside(self, step: int, images: Tensor) -> Tensor:
-        """This step's random points of the hull, (`loss.hull`, C, H, W)."""
-        count = self.loss.settings.hull
+    def _points_inside(self, count: int, seed: int, images: Tensor) -> Tensor:
+        """Random points of the hull, (count, C, H, W)."""
         if count == 0:
             return images[:0]
-        generator = torch.Generator().manual_seed(step)
+        generator = torch.Generator().manual_seed(seed)
         weights = torch.empty(count, len(images)).exponential_(generator=generator)
         weights = (weights / weights.sum(1, keepdim=True)).to(images)
         points: Tensor = torch.tensordot(weights, images, 1)
@@ -185,9 +187,12 @@ class Collision(LightningModule):
         )
 
     def _misclassified(self, images: Tensor) -> dict[str, Tensor]:
+        """The goal's reasons for the corners and, where `loss.hull` is on, for points between."""
         if self.classifier is None:
             return {}
-        parts = [self.classifier(images[rows]) for rows in self._parts(len(images))]
+        inside = self._points_inside(_LOOKED_AT if self.loss.settings.hull else 0, 0, images)
+        points = torch.cat([images, inside])
+        parts = [self.classifier(points[rows]) for rows in self._parts(len(points))]
         return self.goal.misclassified(torch.cat(parts).float().softmax(1))
 
     @property
