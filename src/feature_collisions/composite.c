@@ -23,11 +23,12 @@ typedef struct {
 
 enum { LARGEST_SIDE = 1024 };
 
+/* exp(x) for x up to 0, without a branch, so that loops of it are vectorised. */
 static inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float z = x * 1.44269504088896341f;
-    int32_t n = (int32_t)(z + (z < 0 ? -0.5f : 0.5f));
-    float f = x - (float)n * 0.693359375f + (float)n * 2.12194440e-4f;
+    x = x > -87.0f ? x : -87.0f;
+    union { float f; int32_t i; } shifted = {x * 1.44269504088896341f + 12582912.0f}; /* rounds */
+    const float n = shifted.f - 12582912.0f;
+    float f = x - n * 0.693359375f + n * 2.12194440e-4f;
     float y = 1.9875691500e-4f;
     y = y * f + 1.3981999507e-3f;
     y = y * f + 8.3334519073e-3f;
@@ -35,7 +36,7 @@ static inline float exponential(float x) {
     y = y * f + 1.6666665459e-1f;
     y = y * f + 5.0000001201e-1f;
     y = y * f * f + f + 1.0f;
-    union { int32_t i; float f; } scale = {(n + 127) << 23};
+    union { uint32_t i; float f; } scale = {((uint32_t)shifted.i + 127u) << 23};
     return y * scale.f;
 }
 

@@ -66,11 +66,22 @@ class Blend(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None, None]:
         """The gradient with respect to the logits."""
         logits, sources, top, left, lse, push, images = ctx.saved_tensors
-        found = torch.zeros_like(logits)  # windows stick out: not all of it is written
+        found = torch.empty_like(logits)
+        found[:, _sticking_out(*ctx.saved_tensors)] = 0  # not all of these is written
         kept = (logits, sources, top, left, lse, push.clone(), images)
         arguments = _arguments(*kept, gradient.contiguous(), found)
         _run("descend", arguments, len(logits), images.shape[2], weight.tolist())
         return found, None, None, None, None
+
+
+def _sticking_out(
+    logits: Tensor, sources: Tensor, top: Tensor, left: Tensor, *images: Tensor
+) -> Tensor:
+    """Numbers of the windows that are not wholly in the image."""
+    height, width = images[-1].shape[-2:]
+    bottom, right = top + logits.shape[-2], left + logits.shape[-1]
+    out = (top < 0) | (left < 0) | (bottom > height) | (right > width)
+    return out.nonzero().flatten()
 
 
 def _arguments(

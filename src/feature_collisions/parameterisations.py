@@ -99,11 +99,9 @@ class PatchComposite(nn.Module):
         """P before its softmax, (K, M, w, w)."""
         if self.control.shape[-2:] == self.start.shape:
             return self.control
-        control, side = self.control.flatten(0, 1), len(self.start)
-        taller = torch.matmul(self.enlarge, control)
-        wider = self.enlarge.T.expand(len(control), -1, -1)
-        logits = torch.baddbmm(self.start.expand(len(control), -1, -1), taller, wider)
-        return logits.view(*self.control.shape[:2], side, side)
+        # Two products of matrices, the second one wide: many small ones take longer.
+        taller = torch.matmul(self.enlarge, self.control)
+        return (taller @ self.enlarge.T).add_(self.start)
 
     def project(self) -> None:
         """Softmax keeps every composite within its sources: there is nothing to clip."""
