@@ -13,20 +13,12 @@ from string import Template
 from typing import Any
 
 from matplotlib.figure import Figure
-from PIL import Image
-from torch import Tensor
 
-from .errors import SettingError
 from .explorer import explored
 from .findings import claims
 from .hull import Hull
-from .images import load_image, load_picture, to_uint8
-from .macro import composite_at_start, own_parts
+from .page_pictures import composites, intermediate, kind_of, row_of_images, section, worst
 from .pictures import Step, histogram_figure
-
-_CORNERS_BYTES = 3_500_000  # of pictures that must be exact, if they fit
-_STEPS_BYTES = 500_000  # of intermediate images
-_SMOOTH = 64  # pixels; smaller images are shown with their pixels as squares
 
 
 def write_up(
@@ -60,14 +52,14 @@ def write_up(
         data += f"<script>{script}</script>"
     first, *others = tables.items()
     parts = [
-        _row_of_images(hull, class_names),
+        row_of_images(hull, class_names),
         live,
-        _section("Beside the paper's numbers", html_table(first[1], "first"), first[0]),
-        _section("What was shown, and how", _claims(claims(result, target))),
-        _section("Over the hull", _chart(histogram_figure(result, target)), _HISTOGRAM),
-        _intermediate(steps),
-        _composites(directory, hull),
-        _worst(directory, hull, result, class_names),
+        section("Beside the paper's numbers", html_table(first[1], "first"), first[0]),
+        section("What was shown, and how", _claims(claims(result, target))),
+        section("Over the hull", _chart(histogram_figure(result, target)), _HISTOGRAM),
+        intermediate(steps),
+        composites(directory, hull),
+        worst(directory, hull, result, class_names),
         _details(others),
     ]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -110,17 +102,6 @@ def html_table(markdown: str, kind: str = "") -> str:
     )
 
 
-def data_uri(image: Tensor, most: float) -> str:
-    """A (C, H, W) image as PNG, or as JPEG where PNG takes more than `most` bytes."""
-    picture = Image.fromarray(to_uint8(image))
-    content, kind = io.BytesIO(), "png"
-    picture.save(content, "png", optimize=True)
-    if content.tell() > most:
-        content, kind = io.BytesIO(), "jpeg"
-        picture.save(content, "jpeg", quality=90)
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
 def _text(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
@@ -129,11 +110,6 @@ def _json(value: Any) -> str:
     """JSON that cannot end the script it stands in."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _section(heading: str, content: str, note: str = "") -> str:
-    note = f'<p class="note">{html.escape(note)}</p>\n' if note else ""
-    return f"<section>\n<h2>{html.escape(heading)}</h2>\n{note}{content}\n</section>"
 
 
 def _lead(hull: Hull) -> str:
@@ -166,51 +142,12 @@ def _figures(result: dict[str, Any], target: str) -> str:
     return f'<dl class="figures">{"".join(cards)}</dl>'
 
 
-def _figure(uri: str, name: str, words: str, identity: str = "") -> str:
-    name, words = html.escape(name), html.escape(words)
-    identity = f' id="{identity}"' if identity else ""
-    return (
-        f'<figure><img src="{uri}" alt="{name}: {words}"{identity}>'
-        f"<figcaption><b>{name}</b>{words}</figcaption></figure>"
-    )
-
-
-def _kind(hull: Hull) -> str:
-    return " pixels" if max(hull.corners.shape[2:]) < _SMOOTH else ""
-
-
-def _row_of_images(hull: Hull, class_names: Sequence[str]) -> str:
-    """Initial, corners, target (Figures 2, 3 and 7)."""
-    summary, most = hull.summary, _CORNERS_BYTES / (len(hull.corners) + 2)
-    shown = [_figure(data_uri(hull.initial, most), "initial",
-                     class_names[summary["initial_class"]])]  # fmt: skip
-    for place, (image, entry) in enumerate(zip(hull.corners, summary["corners"], strict=True)):
-        words = f"{class_names[entry['predicted_class']]}, {entry['probability']:.4f}"
-        uri = data_uri(image, most)
-        shown.append(_figure(uri, f"corner {entry['corner']}", words, f"corner-image-{place}"))
-    words = f"{class_names[hull.target_class]}, {summary['target_probability']:.4f}"
-    shown.append(_figure(data_uri(hull.target, most), "target", words))
-    note = (
-        "Under each corner: the class the classifier gives it, and its probability of the target's "
-        "class."
-    )
-    return _section("Initial image, corners, target", _grid(hull, shown), note)
-
-
-def _grid(hull: Hull, shown: list[str]) -> str:
-    columns = min(8, len(shown))
-    return (
-        f'<div class="pictures{_kind(hull)}" style="--columns: {columns}">'
-        f"{chr(10).join(shown)}</div>"
-    )
-
-
 def _explorer(hull: Hull, found: dict[str, Any]) -> str:
     return Template(_text("explorer.html")).substitute(
         target=html.escape(found["classes"][0]),
         points=f"{len(found['values']) // len(found['classes']):,}",
         steps=found["steps"],
-        kind=_kind(hull),
+        kind=kind_of(hull),
     )
 
 
@@ -247,67 +184,10 @@ def _chart(figure: Figure) -> str:
     return f'<figure class="chart">{image}</figure>'
 
 
-def _intermediate(rows: list[list[Step]]) -> str:
-    """Two corners on their way (Figures 10 to 12)."""
-    if not rows:
-        return ""
-    most = _STEPS_BYTES / sum(map(len, rows))
-    grids = []
-    for row in rows:
-        shown = [
-            _figure(data_uri(image, most), f"step {step}", f"corner {corner}")
-            for corner, step, image in row
-        ]
-        kind = " pixels" if max(row[0][2].shape[1:]) < _SMOOTH else ""
-        columns = max(5, len(row))
-        grids.append(
-            f'<div class="pictures{kind}" style="--columns: {columns}; margin-bottom: 16px">'
-            f"{chr(10).join(shown)}</div>"
-        )
-    note = "Two of the corners on their way; all pictures are in images/steps."
-    return _section("Intermediate images", "\n".join(grids), note)
-
-
-def _composites(directory: Path, hull: Hull) -> str:
-    """Where composites started, what each corner has of its own, and Figure 4's matches."""
-    channels, height, width = hull.target.shape
-    start = composite_at_start(directory, (channels, height, width))
-    if start is None:
-        return ""
-    most = _STEPS_BYTES / (len(hull.corners) + 1)
-    shown = [_figure(data_uri(start, most), "start", "the composite by Eq. 5")]
-    for entry, own in zip(hull.summary["corners"], own_parts(hull), strict=True):
-        shown.append(_figure(data_uri(own, most), f"corner {entry['corner']}", "of its own"))
-    try:
-        picture = data_uri(load_picture(directory / "images" / "patches.png"), _STEPS_BYTES)
-        matches = f'<figure class="chart"><img src="{picture}" alt="patches and matches"></figure>'
-    except SettingError:
-        matches = ""
-    note = (
-        "Of its own: a corner minus the mean of the corners, on grey. Below, some patches of the "
-        "seed, their nearest neighbours, and how these are pasted (Figure 4)."
-    )
-    return _section("Composites", _grid(hull, shown) + matches, note)
-
-
-def _worst(directory: Path, hull: Hull, result: dict[str, Any], class_names: Sequence[str]) -> str:
-    if "left_out" in result:
-        return ""
-    channels, height, width = hull.target.shape
-    try:
-        image = load_image(directory / "images" / "worst_case.png", (channels, height, width))
-    except SettingError:
-        return ""
-    name = class_names[result["worst_case_class"]]
-    words = f"{name}; probability of the target's class {result['worst_case_probability']:.4f}"
-    shown = _figure(data_uri(image, _STEPS_BYTES), "worst point found", words)
-    return _section("The worst point found", f'<div class="one{_kind(hull)}">{shown}</div>')
-
-
 def _details(tables: list[tuple[str, str]]) -> str:
     shown = [
         f"<h3>{html.escape(heading)}</h3>\n{html_table(table)}"
         for heading, table in tables
         if table
     ]
-    return _section("Tables", "\n".join(shown)) if shown else ""
+    return section("Tables", "\n".join(shown)) if shown else ""
