@@ -17,7 +17,7 @@ from .optimizers import make_optimizer, rate_at
 from .parameterisations import PatchComposite, Pixels
 from .search_settings import LossSettings, OptimizerSettings, StopSettings
 
-_LOOKED_AT = 16  # points between the corners that must be of the target's class before a stop
+_LOOKED_AT = 128  # points between the corners that must be of the target's class before a stop
 
 
 class Collision(LightningModule):
