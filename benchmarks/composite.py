@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.models import squeezenet1_1
 
+from feature_collisions.commands import keep_freed_memory
 from feature_collisions.composite import Sources, blend, layers
 from feature_collisions.parameterisations import PatchComposite
 
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--corners", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as train.py does
     torch.manual_seed(0)
     sources = paper_sources()
     planes = layers(sources)
