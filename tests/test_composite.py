@@ -124,7 +124,7 @@ def eq5(sources: Sources, patch: int, surround: int) -> Tensor:
     return weights / weights.sum(0)
 
 
-@pytest.mark.parametrize("grid", [None, 4])
+@pytest.mark.parametrize("grid", [None, 4, 9])  # 9: as many numbers as the window has pixels
 def test_composite_starts_at_equation_5(grid: int | None) -> None:
     size, patch, stride, surround = GEOMETRIES[0]
     sources = pasted(size, patch, stride, surround)

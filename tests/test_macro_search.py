@@ -195,3 +195,15 @@ def test_mnist_macro_from_the_command_line(
     assert "the composite by Eq. 5" in page
     assert 'alt="patches and matches"' in page
     assert "R(P), mean over the corners" in (place / "report.md").read_text()
+
+
+def test_pixels_have_no_penalty_however_they_are_batched(model: Any, images: Any) -> None:
+    found = [
+        find_corners(
+            model, "1", *images, [0, 1], loss=LossSettings(gamma=gamma), corners_per_batch=batch,
+            stop=StopSettings(None, 5, 5),
+        ).corners
+        for gamma, batch in ((0.0, 2), (3.0, 2), (3.0, 1))
+    ]  # fmt: skip
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])

@@ -114,6 +114,7 @@ class Collision(LightningModule):
         images, variation = self.parameterisation.penalised()
         inside = self._points_inside(self.loss.settings.hull, step, images)
         own = [self.loss.of_images(images, variation)] if self.loss.concerns_images else []
+        own = [loss for loss in own if loss.requires_grad]  # R of pixels is 0 and has none
         if self.per_batch is None:
             self.per_batch = corners_that_fit(self.layer, images)
         if self.per_batch >= len(images):

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -132,8 +133,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or platform.system() == "Windows":
+    compiler = shlex.split(os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or "")
+    if not compiler or platform.system() == "Windows":
         return None
     source = _SOURCE.read_bytes()
     key = hashlib.sha256(source + f"{compiler}{_FLAGS}{_processor()}".encode()).hexdigest()[:16]
@@ -149,14 +150,14 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def _translate(compiler: str, path: Path) -> bool:
+def _translate(compiler: list[str], path: Path) -> bool:
     """Translate for this processor, or for any of its kind; under its name only when whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             for native in (["-march=native"], []):
-                command = [compiler, *_FLAGS, *native, "-o", str(made), str(_SOURCE), "-lm"]
+                command = [*compiler, *_FLAGS, *native, "-o", str(made), str(_SOURCE), "-lm"]
                 if subprocess.run(command, capture_output=True, check=False).returncode == 0:
                     os.replace(made, path)
                     return True

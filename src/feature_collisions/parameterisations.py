@@ -64,7 +64,7 @@ class PatchComposite(nn.Module):
     def __init__(self, sources: Sources, count: int, grid: int | None = None) -> None:
         super().__init__()
         patches, side = len(sources.windows), sources.windows.shape[-1]
-        self.size = sources.size
+        self.size, self.grid = sources.size, grid
         for name in ("windows", "top", "left"):
             self.register_buffer(name, getattr(sources, name), persistent=False)
         start = tent(side).log().to(sources.windows)
@@ -97,7 +97,7 @@ class PatchComposite(nn.Module):
 
     def logits(self) -> Tensor:
         """P before its softmax, (K, M, w, w)."""
-        if self.control.shape[-2:] == self.start.shape:
+        if self.grid is None:
             return self.control
         # Two products of matrices, the second one wide: many small ones take longer.
         taller = torch.matmul(self.enlarge, self.control)
