@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -135,19 +136,30 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def _library() -> ctypes.CDLL | None:
     compiler = shlex.split(os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or "")
     if not compiler or platform.system() == "Windows":
+        _without("no C compiler was found")
         return None
     source = _SOURCE.read_bytes()
     key = hashlib.sha256(source + f"{compiler}{_FLAGS}{_processor()}".encode()).hexdigest()[:16]
     path = platformdirs.user_cache_path("feature_collisions") / "kernels" / f"composite-{key}.so"
     if not path.exists() and not _translate(compiler, path):
+        _without(f"{compiler[0]} could not translate {_SOURCE.name}")
         return None
     try:
         library = ctypes.CDLL(str(path))
-    except OSError:
+    except OSError as error:
+        _without(str(error))
         return None
     library.variation.restype = ctypes.c_double
     library.blend.restype = library.descend.restype = None
     return library
+
+
+def _without(reason: str) -> None:
+    warnings.warn(
+        f"composites are computed by plain PyTorch, a hundred times slower: {reason}; install one, "
+        "or name it in the variable CC",
+        stacklevel=2,
+    )
 
 
 def _translate(compiler: list[str], path: Path) -> bool:
