@@ -57,7 +57,7 @@ def measure(search: Search, rounds: int) -> None:
         module.parameterisation.project()
         middle = time.perf_counter()
         for part in images.split(module.per_batch or len(images)):
-            module.layer(part.clone().requires_grad_()).sum().backward()
+            module.network(part.clone().requires_grad_()).sum().backward()
         steps.append(middle - started)
         floors.append(time.perf_counter() - middle)
     step, floor = min(steps[1:]), min(floors[1:])

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -51,8 +53,27 @@ def test_what_is_rectified_is_what_later_layers_see():
         ]
         assert norm == pytest.approx(sum(squares) ** 0.5)
     assert (loss._positive(x) > positive(x, target.features, target.active)).all()
-    inside = loss.interior(x)
-    assert inside.item() == pytest.approx(2.0 * loss._positive(x).sum().item())
+    assert loss.interior(x).tolist() == pytest.approx((2.0 * loss._positive(x)).tolist())
+
+
+def test_the_outputs_weight_is_a_share_of_the_loss_without_features():
+    """KL((3/4, 1/4) || (1/2, 1/2)) = log 2 - H(3/4); ||f(t)|| = 5, L_pos(0) = 5 or 25/2."""
+    target = TargetFeatures(torch.tensor([3.0, 4.0, -1.0], dtype=torch.float64))
+    logits = torch.tensor([[1.0, 1.0], [math.log(3.0), 0.0]], dtype=torch.float64)
+    divergence = math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
+    for form, normalise, empty in (
+        ("norm", False, 5.0),
+        ("half_square", False, 12.5),
+        ("norm", True, 1.0),
+        ("half_square", True, 0.5),
+    ):
+        settings = LossSettings(7.0, 0.0, 0.0, form, normalise, output=0.1)
+        loss = CollisionLoss(target, target.units([0]), settings, logits[1])
+        found = loss.output(logits)
+        assert found[0].item() == pytest.approx(0.1 * 7.0 * empty * divergence)
+        assert found[1].item() == pytest.approx(0, abs=1e-12)
+        nothing = loss.interior(torch.zeros(1, 3, dtype=torch.float64)).item()
+        assert found[0].item() == pytest.approx(0.1 * divergence * nothing)
 
 
 def test_gradient_is_zero_and_finite_at_an_exact_collision():

@@ -133,13 +133,19 @@ def test_no_pair_is_a_table_without_rows():
     assert summary_table([]).startswith("0 of 0 pairs succeeded")
 
 
-def test_interior_points_join_the_loss(shift, shift_images):
-    """The gradient of alpha (L_pos of the corners + 1.5 L_pos of their mixes), written again."""
+@pytest.mark.parametrize("output", [0.0, 0.3])
+def test_interior_points_join_the_loss(shift, shift_images, output):
+    """The gradient of alpha (l of the corners + 1.5 l of their mixes), written again.
+
+    l = L_pos + output ||f(t)||^2 / 2 KL(p(t) || p(x)).
+    """
     from feature_collisions.search import Search
 
     search = Search(
         shift, "hidden", *shift_images, [0, 1],
-        loss=LossSettings(2.0, 0.0, positive_form="half_square", hull=3, hull_weight=1.5),
+        loss=LossSettings(
+            2.0, 0.0, positive_form="half_square", hull=3, hull_weight=1.5, output=output
+        ),
         trainer={"accelerator": "cpu"},
     )  # fmt: skip
     module = search.module
@@ -147,18 +153,26 @@ def test_interior_points_join_the_loss(shift, shift_images):
     pixels = module.parameterisation.pixels
     target = shift_images[1].flatten() - 0.5
     active = (target >= 0).float()
+    wanted = shift(shift_images[1][None])[0].softmax(0).detach()
+    size = target.relu().square().sum() / 2
+
+    def of(row):
+        probabilities = shift(row[None])[0].softmax(0)
+        divergence = (wanted * (wanted / probabilities).log()).sum()
+        features = (((row - 0.5) * active - target.relu()) ** 2).sum() / 2
+        return features + output * size * divergence
+
     for per_batch in (None, 1):
         pixels.data.copy_(start)
         pixels.grad = None
         module.per_batch = per_batch
-        module._descend(7, torch.Tensor.backward)
+        loss = module._descend(7, torch.Tensor.backward)
         draws = torch.empty(3, 2).exponential_(generator=torch.Generator().manual_seed(7))
         mix = draws / draws.sum(1, keepdim=True)
         free = start.flatten(1).clone().requires_grad_()
-        total = 0.0
-        for row, weight in [(row, 2.0) for row in free] + [(row, 3.0) for row in mix @ free]:
-            total = total + weight * (((row - 0.5) * active - target.relu()) ** 2).sum() / 2
+        total = 2.0 * sum(of(row) for row in free) + 3.0 * sum(of(row) for row in mix @ free)
         total.backward()
+        torch.testing.assert_close(loss, total.detach())
         torch.testing.assert_close(pixels.grad.flatten(1), free.grad)
 
 
@@ -171,7 +185,7 @@ class OnlyCorners(torch.nn.Module):
 
 
 def test_a_search_with_interior_points_does_not_stop_at_good_corners(shift, shift_images):
-    from feature_collisions.goal import Goal, all_met
+    from feature_collisions.goal import Goal
     from feature_collisions.search import Search
 
     stop = StopSettings(None, probability=1.0)
@@ -182,4 +196,4 @@ def test_a_search_with_interior_points_does_not_stop_at_good_corners(shift, shif
         ).module
         module.classifier, module.goal = OnlyCorners(), Goal(stop, 1.0, 0, 0.7)
         corners = torch.stack([torch.zeros(1, 3, 3), torch.ones(1, 3, 3)])
-        assert all_met(module._misclassified(corners)) == converged
+        assert module._classified_as_target(corners) == converged

@@ -154,7 +154,7 @@ def test_half_precision_leaves_the_pixels_in_float32(pair):
 
 
 def test_what_fits_is_measured_on_one_corner(pair, monkeypatch):
-    layer = Search(convolutions(), "2", *pair, trainer={"accelerator": "cpu"}).module.layer
+    layer = Search(convolutions(), "2", *pair, trainer={"accelerator": "cpu"}).module.network
     one = bytes_of_one(layer, pair[:1])
     assert one > 8 * 14 * 14 * 4  # the first layer's output must be kept
     images = pair[:1].expand(64, -1, -1, -1)

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from .errors import CollisionError
-from .features import TargetFeatures, TargetLayer
+from .features import Observed, TargetFeatures, TargetLayer
 from .goal import Goal, all_met
 from .losses import CollisionLoss, positive, settings_at
 from .memory import corners_that_fit
@@ -17,7 +17,7 @@ from .optimizers import make_optimizer, rate_at
 from .parameterisations import PatchComposite, Pixels
 from .search_settings import LossSettings, OptimizerSettings, StopSettings
 
-_LOOKED_AT = 128  # points between the corners that must be of the target's class before a stop
+_LOOKED_AT = 1000  # points between the corners that must be of the target's class before a stop
 
 
 class Collision(LightningModule):
@@ -27,7 +27,7 @@ class Collision(LightningModule):
     several times an MNIST step. Its batch is ignored: there is no data to iterate over.
 
     Args:
-        layer: images to pre-activations.
+        network: images to pre-activations, and to logits, too, where the loss compares them.
         target: the target's features at that layer.
         units: (K,) the unit each corner pushes down.
         parameterisation: module whose forward gives the corners, (K, C, H, W).
@@ -35,6 +35,7 @@ class Collision(LightningModule):
         every: steps between looks at the terms.
         goal: what every corner must reach.
         classifier: images to logits, where the goal speaks of classes.
+        target_logits: (classes,) of the target, where the loss compares them.
         per_batch: corners in one forward pass; None for as many as memory holds.
         problem: what a checkpoint must agree on to be continued from.
 
@@ -49,7 +50,7 @@ class Collision(LightningModule):
 
     def __init__(
         self,
-        layer: TargetLayer,
+        network: TargetLayer | Observed,
         target: TargetFeatures,
         units: Tensor,
         parameterisation: Pixels | PatchComposite,
@@ -59,15 +60,16 @@ class Collision(LightningModule):
         every: int,
         goal: Goal,
         classifier: nn.Module | None = None,
+        target_logits: Tensor | None = None,
         per_batch: int | None = None,
         problem: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds the parameterisation only
-        self.layer = layer
+        self.network = network
         self.parameterisation = parameterisation
-        self.loss = CollisionLoss(target, units, loss)
+        self.loss = CollisionLoss(target, units, loss, target_logits)
         self.loss_settings, self.optimizer_settings, self.stop = loss, optimizer, stop
         self.every, self.goal, self.per_batch = every, goal, per_batch
         self.classifier = classifier
@@ -116,13 +118,10 @@ class Collision(LightningModule):
         own = [self.loss.of_images(images, variation)] if self.loss.concerns_images else []
         own = [loss for loss in own if loss.requires_grad]  # R of pixels is 0 and has none
         if self.per_batch is None:
-            self.per_batch = corners_that_fit(self.layer, images)
+            self.per_batch = corners_that_fit(self.network, images)
         if self.per_batch >= len(images):
             together = torch.cat([images, inside]) if len(inside) else images
-            preactivation = self._preactivation(together)
-            total = sum(own, self.loss.total(preactivation[: len(images)]).sum())
-            if len(inside):
-                total = total + self.loss.interior(preactivation[len(images) :])
+            total = sum(own, self._loss_of(together, slice(len(images))))
             backward(total)
             return total.detach()
         # In parts: each part's gradient with respect to its images, then all through the images.
@@ -130,18 +129,40 @@ class Collision(LightningModule):
         gradients: list[Any] = []
         for rows in self._parts(len(images)):
             part = images[rows].detach().requires_grad_()
-            totals.append(self.loss.total(self._preactivation(part), rows).sum())
+            totals.append(self._loss_of(part, rows))
             backward(totals[-1])
             gradients.append(part.grad)
         for rows in self._parts(len(inside)):
             part = inside[rows].detach().requires_grad_()
-            totals.append(self.loss.interior(self._preactivation(part)))
+            totals.append(self._loss_of(part, slice(0)))
             backward(totals[-1])
             gradients.append(part.grad)
         torch.cat([images, inside]).backward(torch.cat(gradients), retain_graph=bool(own))
         for loss in own:
             backward(loss)
         return torch.stack(totals).detach().sum()
+
+    def _loss_of(self, images: Tensor, rows: slice) -> Tensor:
+        """The loss, summed, of the corners `rows` and of points between corners after them."""
+        preactivation, logits = self._observe(images)
+        count = len(self.loss.units[rows])
+        total = self.loss.total(preactivation[:count], rows).sum()
+        if logits is not None:
+            total = total + self.loss.output(logits[:count]).sum()
+        if count < len(images):
+            inside = self.loss.interior(preactivation[count:]).sum()
+            if logits is not None:
+                inside = inside + self.loss.output(logits[count:]).sum()
+            total = total + self.loss.settings.hull_weight * inside
+        return total
+
+    def _observe(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """f0 (B, N), and logits where the loss compares them, in the loss's own precision."""
+        dtype = self.loss.features.dtype
+        if isinstance(self.network, Observed):
+            logits, preactivation = self.network(images)
+            return preactivation.to(dtype), logits.to(dtype)
+        return self.network(images).to(dtype), None
 
     def _points_inside(self, count: int, seed: int, images: Tensor) -> Tensor:
         """Random points of the hull, (count, C, H, W)."""
@@ -154,19 +175,14 @@ class Collision(LightningModule):
         return points
 
     def _parts(self, count: int) -> list[slice]:
-        size = self.per_batch or count
+        size = self.per_batch or max(1, count)
         return [slice(start, start + size) for start in range(0, count, size)]
-
-    def _preactivation(self, images: Tensor) -> Tensor:
-        """f0 (B, N), in the loss's own precision."""
-        preactivation: Tensor = self.layer(images)
-        return preactivation.to(self.loss.features.dtype)
 
     @torch.no_grad()
     def _look(self, totals: list[Tensor]) -> None:
         images, variation = self.parameterisation.penalised()
         parts = self._parts(len(images))
-        preactivation = torch.cat([self._preactivation(images[rows]) for rows in parts])
+        preactivation = torch.cat([self._observe(images[rows])[0] for rows in parts])
         terms = self.loss(preactivation)
         finite = torch.stack([*totals, terms.total.sum()]).isfinite()
         if not finite.all():
@@ -184,17 +200,23 @@ class Collision(LightningModule):
         }
         norms = self.curves["positive"]
         self.converged = self.agree(
-            all_met(self.goal.late(norms)) and all_met(self._misclassified(images))
+            all_met(self.goal.late(norms)) and self._classified_as_target(images)
         )
 
-    def _misclassified(self, images: Tensor) -> dict[str, Tensor]:
-        """The goal's reasons for the corners and, where `loss.hull` is on, for points between."""
+    def _classified_as_target(self, images: Tensor) -> bool:
+        """Whether the goal is met at the corners and, with `loss.hull`, at points between them.
+
+        These cost a step each, so they are looked at last, and to the first that fails.
+        """
         if self.classifier is None:
-            return {}
+            return True
         inside = self._points_inside(_LOOKED_AT if self.loss.settings.hull else 0, 0, images)
-        points = torch.cat([images, inside])
-        parts = [self.classifier(points[rows]) for rows in self._parts(len(points))]
-        return self.goal.misclassified(torch.cat(parts).float().softmax(1))
+        for points in (images, inside):
+            for rows in self._parts(len(points)):
+                probabilities = self.classifier(points[rows]).float().softmax(1)
+                if not all_met(self.goal.misclassified(probabilities)):
+                    return False
+        return True
 
     @property
     def finished(self) -> bool:

@@ -114,21 +114,31 @@ class CollisionLoss(nn.Module):
         target: the target's features.
         units: (K,) each corner's unit.
         settings: alpha, beta, gamma, the form of L_pos, and what goes beyond the paper.
+        target_logits: (classes,), where `loss.output` compares classes.
     """
 
     features: Tensor
     active: Tensor
     inactive: Tensor
     units: Tensor
+    target_logits: Tensor | None
 
-    def __init__(self, target: TargetFeatures, units: Tensor, settings: LossSettings) -> None:
+    def __init__(
+        self,
+        target: TargetFeatures,
+        units: Tensor,
+        settings: LossSettings,
+        target_logits: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.settings = settings
-        self.unit = float(target.features.norm()) if settings.normalise else 1.0
+        self.norm = float(target.features.norm())
+        self.unit = self.norm if settings.normalise else 1.0
         self.register_buffer("features", target.features)
         self.register_buffer("active", target.active.to(target.features))
         self.register_buffer("inactive", (~target.active).to(target.features))
         self.register_buffer("units", units)
+        self.register_buffer("target_logits", target_logits)
 
     def forward(self, preactivation: Tensor, rows: slice = _ALL) -> Terms:
         """(K, N) pre-activations, of the corners `rows`, to each one's terms."""
@@ -139,8 +149,7 @@ class CollisionLoss(nn.Module):
     @property
     def alpha(self) -> float:
         """The weight of L_pos: of features in units of ||f(t)||, where `normalise` says so."""
-        power = 1 if self.settings.positive_form == "norm" else 2
-        return self.settings.alpha / self.unit**power
+        return self.settings.alpha / self.unit**self._power
 
     @property
     def beta(self) -> float:
@@ -153,8 +162,19 @@ class CollisionLoss(nn.Module):
         return total
 
     def interior(self, preactivation: Tensor) -> Tensor:
-        """hull_weight alpha L_pos, summed over any points' pre-activations (M, N)."""
-        return self.settings.hull_weight * self.alpha * self._positive(preactivation).sum()
+        """alpha L_pos (M,) of any points' pre-activations (M, N)."""
+        return self.alpha * self._positive(preactivation)
+
+    def output(self, logits: Tensor) -> Tensor:
+        """output alpha L_pos(0) KL(p(t) || p(x)), (B,), of any points' logits (B, classes).
+
+        L_pos(0), of an image without features, makes the weight one for all networks.
+        """
+        assert self.target_logits is not None
+        weight = self.settings.output * self.alpha * self.norm**self._power / self._power
+        target = self.target_logits.log_softmax(0).expand_as(logits)
+        found = logits.log_softmax(1)
+        return weight * F.kl_div(found, target, reduction="none", log_target=True).sum(1)
 
     @property
     def concerns_images(self) -> bool:
@@ -173,6 +193,10 @@ class CollisionLoss(nn.Module):
             reward = self.settings.distance * len(images)
             total = total - reward * visible_distances(images).mean()
         return total
+
+    @property
+    def _power(self) -> int:
+        return 1 if self.settings.positive_form == "norm" else 2
 
     def _positive(self, preactivation: Tensor) -> Tensor:
         form, rectified = self.settings.positive_form, self.settings.rectified

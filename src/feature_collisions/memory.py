@@ -34,8 +34,9 @@ def bytes_of_one(layer: nn.Module, image: Tensor) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = layer(image.detach().requires_grad_())
+    outputs = output if isinstance(output, tuple) else (output,)
     activations = sum(size for pointer, size in kept.items() if pointer not in known)
-    bytes_of_ends = image.nbytes + output.nbytes
+    bytes_of_ends = image.nbytes + sum(output.nbytes for output in outputs)
     return int(_WORKSPACE * (activations + bytes_of_ends))
 
 

@@ -1,10 +1,9 @@
-"""What `trainer` may ask of a machine, and half precision for the frozen network alone."""
+"""What `trainer` may ask of a machine."""
 
 import os
 from typing import Any
 
 import torch
-from torch import nn
 
 from .errors import SettingError
 
@@ -88,13 +87,3 @@ def _check_devices(trainer: dict[str, Any], gpus: int) -> None:
 
 def _whole(devices: Any) -> bool:
     return str(devices).isdecimal() and not isinstance(devices, bool)
-
-
-def halve_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """Store what autocast would convert at every step, for it does not keep frozen weights.
-
-    Normalisations keep float32, as autocast has it.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.to(dtype)

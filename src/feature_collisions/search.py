@@ -1,6 +1,5 @@
 """The one way from a classifier and two images to a hull: `find_corners`, in two halves."""
 
-import copy
 import time
 import warnings
 from collections.abc import Sequence
@@ -22,11 +21,12 @@ from .config import parse_corners, parse_corners_per_batch
 from .errors import SettingError
 from .features import TargetFeatures, TargetLayer
 from .fitting import fit, make_trainer
+from .frozen import frozen_copy, logits_of, network_of
 from .goal import Goal, unmet
 from .hull import Hull
 from .images import save_png
 from .parameterisations import PatchComposite, Pixels
-from .precision import MIXED, check_trainer, device_ids, halve_weights
+from .precision import check_trainer, device_ids
 from .search_settings import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from .sharing import search_shared
 from .summary import class_probabilities, summary_of
@@ -85,8 +85,7 @@ class Search:
             settings.check()
         self.corners = parse_corners(self.corners)
         self.trainer = check_trainer(self.trainer)
-        precision = self.trainer["precision"]
-        self.dtype = torch.float64 if precision == "64-true" else torch.float32
+        self.dtype = torch.float64 if self.trainer["precision"] == "64-true" else torch.float32
         self.features = features = TargetFeatures(self._target_preactivation())
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         parameterisation = self._parameterisation(layout)
@@ -95,13 +94,16 @@ class Search:
         first = self.corner_order == "inactive_first"
         units = features.units(self.corners, self._preactivation(self.start)[0] if first else None)
         self.goal = self._goal(float(features.features.norm()))
-        cut = TargetLayer(self.model, self.layer).to(self.dtype).to(memory_format=layout)
-        if precision in MIXED:
-            halve_weights(cut, MIXED[precision])
-        if self.compile:
-            cut.compile()
         self.module = Collision(
-            cut,
+            network_of(
+                self.model,
+                self.layer,
+                self.loss.output > 0,
+                self.dtype,
+                layout,
+                self.trainer["precision"],
+                self.compile,
+            ),
             features,
             units,
             parameterisation,
@@ -110,7 +112,8 @@ class Search:
             self.stop,
             self.log.every,
             self.goal,
-            None if self.stop.probability is None else _frozen_copy(self.model),
+            None if self.stop.probability is None else frozen_copy(self.model, layout),
+            logits_of(self.model, self.target).to(self.dtype) if self.loss.output else None,
             parse_corners_per_batch(self.corners_per_batch),
             problem_of(self.model, self.layer, self.initial, self.target, units, self.optimizer)
             | self._problem_of_sources(),
@@ -234,10 +237,6 @@ class Search:
             "steps": self.module.step,
             "seconds": self.module.seconds,
         }
-
-
-def _frozen_copy(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 def _shape(image: Tensor) -> str:

@@ -26,7 +26,9 @@ class LossSettings:
     another: L_pos and L_neg are those of f0 / ||f(t)||. `rectified` counts in L_pos what the ReLU
     lets through of inactive units above zero: later layers see it, Eq. 2 does not. `hull` is how
     many random points of the hull L_pos is taken at, too, in every step, each with `hull_weight`
-    times alpha. `distance` rewards the mean distance between two corners that a person sees: over
+    times alpha. `output` adds KL(p(t) || p(x)) of the class probabilities, at the corners and at
+    those points; a divergence of 1 weighs `output` times what an L_pos of ||f(t)|| does.
+    `distance` rewards the mean distance between two corners that a person sees: over
     8x8 pixels' means, in [0, 1]. `stages` changes the weights on the way, as the authors do from
     step 14,000 of their macro runs.
     """
@@ -38,13 +40,14 @@ class LossSettings:
     normalise: bool = False
     hull: int = 0
     hull_weight: float = 1.0
+    output: float = 0.0
     distance: float = 0.0
     rectified: bool = False
     stages: list[LossStage] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise SettingError for a weight or form that makes no loss."""
-        for name in ("alpha", "beta", "gamma", "hull_weight", "distance"):
+        for name in ("alpha", "beta", "gamma", "hull_weight", "output", "distance"):
             at_least(f"loss.{name}", getattr(self, name), 0)
         at_least("loss.hull", self.hull, 0)
         one_of("loss.positive_form", self.positive_form, ("norm", "half_square"))
