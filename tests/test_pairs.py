@@ -115,7 +115,7 @@ def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull
     assert json.loads((tmp_path / "pairs.json").read_text()) == outcomes
     table = (tmp_path / "pairs.md").read_text()
     assert table.startswith("2 of 3 pairs succeeded\n")
-    assert "| c/d | e | - | - | - | - | - | - | RuntimeError: the machine |" in table
+    assert "| c/d | e | - | - | - | - | - | - | - | RuntimeError: the machine |" in table
 
     again = run_pairs(pairs, tmp_path, search, samples=20)
     assert searched[3:] == [pairs[1]]

@@ -195,9 +195,12 @@ def _verdict(outcome: dict[str, Any]) -> str:
 
 
 def summary_table(outcomes: Sequence[dict[str, Any]]) -> str:
-    """The pairs as Markdown, with the share that succeeded."""
-    header = ["initial", "target", "accuracy", "mean probability", "target's", "distance", "steps",
-              "seconds", "outcome"]  # fmt: skip
+    """The pairs as Markdown, with the share that succeeded.
+
+    The largest L_pos of the interpolations is over ||f(t)||: how near the features really are.
+    """
+    header = ["initial", "target", "accuracy", "mean probability", "target's", "largest L_pos",
+              "distance", "steps", "seconds", "outcome"]  # fmt: skip
     rows = [
         [
             outcome["initial"],
@@ -205,6 +208,7 @@ def summary_table(outcomes: Sequence[dict[str, Any]]) -> str:
             _cell(outcome.get("accuracy"), "{:.2%}"),
             _cell(outcome.get("probability_mean"), "{:.3f}"),
             _cell(outcome.get("target_probability"), "{:.3f}"),
+            _cell(outcome.get("positive_relative_max"), "{:.3f}"),
             _cell(outcome.get("corner_distance_mean"), "{:,.0f}"),
             _cell(outcome.get("steps"), "{}"),
             _cell(outcome.get("seconds"), "{:.0f}"),
