@@ -45,12 +45,18 @@ def search(pair, **changes):
     return find_corners(convolutions(), "2", *pair, range(5), **(settings | changes))
 
 
+@pytest.fixture(params=[0.0, 0.5], ids=["features", "output"])
+def loss(request):
+    """With and without the class probabilities, for which the whole network runs."""
+    return LossSettings(10.0, 0.1, positive_form="half_square", output=request.param)
+
+
 @pytest.mark.filterwarnings("ignore:not converged")
-def test_two_processes_find_what_one_finds(pair, tmp_path):
+def test_two_processes_find_what_one_finds(pair, loss, tmp_path):
     """1e-5 in float32; and one run directory, as one process would write it."""
-    one = search(pair, directory=tmp_path / "one")
+    one = search(pair, loss=loss, directory=tmp_path / "one")
     trainer = {"accelerator": "cpu", "strategy": "ddp", "devices": 2}
-    two = search(pair, directory=tmp_path / "two", trainer=trainer)
+    two = search(pair, loss=loss, directory=tmp_path / "two", trainer=trainer)
     assert (one.corners - two.corners).abs().max() < 1e-5
     assert torch.equal(one.units, two.units)
     assert one.summary["steps"] == two.summary["steps"]
@@ -122,13 +128,13 @@ def test_points_between_corners_are_not_shared_out(pair):
 @pytest.mark.parametrize(
     "changes", [{"corners_per_batch": 2}, {"channels_last": True}, {"corners_per_batch": 1}]
 )
-def test_parts_and_layouts_find_the_same_corners(pair, changes):
-    whole, other = search(pair), search(pair, **changes)
+def test_parts_and_layouts_find_the_same_corners(pair, loss, changes):
+    whole, other = search(pair, loss=loss), search(pair, loss=loss, **changes)
     assert (whole.corners - other.corners).abs().max() < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore:not converged")
-def test_a_compiled_network_finds_the_same_corners(pair, monkeypatch):
+def test_a_compiled_network_finds_the_same_corners(pair, loss, monkeypatch):
     """By torch.compile's tracing alone: its C++ takes minutes to build on a busy machine."""
     compiled = []
 
@@ -137,15 +143,15 @@ def test_a_compiled_network_finds_the_same_corners(pair, monkeypatch):
         return torch._dynamo.optimize("aot_eager")(function)
 
     monkeypatch.setattr(torch, "compile", trace)
-    whole, other = search(pair), search(pair, compile=True)
+    whole, other = search(pair, loss=loss), search(pair, loss=loss, compile=True)
     assert len(compiled) == 1
     assert (whole.corners - other.corners).abs().max() < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore:not converged")
-def test_half_precision_leaves_the_pixels_in_float32(pair):
-    hull = search(pair, trainer={"accelerator": "cpu", "precision": "bf16-mixed"})
-    whole = search(pair)
+def test_half_precision_leaves_the_pixels_in_float32(pair, loss):
+    hull = search(pair, loss=loss, trainer={"accelerator": "cpu", "precision": "bf16-mixed"})
+    whole = search(pair, loss=loss)
     assert hull.corners.dtype == torch.float32
     assert (hull.corners * 255 % 1).abs().max() > 0.01  # finer than bfloat16 or bytes
     near = [entry["positive_relative"] for entry in hull.summary["corners"]]
