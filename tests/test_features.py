@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from feature_collisions.errors import SettingError
-from feature_collisions.features import TargetFeatures, TargetLayer
+from feature_collisions.features import TargetLayer
+from feature_collisions.target import TargetFeatures
 
 
 class Convolutional(nn.Module):

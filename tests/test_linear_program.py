@@ -47,6 +47,17 @@ def test_a_layer_after_a_bend_is_refused_with_the_reason() -> None:
         LinearPrograms(model, "3", image, target, [0])
 
 
+def test_images_that_make_no_problem_are_refused() -> None:
+    model, image = random_net(), torch.rand(1, 6, 6)
+    for initial, target, message in (
+        (image, image, "initial and target are the same image"),
+        (image, image * 2, r"target: pixels must lie in \[0, 1\]"),
+        (torch.rand(1, 5, 5), torch.rand(1, 5, 5), "an image of 1x5x5 does not pass through"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            LinearPrograms(model, "1", initial, target, [0])
+
+
 def test_a_network_that_cannot_be_traced_is_refused() -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:

@@ -5,9 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from feature_collisions.features import Observed, TargetFeatures
+from feature_collisions.features import Observed
 from feature_collisions.hull import Hull
 from feature_collisions.metrics import HullStatistics
+from feature_collisions.target import TargetFeatures
 
 
 def in_place_net() -> nn.Sequential:

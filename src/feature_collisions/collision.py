@@ -9,13 +9,14 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from .errors import CollisionError
-from .features import Observed, TargetFeatures, TargetLayer
+from .features import Observed, TargetLayer
 from .goal import Goal, all_met
 from .losses import CollisionLoss, positive, settings_at
 from .memory import corners_that_fit
 from .optimizers import make_optimizer, rate_at
 from .parameterisations import PatchComposite, Pixels
 from .search_settings import LossSettings, OptimizerSettings, StopSettings
+from .target import TargetFeatures
 
 _LOOKED_AT = 1000  # points between the corners that must be of the target's class before a stop
 

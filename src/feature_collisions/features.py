@@ -1,7 +1,6 @@
-"""The network cut before the target layer's ReLU, and the target's features there (sec. 2)."""
+"""The network cut before the target layer's ReLU, or watched there on its way to the logits."""
 
 import copy
-from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,49 +60,6 @@ class Observed(nn.Module):
         """(B, C, H, W) to logits (B, classes) and pre-activations (B, N)."""
         logits, preactivation = self.network(images)
         return logits, preactivation.flatten(1)
-
-
-class TargetFeatures(nn.Module):
-    """The target's features at the target layer, computed once.
-
-    Attributes:
-        preactivation: (N,) f0(t).
-        features: (N,) f(t), after the ReLU.
-        active: (N,) bool, f0(t) >= 0: where psgn is 1.
-    """
-
-    preactivation: Tensor
-    features: Tensor
-    active: Tensor
-
-    def __init__(self, preactivation: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("preactivation", preactivation)
-        self.register_buffer("features", preactivation.relu())
-        self.register_buffer("active", preactivation >= 0)
-
-    def units(self, corners: Sequence[int], start: Tensor | None = None) -> Tensor:
-        """Flat indices (K,) of the target's inactive units that `corners` count.
-
-        Args:
-            corners: counted in flat order, as the authors do.
-            start: (N,) f0 where the search starts: units already inactive there are counted first.
-                While a unit is above zero its push is the same for every corner, for L_neg holds
-                all such units down.
-
-        Raises:
-            SettingError: for a corner beyond the number of inactive units.
-        """
-        inactive = (~self.active).nonzero().flatten()
-        if start is not None:
-            inactive = inactive[(start[inactive] > 0).int().argsort(stable=True)]
-        for corner in corners:
-            if not 0 <= corner < len(inactive):
-                raise SettingError(
-                    f"corner={corner}: the target has {len(inactive)} inactive units in this "
-                    f"layer; corner counts them from 0 to {len(inactive) - 1}"
-                )
-        return inactive[list(corners)]
 
 
 @contextmanager

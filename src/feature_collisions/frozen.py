@@ -3,9 +3,9 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .features import Observed, TargetLayer, evaluating
+from .features import Observed, TargetLayer
 from .precision import MIXED
 
 
@@ -53,11 +53,3 @@ def halve_weights(network: nn.Module, dtype: torch.dtype) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)
-
-
-@torch.no_grad()
-def logits_of(model: nn.Module, image: Tensor) -> Tensor:
-    """(classes,) of one image (C, H, W), the model in eval mode."""
-    with evaluating(model):
-        logits: Tensor = model(image[None])[0]
-    return logits

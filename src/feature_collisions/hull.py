@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .errors import SettingError
-from .features import Observed, TargetFeatures, evaluating
+from .features import Observed, evaluating
 from .metrics import HullStatistics
 from .runs import write_run
+from .target import TargetFeatures
 
 
 def dirichlet(count: int, corners: int, generator: torch.Generator) -> Tensor:

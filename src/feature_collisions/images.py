@@ -126,3 +126,22 @@ def save_png(path: Path, image: Tensor) -> None:
     buffer = io.BytesIO()
     Image.fromarray(to_uint8(image)).save(buffer, "png", compress_level=1)
     write_atomically(path, buffer.getvalue())
+
+
+def check_pair(initial: Tensor, target: Tensor) -> None:
+    """Raise SettingError unless these are two images of one size, (C, H, W) float32 in [0, 1]."""
+    for name, image in (("initial", initial), ("target", target)):
+        if image.ndim != 3 or image.dtype != torch.float32:
+            raise SettingError(
+                f"{name}: must be a float32 image (C, H, W), is {image.dtype} {tuple(image.shape)}"
+            )
+        if not (image.isfinite().all() and image.min() >= 0 and image.max() <= 1):
+            raise SettingError(f"{name}: pixels must lie in [0, 1]; divide 8-bit pixels by 255")
+    if initial.shape != target.shape:
+        raise SettingError(
+            f"initial and target differ in size: {tuple(initial.shape)}, {tuple(target.shape)}"
+        )
+    if torch.equal(initial, target):
+        raise SettingError(
+            "initial and target are the same image, which collides with itself; choose another"
+        )

@@ -15,10 +15,12 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from .errors import CollisionError, SettingError
-from .features import TargetFeatures, TargetLayer
+from .features import TargetLayer
 from .hull import Hull
+from .images import check_pair
 from .piecewise import NotPiecewiseLinear, kinds
 from .summary import class_probabilities, summary_of
+from .target import target_features
 from .weights import weights_hash
 
 OBJECTIVES = ("eq2", "unit", "random")
@@ -153,7 +155,8 @@ class LinearPrograms:
         seed: decides random directions.
 
     Raises:
-        SettingError: when the layer is not affine in the pixels, or a corner does not exist.
+        SettingError: for images that cannot be used, a layer that is not affine in the pixels, or a
+            corner that does not exist.
     """
 
     model: nn.Module
@@ -165,9 +168,9 @@ class LinearPrograms:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        cut = TargetLayer(self.model, self.layer).to(torch.float64)
-        with torch.no_grad():
-            self.features = TargetFeatures(cut(self.target[None].double())[0])
+        check_pair(self.initial, self.target)
+        self.features = target_features(self.model, self.layer, self.target, torch.float64)
+        cut = TargetLayer(self.model, self.layer).double()
         self.units = self.features.units(self.corners)
         try:
             affine = affine_map(cut, self.target.shape)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .features import TargetFeatures
 from .search_settings import LossSettings
+from .target import TargetFeatures
 
 
 def positive(

@@ -7,7 +7,7 @@ from scipy.stats import beta
 from torch import Tensor
 from torchmetrics import Metric
 
-from .features import TargetFeatures
+from .target import TargetFeatures
 
 _BINS = 50
 

@@ -18,20 +18,17 @@ from .checks import one_of
 from .collision import Collision
 from .composite import Sources
 from .config import parse_corners, parse_corners_per_batch
-from .errors import SettingError
-from .features import TargetFeatures, TargetLayer
 from .fitting import fit, make_trainer
-from .frozen import frozen_copy, logits_of, network_of
+from .frozen import frozen_copy, network_of
 from .goal import Goal, unmet
 from .hull import Hull
-from .images import save_png
+from .images import check_pair, save_png
 from .parameterisations import PatchComposite, Pixels
 from .precision import check_trainer, device_ids
 from .search_settings import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from .sharing import search_shared
 from .summary import class_probabilities, summary_of
-
-_TOGETHER = 16  # images that go through the whole network at once, outside the search
+from .target import logits_of, preactivation_of, target_features
 
 
 @dataclass
@@ -80,13 +77,13 @@ class Search:
     corner_order: str = "flat"
 
     def __post_init__(self) -> None:
-        _check_images(self.initial, self.target)
+        check_pair(self.initial, self.target)
         for settings in (self.loss, self.optimizer, self.stop, self.log):
             settings.check()
         self.corners = parse_corners(self.corners)
         self.trainer = check_trainer(self.trainer)
         self.dtype = torch.float64 if self.trainer["precision"] == "64-true" else torch.float32
-        self.features = features = TargetFeatures(self._target_preactivation())
+        self.features = features = target_features(self.model, self.layer, self.target, self.dtype)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         parameterisation = self._parameterisation(layout)
         one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
@@ -194,21 +191,8 @@ class Search:
             ]
         return callbacks
 
-    def _target_preactivation(self) -> Tensor:
-        try:
-            return self._preactivation(self.target[None])[0]
-        except RuntimeError as error:
-            raise SettingError(
-                f"target: an image of {_shape(self.target)} does not pass through the network as "
-                f"far as {self.layer} ({str(error).splitlines()[0]}); give images of the size the "
-                "network was made for (data.size)"
-            ) from None
-
-    @torch.no_grad()
     def _preactivation(self, images: Tensor) -> Tensor:
-        """f0 (B, N) at the search's own precision, by the network as it is."""
-        cut = TargetLayer(self.model, self.layer).to(self.dtype)
-        return torch.cat([cut(part) for part in images.to(self.dtype).split(_TOGETHER)])
+        return preactivation_of(self.model, self.layer, images, self.dtype)
 
     def _goal(self, norm: float) -> Goal:
         target = class_probabilities(self.model, self.target[None])[0]
@@ -237,10 +221,6 @@ class Search:
             "steps": self.module.step,
             "seconds": self.module.seconds,
         }
-
-
-def _shape(image: Tensor) -> str:
-    return "x".join(map(str, image.shape))
 
 
 def find_corners(
@@ -278,21 +258,3 @@ def find_corners(
         1.0
     """
     return Search(model, layer, initial, target, corners, **settings).run(logger)
-
-
-def _check_images(initial: Tensor, target: Tensor) -> None:
-    for name, image in (("initial", initial), ("target", target)):
-        if image.ndim != 3 or image.dtype != torch.float32:
-            raise SettingError(
-                f"{name}: must be a float32 image (C, H, W), is {image.dtype} {tuple(image.shape)}"
-            )
-        if not (image.isfinite().all() and image.min() >= 0 and image.max() <= 1):
-            raise SettingError(f"{name}: pixels must lie in [0, 1]; divide 8-bit pixels by 255")
-    if initial.shape != target.shape:
-        raise SettingError(
-            f"initial and target differ in size: {tuple(initial.shape)}, {tuple(target.shape)}"
-        )
-    if torch.equal(initial, target):
-        raise SettingError(
-            "initial and target are the same image, which collides with itself; choose another"
-        )

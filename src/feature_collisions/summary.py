@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .features import TargetFeatures, evaluating
+from .features import evaluating
 from .losses import negative, positive
+from .target import TargetFeatures
 
 _TOGETHER = 16  # images that go through the whole network at once, outside the search
 
