@@ -98,6 +98,7 @@ def row_of(
         "accuracy_lower_95": sample["accuracy_lower_95"],
         "probability_mean": sample["probability_mean"],
         "target_probability": result["target_probability"],
+        "positive_relative_max": sample["positive_relative_max"],
         "worst_case_probability": result.get("worst_case_probability"),
         "corner_distance_mean": result.get("corner_distance_mean"),
         "relative_size": result.get("relative_size"),
