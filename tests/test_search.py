@@ -216,6 +216,11 @@ def test_checkpoints_that_do_not_fit_are_refused(shift, shift_images, tmp_path):
     path = tmp_path / "checkpoints" / "last.ckpt"
     with pytest.raises(SettingError, match=r"of another experiment \(units was \[1\], is \[3\]\)"):
         find_corners(shift, "hidden", *shift_images, [1], ckpt_path=path)
+    older = torch.load(path, weights_only=True)
+    del older["collision"]["seconds_total"]
+    torch.save(older, tmp_path / "older.ckpt")
+    with pytest.raises(SettingError, match=r"older\.ckpt: not a whole checkpoint"):
+        find_corners(shift, "hidden", *shift_images, [0], ckpt_path=tmp_path / "older.ckpt")
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(SettingError, match=r"last\.ckpt: not a whole checkpoint"):
         find_corners(shift, "hidden", *shift_images, [0], ckpt_path=path)
