@@ -112,3 +112,19 @@ def start(script, *arguments, cwd, **options):
         stderr=subprocess.STDOUT,
         **options,
     )
+
+
+@pytest.fixture
+def database(tmp_path, monkeypatch):
+    """40 smooth pictures in colour, so that near windows exist; the last equals the first."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    from made_patches import SETTINGS, images_of
+
+    from feature_collisions.patch_database import open_database
+
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(40, 3, 6, 6, generator=generator)
+    pixels = torch.nn.functional.interpolate(coarse, 28, mode="bilinear")
+    pixels = (pixels * 255).round().to(torch.uint8)
+    pixels[-1] = pixels[0]
+    return open_database(SETTINGS, images_of(pixels), 0)

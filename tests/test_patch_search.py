@@ -1,11 +1,9 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from made_patches import SETTINGS, assert_same, images_of, slow_search
 
-from feature_collisions import patch_index, patch_search
-from feature_collisions.data import Images
 from feature_collisions.errors import SettingError
 from feature_collisions.patch_database import open_database
 from feature_collisions.patch_search import (
@@ -23,56 +21,6 @@ from feature_collisions.patch_windows import (
     squared_distances,
     windows_at,
 )
-
-SETTINGS = PatchSettings(None, 1.0, 28, 1, 3, 7, 7, 0)
-
-
-def images_of(pixels):
-    count = len(pixels)
-    return Images(pixels, torch.arange(count) % 2, ("even", "odd"))
-
-
-@pytest.fixture
-def database(tmp_path, monkeypatch):
-    """40 smooth pictures in colour, so that near windows exist; the last equals the first."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(40, 3, 6, 6, generator=generator)
-    pixels = torch.nn.functional.interpolate(coarse, 28, mode="bilinear")
-    pixels = (pixels * 255).round().to(torch.uint8)
-    pixels[-1] = pixels[0]
-    return open_database(SETTINGS, images_of(pixels), 0)
-
-
-def slow_search(database, queries, neighbours, left_out=()):
-    """Section 4's nearest neighbours, window by window and without any bound."""
-    images = database.images.float() / 255
-    side, window, stride = images.shape[-1], database.window, database.stride
-    windows, places = [], []
-    for number, image in enumerate(images):
-        for row in range(0, side - window + 1, stride):
-            for column in range(0, side - window + 1, stride):
-                if number not in left_out:
-                    windows.append(image[:, row : row + window, column : column + window])
-                    places.append((number, row, column))
-    windows = torch.stack(windows).double()
-    answers = []
-    for query in queries:
-        distances = (windows - query.double()).square().sum((1, 2, 3)).sqrt().tolist()
-        nearest = {}
-        for distance, place in sorted(zip(distances, places, strict=True)):
-            nearest.setdefault(place[0], (distance, *place))  # of equal ones the first
-        answers.append(list(nearest.values())[:neighbours])
-    return answers
-
-
-def assert_same(matches, slow):
-    distance = torch.tensor([[entry[0] for entry in row] for row in slow])
-    assert matches.distance.dtype == torch.float32
-    torch.testing.assert_close(matches.distance, distance, rtol=1e-5, atol=1e-6)
-    for name, position in (("image", 1), ("row", 2), ("column", 3)):
-        expected = torch.tensor([[entry[position] for entry in row] for row in slow])
-        assert torch.equal(getattr(matches, name), expected), name
 
 
 @pytest.mark.parametrize("neighbours", [1, 3])
@@ -218,108 +166,3 @@ def test_bad_requests_are_refused(database):
     seed = database.images[0].float() / 255
     with pytest.raises(SettingError, match=r"patches\.neighbours=39: the database has 38 images"):
         search_patches(database, torch.zeros(1, 3, 7, 7), many, seed)
-
-
-FAISS = replace(SETTINGS, search="faiss")
-
-
-@pytest.mark.parametrize("neighbours", [1, 2])
-def test_the_index_finds_what_exact_search_finds(database, neighbours):
-    """49 places an image: the seed's own windows crowd the candidates, and must not count."""
-    seed = database.image_set[int(database.members[0])]  # of which the last is a copy
-    queries = query_patches(seed, replace(SETTINGS, stride=3))
-    exact = search_patches(
-        database, queries, replace(SETTINGS, neighbours=neighbours), seed, progress=False
-    )
-    found = search_patches(
-        database, queries, replace(FAISS, neighbours=neighbours), seed, progress=False
-    )
-    assert not torch.isin(found.image, torch.tensor([0, 39])).any()
-    assert all(len(set(row)) == neighbours for row in found.image.tolist())
-    same = (found.image == exact.image) & (found.row == exact.row)
-    assert (same & (found.column == exact.column)).float().mean() > 0.99
-    assert torch.equal(found.distance[same], exact.distance[same])
-
-
-def test_queries_the_index_gives_too_little_for_are_searched_exactly(database, monkeypatch):
-    """One candidate, and three neighbours wanted."""
-    monkeypatch.setattr(patch_search, "_CANDIDATES", 1)
-    settings = replace(FAISS, neighbours=3)
-    queries = windows_at(database, torch.tensor([70, 1500])).float() / 255
-    candidates = patch_index.PatchIndex.candidates
-    monkeypatch.setattr(
-        patch_index.PatchIndex,
-        "candidates",
-        lambda self, queries, count: candidates(self, queries, count)[:, [0, 0, 0]],
-    )
-    found = search_patches(database, queries, settings, progress=False)
-    assert_same(found, slow_search(database, queries, 3))
-
-
-def test_the_index_is_read_again_and_each_stride_has_its_own(database, monkeypatch):
-    first = patch_index.open_index(database, progress=False)
-    other = open_database(replace(SETTINGS, search_stride=7), database.image_set, 0)
-    assert other.folder == database.folder
-    assert patch_index.open_index(other, progress=False).index.ntotal == len(other)
-    monkeypatch.setattr(patch_index, "basis_of", None)  # a second build would call it
-    again = patch_index.open_index(database, progress=False)
-    assert again.index.ntotal == first.index.ntotal == len(database) == 40 * 64
-    assert torch.equal(again.descriptions.basis, first.descriptions.basis)
-
-
-@pytest.mark.parametrize("damage", ["cut", "gone", "basis", "other"])
-def test_a_damaged_index_is_built_again(database, damage):
-    patch_index.open_index(database, progress=False)
-    (index,) = database.folder.glob("*.faiss")
-    (basis,) = database.folder.glob("*.safetensors")
-    if damage == "cut":
-        index.write_bytes(index.read_bytes()[:-100])
-    elif damage == "gone":
-        index.unlink()
-    elif damage == "basis":
-        basis.write_bytes(basis.read_bytes()[:-100])
-    else:  # an index of fewer windows under this one's name
-        few = open_database(replace(SETTINGS, search_stride=7), database.image_set, 0)
-        patch_index.open_index(few, progress=False)
-        (other,) = set(database.folder.glob("*.faiss")) - {index}
-        index.write_bytes(other.read_bytes())
-    with pytest.warns(UserWarning, match=r"window7-stride3\.faiss: the index of patches is cut"):
-        again = patch_index.open_index(database, progress=False)
-    assert again.index.ntotal == len(database)
-
-
-def test_an_index_is_whole_or_absent(database, monkeypatch):
-    def full(index, path):
-        Path(path).write_bytes(b"half")
-        raise RuntimeError("Error in write_index: No space left on device")
-
-    monkeypatch.setattr(patch_index.faiss, "write_index", full)
-    with pytest.raises(SettingError, match=r"\.faiss: the index cannot be written \(.*No space"):
-        patch_index.open_index(database, progress=False)
-    assert not list(database.folder.glob("*index*"))
-
-
-def test_with_a_gpu_the_index_is_built_and_searched_there(database, monkeypatch):
-    """There is no GPU here: a stand-in counts what is handed over and back."""
-
-    class OnGpu:
-        def __init__(self, index):
-            self.index = index
-
-        def __getattr__(self, name):
-            return getattr(self.index, name)
-
-    moves = []
-    fake = {
-        "StandardGpuResources": lambda: None,
-        "get_num_gpus": lambda: 1,
-        "index_cpu_to_gpu": lambda _, device, index: (moves.append(device), OnGpu(index))[1],
-        "index_gpu_to_cpu": lambda index: (moves.append("back"), index.index)[1],
-    }
-    for name, function in fake.items():
-        monkeypatch.setattr(patch_index.faiss, name, function, raising=False)
-    index = patch_index.open_index(database, progress=False)
-    assert moves == [0, "back", 0]
-    assert isinstance(index.index, OnGpu)
-    windows = windows_at(database, torch.tensor([70, 1500])).float() / 255
-    assert index.candidates(windows, 1).flatten().tolist() == [70, 1500]

@@ -47,9 +47,8 @@ def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        found = saved["collision"]["problem"]
-        if not {"step", "seconds", "seconds_total"} <= saved["collision"].keys():
-            raise KeyError("written by another version")
+        needed = ("problem", "step", "seconds", "seconds_total")
+        found, *_ = [saved["collision"][name] for name in needed]
     except FileNotFoundError:
         raise SettingError(f"ckpt_path={path}: there is no such file") from None
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError):

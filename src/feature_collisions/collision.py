@@ -148,13 +148,12 @@ class Collision(LightningModule):
         preactivation, logits = self._observe(images)
         count = len(self.loss.units[rows])
         total = self.loss.total(preactivation[:count], rows).sum()
-        if logits is not None:
-            total = total + self.loss.output(logits[:count]).sum()
+        weight = self.loss.settings.hull_weight
         if count < len(images):
-            inside = self.loss.interior(preactivation[count:]).sum()
-            if logits is not None:
-                inside = inside + self.loss.output(logits[count:]).sum()
-            total = total + self.loss.settings.hull_weight * inside
+            total = total + weight * self.loss.interior(preactivation[count:]).sum()
+        if logits is not None:
+            output = self.loss.output(logits)
+            total = total + output[:count].sum() + weight * output[count:].sum()
         return total
 
     def _observe(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -90,7 +90,8 @@ class Search:
         self.start = parameterisation().detach()[:1].float()
         first = self.corner_order == "inactive_first"
         units = features.units(self.corners, self._preactivation(self.start)[0] if first else None)
-        self.goal = self._goal(float(features.features.norm()))
+        logits = logits_of(self.model, self.target[None])[0]
+        self.goal = self._goal(float(features.features.norm()), logits.softmax(0))
         self.module = Collision(
             network_of(
                 self.model,
@@ -110,7 +111,7 @@ class Search:
             self.log.every,
             self.goal,
             None if self.stop.probability is None else frozen_copy(self.model, layout),
-            logits_of(self.model, self.target).to(self.dtype) if self.loss.output else None,
+            logits.to(self.dtype) if self.loss.output else None,
             parse_corners_per_batch(self.corners_per_batch),
             problem_of(self.model, self.layer, self.initial, self.target, units, self.optimizer)
             | self._problem_of_sources(),
@@ -194,8 +195,7 @@ class Search:
     def _preactivation(self, images: Tensor) -> Tensor:
         return preactivation_of(self.model, self.layer, images, self.dtype)
 
-    def _goal(self, norm: float) -> Goal:
-        target = class_probabilities(self.model, self.target[None])[0]
+    def _goal(self, norm: float, target: Tensor) -> Goal:
         target_class = int(target.argmax())
         return Goal(self.stop, norm, target_class, float(target[target_class]))
 

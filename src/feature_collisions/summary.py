@@ -3,22 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .features import evaluating
 from .losses import negative, positive
-from .target import TargetFeatures
-
-_TOGETHER = 16  # images that go through the whole network at once, outside the search
+from .target import TargetFeatures, logits_of
 
 
-@torch.no_grad()
 def class_probabilities(model: nn.Module, images: Tensor) -> Tensor:
     """(B, C, H, W) to (B, classes), the model in eval mode."""
-    with evaluating(model):
-        logits = torch.cat([model(part) for part in images.split(_TOGETHER)])
-    return logits.softmax(1)
+    return logits_of(model, images).softmax(1)
 
 
 def summary_of(

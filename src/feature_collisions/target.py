@@ -81,8 +81,7 @@ def preactivation_of(model: nn.Module, layer: str, images: Tensor, dtype: torch.
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, image: Tensor) -> Tensor:
-    """(classes,) of one image (C, H, W), the model in eval mode."""
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, classes), the model in eval mode."""
     with evaluating(model):
-        logits: Tensor = model(image[None])[0]
-    return logits
+        return torch.cat([model(part) for part in images.split(_TOGETHER)])
