@@ -65,7 +65,8 @@ def plain_corners(hull: Hull, count: int, steps: int, seed: int) -> Tensor:
     gradient where such a unit is off, and stays half the features' norm away on MNIST.
     """
     generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(count, *hull.target.shape, generator=generator).requires_grad_()
+    images = torch.rand(count, *hull.target.shape, generator=generator)
+    images = images.to(hull.features.features.dtype).requires_grad_()
     settings = OptimizerSettings()
     optimizer = make_optimizer(settings, [images])  # type: ignore[list-item]
     layer = TargetLayer(hull.model, hull.layer)

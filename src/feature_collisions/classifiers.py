@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import platformdirs
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .agreement import accepted
 from .config import ClassifierSettings
 from .data import DataSplit, Images
 from .errors import SettingError
@@ -116,19 +118,33 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
     sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise SettingError(f"classifier.path={settings.path}: {error}; {rule}") from None
+        model = found if isinstance(found, nn.Module) or not callable(found) else found()
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
+        raise SettingError(f"classifier.path={settings.path}: {_cause(error)}; {rule}") from error
     finally:
         sys.path.remove(os.getcwd())
-    model = found if isinstance(found, nn.Module) else found()
     if not isinstance(model, nn.Module):
         raise SettingError(
             f"classifier.path={settings.path}: is a {type(model).__name__}, no torch.nn.Module; "
             f"{rule}"
         )
+    model = accepted(model)
     if settings.weights:
         load_weights(model, Path(settings.weights))
     return model
+
+
+def _cause(error: BaseException) -> str:
+    """What the user's own code raised, and in which of its lines."""
+    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    if isinstance(error, SyntaxError):  # says itself where it is
+        return reason
+    own = [f for f in traceback.extract_tb(error.__traceback__) if not _is_machinery(f.filename)]
+    return f"{reason} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else reason
+
+
+def _is_machinery(filename: str) -> bool:
+    return filename == __file__ or filename.startswith("<") or importlib.__file__ == filename
 
 
 def _cache_path(train: Images, seed: int) -> Path:

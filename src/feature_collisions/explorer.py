@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .features import evaluating
 from .hull import Hull, batch_sizes
+from .logits import ask
 
 _MOST_POINTS = 1500
 _FINEST = 100
@@ -54,7 +55,7 @@ def explored(hull: Hull, class_names: Sequence[str]) -> dict[str, Any]:
     parts = weights.split(list(batch_sizes(len(weights), hull.batch)))
     bar = tqdm(parts, "Explorer", unit="batch", mininterval=0.5, delay=1)
     with evaluating(hull.model):
-        found = torch.cat([hull.model(hull.points(part)).softmax(1).cpu() for part in bar])
+        found = torch.cat([ask(hull.model, hull.points(part)).softmax(1).cpu() for part in bar])
     given = Counter(found.argmax(1).tolist())
     likely = found.mean(0).argsort(descending=True)[:_LEAST_CLASSES].tolist()
     ranked = [hull.target_class, *(k for k, _ in given.most_common(_MOST_CLASSES))]

@@ -11,6 +11,7 @@ from torchvision.models.feature_extraction import NodePathTracer
 
 from .errors import SettingError
 from .imagenet import Classifier
+from .logits import logits_in
 
 
 class TargetLayer(nn.Module):
@@ -32,7 +33,7 @@ class TargetLayer(nn.Module):
     def __init__(self, model: nn.Module, layer: str) -> None:
         super().__init__()
         with evaluating(model):
-            self.network = _cut(model, layer)
+            self.network = _cut(model, layer).cpu()  # where images lie until Lightning moves both
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to (B, N), before the ReLU, flattened."""
@@ -44,7 +45,8 @@ class Observed(nn.Module):
     """A classifier that gives its logits and the target layer's pre-activations in one pass.
 
     It shares the model's modules; in which mode they run is the model's own affair. The
-    pre-activations are copied before an in-place ReLU can overwrite them.
+    pre-activations are copied before an in-place ReLU can overwrite them. Hooks and a `forward` of
+    the model's own are followed as a call of it would, or else the model itself is run.
 
     Args:
         model: any classifier.
@@ -58,8 +60,8 @@ class Observed(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) to logits (B, classes) and pre-activations (B, N)."""
-        logits, preactivation = self.network(images)
-        return logits, preactivation.flatten(1)
+        output, preactivation = self.network(images)
+        return logits_in(output, len(images)), preactivation.flatten(1)
 
 
 @contextmanager
@@ -74,38 +76,73 @@ def evaluating(model: nn.Module) -> Any:
             module.training = mode
 
 
-def _trace(model: nn.Module, layer: str) -> tuple[fx.Graph, fx.Node] | None:
-    """The model's graph and the target layer's node in it; None where fx cannot trace."""
-    tracer = NodePathTracer()
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        SettingError: for a module that has none.
+    """
     try:
-        graph = tracer.trace(model)
+        return copy.deepcopy(module)
+    except Exception as error:  # whatever the user's own attributes raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SettingError(
+            f"model: cannot be copied ({reason}); take what cannot be copied out of it. Weights "
+            "under torch.nn.utils.weight_norm or spectral_norm are such: remove it, or use that "
+            "of torch.nn.utils.parametrizations"
+        ) from None
+
+
+class _Called(nn.Module):
+    """Calls a model: torch.fx follows the root's class alone, but of what it calls everything."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Any:
+        return self.model(images)
+
+
+def to_trace(model: nn.Module) -> nn.Module:
+    """The root that torch.fx must start from to see all that a call of the model does."""
+    hooks = model._forward_pre_hooks or model._forward_hooks
+    own_call = type(model).__call__ is not nn.Module.__call__
+    return _Called(model) if hooks or own_call or "forward" in vars(model) else model
+
+
+def _trace(model: nn.Module, layer: str) -> tuple[nn.Module, fx.Graph, fx.Node] | None:
+    """The graph, its root and the target layer's node in it; None where fx cannot trace."""
+    tracer, root = NodePathTracer(), to_trace(model)
+    try:
+        graph = tracer.trace(root)
     except Exception:  # fx raises whatever the model's own code meets in a proxy
         return None
-    prefix = _prefix(model)
+    prefix = ("" if root is model else "model.") + _prefix(model)
     nodes = {name.removeprefix(prefix): node for node, name in tracer.node_to_qualname.items()}
-    before_relu = [name for name, node in nodes.items() if _feeds_relu(model, node)]
+    before_relu = [name for name, node in nodes.items() if _feeds_relu(root, node)]
     if layer not in before_relu:
         rule = "is not a layer of this network" if layer not in nodes else "feeds no ReLU"
         choices = ", ".join(before_relu) or "none: this classifier has no ReLU"
         raise SettingError(f"layer={layer}: {rule}; layers that feed one: {choices}")
-    return graph, nodes[layer]
+    return root, graph, nodes[layer]
 
 
 def _cut(model: nn.Module, layer: str) -> nn.Module:
     traced = _trace(model, layer)
-    return _before(model, *traced) if traced else _StopAt(model, layer)
+    return _before(*traced) if traced else _StopAt(model, layer)
 
 
 def _with_output(model: nn.Module, layer: str) -> nn.Module:
     traced = _trace(model, layer)
     if traced is None:
         return _ListenAt(model, layer)
-    graph, node = traced
+    root, graph, node = traced
     with graph.inserting_after(node):
         copied = graph.call_method("clone", (node,))
     end = next(iter(reversed(graph.nodes)))
     end.args = ((end.args[0], copied),)
-    return _module_of(model, graph)
+    return _module_of(root, graph)
 
 
 def _prefix(model: nn.Module) -> str:
@@ -113,7 +150,7 @@ def _prefix(model: nn.Module) -> str:
     return "network." if isinstance(model, Classifier) else ""
 
 
-def _before(model: nn.Module, graph: fx.Graph, end: fx.Node) -> nn.Module:
+def _before(root: nn.Module, graph: fx.Graph, end: fx.Node) -> nn.Module:
     """The part of the graph that `end` depends on: an in-place ReLU after it must not run."""
     needed = {end}
     for node in reversed(graph.nodes):
@@ -123,11 +160,11 @@ def _before(model: nn.Module, graph: fx.Graph, end: fx.Node) -> nn.Module:
         if node not in needed and node.op != "placeholder":
             graph.erase_node(node)
     graph.output(end)
-    return copy.deepcopy(_module_of(model, graph)).requires_grad_(False).eval()
+    return copied(_module_of(root, graph)).requires_grad_(False).eval()
 
 
-def _module_of(model: nn.Module, graph: fx.Graph) -> nn.Module:
-    network: nn.Module = fx.GraphModule(model, graph)
+def _module_of(root: nn.Module, graph: fx.Graph) -> nn.Module:
+    network: nn.Module = fx.GraphModule(root, graph)
     return network
 
 
@@ -168,7 +205,7 @@ class _StopAt(nn.Module):
 
     def __init__(self, model: nn.Module, layer: str) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.model = copied(model).requires_grad_(False).eval()
         _module(self.model, layer).register_forward_hook(_stop)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -176,7 +213,7 @@ class _StopAt(nn.Module):
             self.model(images)
         except _Reached as reached:
             return reached.output
-        raise _never_runs()
+        raise _never_runs(self.model)
 
 
 class _ListenAt(nn.Module):
@@ -186,23 +223,30 @@ class _ListenAt(nn.Module):
         super().__init__()
         self.model, self.layer = model, _module(model, layer)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Any, Tensor]:
         copies: list[Tensor] = []
         listener = self.layer.register_forward_hook(lambda *call: copies.append(call[2].clone()))
         try:
-            logits = self.model(images)
+            output = self.model(images)
         finally:
             listener.remove()
         if not copies:
-            raise _never_runs()
-        return logits, copies[-1]
+            raise _never_runs(self.model)
+        return output, copies[0]
+
+
+def module_named(model: nn.Module, layer: str) -> nn.Module | None:
+    """The module that `layer` names, if it names one."""
+    return _modules(model).get(layer)
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    prefix = _prefix(model)
+    return {name.removeprefix(prefix): module for name, module in model.named_modules()}
 
 
 def _module(model: nn.Module, layer: str) -> nn.Module:
-    prefix = _prefix(model)
-    modules: dict[str, nn.Module] = {
-        name.removeprefix(prefix): module for name, module in model.named_modules()
-    }
+    modules = _modules(model)
     if layer not in modules:
         raise SettingError(
             f"layer={layer}: is not a layer of this network; its modules are "
@@ -211,5 +255,7 @@ def _module(model: nn.Module, layer: str) -> nn.Module:
     return modules[layer]
 
 
-def _never_runs() -> SettingError:
-    return SettingError("layer: the network never runs it; choose one that it does run")
+def _never_runs(model: nn.Module) -> SettingError:
+    patched = [n or "the model" for n, part in model.named_modules() if "forward" in vars(part)]
+    where = f" (the forward patched on {patched[0]} may run another network)" if patched else ""
+    return SettingError(f"layer: the network never runs it{where}; choose one that it does run")

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .agreement import accepted, check_agreement
+from .checks import one_of
 from .errors import SettingError
 from .features import Observed, evaluating
+from .logits import ask, like_weights
 from .metrics import HullStatistics
 from .runs import write_run
 from .target import TargetFeatures
@@ -93,10 +96,18 @@ class Hull:
     def __post_init__(self) -> None:
         if self.corners[0].numel() > _LARGE:
             self.batch = min(self.batch, 16)  # 256 take gigabytes, and longer each
+        self.model = accepted(self.model)
         self.observed = Observed(self.model, self.layer)
+        pair = torch.stack([self.initial, self.target]).detach()
+        check_agreement(self.model, self.layer, pair, [self.observed])
         with torch.no_grad(), evaluating(self.model):
-            logits, preactivation = self.observed(self.target[None])
+            logits, preactivation = self._observe(self.target[None])
         self.features, self.target_logits = TargetFeatures(preactivation[0]), logits[0]
+
+    def _observe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and pre-activations, where the images lie."""
+        logits, preactivation = self.observed(like_weights(self.model, images))
+        return logits.to(images.device), preactivation.to(images.device)
 
     @property
     def target_class(self) -> int:
@@ -132,6 +143,7 @@ class Hull:
         """
         if count < 1:
             raise SettingError(f"samples={count}: must be at least 1")
+        one_of("law", law, tuple(SAMPLERS))
         generator = torch.Generator().manual_seed(seed)
         corners = self.corners if corners is None else corners
         if uint8:
@@ -148,7 +160,7 @@ class Hull:
         bar = tqdm(total=count, desc=name, unit="point", mininterval=0.5, delay=1)
         with bar, evaluating(self.model):
             for images in batches:
-                statistics.update(*self.observed(images))
+                statistics.update(*self._observe(images))
                 bar.update(len(images))
         found: dict[str, Any] = statistics.compute()
         return found
@@ -158,6 +170,8 @@ class Hull:
         scale: float = self.summary["distance_scale"]
         return torch.pdist(self.corners.flatten(1)) * scale
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def worst_case(self, starts: int = 32, steps: int = 50, seed: int = 0) -> WorstCase:
         """Search the hull for the point where the target class's margin is smallest.
 
@@ -175,7 +189,7 @@ class Hull:
         worst = torch.cat([weight for _, weight in found])[margins.argmin()]
         image = self.points(worst[None])
         with torch.inference_mode(), evaluating(self.model):
-            probabilities = self.model(image)[0].softmax(0)
+            probabilities = ask(self.model, image)[0].softmax(0)
         predicted = int(probabilities.argmax())
         return WorstCase(
             worst, image[0], predicted, float(probabilities[self.target_class]),
@@ -187,7 +201,7 @@ class Hull:
         best, best_weights = torch.full((len(weights),), torch.inf), weights
         for step in tqdm(range(steps + 1), "Worst case", unit="step", mininterval=0.5, delay=1):
             weights = weights.detach().requires_grad_()
-            margins = _margin(self.model(self.points(weights)), self.target_class)
+            margins = _margin(ask(self.model, self.points(weights)), self.target_class)
             (gradient,) = torch.autograd.grad(margins.sum(), weights)
             better = margins.detach() < best
             best = torch.where(better, margins.detach(), best)

@@ -131,10 +131,18 @@ def save_png(path: Path, image: Tensor) -> None:
 def check_pair(initial: Tensor, target: Tensor) -> None:
     """Raise SettingError unless these are two images of one size, (C, H, W) float32 in [0, 1]."""
     for name, image in (("initial", initial), ("target", target)):
+        if not isinstance(image, Tensor):
+            raise SettingError(
+                f"{name}: must be a float32 tensor (C, H, W) with pixels in [0, 1], is a "
+                f"{type(image).__name__}; read files with feature_collisions.images.load_image, "
+                "turn others with torchvision.transforms.functional.to_tensor"
+            )
         if image.ndim != 3 or image.dtype != torch.float32:
             raise SettingError(
                 f"{name}: must be a float32 image (C, H, W), is {image.dtype} {tuple(image.shape)}"
             )
+        if not image.numel():
+            raise SettingError(f"{name}: is empty, {tuple(image.shape)}; give an image with pixels")
         if not (image.isfinite().all() and image.min() >= 0 and image.max() <= 1):
             raise SettingError(f"{name}: pixels must lie in [0, 1]; divide 8-bit pixels by 255")
     if initial.shape != target.shape:

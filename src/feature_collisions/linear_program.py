@@ -14,13 +14,14 @@ from scipy.sparse import block_array, eye_array
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
+from .agreement import accepted, check_agreement
 from .errors import CollisionError, SettingError
-from .features import TargetLayer
+from .features import Observed, TargetLayer
 from .hull import Hull
 from .images import check_pair
 from .piecewise import NotPiecewiseLinear, kinds
 from .summary import class_probabilities, summary_of
-from .target import target_features
+from .target import passing, target_features
 from .weights import weights_hash
 
 OBJECTIVES = ("eq2", "unit", "random")
@@ -169,8 +170,13 @@ class LinearPrograms:
 
     def __post_init__(self) -> None:
         check_pair(self.initial, self.target)
+        self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
+        self.model = accepted(self.model)
         self.features = target_features(self.model, self.layer, self.target, torch.float64)
         cut = TargetLayer(self.model, self.layer).double()
+        pair = torch.stack([self.initial, self.target])
+        with passing(self.target.shape):
+            check_agreement(self.model, self.layer, pair, [Observed(self.model, self.layer), cut])
         self.units = self.features.units(self.corners)
         try:
             affine = affine_map(cut, self.target.shape)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
-from .features import evaluating
+from .features import evaluating, to_trace
 
 Kind = Literal["fixed", "affine", "relu", "max_pool"]
 
@@ -50,14 +50,17 @@ def traced(model: nn.Module, dtype: torch.dtype = torch.float64) -> fx.GraphModu
     """A frozen copy of the model in eval mode, as a graph.
 
     Raises:
-        NotPiecewiseLinear: when torch.fx cannot trace it.
+        NotPiecewiseLinear: when torch.fx cannot trace it, or it returns more than a tensor.
     """
     with evaluating(model):
+        root = to_trace(model)
         try:
-            graph = NodePathTracer().trace(model)
+            graph = NodePathTracer().trace(root)
         except Exception as error:  # fx raises whatever the model's own code meets in a proxy
             raise NotPiecewiseLinear(f"torch.fx cannot trace the network ({error})") from None
-        whole = copy.deepcopy(fx.GraphModule(model, graph))
+        if not isinstance(next(iter(reversed(graph.nodes))).args[0], fx.Node):
+            raise NotPiecewiseLinear("the network returns more than one tensor of logits")
+        whole = copy.deepcopy(fx.GraphModule(root, graph)).cpu()
     whole.requires_grad_(False).eval().to(dtype)
     return whole
 

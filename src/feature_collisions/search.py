@@ -12,23 +12,33 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
+from .agreement import accepted, check_agreement, is_double
 from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
 from .checkpoints import check_checkpoint, digest, problem_of
 from .checks import one_of
 from .collision import Collision
 from .composite import Sources
 from .config import parse_corners, parse_corners_per_batch
+from .errors import SettingError
+from .features import Observed, TargetLayer
 from .fitting import fit, make_trainer
 from .frozen import frozen_copy, network_of
 from .goal import Goal, unmet
 from .hull import Hull
 from .images import check_pair, save_png
 from .parameterisations import PatchComposite, Pixels
-from .precision import check_trainer, device_ids
+from .precision import MIXED, check_trainer, device_ids
 from .search_settings import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from .sharing import search_shared
 from .summary import class_probabilities, summary_of
-from .target import logits_of, preactivation_of, target_features
+from .target import logits_of, passing, preactivation_of, target_features
+
+_SETTINGS: dict[str, type] = {
+    "loss": LossSettings,
+    "optimizer": OptimizerSettings,
+    "stop": StopSettings,
+    "log": LogSettings,
+}
 
 
 @dataclass
@@ -36,7 +46,8 @@ class Search:
     """A search that is ready to run: everything it was given has been checked.
 
     Args:
-        model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed.
+        model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed. What
+            `model(images)` gives in eval mode is compared with what is searched.
         layer: the target layer, a node whose output feeds a ReLU.
         initial: (C, H, W) float32 in [0, 1], where every corner starts.
         target: (C, H, W) likewise, whose features are matched.
@@ -54,7 +65,7 @@ class Search:
         corner_order: `flat`, or `inactive_first`: units already inactive at the start come first.
 
     Raises:
-        SettingError: for images, a layer, corners or a checkpoint that cannot be used.
+        SettingError: for images, a model, a layer, corners or a checkpoint that cannot be used.
     """
 
     model: nn.Module
@@ -77,31 +88,70 @@ class Search:
     corner_order: str = "flat"
 
     def __post_init__(self) -> None:
-        check_pair(self.initial, self.target)
-        for settings in (self.loss, self.optimizer, self.stop, self.log):
-            settings.check()
+        self._check_arguments()
+        self.model = accepted(self.model)
         self.corners = parse_corners(self.corners)
         self.trainer = check_trainer(self.trainer)
-        self.dtype = torch.float64 if self.trainer["precision"] == "64-true" else torch.float32
+        self.dtype = self._dtype()
+        self.module = self._collision()
+        if self.ckpt_path is not None:
+            check_checkpoint(self.ckpt_path, self.module.problem)
+        self.lightning = make_trainer(self.trainer, self._callbacks(), self.directory)
+
+    def _check_arguments(self) -> None:
+        """Refuse what is of the wrong kind or out of range; paths may be given as text."""
+        if torch.is_inference_mode_enabled():
+            raise SettingError(
+                "find_corners: is called under torch.inference_mode(), which keeps no gradients; "
+                "call it outside"
+            )
+        check_pair(self.initial, self.target)
+        self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
+        if not isinstance(self.trainer, dict):
+            raise SettingError(f"trainer={self.trainer}: must be a dict of Trainer's arguments")
+        if not isinstance(self.layer, str):
+            raise SettingError(f"layer={self.layer}: must be a name, such as 'features.0'")
+        one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
+        for name, kind in _SETTINGS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise SettingError(
+                    f"{name}={getattr(self, name)}: must be a {kind.__name__}; give {kind.__name__}(...) of "
+                    "feature_collisions.search_settings"
+                )
+            getattr(self, name).check()
+        self.directory = None if self.directory is None else Path(self.directory)
+        self.ckpt_path = None if self.ckpt_path is None else Path(self.ckpt_path)
+
+    def _dtype(self) -> torch.dtype:
+        """What the search computes in: float64 where it is asked for, or the model does."""
+        if is_double(self.model):
+            if self.trainer["precision"] in MIXED:
+                raise SettingError(
+                    f"trainer.precision={self.trainer['precision']}: the model computes in "
+                    "float64; leave precision out, or give model.float()"
+                )
+            self.trainer["precision"] = "64-true"
+        return torch.float64 if self.trainer["precision"] == "64-true" else torch.float32
+
+    def _collision(self) -> Collision:
+        """The search's module: what every step runs, compared with the model."""
         self.features = features = target_features(self.model, self.layer, self.target, self.dtype)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         parameterisation = self._parameterisation(layout)
-        one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
         self.start = parameterisation().detach()[:1].float()
         first = self.corner_order == "inactive_first"
         units = features.units(self.corners, self._preactivation(self.start)[0] if first else None)
-        logits = logits_of(self.model, self.target[None])[0]
+        pair = torch.stack([self.initial, self.target])
+        with passing(self.target.shape):
+            logits = logits_of(self.model, self.target[None])[0]
+            network = self._network(layout, pair)
+            classifier = None
+            if self.stop.probability is not None:
+                classifier = frozen_copy(self.model, layout)
+                check_agreement(self.model, self.layer, pair, [classifier])
         self.goal = self._goal(float(features.features.norm()), logits.softmax(0))
-        self.module = Collision(
-            network_of(
-                self.model,
-                self.layer,
-                self.loss.output > 0,
-                self.dtype,
-                layout,
-                self.trainer["precision"],
-                self.compile,
-            ),
+        return Collision(
+            network,
             features,
             units,
             parameterisation,
@@ -110,15 +160,12 @@ class Search:
             self.stop,
             self.log.every,
             self.goal,
-            None if self.stop.probability is None else frozen_copy(self.model, layout),
+            classifier,
             logits.to(self.dtype) if self.loss.output else None,
             parse_corners_per_batch(self.corners_per_batch),
             problem_of(self.model, self.layer, self.initial, self.target, units, self.optimizer)
             | self._problem_of_sources(),
         )
-        if self.ckpt_path is not None:
-            check_checkpoint(self.ckpt_path, self.module.problem)
-        self.lightning = make_trainer(self.trainer, self._callbacks(), self.directory)
 
     def run(self, logger: Logger | None = None) -> Hull:
         """Find the corners.
@@ -159,6 +206,18 @@ class Search:
             self.target,
             self.module.loss.units.cpu(),
             summary,
+        )
+
+    def _network(self, layout: torch.memory_format, pair: Tensor) -> TargetLayer | Observed:
+        return network_of(
+            self.model,
+            self.layer,
+            self.loss.output > 0,
+            self.dtype,
+            layout,
+            self.trainer["precision"],
+            self.compile,
+            pair,
         )
 
     def _parameterisation(self, layout: torch.memory_format) -> Pixels | PatchComposite:

@@ -1,12 +1,15 @@
 """The target, and all that a search compares with it: computed once (sec. 2)."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from .errors import SettingError
 from .features import TargetLayer, evaluating
+from .logits import ask
 
 _TOGETHER = 16  # images that go through the network at once
 
@@ -45,6 +48,11 @@ class TargetFeatures(nn.Module):
         inactive = (~self.active).nonzero().flatten()
         if start is not None:
             inactive = inactive[(start[inactive] > 0).int().argsort(stable=True)]
+        if not len(inactive):
+            raise SettingError(
+                "layer: all its units are active in the target, so that it has no corner; choose "
+                "another layer or target"
+            )
         for corner in corners:
             if not 0 <= corner < len(inactive):
                 raise SettingError(
@@ -62,15 +70,32 @@ def target_features(
     Raises:
         SettingError: for a layer that cannot be used, or an image the network cannot take.
     """
-    try:
+    with passing(target.shape, f" as far as {layer}"):
         return TargetFeatures(preactivation_of(model, layer, target[None], dtype)[0])
-    except RuntimeError as error:
-        shape = "x".join(map(str, target.shape))
+
+
+_OF_SIZE = re.compile(r"shape|size|channels|dimension|elements", re.IGNORECASE)
+
+
+@contextmanager
+def passing(size: Sequence[int], where: str = "") -> Iterator[None]:
+    """Say in a SettingError what a network raises that cannot take images of this `size`."""
+    try:
+        yield
+    except SettingError:
+        raise
+    except Exception as error:  # whatever the user's own forward raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        shape = "x".join(map(str, size))
+        if isinstance(error, RuntimeError) and _OF_SIZE.search(reason):
+            cure = "give images of the size the network was made for (data.size)"
+        else:
+            kind = type(error).__name__
+            cure = f"its forward raises {kind}: it must take float images (B, C, H, W) alone"
         raise SettingError(
-            f"target: an image of {shape} does not pass through the network as far as {layer} "
-            f"({str(error).splitlines()[0]}); give images of the size the network was made for "
-            "(data.size)"
-        ) from None
+            f"target: an image of {shape} does not pass through the network{where} ({reason}); "
+            f"{cure}"
+        ) from error
 
 
 @torch.no_grad()
@@ -82,6 +107,6 @@ def preactivation_of(model: nn.Module, layer: str, images: Tensor, dtype: torch.
 
 @torch.no_grad()
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, classes), the model in eval mode."""
+    """(B, C, H, W) to (B, classes), in the model's dtype, the model in eval mode."""
     with evaluating(model):
-        return torch.cat([model(part) for part in images.split(_TOGETHER)])
+        return torch.cat([ask(model, part) for part in images.split(_TOGETHER)])
