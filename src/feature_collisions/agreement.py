@@ -60,7 +60,11 @@ def is_double(model: nn.Module) -> bool:
 
 
 def check_agreement(
-    model: nn.Module, layer: str, images: Tensor, networks: Sequence[nn.Module]
+    model: nn.Module,
+    layer: str,
+    images: Tensor,
+    observed: Observed,
+    frozen: Sequence[nn.Module] = (),
 ) -> None:
     """Raise SettingError unless all compute what the model does, beyond rounding.
 
@@ -68,26 +72,29 @@ def check_agreement(
         model: the classifier, called as its user would, in eval mode.
         layer: the target layer.
         images: (B, C, H, W), on which they are compared.
-        networks: what runs in its place: an `Observed` and, after it, a `TargetLayer`, an
-            `Observed` or a copy of the model.
+        observed: of the model itself, as it is.
+        frozen: what runs in the model's place whatever mode that is in: a `TargetLayer`, an
+            `Observed` or a classifier. Compare it before it is halved or compiled: these round
+            more than a hook need change.
     """
     alike = partial(_check_alike, _reduces(model))
     with torch.no_grad(), evaluating(model):
         logits, preactivation = _listened(model, layer, images)
         _check_finite(model, logits)
-        again = ask(model, images)
-        alike("called twice, it gives other logits", logits, again, _RANDOM)
+        alike("called twice, it gives other logits", logits, ask(model, images), _RANDOM)
         alone = torch.cat([ask(model, image[None]) for image in images])
         alike("its logits of an image depend on the batch", logits, alone, _BATCH)
-        for network in networks:
-            found_logits, found = _outputs(network, images)
-            if found_logits is not None:
-                what = "what is searched gives other logits than model(images)"
-                alike(what, logits, found_logits, _suspects(model))
-            if found is not None:
-                preactivation = found if preactivation is None else preactivation
-                what = f"cut at layer={layer}, it gives other pre-activations than model(images)"
-                alike(what, preactivation, found, _suspects(model))
+        outputs = [_outputs(observed, images)]
+    with torch.no_grad():
+        outputs += [_outputs(network, images) for network in frozen]
+    for found_logits, found in outputs:
+        if found_logits is not None:
+            what = "what is searched gives other logits than model(images)"
+            alike(what, logits, found_logits, _suspects(model))
+        if found is not None:
+            preactivation = found if preactivation is None else preactivation
+            what = f"cut at layer={layer}, it gives other pre-activations than model(images)"
+            alike(what, preactivation, found, _suspects(model))
 
 
 @torch.enable_grad()

@@ -3,9 +3,8 @@
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .agreement import check_agreement, check_gradient
 from .features import Observed, TargetLayer, copied
 from .precision import MIXED
 
@@ -17,44 +16,37 @@ def frozen_copy(model: nn.Module, layout: torch.memory_format) -> nn.Module:
 
 
 def network_of(
-    model: nn.Module,
-    layer: str,
-    logits: bool,
-    dtype: torch.dtype,
-    layout: torch.memory_format,
-    precision: str,
-    compiled: bool,
-    images: Tensor,
+    model: nn.Module, layer: str, logits: bool, dtype: torch.dtype, layout: torch.memory_format
 ) -> TargetLayer | Observed:
     """The classifier up to the target layer, or all of it where the loss compares logits.
-
-    It is compared with the classifier as its user calls it, before its weights are halved and
-    before it is compiled: these round more than a hook need change.
 
     Args:
         model, layer: the classifier and its target layer.
         logits: whether the loss compares them.
         dtype: of images and features.
         layout: how images and filters lie in memory.
+    """
+    network: TargetLayer | Observed
+    if logits:  # frozen once cut: a copied model would still call a forward patched on the first
+        network = cast(Observed, frozen_copy(Observed(model, layer), layout))
+    else:
+        network = TargetLayer(model, layer)
+    network.to(dtype).to(memory_format=layout)
+    return network
+
+
+def quicken(network: nn.Module, precision: str, compiled: bool) -> None:
+    """Make the network faster, at the price of rounding more, which no comparison allows for.
+
+    Args:
+        network: the frozen network.
         precision: Lightning's; mixed ones halve the weights.
         compiled: translate it with torch.compile.
-        images: (B, C, H, W) float32 to compare it on.
-
-    Raises:
-        SettingError: when it does not compute what the classifier does, or has no gradient.
     """
-    network: TargetLayer | Observed = TargetLayer(model, layer)
-    if logits:  # frozen once cut: a copied model would still call a forward patched on the first
-        network = Observed(model, layer)
-        network = cast(Observed, frozen_copy(network, layout))
-    network.to(dtype).to(memory_format=layout)
-    check_agreement(model, layer, images, [Observed(model, layer), network])
-    check_gradient(network, images)
     if precision in MIXED:
         halve_weights(network, MIXED[precision])
     if compiled:
         network.compile()
-    return network
 
 
 def halve_weights(network: nn.Module, dtype: torch.dtype) -> None:

@@ -99,7 +99,7 @@ class Hull:
         self.model = accepted(self.model)
         self.observed = Observed(self.model, self.layer)
         pair = torch.stack([self.initial, self.target]).detach()
-        check_agreement(self.model, self.layer, pair, [self.observed])
+        check_agreement(self.model, self.layer, pair, self.observed)
         with torch.no_grad(), evaluating(self.model):
             logits, preactivation = self._observe(self.target[None])
         self.features, self.target_logits = TargetFeatures(preactivation[0]), logits[0]

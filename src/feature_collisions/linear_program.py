@@ -176,7 +176,7 @@ class LinearPrograms:
         cut = TargetLayer(self.model, self.layer).double()
         pair = torch.stack([self.initial, self.target])
         with passing(self.target.shape):
-            check_agreement(self.model, self.layer, pair, [Observed(self.model, self.layer), cut])
+            check_agreement(self.model, self.layer, pair, Observed(self.model, self.layer), [cut])
         self.units = self.features.units(self.corners)
         try:
             affine = affine_map(cut, self.target.shape)

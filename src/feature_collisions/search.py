@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from .agreement import accepted, check_agreement, is_double
+from .agreement import accepted, check_agreement, check_gradient, is_double
 from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
 from .checkpoints import check_checkpoint, digest, problem_of
 from .checks import one_of
@@ -22,7 +22,7 @@ from .config import parse_corners, parse_corners_per_batch
 from .errors import SettingError
 from .features import Observed, TargetLayer
 from .fitting import fit, make_trainer
-from .frozen import frozen_copy, network_of
+from .frozen import frozen_copy, network_of, quicken
 from .goal import Goal, unmet
 from .hull import Hull
 from .images import check_pair, save_png
@@ -115,8 +115,8 @@ class Search:
         for name, kind in _SETTINGS.items():
             if not isinstance(getattr(self, name), kind):
                 raise SettingError(
-                    f"{name}={getattr(self, name)}: must be a {kind.__name__}; give {kind.__name__}(...) of "
-                    "feature_collisions.search_settings"
+                    f"{name}={getattr(self, name)}: must be a {kind.__name__}; give "
+                    f"feature_collisions.search_settings.{kind.__name__}(...)"
                 )
             getattr(self, name).check()
         self.directory = None if self.directory is None else Path(self.directory)
@@ -141,14 +141,9 @@ class Search:
         self.start = parameterisation().detach()[:1].float()
         first = self.corner_order == "inactive_first"
         units = features.units(self.corners, self._preactivation(self.start)[0] if first else None)
-        pair = torch.stack([self.initial, self.target])
         with passing(self.target.shape):
             logits = logits_of(self.model, self.target[None])[0]
-            network = self._network(layout, pair)
-            classifier = None
-            if self.stop.probability is not None:
-                classifier = frozen_copy(self.model, layout)
-                check_agreement(self.model, self.layer, pair, [classifier])
+            network, classifier = self._frozen(layout)
         self.goal = self._goal(float(features.features.norm()), logits.softmax(0))
         return Collision(
             network,
@@ -208,17 +203,19 @@ class Search:
             summary,
         )
 
-    def _network(self, layout: torch.memory_format, pair: Tensor) -> TargetLayer | Observed:
-        return network_of(
-            self.model,
-            self.layer,
-            self.loss.output > 0,
-            self.dtype,
-            layout,
-            self.trainer["precision"],
-            self.compile,
-            pair,
-        )
+    def _frozen(
+        self, layout: torch.memory_format
+    ) -> tuple[TargetLayer | Observed, nn.Module | None]:
+        """What the steps run, and what is asked for classes: compared with the model itself."""
+        network = network_of(self.model, self.layer, self.loss.output > 0, self.dtype, layout)
+        classifier = None if self.stop.probability is None else frozen_copy(self.model, layout)
+        pair = torch.stack([self.initial, self.target])
+        frozen = [network] if classifier is None else [network, classifier]
+        observed = Observed(self.model, self.layer)
+        check_agreement(self.model, self.layer, pair, observed, frozen)
+        check_gradient(network, pair)
+        quicken(network, self.trainer["precision"], self.compile)
+        return network, classifier
 
     def _parameterisation(self, layout: torch.memory_format) -> Pixels | PatchComposite:
         if self.sources is None:
