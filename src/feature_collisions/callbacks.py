@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
 from tqdm import tqdm
 
 from .collision import Collision
@@ -100,13 +101,16 @@ class Curves(CollisionCallback):
 
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Add one row."""
-        table = torch.stack([module.curves[name] for name in self.terms]).tolist()
-        values = [value for row in table for value in row]
+        self.add(trainer, module.step, torch.stack([module.curves[name] for name in self.terms]))
+
+    def add(self, trainer: Trainer, step: int, table: Tensor) -> None:
+        """Add one row of the terms of each corner, (terms, K)."""
+        values = table.flatten().tolist()
         with self.path.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow([module.step, *values])
+            csv.writer(file, lineterminator="\n").writerow([step, *values])
         if trainer.logger:
             named = dict(zip(self.names()[1:], values, strict=True))
-            trainer.logger.log_metrics(named, step=module.step)
+            trainer.logger.log_metrics(named, step=step)
 
     def names(self) -> list[str]:
         """The columns' names."""
