@@ -139,7 +139,7 @@ def test_a_search_goes_on_only_where_it_is_asked_to(tmp_path):
     assert (first - second).abs().max() > 1e-3
     last = tmp_path / "checkpoints" / "last.ckpt"
     longer = StopSettings(None, 80, 80)
-    third, report = alone(task(tmp_path, loss=strong, stop=longer, ckpt_path=last))
+    _, report = alone(task(tmp_path, loss=strong, stop=longer, ckpt_path=last))
     assert report["earlier"] > 0
     assert [row.split(",")[0] for row in (tmp_path / "metrics.csv").read_text().split()] == [
         "step", "20", "40", "60", "80",

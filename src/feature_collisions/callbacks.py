@@ -91,16 +91,22 @@ class Curves(CollisionCallback):
         self.path, self.corners, self.terms = path, corners, terms
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Drop rows later than the step that is resumed from; they will be written again."""
+        """Drop rows later than the step that is resumed from; they will be written again.
+
+        A row that a kill cut off is dropped, too.
+        """
         assert isinstance(module, Collision)
         rows = []
         if module.step and self.path.exists():
             lines = self.path.read_text().splitlines()[1:]
-            rows = [line for line in lines if int(line.split(",")[0]) <= module.step]
+            whole = [line for line in lines if line.count(",") == len(self.names()) - 1]
+            rows = [line for line in whole if int(line.split(",")[0]) <= module.step]
         write_text(self.path, "\n".join([",".join(self.names()), *rows]) + "\n")
 
     def look(self, trainer: Trainer, module: Collision) -> None:
-        """Add one row."""
+        """Add one row; a search that is resumed at its end has it."""
+        if module.step == module.step_before:
+            return
         self.add(trainer, module.step, torch.stack([module.curves[name] for name in self.terms]))
 
     def add(self, trainer: Trainer, step: int, table: Tensor) -> None:

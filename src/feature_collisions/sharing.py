@@ -196,7 +196,9 @@ class JointCurves(CollisionCallback):
             self.curves.on_train_start(trainer, module)
 
     def look(self, trainer: Trainer, module: Collision) -> None:
-        """Add one row."""
+        """Add one row; see Curves."""
+        if module.step == module.step_before:
+            return
         own = torch.stack([module.curves[name] for name in self.curves.terms], 1)
         parts = self.together.gather(own.cpu())
         if parts:
