@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -32,7 +32,8 @@ def main(config: DictConfig) -> None:
     output = Path(hydra.runtime.output_dir)
     try:
         settings = to_settings(config)
-        directory, checkpoint = place_of_run(settings.ckpt_path, output, sweep)
+        named = any(each.startswith("hydra.sweep.dir=") for each in hydra.overrides.hydra)
+        directory, checkpoint = place_of_run(settings.ckpt_path, output, sweep, named)
         group = directory.parent.name if sweep else directory.name
         train(settings, config, directory, checkpoint, group)
     except (SettingError, CollisionError, OSError) as error:
@@ -48,14 +49,23 @@ def train(
     """Load data and classifier, and search one pair of images or many."""
     from feature_collisions.classifiers import load_classifier  # imported here: it takes seconds
     from feature_collisions.data import load_data
+    from feature_collisions.deciding import deciding, hashes
     from feature_collisions.files import write_text
-    from feature_collisions.pairs import Pair, parse_pairs, run_pairs, summary_table
+    from feature_collisions.pairs import (
+        Pair,
+        check_earlier,
+        evaluated,
+        parse_pairs,
+        run_pairs,
+        summary_table,
+    )
     from feature_collisions.report import print_corners
 
     data = load_data(settings.data)
     model = load_classifier(settings.classifier, data, settings.seed)
+    known = hashes(settings, model, data)
     if settings.pairs is None:
-        hull = search_pair(settings, config, data, model, directory, checkpoint, group)
+        hull = search_pair(settings, config, data, model, directory, checkpoint, group, known)
         print_corners(hull, data.test.class_names, directory)
         return
     pairs = parse_pairs(settings.pairs, data.test, settings.seed, model)
@@ -67,11 +77,22 @@ def train(
             config, {"initial": pair.initial, "target": pair.target, "pairs": None}
         )
         assert isinstance(changed, DictConfig)
-        return search_pair(one, changed, data, model, place, last if last.exists() else None, group)
+        checkpoint = last if last.exists() else None
+        return search_pair(one, changed, data, model, place, checkpoint, group, known)
 
+    def decisive(pair: Pair) -> dict[str, Any]:
+        images = [data.test.find(*each).image for each in pair._asdict().items()]
+        return deciding(settings, known, *images)
+
+    check_earlier(pairs, directory, decisive)
     write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
     outcomes = run_pairs(pairs, directory, search)
     print(f"\n{summary_table(outcomes)}\nruns: {directory}")
+    if not any(map(evaluated, outcomes)):
+        raise CollisionError(
+            f"pairs={settings.pairs}: no pair could be evaluated; {directory / 'pairs.md'} says "
+            f"why. The first: {outcomes[0]['reasons'][0]}"
+        )
 
 
 def search_pair(
@@ -82,16 +103,23 @@ def search_pair(
     directory: Path,
     checkpoint: Path | None,
     group: str,
+    hashes: dict[str, Any],
 ) -> Hull:
     """Build the objects in plain Python, find the corners, and write them."""
     started = time.perf_counter()
+    from feature_collisions.deciding import deciding, finished_run, keep
     from feature_collisions.files import write_text
+    from feature_collisions.hull import Hull
     from feature_collisions.linear_program import LinearPrograms
     from feature_collisions.logs import log_hull, wandb_logger
     from feature_collisions.search import Search
 
     initial = data.test.find("initial", settings.initial)
     target = data.test.find("target", settings.target)
+    decisive = deciding(settings, hashes, initial.image, target.image)
+    if run := finished_run(directory, decisive, settings.stop.max_steps):
+        found = run.corners, run.initial, run.target, run.units, run.summary
+        return Hull(model, settings.classifier.layer, *found)
     sources = None
     if settings.parameterisation == "composite":
         sources = paste_patches(settings, data, initial.image, directory)
@@ -124,6 +152,7 @@ def search_pair(
         )
     built = time.perf_counter()
     write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+    keep(directory, decisive)
     name = f"{settings.name} corner {settings.corner}"
     with wandb_logger(settings.wandb, directory, name, group, asdict(settings)) as logger:
         hull = search.run(logger)

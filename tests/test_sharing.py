@@ -1,6 +1,4 @@
 import csv
-from dataclasses import fields
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +7,7 @@ from torch import nn
 
 from feature_collisions.classifiers import MnistMLP
 from feature_collisions.errors import CollisionError, SettingError
-from feature_collisions.files import read_json, save_tensors
+from feature_collisions.files import save_tensors
 from feature_collisions.memory import bytes_of_one, corners_that_fit, free_bytes
 from feature_collisions.search import Search, find_corners
 from feature_collisions.search_settings import (
@@ -18,7 +16,6 @@ from feature_collisions.search_settings import (
     OptimizerSettings,
     StopSettings,
 )
-from feature_collisions.sharing import _search_share
 
 
 def convolutions():
@@ -68,24 +65,21 @@ def test_two_processes_find_what_one_finds(pair, loss, tmp_path):
     assert [row[0] for row in tables[0]] == [row[0] for row in tables[1]]
     pictures = [sorted(p.name for p in (tmp_path / n).rglob("step_*")) for n in ("one", "two")]
     assert pictures[0] == pictures[1]
-    goes_on_from_its_own_checkpoint(pair, tmp_path / "two", trainer)
-
-
-def goes_on_from_its_own_checkpoint(pair, directory, trainer):
-    """What the first of two processes does when the search is continued, in this process."""
-    longer = StopSettings(None, 80, 80, positive_relative=0.1)
-    task = Search(convolutions(), "2", *pair, stop=longer, log=LogSettings(20, 20, 20),
-                  loss=LossSettings(10.0, 0.1, positive_form="half_square"), trainer=trainer,
-                  optimizer=OptimizerSettings("adam", 0.01), directory=directory)  # fmt: skip
-    arguments = {each.name: getattr(task, each.name) for each in fields(task)}
-    votes = torch.ones(2, dtype=torch.bool)
-    barrier = SimpleNamespace(wait=lambda: None)
-    threads = torch.get_num_threads()
-    _search_share(0, barrier, [[0, 2, 4], [1, 3]], [0, 1], arguments, directory, votes, threads)
-    assert read_json(directory / "0.json")["steps"] == 80
-    steps = [int(line.split(",")[0]) for line in
-             (directory / "metrics.rank_0.csv").read_text().splitlines()[1:]]  # fmt: skip
-    assert steps == [80]  # 60 steps were behind it
+    longer = {"stop": StopSettings(None, 80, 80, positive_relative=0.1), "loss": loss}
+    alone, other = (  # one file, which any number of processes goes on from
+        search(pair, **longer, ckpt_path=tmp_path / name / "checkpoints" / "last.ckpt")
+        for name in ("one", "two")
+    )
+    assert (alone.corners - one.corners).abs().max() > 1e-3
+    assert (alone.corners - other.corners).abs().max() < 1e-4
+    both = search(
+        pair, **longer, directory=tmp_path / "one", trainer=trainer,
+        ckpt_path=tmp_path / "one" / "checkpoints" / "last.ckpt",
+    )  # fmt: skip
+    assert (both.corners - alone.corners).abs().max() < 1e-5
+    steps = [row.split(",")[0] for row in (tmp_path / "one" / "metrics.csv").read_text().split()]
+    assert steps == ["step", "20", "40", "60", "80"]
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_an_error_in_a_process_is_told_in_its_own_words(pair):

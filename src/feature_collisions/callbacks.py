@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
 from tqdm import tqdm
 
 from .collision import Collision
@@ -90,23 +91,32 @@ class Curves(CollisionCallback):
         self.path, self.corners, self.terms = path, corners, terms
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Drop rows later than the step that is resumed from; they will be written again."""
+        """Drop rows later than the step that is resumed from; they will be written again.
+
+        A row that a kill cut off is dropped, too.
+        """
         assert isinstance(module, Collision)
         rows = []
         if module.step and self.path.exists():
             lines = self.path.read_text().splitlines()[1:]
-            rows = [line for line in lines if int(line.split(",")[0]) <= module.step]
+            whole = [line for line in lines if line.count(",") == len(self.names()) - 1]
+            rows = [line for line in whole if int(line.split(",")[0]) <= module.step]
         write_text(self.path, "\n".join([",".join(self.names()), *rows]) + "\n")
 
     def look(self, trainer: Trainer, module: Collision) -> None:
-        """Add one row."""
-        table = torch.stack([module.curves[name] for name in self.terms]).tolist()
-        values = [value for row in table for value in row]
+        """Add one row; a search that is resumed at its end has it."""
+        if module.step == module.step_before:
+            return
+        self.add(trainer, module.step, torch.stack([module.curves[name] for name in self.terms]))
+
+    def add(self, trainer: Trainer, step: int, table: Tensor) -> None:
+        """Add one row of the terms of each corner, (terms, K)."""
+        values = table.flatten().tolist()
         with self.path.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow([module.step, *values])
+            csv.writer(file, lineterminator="\n").writerow([step, *values])
         if trainer.logger:
             named = dict(zip(self.names()[1:], values, strict=True))
-            trainer.logger.log_metrics(named, step=module.step)
+            trainer.logger.log_metrics(named, step=step)
 
     def names(self) -> list[str]:
         """The columns' names."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -101,6 +102,8 @@ class Collision(LightningModule):
         backward = self.manual_backward if scaled else Tensor.backward
         group = optimizer.param_groups[0]
         end = min(self.step + self.every - self.step % self.every, self.stop.max_steps)
+        if self.finished:  # resumed at the end
+            end = self.step
         totals = []
         for step in range(self.step, end):
             group["lr"] = rate_at(self.optimizer_settings, step, self.stop.max_steps)
@@ -234,10 +237,17 @@ class Collision(LightningModule):
             "seconds": self.seconds,
             "seconds_total": self.earlier + time.perf_counter() - self.started,
             "problem": self.problem,
+            "converged": self.converged,
+            "settings": self._settings(),
         }
+
+    def _settings(self) -> list[dict[str, Any]]:
+        """What `converged` was said under."""
+        return [asdict(each) for each in (self.loss_settings, self.optimizer_settings, self.stop)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the counters up again."""
         saved = checkpoint["collision"]
         self.step, self.seconds = saved["step"], saved["seconds"]
         self.earlier = saved["seconds_total"]
+        self.converged = saved.get("converged", False) and saved["settings"] == self._settings()

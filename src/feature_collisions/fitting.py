@@ -14,13 +14,17 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
 from .callbacks import Stop
+from .checkpoint_files import CheckpointFile
 from .collision import Collision
 from .errors import CollisionError, SettingError
 from .precision import device_ids
 
 
 def make_trainer(
-    arguments: dict[str, Any], callbacks: list[Callback], directory: Path | None
+    arguments: dict[str, Any],
+    callbacks: list[Callback],
+    directory: Path | None,
+    file: CheckpointFile | None = None,
 ) -> Trainer:
     """A Trainer for one search on the first of its devices.
 
@@ -28,6 +32,7 @@ def make_trainer(
         arguments: of Lightning's Trainer, as `check_trainer` leaves them.
         callbacks: what happens between the steps, beside stopping.
         directory: where Lightning writes, if anywhere.
+        file: how checkpoints are written and read, if several processes take part.
 
     Raises:
         SettingError: for arguments that the Trainer refuses.
@@ -44,6 +49,7 @@ def make_trainer(
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 default_root_dir=directory,
+                plugins=[file or CheckpointFile()],
             )
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise SettingError(f"trainer={arguments}: {error}") from None

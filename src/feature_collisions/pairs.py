@@ -4,7 +4,8 @@ A pair succeeds when every sampled interpolation is of the target's class and th
 probability is within 0.05 of the target's.
 """
 
-import csv
+import errno
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .errors import SettingError
+from .deciding import differences_to
+from .errors import CollisionError, SettingError
 from .files import read_json, write_json, write_text
 from .hull import Hull
 from .image_sets import ImageSet
+from .pairs_file import read_pairs_file, shown
+from .places import CHECKPOINT, CORNERS
 from .runs import read_run
 from .summary import class_probabilities
 from .tables import markdown_table
@@ -57,23 +61,21 @@ def parse_pairs(setting: str, images: ImageSet, seed: int, model: nn.Module) -> 
                 f"{_RULE}"
             )
         return _random_pairs(setting, int(form[1]), float(form[2] or 0), images, seed, model)
-    try:
-        lines = list(csv.reader(Path(setting).read_text().splitlines(), skipinitialspace=True))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"pairs={setting}: cannot be read ({error}); {_RULE}") from None
     pairs = []
-    for number, line in enumerate(lines, 1):
-        if not line or (number == 1 and line == ["initial", "target"]):
-            continue
+    for number, line in read_pairs_file(setting):
         if len(line) != 2 or not all(line):
             raise SettingError(
-                f"pairs={setting}: line {number} is {','.join(line)}; it must be initial,target"
+                f"pairs={setting}: line {number} is {shown(line)}; it must be initial,target"
             )
         try:
             for name, choice in zip(Pair._fields, line, strict=True):
                 images.find(name, choice)
         except SettingError as error:
             raise SettingError(f"pairs={setting}: line {number}: {error}") from None
+        except OSError as error:  # a name too long, say
+            raise SettingError(
+                f"pairs={setting}: line {number}, {shown(line)}: {error.strerror}"
+            ) from None
         pairs.append(Pair(*line))
     if not pairs:
         raise SettingError(f"pairs={setting}: there is no pair in it; {_RULE}")
@@ -109,6 +111,31 @@ def _name(images: ImageSet, labels: Sequence[int], index: int) -> str:
     return images.class_names[label] + (f":{rank}" if rank else "")
 
 
+def check_earlier(
+    pairs: Sequence[Pair], directory: Path, decisive: Callable[[Pair], dict[str, Any]]
+) -> None:
+    """Look at what an earlier start left in `directory`.
+
+    Args:
+        pairs: the pairs.
+        directory: of `run_pairs`.
+        decisive: what decides a pair's hull, by the settings' names.
+
+    Raises:
+        SettingError: when a pair was searched there with other settings. Nothing of it is
+            overwritten, and one table never mixes two settings.
+    """
+    for number, pair in enumerate(pairs):
+        place = _place(directory, number, pair)
+        if not any((place / name).exists() for name in (OUTCOME, CORNERS, CHECKPOINT)):
+            continue
+        if differing := differences_to(place, decisive(pair)):
+            raise SettingError(
+                f"hydra.run.dir={directory}: {place.name} was searched with other settings "
+                f"({'; '.join(differing)}); go on with those, or choose another directory"
+            )
+
+
 def run_pairs(
     pairs: Sequence[Pair],
     directory: Path,
@@ -117,57 +144,93 @@ def run_pairs(
 ) -> list[dict[str, Any]]:
     """Search all pairs one after another; what a pair raises is its outcome, and the next follows.
 
+    Pairs that were finished in `directory` are not searched again; `check_earlier` says whether
+    they may be there.
+
     Args:
         pairs: the pairs.
-        directory: where `000_initial_to_target/`, one a pair, and the summary go. Pairs that were
-            finished there are not searched again.
-        search: finds and writes a pair's hull.
+        directory: where `000_initial_to_target/`, one a pair, and the summary go.
+        search: finds and writes a pair's hull, and what decides it.
         samples: interpolations a pair.
 
     Returns:
         One entry a pair, as `pairs.json` has them.
+
+    Raises:
+        OSError: when the disk is full.
     """
+    places = [_place(directory, number, pair) for number, pair in enumerate(pairs)]
+    known = [_known_outcome(place) for place in places]
+    if count := sum(outcome is not None for outcome in known):
+        print(f"{directory}: {count} of {len(pairs)} pairs were found there with these settings",
+              flush=True)  # fmt: skip
     outcomes: list[dict[str, Any]] = []
-    for number, pair in enumerate(pairs):
-        place = directory / f"{number:03d}_{_slug(pair.initial)}_to_{_slug(pair.target)}"
-        outcome = _outcome(pair, place, search, samples)
-        print(f"pair {number}: {pair.initial} to {pair.target}: {_verdict(outcome)}", flush=True)
-        outcomes.append(outcome | {"directory": place.name})
+    for number, (pair, place) in enumerate(zip(pairs, places, strict=True)):
+        outcome, earlier = known[number], " (found earlier)"
+        if outcome is None:
+            outcome, earlier = _outcome(pair, place, search, samples), ""
+        named = {"initial": pair.initial, "target": pair.target}
+        outcomes.append(named | outcome | {"directory": place.name})
+        verdict = _verdict(outcome) + earlier
+        print(f"pair {number}: {pair.initial} to {pair.target}: {verdict}", flush=True)
         write_json(directory / "pairs.json", outcomes)
         write_text(directory / "pairs.md", summary_table(outcomes))
     return outcomes
+
+
+def evaluated(outcome: dict[str, Any]) -> bool:
+    """Whether a pair's hull was found and measured, be it a success or not."""
+    return "accuracy" in outcome
+
+
+def _place(directory: Path, number: int, pair: Pair) -> Path:
+    return directory / f"{number:03d}_{_slug(pair.initial)}_to_{_slug(pair.target)}"
 
 
 def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)[-60:]
 
 
+def _known_outcome(place: Path) -> dict[str, Any] | None:
+    """What was found at `place`; None where it is not whole, and is to be searched again."""
+    if not (place / OUTCOME).exists():
+        return None
+    try:
+        read_run(place)
+        saved = read_json(place / OUTCOME)
+    except SettingError:
+        return None
+    return saved if isinstance(saved, dict) and evaluated(saved) else None
+
+
 def _outcome(
     pair: Pair, place: Path, search: Callable[[Pair, Path], Hull], samples: int
 ) -> dict[str, Any]:
-    named: dict[str, Any] = {"initial": pair.initial, "target": pair.target}
-    try:
-        if (place / OUTCOME).exists():
-            read_run(place)  # it is whole, or it is searched again
-            saved: dict[str, Any] = read_json(place / OUTCOME)
-            return named | saved
-    except SettingError:
-        pass
     try:
         outcome = measure(search(pair, place), samples)
+        write_json(place / OUTCOME, outcome)
     except Exception as error:  # whatever it is, it must not take the other pairs with it
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         reason = (str(error).splitlines() or [""])[0]
-        return named | {"success": False, "reasons": [f"{type(error).__name__}: {reason}"]}
-    write_json(place / OUTCOME, outcome)
-    return named | outcome
+        return {"success": False, "reasons": [f"{type(error).__name__}: {reason}"]}
+    return outcome
 
 
 def measure(hull: Hull, samples: int) -> dict[str, Any]:
-    """Whether a hull is a success, by `samples` uniform interpolations of its corners."""
+    """Whether a hull is a success, by `samples` uniform interpolations of its corners.
+
+    Raises:
+        CollisionError: when the classifier's answers are not finite.
+    """
     found, target = hull.sample(samples), hull.summary["target_probability"]
     mean, accuracy = found["probability_mean"], found["accuracy"]
     assert mean is not None
     assert accuracy is not None
+    if not (math.isfinite(mean) and math.isfinite(target)):
+        raise CollisionError(
+            f"the classifier's probabilities are not finite (mean {mean}, the target's {target})"
+        )
     reasons = []
     if accuracy < 1:
         wrong = samples - round(accuracy * samples)

@@ -9,7 +9,9 @@ CHECKPOINT = Path("checkpoints") / "last.ckpt"
 CONFIG = "config.yaml"
 
 
-def place_of_run(ckpt_path: str | None, output: Path, sweep: bool) -> tuple[Path, Path | None]:
+def place_of_run(
+    ckpt_path: str | None, output: Path, sweep: bool, named: bool = False
+) -> tuple[Path, Path | None]:
     """The run's directory and the checkpoint to continue from, if any.
 
     Args:
@@ -17,6 +19,8 @@ def place_of_run(ckpt_path: str | None, output: Path, sweep: bool) -> tuple[Path
             place (from its start if it was killed before its first checkpoint).
         output: the directory Hydra made for this job.
         sweep: whether the job is one of a sweep's.
+        named: whether the command names the sweep's directory; a job that a kill kept from
+            starting begins there.
 
     Raises:
         SettingError: when there is nothing to continue, or a run would be overwritten.
@@ -24,12 +28,15 @@ def place_of_run(ckpt_path: str | None, output: Path, sweep: bool) -> tuple[Path
     if ckpt_path != "last":
         for name in (CORNERS, CHECKPOINT):
             if (output / name).exists():
+                setting = f"hydra.sweep.dir={output.parent}" if sweep else f"hydra.run.dir={output}"
+                where = f"job {output.name}" if sweep else "it"
                 raise SettingError(
-                    f"hydra.run.dir={output}: there is a run in it ({name}); continue it with "
+                    f"{setting}: there is a run in {where} ({name}); continue it with "
                     "ckpt_path=last or choose another directory"
                 )
         return output, Path(ckpt_path) if ckpt_path else None
-    place = output if (output / CONFIG).exists() else _newest_beside(output, sweep)
+    here = (output / CONFIG).exists() or (sweep and named)
+    place = output if here else _newest_beside(output, sweep)
     checkpoint = place / CHECKPOINT
     return place, checkpoint if checkpoint.exists() else None
 

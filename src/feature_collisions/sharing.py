@@ -1,29 +1,41 @@
 """One search's corners shared out over processes, one a device.
 
-Corners are independent of each other, so nothing but the decision to stop is exchanged: no
-gradient, as Lightning's own DDP would. The processes are spawned; none runs the command line again.
+Corners are independent of each other, so nothing but the decision to stop, the curves and the
+checkpoints are exchanged: no gradient, as Lightning's own DDP would. The processes are spawned;
+none runs the command line again.
 """
 
 import csv
 import multiprocessing
-import tempfile
-from multiprocessing.synchronize import Barrier
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
-from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
+from .callbacks import (
+    Checkpoints,
+    CollisionCallback,
+    Curves,
+    IntermediateImages,
+    Progress,
+    curve_terms,
+    due,
+)
+from .checkpoint_files import JointCheckpointFile, join_rows
+from .collision import Collision
 from .errors import CollisionError, SettingError
-from .files import load_tensors, read_json, save_tensors, write_json, write_text
 from .fitting import fit, make_trainer
 from .precision import device_ids
+from .together import Together, pipes_of
 
-_MENDABLE = {"SettingError": SettingError, "CollisionError": CollisionError}
+_GRACE = 5  # seconds that the others have when one process has failed, before they are killed
 
 
 class Shared(NamedTuple):
@@ -39,6 +51,29 @@ class Shared(NamedTuple):
     earlier: float
 
 
+class Task(NamedTuple):
+    """What every process is given.
+
+    Attributes:
+        arguments: of `Search`.
+        rows: of each process, its corners' places among all.
+        devices: one a process.
+        pipes: between the processes, as `Together` takes them.
+        reports: where each process says how it ended.
+        corners, variation: what is found, (K, C, H, W) and (K,), in shared memory.
+        threads: of torch, in each process.
+    """
+
+    arguments: dict[str, Any]
+    rows: list[list[int]]
+    devices: list[int]
+    pipes: list[list[Connection]]
+    reports: list[Connection]
+    corners: Tensor
+    variation: Tensor
+    threads: int
+
+
 def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
     """Run one search on several devices.
 
@@ -50,11 +85,6 @@ def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
         SettingError: for settings that a process refuses.
         CollisionError: when a process fails; the others are ended.
     """
-    if arguments["ckpt_path"] is not None:
-        raise SettingError(
-            f"ckpt_path={arguments['ckpt_path']}: was written on one device; continue it with "
-            "trainer.devices=1"
-        )
     for name in ("hull", "distance"):
         if value := getattr(arguments["loss"], name):
             raise SettingError(
@@ -63,94 +93,141 @@ def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
             )
     corners, devices = arguments["corners"], device_ids(arguments["trainer"])
     count = min(len(devices), len(corners))
-    shares = [corners[rank::count] for rank in range(count)]
     context = multiprocessing.get_context("spawn")
-    votes = torch.zeros(count, dtype=torch.bool).share_memory_()
-    threads = max(1, torch.get_num_threads() // count)
-    with tempfile.TemporaryDirectory() as folder:
-        work = (shares, devices, arguments, Path(folder), votes, threads)
-        try:
-            spawn(_search_share, (context.Barrier(count), *work), nprocs=count)
-        except (ProcessRaisedException, ProcessExitedException) as error:
-            raise _in_own_words(Path(folder), error) from None
-        order = torch.tensor([corners.index(corner) for share in shares for corner in share])
-        found = [load_tensors(Path(folder) / f"{r}.safetensors") for r in range(count)]
-        reports = [read_json(Path(folder) / f"{rank}.json") for rank in range(count)]
-    if arguments["directory"] is not None:
-        path = arguments["directory"] / "metrics.csv"
-        _join_curves(Curves(path, corners, curve_terms(arguments["sources"])), count, logger)
-    seconds, earlier = (max(report[key] for report in reports) for key in ("seconds", "earlier"))
-    corners_found, variation = (
-        torch.cat([share[name] for share in found])[order.argsort()]
-        for name in ("corners", "variation")
+    heard, reports = zip(*(context.Pipe(duplex=False) for _ in range(count)), strict=True)
+    shape = (len(corners), *arguments["initial"].shape)
+    task = Task(
+        arguments,
+        [list(range(rank, len(corners), count)) for rank in range(count)],
+        devices,
+        pipes_of(context, count),
+        list(reports),
+        torch.zeros(shape).share_memory_(),
+        torch.zeros(len(corners)).share_memory_(),
+        max(1, torch.get_num_threads() // count),
     )
-    return Shared(corners_found, variation, reports[0]["steps"], seconds, earlier)
+    try:
+        with _ended_together(spawn(_search_share, (task,), count, join=False)) as processes:
+            while not processes.join(grace_period=_GRACE):
+                pass
+    except (ProcessRaisedException, ProcessExitedException) as error:
+        raise _in_own_words(heard, error) from None
+    found = [report.recv() for report in heard]
+    if arguments["directory"] is not None and logger:
+        _log_curves(arguments["directory"] / "metrics.csv", logger)
+    seconds, earlier = (max(each[name] for each in found) for name in ("seconds", "earlier"))
+    return Shared(task.corners.clone(), task.variation.clone(), found[0]["steps"], seconds, earlier)
 
 
-def _search_share(
-    rank: int,
-    barrier: Barrier,
-    shares: list[list[int]],
-    devices: list[int],
-    arguments: dict[str, Any],
-    folder: Path,
-    votes: Tensor,
-    threads: int,
-) -> None:
+@contextmanager
+def _ended_together(processes: Any) -> Iterator[Any]:
+    """End every process when this one goes on, whatever the reason: a signal, say."""
+    try:
+        yield processes
+    finally:
+        for process in processes.processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+
+def _search_share(rank: int, task: Task) -> None:
     """One process: its corners, on its device."""
+    try:
+        found = _search_rows(rank, task)
+    except (SettingError, CollisionError, OSError) as error:
+        told = (error.errno, error.strerror, error.filename) if isinstance(error, OSError) else ()
+        task.reports[rank].send((type(error).__name__, told or (str(error),)))
+        raise
+    task.reports[rank].send(found)
+
+
+def _search_rows(rank: int, task: Task) -> dict[str, Any]:
     from .search import Search  # which imports this file
 
-    torch.set_num_threads(threads)
-    directory = arguments["directory"]
-    place = directory and directory / "checkpoints" / f"rank_{rank}_of_{len(shares)}"
-    last = place / "last.ckpt" if place and (place / "last.ckpt").exists() else None
+    torch.set_num_threads(task.threads)
+    arguments, rows = task.arguments, task.rows
+    directory, last = arguments["directory"], arguments["ckpt_path"]
+    together = Together(rank, task.pipes[rank])
     own = {
-        "corners": shares[rank],
-        "trainer": arguments["trainer"] | {"devices": _devices_of(rank, devices, arguments)},
+        "corners": [arguments["corners"][place] for place in rows[rank]],
+        "trainer": arguments["trainer"] | {"devices": _devices_of(rank, task.devices, arguments)},
         "directory": None,
-        "ckpt_path": last,
+        "ckpt_path": None,  # it is of all corners, and has been checked
     }
-
-    def agree(converged: bool) -> bool:
-        votes[rank] = converged
-        barrier.wait()
-        everywhere = bool(votes.all())
-        barrier.wait()
-        return everywhere
-
-    terms = curve_terms(arguments["sources"])
-    try:
-        search = Search(**(arguments | own))
-        search.module.agree = agree
-        callbacks: list[Callback] = [Progress()] if rank == 0 else []
-        if directory is not None:
-            steps, log = directory / "images" / "steps", search.log
-            callbacks += [
-                Curves(_curves_of(directory, rank), search.corners, terms),
-                IntermediateImages(steps, search.corners, log.images_every),
-                Checkpoints(place, log.checkpoint_every),
-            ]
-        fit(make_trainer(search.trainer, callbacks, directory), search.module, None, last)
-    except (SettingError, CollisionError) as error:
-        write_json(folder / "error.json", [type(error).__name__, str(error)])
-        raise
+    search = Search(**(arguments | own))
     module = search.module
+    module.agree = together.agree
+    callbacks: list[Callback] = [Progress()] if rank == 0 else []
+    if directory is not None:
+        log = search.log
+        curves = Curves(
+            directory / "metrics.csv", arguments["corners"], curve_terms(arguments["sources"])
+        )
+        keep = Checkpoints if rank == 0 else CheckpointParts
+        callbacks += [
+            JointCurves(curves, together, rows),
+            IntermediateImages(directory / "images" / "steps", search.corners, log.images_every),
+            keep(directory / "checkpoints", log.checkpoint_every),
+        ]
+    file = JointCheckpointFile(together, rows)
+    fit(make_trainer(search.trainer, callbacks, directory, file), module, None, last)
     images, variation = module.parameterisation.penalised()
-    found = {"corners": images.float(), "variation": variation.float()}
-    save_tensors(folder / f"{rank}.safetensors", found)
-    figures = {"steps": module.step, "seconds": module.seconds, "earlier": module.earlier}
-    write_json(folder / f"{rank}.json", figures)
+    task.corners[rows[rank]] = images.detach().float().cpu()
+    task.variation[rows[rank]] = variation.detach().float().cpu()
+    return {"steps": module.step, "seconds": module.seconds, "earlier": module.earlier}
+
+
+class JointCurves(CollisionCallback):
+    """One `metrics.csv` of all corners, which the first process writes.
+
+    Args:
+        curves: of all corners.
+        together: this process's way to the others.
+        rows: of each process, its corners' places among all.
+    """
+
+    def __init__(self, curves: Curves, together: Together, rows: Sequence[Sequence[int]]) -> None:
+        self.curves, self.together, self.rows = curves, together, rows
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """See Curves."""
+        if self.together.rank == 0:
+            self.curves.on_train_start(trainer, module)
+
+    def look(self, trainer: Trainer, module: Collision) -> None:
+        """Add one row; see Curves."""
+        if module.step == module.step_before:
+            return
+        own = torch.stack([module.curves[name] for name in self.curves.terms], 1)
+        parts = self.together.gather(own.cpu())
+        if parts:
+            self.curves.add(trainer, module.step, join_rows(parts, self.rows).T)
+
+
+class CheckpointParts(Checkpoints):
+    """Hands a process's part to the first, which keeps the checkpoint, as often as it asks."""
+
+    def look(self, trainer: Trainer, module: Collision) -> None:
+        """Take part when due, and at the end."""
+        if due(module, self.every) or module.finished:
+            trainer.save_checkpoint(self.folder / "last.ckpt")  # JointCheckpointFile writes none
 
 
 def _devices_of(rank: int, devices: list[int], arguments: dict[str, Any]) -> int | list[int]:
     return 1 if arguments["trainer"]["accelerator"] == "cpu" else [devices[rank]]
 
 
-def _in_own_words(folder: Path, error: Exception) -> Exception:
-    path = folder / "error.json"
-    if path.exists():
-        kind, message = read_json(path)
-        return _MENDABLE[kind](message)
+_MENDABLE = {"SettingError": SettingError, "CollisionError": CollisionError}
+
+
+def _in_own_words(heard: Sequence[Connection], error: Exception) -> Exception:
+    """What the process that failed says; another may have failed for want of its answer."""
+    told = [report.recv() for report in heard if report.poll()]
+    failed = [each for each in told if isinstance(each, tuple)]
+    if failed:
+        kind, arguments = failed[0]
+        return _MENDABLE.get(kind, OSError)(*arguments)
     last = str(error).strip().splitlines()[-1]
     return CollisionError(
         f"a process of trainer.devices failed ({last}); the others were ended. Checkpoints written "
@@ -158,21 +235,7 @@ def _in_own_words(folder: Path, error: Exception) -> Exception:
     )
 
 
-def _curves_of(directory: Path, rank: int) -> Path:
-    return directory / f"metrics.rank_{rank}.csv"
-
-
-def _join_curves(curves: Curves, count: int, logger: Logger | None) -> None:
-    """One `metrics.csv` of the processes' own, in the order one process would write."""
-    paths = [_curves_of(curves.path.parent, rank) for rank in range(count)]
-    tables = [list(csv.DictReader(path.read_text().splitlines())) for path in paths]
-    rows = [{k: v for row in step for k, v in row.items()} for step in zip(*tables, strict=True)]
-    names = curves.names()
-    lines = [",".join(names), *(",".join(row[name] for name in names) for row in rows)]
-    write_text(curves.path, "\n".join(lines) + "\n")
-    for path in paths:
-        path.unlink()
-    if logger:
-        for row in rows:
-            values = {name: float(row[name]) for name in names[1:]}
-            logger.log_metrics(values, step=int(row["step"]))
+def _log_curves(path: Path, logger: Logger) -> None:
+    for row in csv.DictReader(path.read_text().splitlines()):
+        values = {name: float(value) for name, value in row.items() if name != "step"}
+        logger.log_metrics(values, step=int(row["step"]))
