@@ -25,6 +25,7 @@ def exact(classifier, digits, tmp_path_factory):
     initial, target = (digits.test.find("", digit).image for digit in (3, 7))
     hull = LinearPrograms(classifier, "hidden1", initial, target, range(3), "unit").run()
     folder = tmp_path_factory.mktemp("exact") / "run"
+    hull.summary |= {"classifier": "mnist_mlp"}
     hull.save(folder)
     (folder / "config.yaml").write_text(CONFIG)
     return folder
@@ -155,9 +156,9 @@ def test_corners_of_another_size_are_refused(command, run, tmp_path):
     assert command("evaluate.py", "run=sweep", "samples=20", "plain.steps=0") is None
     table = (sweep / "runs.md").read_text()
     assert "1 of 2 are a success" in table  # each is a hull of its own
-    assert "images of (1, 28, 14) do not pass through MnistMLP" in table
+    assert "its images are (1, 28, 14), those of its data (1, 28, 28)" in table
     answer = command("evaluate.py", "run=sweep/1")
-    assert "images of (1, 28, 14) do not pass through MnistMLP" in answer
+    assert "its images are (1, 28, 14), those of its data (1, 28, 28)" in answer
 
 
 @pytest.mark.parametrize(

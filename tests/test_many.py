@@ -15,7 +15,7 @@ FAST = ("samples=50", "plain.steps=0", "edges.seconds=0", "proof.seconds=0", "pr
 
 
 def make_run(directory, corner=0, config="", **changed):
-    image = torch.full((1, 2, 2), 0.5)
+    image = torch.full((3 if changed.get("distance_scale") == 255 else 1, 2, 2), 0.5)
     summary = {
         "experiment": "mnist",
         "classifier": "mnist_mlp",

@@ -1,14 +1,13 @@
 """What a checkpoint must agree on, to be continued from; it is read as data."""
 
 import hashlib
-import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .errors import SettingError
+from .files import DAMAGED, load_saved
 from .search_settings import OptimizerSettings
 from .weights import weights_hash
 
@@ -46,12 +45,12 @@ def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:
         problem: what it must agree on.
     """
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        saved = load_saved(path, mmap=True)
         needed = ("problem", "step", "seconds", "seconds_total")
         found, *_ = [saved["collision"][name] for name in needed]
     except FileNotFoundError:
         raise SettingError(f"ckpt_path={path}: there is no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError):
+    except (*DAMAGED, OSError):
         raise SettingError(
             f"ckpt_path={path}: not a whole checkpoint of feature_collisions; give another, or "
             "leave ckpt_path out to start anew"

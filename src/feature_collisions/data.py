@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .config import DataSettings
 from .errors import SettingError
+from .files import opened
 from .image_folder import ImageFolder
 from .image_sets import Found, ImageSet
 
@@ -51,8 +52,13 @@ class DataSplit:
     test: ImageSet
 
 
-def load_data(settings: DataSettings) -> DataSplit:
+def load_data(settings: DataSettings, download: bool = True) -> DataSplit:
     """Load the data set that `data` names.
+
+    Args:
+        settings: which, and where.
+        download: whether MNIST may be downloaded to `root`, when it is not there; only to a place
+            that the user named.
 
     Raises:
         SettingError: for an unknown name, or files that are missing, damaged or no digits.
@@ -60,7 +66,7 @@ def load_data(settings: DataSettings) -> DataSplit:
     if settings.name == "digits":
         return _bundled_digits()
     if settings.name == "mnist":
-        return _mnist(settings.root)
+        return _mnist(settings.root, download)
     if settings.name == "image_folder":
         folder = ImageFolder(settings)
         return DataSplit(folder, folder)
@@ -85,14 +91,20 @@ def _bundled_digits() -> DataSplit:
     )
 
 
-def _mnist(root: str | None) -> DataSplit:
+def _mnist(root: str | None, download: bool) -> DataSplit:
     from torchvision.datasets import MNIST
 
     folder = Path(root) if root else platformdirs.user_cache_path("feature_collisions") / "data"
+    if not (download or _has_mnist(folder)):
+        raise SettingError(
+            f"data.root={folder}: MNIST is not there, and nothing is downloaded to a place that a "
+            "run names; say with data.root=DIR where it lies, or where it may be downloaded to"
+        )
     halves = []
     for train in (True, False):
         try:
-            halves.append(MNIST(str(folder), train=train, download=not _has_mnist(folder)))
+            missing = not _has_mnist(folder)
+            halves.append(MNIST(str(folder), train=train, download=missing))
         except Exception as error:  # torchvision raises whatever its parser meets
             raise SettingError(
                 f"data.root={folder}: MNIST cannot be read or downloaded there "
@@ -110,7 +122,17 @@ def _has_mnist(folder: Path) -> bool:
     from torchvision.datasets import MNIST
 
     names = (Path(url).stem for url, _ in MNIST.resources)
-    return all((folder / "MNIST" / "raw" / name).exists() for name in names)
+    return all(_is_whole(folder / "MNIST" / "raw" / name) for name in names)
+
+
+_MNIST_BYTES = 2**26  # the largest of the four files has 47 million
+
+
+def _is_whole(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with opened(path, _MNIST_BYTES):
+        return True
 
 
 def _digits(half: Any, folder: Path) -> Images:

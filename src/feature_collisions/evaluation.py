@@ -15,11 +15,14 @@ from .differences import differences
 from .edges import prove_edges
 from .errors import SettingError
 from .evaluate_settings import EvaluateSettings
+from .features import evaluating
 from .hull import SAMPLERS, Hull
 from .images import save_png
 from .macro import macro_entries
 from .proofs import class_proof, collision_proof, depth
+from .run_checks import check_figures, check_units
 from .runs import Run
+from .summary import summary_of
 from .weights import weights_hash
 
 
@@ -47,10 +50,13 @@ def hull_of(
             int(named_data.get("size", DataSettings.size)),
             str(named_data.get("resize", DataSettings.resize)),
         )
+        data_settings.check()
         settings = ClassifierSettings(
             str(named["name"]), weights or named["weights"], str(named["layer"]), path
         )
         seed = int(run.config["seed"])
+        if not 0 <= seed < 2**63:
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise SettingError(
             f"run={run.directory}: config.yaml does not say which classifier and data were used; "
@@ -72,7 +78,12 @@ def hull_of(
             f"run={run.directory}: its classifier is a file of the user's own, which a run cannot "
             "name; give it with classifier.path=MODULE:NAME"
         )
-    data = load_data(data_settings)
+    data = load_data(data_settings, download=root is not None or data_settings.root is None)
+    if run.target.shape != data.test.size:
+        raise SettingError(
+            f"run={run.directory}: its images are {tuple(run.target.shape)}, those of its data "
+            f"{data.test.size}; put back the config.yaml that belongs to these corners"
+        )
     model = load_classifier(settings, data, seed)
     found = weights_hash(model)
     if found != expected:
@@ -92,15 +103,24 @@ def _checked_hull(model: torch.nn.Module, layer: str, run: Run) -> Hull:
             f"run={run.directory}: images of {tuple(run.target.shape)} do not pass through "
             f"{run.summary['classifier']} ({str(error).splitlines()[0]})"
         ) from None
-    target_class, classes = int(hull.target_logits.argmax()), len(hull.target_logits)
-    named = [run.summary["initial_class"]]
-    named += [entry["predicted_class"] for entry in run.summary["corners"]]
-    if run.summary["target_class"] != target_class or not all(0 <= k < classes for k in named):
-        raise SettingError(
-            f"run={run.directory}: summary.json gives classes that the classifier does not (the "
-            f"target is class {target_class} of {classes} to it); make the run again"
-        )
+    check_units(run.directory, run.units, _numbers(run), hull.features.preactivation)
+    images = torch.stack([run.initial, run.target, *run.corners])
+    with torch.inference_mode(), evaluating(model):
+        parts = [hull.observed(part) for part in images.split(hull.batch)]
+    logits, preactivation = (torch.cat(each) for each in zip(*parts, strict=True))
+    probabilities, norm = logits.softmax(1), float(hull.features.features.norm())
+    names = [entry["corner"] for entry in run.summary["corners"]]
+    found = summary_of(names, run.units, preactivation[2:], hull.features, probabilities)
+    check_figures(run.directory, run.summary, found, norm, probabilities)
     return hull
+
+
+def _numbers(run: Run) -> list[int] | None:
+    """The corners' numbers where they count the target's inactive units in flat order."""
+    ordered = run.config.get("corner_order", "flat") == "flat"
+    if not ordered or run.summary.get("objective") == "random":
+        return None
+    return [entry["corner"] for entry in run.summary["corners"]]
 
 
 def evaluate(

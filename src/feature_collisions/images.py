@@ -12,10 +12,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import SettingError
-from .files import write_atomically
+from .files import opened, write_atomically
 
 # Formats whose decoders are Pillow's own: none of them starts a program, as EPS does.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_LARGEST_FILE = 2**30  # bytes: as many as the largest image that is decoded has without packing
+_MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # of an image that is read, or asked for
 
 
 def load_image(path: str | Path, size: tuple[int, int, int], resize: str = "warp") -> Tensor:
@@ -33,9 +35,14 @@ def load_image(path: str | Path, size: tuple[int, int, int], resize: str = "warp
         (C, H, W) float32 in [0, 1].
 
     Raises:
-        SettingError: when the file is missing or is no image.
+        SettingError: when the file is missing or is no image, or when `size` is too large.
     """
     channels, height, width = size
+    if height * width > _MOST_PIXELS:
+        raise SettingError(
+            f"data.size={max(height, width)}: an image of {height}x{width} has more pixels than "
+            f"are held at once, {_MOST_PIXELS:,}; ask for a smaller one"
+        )
     image = _read(path).convert("L" if channels == 1 else "RGB")
     if resize == "crop":
         image = _crop_to_shape(image, width, height)
@@ -68,8 +75,14 @@ def load_picture(path: str | Path) -> Tensor:
 
 def _read(path: str | Path) -> Image.Image:
     try:
-        with quiet_decoders(), Image.open(path, formats=_FORMATS) as file:
+        with (
+            quiet_decoders(),
+            opened(path, _LARGEST_FILE) as content,
+            Image.open(content, formats=_FORMATS) as file,
+        ):
             return _eight_bit(ImageOps.exif_transpose(file))
+    except SettingError:
+        raise
     except FileNotFoundError:
         raise SettingError(f"{path}: there is no such image file; give an existing one") from None
     except UnidentifiedImageError:
@@ -77,10 +90,16 @@ def _read(path: str | Path) -> Image.Image:
             f"{path}: is no image of a known format; convert it to one of {', '.join(_FORMATS)}"
         ) from None
     except Exception as error:  # decoders raise whatever damaged bytes lead them to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = _reason(error)
         raise SettingError(
             f"{path}: cannot be read as an image ({reason}); give another file, or repair it"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

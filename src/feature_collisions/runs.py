@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from .errors import SettingError
-from .files import load_tensors, read_json, save_tensors, write_json
+from .files import load_tensors, read_json, read_yaml, refuse_links, save_tensors, write_json
 from .images import save_png
-from .places import CORNERS
+from .places import CONFIG, CORNERS
+from .run_checks import check_agreement, check_summary
 
 
 def write_run(
@@ -25,6 +23,7 @@ def write_run(
     summary: dict[str, Any],
 ) -> None:
     """Write a run; the corners' file comes last: that it is there marks a whole run."""
+    refuse_links(directory)
     images = directory / "images"
     save_png(images / "initial.png", initial)
     save_png(images / "target.png", target)
@@ -89,7 +88,7 @@ def _read_one(directory: Path) -> Run:
         entries = len(summary["corners"])
     except (KeyError, TypeError) as error:
         raise SettingError(f"run={directory}: {error} is missing; the run is not whole") from None
-    _check_summary(directory, summary)
+    check_summary(directory, summary)
     if corners.ndim != 4 or initial.shape != corners.shape[1:] or target.shape != initial.shape:
         raise SettingError(
             f"run={directory}: corners {tuple(corners.shape)}, initial {tuple(initial.shape)} and "
@@ -97,44 +96,46 @@ def _read_one(directory: Path) -> Run:
         )
     if not len(corners) == len(units) == entries > 0:
         raise SettingError(f"run={directory}: corners, units and summary differ in number")
-    if not (corners.isfinite().all() and corners.min() >= 0 and corners.max() <= 1):
-        raise SettingError(f"run={directory}: a corner has pixels outside [0, 1] or NaN")
-    return Run(directory, corners, initial, target, units, summary, _read_config(directory))
+    _check_tensors(directory, corners, initial, target, units)
+    config = _read_config(directory)
+    check_agreement(directory, summary, config, units, len(target))
+    return Run(directory, corners, initial, target, units, summary, config)
 
 
-_IN_SUMMARY = {
-    "experiment": str, "classifier": str, "layer": str, "initial_class": int, "target_class": int,
-    "target_probability": float, "distance_scale": int, "converged": bool, "steps": int,
-    "seconds": float, "seconds_total": float, "corners": list,
-}  # fmt: skip
-_IN_CORNER = {
-    "corner": int, "unit": int, "positive": float, "negative": float, "unit_preactivation": float,
-    "predicted_class": int, "probability": float,
-}  # fmt: skip
+_MOST_CORNERS = 1000  # the midpoints of all edges alone take gigabytes then
 
 
-def _check_summary(directory: Path, summary: dict[str, Any]) -> None:
-    """Raise SettingError for the first entry that is missing or of another kind."""
-    parts = [(summary, _IN_SUMMARY), *((entry, _IN_CORNER) for entry in summary["corners"])]
-    for part, kinds in parts:
-        for key, kind in kinds.items():
-            allowed = (int, float) if kind is float else kind
-            if not isinstance(part, dict) or not isinstance(part.get(key), allowed):
-                raise SettingError(
-                    f"run={directory}: {key} in summary.json is missing or no {kind.__name__}; "
-                    "make the run again"
-                )
+def _check_tensors(
+    directory: Path, corners: Tensor, initial: Tensor, target: Tensor, units: Tensor
+) -> None:
+    """Raise SettingError unless these are images in [0, 1], and units."""
+    images = {"a corner": corners, "initial": initial, "target": target}
+    for name, image in images.items():
+        if image.dtype != torch.float32 or image.numel() == 0:
+            raise SettingError(
+                f"run={directory}: {name} must be a float32 image, is {image.dtype} "
+                f"{tuple(image.shape)}; make the run again"
+            )
+        if not (image.isfinite().all() and image.min() >= 0 and image.max() <= 1):
+            raise SettingError(f"run={directory}: {name} has pixels outside [0, 1] or NaN")
+    if units.dtype != torch.int64 or units.ndim != 1 or units.min() < 0:
+        raise SettingError(
+            f"run={directory}: units must be (K,) int64 of at least 0, one a corner; make the run "
+            "again"
+        )
+    if len(corners) > _MOST_CORNERS:
+        raise SettingError(
+            f"run={directory}: {len(corners)} corners make too many edges to be measured; at most "
+            f"{_MOST_CORNERS} are"
+        )
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.yaml"
+    path = directory / CONFIG
     if not path.exists():
         return {}
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
-        raise SettingError(f"{path}: not a settings file ({error})") from None
-    return config if isinstance(config, dict) else {}  # type: ignore[return-value]
+    config = read_yaml(path)
+    return config if isinstance(config, dict) else {}
 
 
 _SHARED = ("experiment", "classifier", "classifier_hash", "layer", "target_class")

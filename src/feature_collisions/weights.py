@@ -1,14 +1,13 @@
 """State dicts: read without executing anything, and fitted to a network key by key."""
 
 import hashlib
-import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .errors import SettingError
-from .files import load_tensors
+from .files import DAMAGED, load_saved, load_tensors
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -32,17 +31,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         "give a safetensors file, or a state dict written by torch.save(model.state_dict(), FILE)"
     )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_saved(path)
     except FileNotFoundError:
         raise SettingError(f"classifier.weights={path}: there is no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except OSError as error:
+        reason = error.strerror or error
+        raise SettingError(f"classifier.weights={path}: cannot be read ({reason})") from None
+    except DAMAGED:  # torch's own words advise to execute what is in the file
         raise SettingError(
-            f"classifier.weights={path}: cannot be read without executing what is in it "
-            f"({str(error).strip().splitlines()[0] if str(error).strip() else 'damaged'}); {rule}"
+            f"classifier.weights={path}: is damaged, or holds more than tensors, and nothing in a "
+            f"file is executed; {rule}"
         ) from None
-    if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not (named and all(isinstance(tensor, Tensor) for tensor in state.values())):
         raise SettingError(f"classifier.weights={path}: holds no state dict; {rule}")
-    return state
+    return dict(state)
 
 
 def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -68,7 +71,19 @@ def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None
             f"{source}: {len(differing)} entries do not fit "
             f"{type(model).__name__} ({listed}); give the weights of this architecture"
         )
+    strange = [name for name, tensor in state.items() if not _is_plain(tensor)]
+    if strange:
+        raise SettingError(
+            f"{source}: {strange[0]} is no tensor of real numbers held whole in memory; give the "
+            "weights as model.state_dict() has them"
+        )
     model.load_state_dict(state)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Neither sparse, quantised, complex nor without values: what a layer's weights can be."""
+    known = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return known and not (tensor.is_quantized or tensor.is_complex())
 
 
 def _shape(shape: torch.Size | None) -> str:
