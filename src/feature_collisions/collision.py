@@ -90,7 +90,7 @@ class Collision(LightningModule):
         """Take the steps up to the next multiple of `every`, then look at the terms.
 
         Raises:
-            CollisionError: when a loss is not finite; it names the step.
+            CollisionError: when a loss or a gradient is not finite; it names the step.
         """
         start = time.perf_counter()
         # Only the loss scaling of 16-mixed needs Lightning's wrapped optimiser and backward,
@@ -108,7 +108,7 @@ class Collision(LightningModule):
             totals.append(self._descend(step, backward))
             optimizer.step()
             self.parameterisation.project()
-        self._look(totals)
+        self._look(totals, _optimised(optimizer, not scaled))
         self.step_before, self.step = self.step, end
         self.seconds += time.perf_counter() - start
 
@@ -179,16 +179,19 @@ class Collision(LightningModule):
         return [slice(start, start + size) for start in range(0, count, size)]
 
     @torch.no_grad()
-    def _look(self, totals: list[Tensor]) -> None:
+    def _look(self, totals: list[Tensor], optimised: list[Tensor]) -> None:
         images, variation = self.parameterisation.penalised()
         parts = self._parts(len(images))
         preactivation = torch.cat([self._observe(images[rows])[0] for rows in parts])
         terms = self.loss(preactivation)
-        finite = torch.stack([*totals, terms.total.sum()]).isfinite()
-        if not finite.all():
-            step = self.step + int(finite.int().argmin())
+        losses = torch.stack([*totals, terms.total.sum()]).isfinite()
+        # A network can hide what is not a number, and clipping an infinite step does.
+        rest = torch.stack([tensor.isfinite().all() for tensor in (images, variation, *optimised)])
+        if not (losses.all() & rest.all()):
+            step = self.step + (len(totals) if losses.all() else int(losses.int().argmin()))
+            what = "gradient" if losses.all() else "loss"
             raise CollisionError(
-                f"the loss is not finite at step {step}; lower optimizer.rate, loss.alpha or "
+                f"the {what} is not finite at step {step}; lower optimizer.rate, loss.alpha or "
                 "loss.beta. Checkpoints written before are kept"
             )
         self.curves = {
@@ -240,3 +243,15 @@ class Collision(LightningModule):
         saved = checkpoint["collision"]
         self.step, self.seconds = saved["step"], saved["seconds"]
         self.earlier = saved["seconds_total"]
+
+
+def _optimised(optimizer: torch.optim.Optimizer, gradients: bool) -> list[Tensor]:
+    """The parameters, what the optimiser keeps of their earlier gradients, and the last ones.
+
+    Without `gradients` for 16-mixed, whose loss scaling leaves steps out that overflow.
+    """
+    found: list[Tensor] = []
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        kept = [*optimizer.state.get(parameter, {}).values(), parameter.grad if gradients else None]
+        found += [parameter, *(each for each in kept if isinstance(each, Tensor) and each.dim())]
+    return found

@@ -45,14 +45,23 @@ def usable(logits: Tensor) -> bool:
 
 
 class Blend(torch.autograd.Function):
-    """Logits (K, M, w, w) and sources (M, C, w, w) to images (K, C, H, W) and R (K,)."""
+    """Logits (K, M, w, w) and sources (M, C, w, w) to images (K, C, H, W) and R (K,).
+
+    What the kernel gets is raw pointers: all of it is checked here, or made contiguous.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, sources: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Also keeps, per pixel, the log of the sum of exp(P) and the sum of p dR/dp."""
+        """Also keeps, per pixel, the log of the sum of exp(P) and the sum of p dR/dp.
+
+        Raises:
+            ValueError: for logits or sources that the kernel does not take.
+        """
+        _check(logits, sources, top, left)
         logits, count = logits.contiguous(), len(logits)
+        sources, top, left = sources.contiguous(), top.contiguous(), left.contiguous()
         lse, push = logits.new_empty(2, count, *size)
         images = logits.new_empty(count, sources.shape[1], *size)
         kept = (logits, sources, top, left, lse, push, images)
@@ -71,9 +80,30 @@ class Blend(torch.autograd.Function):
         found = torch.empty_like(logits)
         found[:, _sticking_out(*ctx.saved_tensors)] = 0  # not all of these is written
         kept = (logits, sources, top, left, lse, push.clone(), images)
-        arguments = _arguments(*kept, gradient.contiguous(), found)
+        arguments = _arguments(*kept, gradient.to(images).contiguous(), found)
         _run("descend", arguments, len(logits), images.shape[2], weight.tolist())
         return found, None, None, None, None
+
+
+def _check(logits: Tensor, sources: Tensor, top: Tensor, left: Tensor) -> None:
+    """Raise ValueError for what the kernel would read wrongly, or beyond its end."""
+    count, channels, side = (*sources.shape, 0, 0, 0)[:3]
+    if not usable(logits):
+        raise ValueError(
+            f"logits: the kernel takes float32 on the CPU, windows of up to {_LARGEST_SIDE} pixels "
+            f"and a C compiler; these are {logits.dtype} on {logits.device}, {tuple(logits.shape)}"
+        )
+    for name, tensor, dtype, shape in (
+        ("logits", logits, torch.float32, (len(logits), count, side, side)),
+        ("sources", sources, torch.float32, (count, channels, side, side)),
+        ("top", top, torch.int64, (count,)),
+        ("left", left, torch.int64, (count,)),
+    ):
+        if (tensor.device, tensor.dtype, tuple(tensor.shape)) != (logits.device, dtype, shape):
+            raise ValueError(
+                f"{name}: the kernel takes {dtype} {shape} on the CPU, not {tensor.dtype} "
+                f"{tuple(tensor.shape)} on {tensor.device}"
+            )
 
 
 def _sticking_out(
@@ -113,7 +143,7 @@ def _run(
     """Call a function of the kernel on every band of every corner; what each call returned."""
     function = getattr(_library(), name)
     threads = torch.get_num_threads()
-    bands = max(1, min(height, -(-_BANDS * threads // corners)))
+    bands = max(1, min(height, -(-_BANDS * threads // max(1, corners))))
     edges = [band * height // bands for band in range(bands + 1)]
 
     def call(task: tuple[int, int]) -> Any:

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +164,8 @@ class Search:
     def _parameterisation(self, layout: torch.memory_format) -> Pixels | PatchComposite:
         if self.sources is None:
             return Pixels(self.initial.to(self.dtype), len(self.corners), layout)
-        windows = self.sources.windows.to(self.dtype)
-        return PatchComposite(self.sources._replace(windows=windows), len(self.corners), self.grid)
+        sources = replace(self.sources, windows=self.sources.windows.to(self.dtype))
+        return PatchComposite(sources, len(self.corners), self.grid)
 
     def _problem_of_sources(self) -> dict[str, Any]:
         if self.sources is None:
