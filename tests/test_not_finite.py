@@ -106,7 +106,7 @@ class _Planted(torch.autograd.Function):
 
 
 class Plants(nn.Module):
-    """The layer, but one pixel's gradient is `bad` in call `at`; with `hide`, it takes NaN for 0."""
+    """The layer, but one pixel's gradient is `bad` in call `at`; `hide`: it takes NaN for 0."""
 
     def __init__(self, inner: nn.Module, at: int, bad: float, hide: bool) -> None:
         super().__init__()
