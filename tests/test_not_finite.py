@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from feature_collisions import composite_kernel
 from feature_collisions.composite import Sources, blend, layers
-from feature_collisions.errors import CollisionError
+from feature_collisions.errors import CollisionError, SettingError
+from feature_collisions.losses import visible_distances
 from feature_collisions.search import Search, find_corners
 from feature_collisions.search_settings import LogSettings, OptimizerSettings, StopSettings
 
@@ -175,3 +176,8 @@ def test_a_search_that_stays_finite_does_not_notice() -> None:
     images = torch.rand(2, 1, 16, 16)
     hull = find_corners(model, "1", *images, [0], stop=StopSettings(None, 5, 5))
     assert hull.corners.isfinite().all()
+
+
+def test_images_too_small_for_visible_distances_are_told() -> None:
+    with pytest.raises(SettingError, match=r"loss\.distance: .* the images have 6x9; set"):
+        visible_distances(torch.rand(2, 1, 6, 9))

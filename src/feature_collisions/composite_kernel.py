@@ -22,6 +22,8 @@ import platformdirs
 import torch
 from torch import Tensor
 
+from .files import write_atomically
+
 _SOURCE = Path(__file__).with_name("composite.c")
 _FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC"]
 _LARGEST_SIDE = 1024  # of the kernel's buffers
@@ -171,17 +173,40 @@ def _library() -> ctypes.CDLL | None:
     source = _SOURCE.read_bytes()
     key = hashlib.sha256(source + f"{compiler}{_FLAGS}{_processor()}".encode()).hexdigest()[:16]
     path = platformdirs.user_cache_path("feature_collisions") / "kernels" / f"composite-{key}.so"
-    if not path.exists() and not _translate(compiler, path):
-        _without(f"{compiler[0]} could not translate {_SOURCE.name}")
-        return None
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        _without(str(error))
-        return None
-    library.variation.restype = ctypes.c_double
-    library.blend.restype = library.descend.restype = None
+    library = _load(path) or _translated(compiler, path)
+    if library is not None:
+        library.variation.restype = ctypes.c_double
+        library.blend.restype = library.descend.restype = None
     return library
+
+
+def _load(path: Path) -> ctypes.CDLL | None:
+    """The kernel; None where there is none, or a damaged one."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None
+
+
+def _translated(compiler: list[str], path: Path) -> ctypes.CDLL | None:
+    """Translate the kernel, and keep it at `path` if that can be written."""
+    with tempfile.TemporaryDirectory(prefix="feature_collisions-") as folder:
+        made = Path(folder) / path.name
+        if not _translate(compiler, made):
+            _without(f"{compiler[0]} could not translate {_SOURCE.name}")
+            return None
+        try:
+            write_atomically(path, made.read_bytes())
+        except OSError as error:
+            warnings.warn(
+                f"{path}: {error.strerror}; composites go on without, and their kernel is "
+                "translated again by the next run",
+                stacklevel=2,
+            )
+        library = _load(path) or _load(made)  # a folder for temporary files may forbid execution
+        if library is None:
+            _without(f"what {compiler[0]} made of {_SOURCE.name} cannot be loaded")
+        return library
 
 
 def _without(reason: str) -> None:
@@ -192,19 +217,15 @@ def _without(reason: str) -> None:
     )
 
 
-def _translate(compiler: list[str], path: Path) -> bool:
-    """Translate for this processor, or for any of its kind; under its name only when whole."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            for native in (["-march=native"], []):
-                command = [*compiler, *_FLAGS, *native, "-o", str(made), str(_SOURCE), "-lm"]
-                if subprocess.run(command, capture_output=True, check=False).returncode == 0:
-                    os.replace(made, path)
-                    return True
-    except OSError:
-        pass
+def _translate(compiler: list[str], made: Path) -> bool:
+    """Translate for this processor, or for any of its kind."""
+    for native in (["-march=native"], []):
+        command = [*compiler, *_FLAGS, *native, "-o", str(made), str(_SOURCE), "-lm"]
+        try:
+            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                return True
+        except OSError:  # there is no such compiler
+            return False
     return False
 
 

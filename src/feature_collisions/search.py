@@ -45,7 +45,8 @@ class Search:
         trainer: arguments of Lightning's Trainer: accelerator, devices, precision.
         directory: where curves, intermediate images and checkpoints go; None keeps none.
         ckpt_path: a checkpoint to continue from.
-        corners_per_batch: corners in one forward pass, or `auto` for as many as memory holds.
+        corners_per_batch: images in one forward pass, corners and the points of `loss.hull`, or
+            `auto` for as many as memory holds.
         channels_last: keep images and filters with the channels last.
         compile: translate the frozen network with torch.compile.
         sources: pasted patches: the corners are composites of them, and start at Eq. 5's (sec. 4);
