@@ -16,6 +16,7 @@ from feature_collisions.commands import explain, run_command
 from feature_collisions.config import Settings, parse_corners, to_settings
 from feature_collisions.errors import CollisionError, SettingError
 from feature_collisions.places import CHECKPOINT, CONFIG, place_of_run, remove_if_empty
+from feature_collisions.solver_settings import check_used
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,6 +33,7 @@ def main(config: DictConfig) -> None:
     output = Path(hydra.runtime.output_dir)
     try:
         settings = to_settings(config)
+        check_used(settings.solver, hydra.overrides.task)
         named = any(each.startswith("hydra.sweep.dir=") for each in hydra.overrides.hydra)
         directory, checkpoint = place_of_run(settings.ckpt_path, output, sweep, named)
         group = directory.parent.name if sweep else directory.name
@@ -132,7 +134,7 @@ def search_pair(
     )
     search: Search | LinearPrograms
     if settings.solver == "linear_program":
-        search = LinearPrograms(*problem, settings.objective, settings.seed)
+        search = LinearPrograms(*problem, settings.objective, settings.seed, settings.corner_order)
     else:
         search = Search(
             *problem,

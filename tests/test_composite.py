@@ -1,5 +1,7 @@
 """Composites against the paper's dense planes, written a second time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -59,7 +61,7 @@ def test_kernel_and_planes_agree_with_the_dense_planes(geometry: tuple[int, ...]
     values = 2 * torch.randn(2, len(sources.top), side, side)
     exact = values.double().requires_grad_()
     expected = with_gradient(dense(exact, sources), exact)
-    in_planes = blend(exact, sources._replace(windows=sources.windows.double()), layers(sources))
+    in_planes = blend(exact, replace(sources, windows=sources.windows.double()), layers(sources))
     assert max(differences(with_gradient(in_planes, exact), expected)) < 1e-13
     rounded = values.requires_grad_()
     assert composite_kernel.usable(rounded)

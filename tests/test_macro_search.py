@@ -1,6 +1,7 @@
 """The search over control parameters (Eq. 6), with its gradient written again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_the_gradient_is_equation_6s(
     logits = module.parameterisation.logits()
     units = module.loss.units.tolist()
     expected = equation_6(
-        logits, sources._replace(windows=sources.windows.double()), model.double(),
+        logits, replace(sources, windows=sources.windows.double()), model.double(),
         images[1].double(), units,
     )  # fmt: skip
     gradient = torch.autograd.grad(expected, module.parameterisation.control)[0]
@@ -145,7 +146,7 @@ def test_a_resumed_composite_ends_bitwise_the_same(
     image, variation = composite(control[1], sources)
     torch.testing.assert_close(resumed.corners[1, 0], image)
     assert entry["total_variation"] == pytest.approx(float(variation), rel=1e-5)
-    other = sources._replace(windows=sources.windows.flip(0))
+    other = replace(sources, windows=sources.windows.flip(0))
     with pytest.raises(SettingError, match=r"a checkpoint of another experiment \(sources was"):
         run(model, images, other, 30, ckpt_path=last)
 

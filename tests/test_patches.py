@@ -30,7 +30,7 @@ class Gradients(ImageSet):
 
     def at_side(self, index: int, side: int) -> Tensor:
         rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-        return torch.stack([torch.full((side, side), index), rows, columns]).float()
+        return torch.stack([torch.full((side, side), index), rows, columns]).float() / 255
 
 
 def mirrored(place: int, side: int) -> int:
@@ -60,7 +60,7 @@ def test_paste_mirrors_surroundings_and_lays_patches_where_the_queries_lie() -> 
         for i, j in ((0, 0), (13, 13), (5, 2), (0, 9)):
             known = int(database.members[of])
             pixel = [known, mirrored(2 * top - 3 + i, 24), mirrored(2 * left - 3 + j, 24)]
-            assert window[:, i, j].tolist() == pixel
+            assert (255 * window[:, i, j]).round().tolist() == pixel
 
 
 @pytest.mark.parametrize(

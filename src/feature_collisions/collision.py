@@ -39,7 +39,8 @@ class Collision(LightningModule):
         goal: what every corner must reach.
         classifier: images to logits, where the goal speaks of classes.
         target_logits: (classes,) of the target, where the loss compares them.
-        per_batch: corners in one forward pass; None for as many as memory holds.
+        per_batch: images in one forward pass, corners and points between them; None for as many
+            as memory holds.
         problem: what a checkpoint must agree on to be continued from.
 
     Attributes:
@@ -92,7 +93,7 @@ class Collision(LightningModule):
         """Take the steps up to the next multiple of `every`, then look at the terms.
 
         Raises:
-            CollisionError: when a loss is not finite; it names the step.
+            CollisionError: when a loss or a gradient is not finite; it names the step.
         """
         start = time.perf_counter()
         # Only the loss scaling of 16-mixed needs Lightning's wrapped optimiser and backward,
@@ -112,7 +113,7 @@ class Collision(LightningModule):
             totals.append(self._descend(step, backward))
             optimizer.step()
             self.parameterisation.project()
-        self._look(totals)
+        self._look(totals, _optimised(optimizer, not scaled))
         self.step_before, self.step = self.step, end
         self.seconds += time.perf_counter() - start
 
@@ -122,9 +123,7 @@ class Collision(LightningModule):
         inside = self._points_inside(self.loss.settings.hull, step, images)
         own = [self.loss.of_images(images, variation)] if self.loss.concerns_images else []
         own = [loss for loss in own if loss.requires_grad]  # R of pixels is 0 and has none
-        if self.per_batch is None:
-            self.per_batch = corners_that_fit(self.network, images)
-        if self.per_batch >= len(images):
+        if self._most(images) >= len(images) + len(inside):
             together = torch.cat([images, inside]) if len(inside) else images
             total = sum(own, self._loss_of(together, slice(len(images))))
             backward(total)
@@ -132,16 +131,12 @@ class Collision(LightningModule):
         # In parts: each part's gradient with respect to its images, then all through the images.
         totals: list[Tensor] = list(own)
         gradients: list[Any] = []
-        for rows in self._parts(len(images)):
-            part = images[rows].detach().requires_grad_()
-            totals.append(self._loss_of(part, rows))
-            backward(totals[-1])
-            gradients.append(part.grad)
-        for rows in self._parts(len(inside)):
-            part = inside[rows].detach().requires_grad_()
-            totals.append(self._loss_of(part, slice(0)))
-            backward(totals[-1])
-            gradients.append(part.grad)
+        for points, corners in ((images, True), (inside, False)):
+            for rows in self._parts(points):
+                part = points[rows].detach().requires_grad_()
+                totals.append(self._loss_of(part, rows if corners else slice(0)))
+                backward(totals[-1])
+                gradients.append(part.grad)
         torch.cat([images, inside]).backward(torch.cat(gradients), retain_graph=bool(own))
         for loss in own:
             backward(loss)
@@ -178,21 +173,31 @@ class Collision(LightningModule):
         points: Tensor = torch.tensordot(weights, images, 1)
         return points
 
-    def _parts(self, count: int) -> list[slice]:
-        size = self.per_batch or max(1, count)
+    def _most(self, images: Tensor) -> int:
+        """How many of `images`, and of points between them, go through the network at once."""
+        if self.per_batch is None:
+            inside = self.loss_settings.hull
+            self.per_batch = corners_that_fit(self.network, images, inside)
+        return self.per_batch
+
+    def _parts(self, images: Tensor) -> list[slice]:
+        count, size = len(images), self._most(images)
         return [slice(start, start + size) for start in range(0, count, size)]
 
     @torch.no_grad()
-    def _look(self, totals: list[Tensor]) -> None:
+    def _look(self, totals: list[Tensor], optimised: list[Tensor]) -> None:
         images, variation = self.parameterisation.penalised()
-        parts = self._parts(len(images))
+        parts = self._parts(images)
         preactivation = torch.cat([self._observe(images[rows])[0] for rows in parts])
         terms = self.loss(preactivation)
-        finite = torch.stack([*totals, terms.total.sum()]).isfinite()
-        if not finite.all():
-            step = self.step + int(finite.int().argmin())
+        losses = torch.stack([*totals, terms.total.sum()]).isfinite()
+        # A network can hide what is not a number, and clipping an infinite step does.
+        rest = torch.stack([tensor.isfinite().all() for tensor in (images, variation, *optimised)])
+        if not (losses.all() & rest.all()):
+            step = self.step + (len(totals) if losses.all() else int(losses.int().argmin()))
+            what = "gradient" if losses.all() else "loss"
             raise CollisionError(
-                f"the loss is not finite at step {step}; lower optimizer.rate, loss.alpha or "
+                f"the {what} is not finite at step {step}; lower optimizer.rate, loss.alpha or "
                 "loss.beta. Checkpoints written before are kept"
             )
         self.curves = {
@@ -216,7 +221,7 @@ class Collision(LightningModule):
             return True
         inside = self._points_inside(_LOOKED_AT if self.loss.settings.hull else 0, 0, images)
         for points in (images, inside):
-            for rows in self._parts(len(points)):
+            for rows in self._parts(points):
                 probabilities = ask(self.classifier, points[rows]).float().softmax(1)
                 if not all_met(self.goal.misclassified(probabilities)):
                     return False
@@ -251,3 +256,15 @@ class Collision(LightningModule):
         self.step, self.seconds = saved["step"], saved["seconds"]
         self.earlier = saved["seconds_total"]
         self.converged = saved.get("converged", False) and saved["settings"] == self._settings()
+
+
+def _optimised(optimizer: torch.optim.Optimizer, gradients: bool) -> list[Tensor]:
+    """The parameters, what the optimiser keeps of their earlier gradients, and the last ones.
+
+    Without `gradients` for 16-mixed, whose loss scaling leaves steps out that overflow.
+    """
+    found: list[Tensor] = []
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        kept = [*optimizer.state.get(parameter, {}).values(), parameter.grad if gradients else None]
+        found += [parameter, *(each for each in kept if isinstance(each, Tensor) and each.dim())]
+    return found

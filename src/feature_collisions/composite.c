@@ -7,7 +7,8 @@
    lse      (K, H, W)     log of the sum of exp(P) over the windows that cover a pixel
    push     (K, H, W)     sum over those windows of p times dR/dp
 
-   A control parameter p = exp(P - lse) is 0 outside its window, as in the paper's dense planes. */
+   A control parameter p = exp(P - lse) is 0 outside its window, as in the paper's dense planes.
+   Whatever the windows' places, nothing outside these arrays is read or written. */
 
 #include <math.h>
 #include <stdint.h>
@@ -23,9 +24,10 @@ typedef struct {
 
 enum { LARGEST_SIDE = 1024 };
 
-/* exp(x) for x up to 0, without a branch, so that loops of it are vectorised. */
+/* exp(x) for x up to 0, without a branch, so that loops of it are vectorised; NaN for NaN, which no
+   comparison is true of. */
 static inline float exponential(float x) {
-    x = x > -87.0f ? x : -87.0f;
+    x = x < -87.0f ? -87.0f : x;
     union { float f; int32_t i; } shifted = {x * 1.44269504088896341f + 12582912.0f}; /* rounds */
     const float n = shifted.f - 12582912.0f;
     float f = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -140,8 +142,8 @@ double variation(const Composite *c, int64_t k, int64_t first, int64_t last) {
     for (int64_t m = 0; m < c->windows; m++) {
         const int64_t top = c->top[m], left = c->left[m];
         const int64_t begin = at_least(first, top), end = at_most(last, top + w);
-        if (begin >= end) continue;
         const int64_t from = at_least(0, -left), to = at_most(w, W - left);
+        if (begin >= end || from >= to) continue;
         float *above = buffers[0], *p = buffers[1], *below = buffers[2];
         row_of(c, k, m, begin - top - 1, above);
         row_of(c, k, m, begin - top, p);
@@ -173,8 +175,8 @@ void descend(const Composite *c, int64_t k, int64_t first, int64_t last, float w
     for (int64_t m = 0; m < c->windows; m++) {
         const int64_t top = c->top[m], left = c->left[m];
         const int64_t begin = at_least(first, top), end = at_most(last, top + w);
-        if (begin >= end) continue;
         const int64_t from = at_least(0, -left), to = at_most(w, W - left);
+        if (begin >= end || from >= to) continue;
         float *above = buffers[0], *p = buffers[1], *below = buffers[2];
         if (weight != 0) row_of(c, k, m, begin - top - 1, above);
         row_of(c, k, m, begin - top, p);

@@ -22,6 +22,8 @@ import platformdirs
 import torch
 from torch import Tensor
 
+from .files import write_atomically
+
 _SOURCE = Path(__file__).with_name("composite.c")
 _FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC"]
 _LARGEST_SIDE = 1024  # of the kernel's buffers
@@ -45,14 +47,23 @@ def usable(logits: Tensor) -> bool:
 
 
 class Blend(torch.autograd.Function):
-    """Logits (K, M, w, w) and sources (M, C, w, w) to images (K, C, H, W) and R (K,)."""
+    """Logits (K, M, w, w) and sources (M, C, w, w) to images (K, C, H, W) and R (K,).
+
+    What the kernel gets is raw pointers: all of it is checked here, or made contiguous.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, sources: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Also keeps, per pixel, the log of the sum of exp(P) and the sum of p dR/dp."""
+        """Also keeps, per pixel, the log of the sum of exp(P) and the sum of p dR/dp.
+
+        Raises:
+            ValueError: for logits or sources that the kernel does not take.
+        """
+        _check(logits, sources, top, left)
         logits, count = logits.contiguous(), len(logits)
+        sources, top, left = sources.contiguous(), top.contiguous(), left.contiguous()
         lse, push = logits.new_empty(2, count, *size)
         images = logits.new_empty(count, sources.shape[1], *size)
         kept = (logits, sources, top, left, lse, push, images)
@@ -71,9 +82,30 @@ class Blend(torch.autograd.Function):
         found = torch.empty_like(logits)
         found[:, _sticking_out(*ctx.saved_tensors)] = 0  # not all of these is written
         kept = (logits, sources, top, left, lse, push.clone(), images)
-        arguments = _arguments(*kept, gradient.contiguous(), found)
+        arguments = _arguments(*kept, gradient.to(images).contiguous(), found)
         _run("descend", arguments, len(logits), images.shape[2], weight.tolist())
         return found, None, None, None, None
+
+
+def _check(logits: Tensor, sources: Tensor, top: Tensor, left: Tensor) -> None:
+    """Raise ValueError for what the kernel would read wrongly, or beyond its end."""
+    count, channels, side = (*sources.shape, 0, 0, 0)[:3]
+    if not usable(logits):
+        raise ValueError(
+            f"logits: the kernel takes float32 on the CPU, windows of up to {_LARGEST_SIDE} pixels "
+            f"and a C compiler; these are {logits.dtype} on {logits.device}, {tuple(logits.shape)}"
+        )
+    for name, tensor, dtype, shape in (
+        ("logits", logits, torch.float32, (len(logits), count, side, side)),
+        ("sources", sources, torch.float32, (count, channels, side, side)),
+        ("top", top, torch.int64, (count,)),
+        ("left", left, torch.int64, (count,)),
+    ):
+        if (tensor.device, tensor.dtype, tuple(tensor.shape)) != (logits.device, dtype, shape):
+            raise ValueError(
+                f"{name}: the kernel takes {dtype} {shape} on the CPU, not {tensor.dtype} "
+                f"{tuple(tensor.shape)} on {tensor.device}"
+            )
 
 
 def _sticking_out(
@@ -113,7 +145,7 @@ def _run(
     """Call a function of the kernel on every band of every corner; what each call returned."""
     function = getattr(_library(), name)
     threads = torch.get_num_threads()
-    bands = max(1, min(height, -(-_BANDS * threads // corners)))
+    bands = max(1, min(height, -(-_BANDS * threads // max(1, corners))))
     edges = [band * height // bands for band in range(bands + 1)]
 
     def call(task: tuple[int, int]) -> Any:
@@ -141,17 +173,40 @@ def _library() -> ctypes.CDLL | None:
     source = _SOURCE.read_bytes()
     key = hashlib.sha256(source + f"{compiler}{_FLAGS}{_processor()}".encode()).hexdigest()[:16]
     path = platformdirs.user_cache_path("feature_collisions") / "kernels" / f"composite-{key}.so"
-    if not path.exists() and not _translate(compiler, path):
-        _without(f"{compiler[0]} could not translate {_SOURCE.name}")
-        return None
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        _without(str(error))
-        return None
-    library.variation.restype = ctypes.c_double
-    library.blend.restype = library.descend.restype = None
+    library = _load(path) or _translated(compiler, path)
+    if library is not None:
+        library.variation.restype = ctypes.c_double
+        library.blend.restype = library.descend.restype = None
     return library
+
+
+def _load(path: Path) -> ctypes.CDLL | None:
+    """The kernel; None where there is none, or a damaged one."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None
+
+
+def _translated(compiler: list[str], path: Path) -> ctypes.CDLL | None:
+    """Translate the kernel, and keep it at `path` if that can be written."""
+    with tempfile.TemporaryDirectory(prefix="feature_collisions-") as folder:
+        made = Path(folder) / path.name
+        if not _translate(compiler, made):
+            _without(f"{compiler[0]} could not translate {_SOURCE.name}")
+            return None
+        try:
+            write_atomically(path, made.read_bytes())
+        except OSError as error:
+            warnings.warn(
+                f"{path}: {error.strerror}; composites go on without, and their kernel is "
+                "translated again by the next run",
+                stacklevel=2,
+            )
+        library = _load(path) or _load(made)  # a folder for temporary files may forbid execution
+        if library is None:
+            _without(f"what {compiler[0]} made of {_SOURCE.name} cannot be loaded")
+        return library
 
 
 def _without(reason: str) -> None:
@@ -162,19 +217,15 @@ def _without(reason: str) -> None:
     )
 
 
-def _translate(compiler: list[str], path: Path) -> bool:
-    """Translate for this processor, or for any of its kind; under its name only when whole."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            for native in (["-march=native"], []):
-                command = [*compiler, *_FLAGS, *native, "-o", str(made), str(_SOURCE), "-lm"]
-                if subprocess.run(command, capture_output=True, check=False).returncode == 0:
-                    os.replace(made, path)
-                    return True
-    except OSError:
-        pass
+def _translate(compiler: list[str], made: Path) -> bool:
+    """Translate for this processor, or for any of its kind."""
+    for native in (["-march=native"], []):
+        command = [*compiler, *_FLAGS, *native, "-o", str(made), str(_SOURCE), "-lm"]
+        try:
+            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                return True
+        except OSError:  # there is no such compiler
+            return False
     return False
 
 

@@ -15,17 +15,20 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from .agreement import accepted, check_agreement
+from .checks import at_least, one_of
+from .config import parse_corners
 from .errors import CollisionError, SettingError
 from .features import Observed, TargetLayer
 from .hull import Hull
 from .images import check_pair
 from .piecewise import NotPiecewiseLinear, kinds
 from .summary import class_probabilities, summary_of
-from .target import passing, target_features
+from .target import passing, preactivation_of, target_features
 from .weights import weights_hash
 
 OBJECTIVES = ("eq2", "unit", "random")
 _LARGEST = 2**28  # entries of the map: 2 GiB
+_SEEDS = 2**43  # a generator's has 64 bits, and each corner its own
 _SAME = 1e-4  # corners nearer than this (L2, pixels in [0, 1]) are one
 
 
@@ -150,14 +153,19 @@ class LinearPrograms:
     """Corners as linear programs: checked when made, solved by `run`, as `Search` is.
 
     Args:
-        model, layer, target: as `Search` takes them; `initial` is kept for the pictures alone.
+        model, layer, target: as `Search` takes them.
+        initial: (C, H, W), for the pictures, and for `corner_order`; no corner depends on it.
         corners: which of the target's inactive units to push down; `random`: just their numbers.
         objective: `eq2`, `unit` or `random`.
-        seed: decides random directions.
+        seed: decides random directions; the other objectives have one answer.
+        corner_order: how `corners` count units: `flat`, or `inactive_first`, as `Search` does for
+            pixels, so that a corner has one unit with both.
+
+    A search's other settings are none of these: the answer is exact, and found in float64.
 
     Raises:
-        SettingError: for images that cannot be used, a layer that is not affine in the pixels, or a
-            corner that does not exist.
+        SettingError: for images that cannot be used, a layer that is not affine in the pixels, a
+            corner that does not exist, or an unknown objective or order.
     """
 
     model: nn.Module
@@ -167,8 +175,17 @@ class LinearPrograms:
     corners: Sequence[int]
     objective: str = "eq2"
     seed: int = 0
+    corner_order: str = "flat"
 
     def __post_init__(self) -> None:
+        one_of("objective", self.objective, OBJECTIVES)
+        one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
+        at_least("seed", self.seed, 0)
+        if self.objective == "random" and self.seed >= _SEEDS:
+            raise SettingError(
+                f"seed={self.seed}: must be less than {_SEEDS} for random directions"
+            )
+        self.corners = parse_corners(self.corners)
         check_pair(self.initial, self.target)
         self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
         self.model = accepted(self.model)
@@ -177,7 +194,10 @@ class LinearPrograms:
         pair = torch.stack([self.initial, self.target])
         with passing(self.target.shape):
             check_agreement(self.model, self.layer, pair, Observed(self.model, self.layer), [cut])
-        self.units = self.features.units(self.corners)
+        start = None
+        if self.corner_order == "inactive_first":
+            start = preactivation_of(self.model, self.layer, self.initial[None], torch.float64)[0]
+        self.units = self.features.units(self.corners, start)
         try:
             affine = affine_map(cut, self.target.shape)
         except NotPiecewiseLinear as error:
@@ -217,9 +237,10 @@ class LinearPrograms:
     def solutions(self, name: str = "Linear programs") -> list[Solution]:
         """Every corner's solution, in order."""
         units = tqdm(self.units.tolist(), name, unit="corner", mininterval=0.5, delay=1)
+        generator = torch.Generator()
         return [
             self.polytope.solve(
-                self.objective, unit, torch.Generator().manual_seed(self.seed * 2**20 + corner)
+                self.objective, unit, generator.manual_seed(self.seed * 2**20 + corner)
             )
             for corner, unit in zip(self.corners, units, strict=True)
         ]

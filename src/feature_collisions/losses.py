@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import SettingError
 from .search_settings import LossSettings
 from .target import TargetFeatures
 
@@ -101,7 +102,15 @@ def visible_distances(images: Tensor) -> Tensor:
 
     Returns:
         (K (K - 1) / 2,) At equal images, where every search begins, their gradient is 0.
+
+    Raises:
+        SettingError: for images under 8 pixels.
     """
+    if min(images.shape[2:]) < _POOL:
+        raise SettingError(
+            f"loss.distance: is taken over squares of {_POOL}x{_POOL} pixels, and the images have "
+            f"{images.shape[2]}x{images.shape[3]}; set loss.distance=0"
+        )
     means = F.avg_pool2d(images, _POOL).flatten(1) * _POOL  # each mean stands for 8x8 pixels
     distances: Tensor = F.pdist(means)
     return distances

@@ -1,5 +1,6 @@
 """How many corners fit into memory at once: measured on one corner, before the search."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -9,17 +10,21 @@ _SHARE = 0.7  # of the free memory; the rest is for what a measurement on one co
 _WORKSPACE = 2  # gradients and buffers of a backward pass, over what the forward pass kept
 
 
-def corners_that_fit(layer: nn.Module, images: Tensor) -> int:
+def corners_that_fit(layer: nn.Module, images: Tensor, inside: int = 0) -> int:
     """How many of `images` a forward and backward pass of `layer` can hold, at least 1.
 
     Args:
         layer: the network, on its device.
         images: (K, C, H, W), on that device.
+        inside: points between the corners that may go with them.
+
+    Returns:
+        From 1 to K + `inside`.
     """
-    free = free_bytes(images.device)
+    count, free = len(images) + inside, free_bytes(images.device)
     if free is None:
-        return len(images)
-    return max(1, min(len(images), int(free * _SHARE) // bytes_of_one(layer, images[:1])))
+        return count
+    return max(1, min(count, int(free * _SHARE) // bytes_of_one(layer, images[:1])))
 
 
 def bytes_of_one(layer: nn.Module, image: Tensor) -> int:
@@ -32,7 +37,8 @@ def bytes_of_one(layer: nn.Module, image: Tensor) -> int:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with torch.enable_grad(), saving:
         output = layer(image.detach().requires_grad_())
     outputs = output if isinstance(output, tuple) else (output,)
     activations = sum(size for pointer, size in kept.items() if pointer not in known)
@@ -40,13 +46,76 @@ def bytes_of_one(layer: nn.Module, image: Tensor) -> int:
     return int(_WORKSPACE * (activations + bytes_of_ends))
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on `device`, or None where nothing tells."""
+def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Memory that is free on `device`, or None where nothing tells.
+
+    On a CPU the least of what the machine has left, what a container's limit leaves (cgroups of
+    either version), and what this process may still address (`ulimit -v`).
+
+    Args:
+        device: a CPU or a GPU.
+        root: where /proc and /sys are.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
+    if device.type != "cpu":
         return None
-    available = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(available[0]) * 1024 if device.type == "cpu" and available else None
+    known = [
+        _field(root / "proc/meminfo", "MemAvailable:", 1024),
+        *_left_to_containers(root),
+        _left_to_address(root),
+    ]
+    return min((left for left in known if left is not None), default=None)
+
+
+def _left_to_containers(root: Path) -> list[int | None]:
+    """What the limits of this process's control group, and of those it lies in, leave."""
+    left: list[int | None] = []
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            mount, limit, use, cached = "", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            mount, limit, use = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cached = "total_inactive_file"
+        else:
+            continue
+        group = Path(path.lstrip("/"))
+        for part in (group, *group.parents):  # within a container only the last may be there
+            folder = root / "sys/fs/cgroup" / mount / part
+            most, used = _number(folder / limit), _number(folder / use)
+            if most is not None and used is not None:
+                # The kernel gives cached files up when memory is asked for.
+                free = most - used + (_field(folder / "memory.stat", cached, 1) or 0)
+                left.append(max(0, free))
+    return left
+
+
+def _left_to_address(root: Path) -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    limit, words = resource.getrlimit(resource.RLIMIT_AS)[0], _lines(root / "proc/self/statm")
+    if limit == resource.RLIM_INFINITY or not words:
+        return None
+    return max(0, limit - int(words[0].split()[0]) * resource.getpagesize())
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, ValueError):
+        return []
+
+
+def _number(path: Path) -> int | None:
+    """The number a file holds; None for no file and for `max`."""
+    text = "".join(_lines(path)).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _field(path: Path, name: str, unit: int) -> int | None:
+    """The number behind `name` in a table of names and numbers, in bytes."""
+    found = [line.split()[1] for line in _lines(path) if line.split()[:1] == [name]]
+    return int(found[0]) * unit if found else None

@@ -55,18 +55,13 @@ class PatchComposite(nn.Module):
             interpolation, so that neighbouring pixels change together.
     """
 
-    windows: Tensor
-    top: Tensor
-    left: Tensor
     start: Tensor
     enlarge: Tensor
 
     def __init__(self, sources: Sources, count: int, grid: int | None = None) -> None:
         super().__init__()
         patches, side = len(sources.windows), sources.windows.shape[-1]
-        self.size, self.grid = sources.size, grid
-        for name in ("windows", "top", "left"):
-            self.register_buffer(name, getattr(sources, name), persistent=False)
+        self.sources, self.grid = sources, grid
         start = tent(side).log().to(sources.windows)
         self.register_buffer("start", start, persistent=False)
         self.planes: Tensor | None = None
@@ -84,16 +79,16 @@ class PatchComposite(nn.Module):
 
     def penalised(self) -> tuple[Tensor, Tensor]:
         """The corners x = G(P, Q), (K, C, H, W), and R(P), (K,)."""
-        sources = Sources(self.windows, self.top, self.left, self.size)
+        self.sources = self.sources.like(self.control)  # it may have been moved
         # Half precision is for the network: a P rounded to it would draw steps into the image.
         with torch.autocast(self.control.device.type, enabled=False):
             logits = self.logits()
             if composite_kernel.usable(logits):
-                return blend(logits, sources)
+                return blend(logits, self.sources)
             if self.planes is None:
-                self.planes = layers(sources)
+                self.planes = layers(self.sources)
             self.planes = self.planes.to(logits.device)
-            return blend(logits, sources, self.planes)
+            return blend(logits, self.sources, self.planes)
 
     def logits(self) -> Tensor:
         """P before its softmax, (K, M, w, w)."""

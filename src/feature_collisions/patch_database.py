@@ -111,7 +111,7 @@ def open_database(settings: PatchSettings, images: ImageSet, seed: int) -> Patch
         seed: decides the draw.
 
     Raises:
-        SettingError: for sizes that do not fit, a fraction that leaves nothing, a full disk.
+        SettingError: for sizes that do not fit, or a full disk.
     """
     window, stride = _windows(settings, images.size[1])
     images.check_side(settings.size)
@@ -148,22 +148,22 @@ def _windows(settings: PatchSettings, side: int) -> tuple[int, int]:
 
 
 def _draw(fraction: float, images: ImageSet, seed: int) -> Tensor:
-    """Indices of the images drawn: `fraction` of each class, rounded down."""
+    """Indices of the images drawn: `shares` of each class."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator)
-    classes, counts = images.labels.unique(return_counts=True)
-    largest = int(counts.argmax())
-    share = [math.floor(fraction * count + 1e-9) for count in counts.tolist()]  # 0.29 * 100 is 28.9
-    if not any(share):
-        raise SettingError(
-            f"patches.fraction={fraction}: leaves no image of any class; the largest, "
-            f"{images.class_names[int(classes[largest])]}, has {int(counts[largest])}; raise it to "
-            f"1/{int(counts[largest])} or more"
-        )
-    empty = share.count(0)
-    if empty:
-        print(f"patches.fraction={fraction} leaves no image of {empty} of {len(share)} classes")
+    counts = images.labels.unique(return_counts=True)[1].tolist()
     # By class, in the order of the draw: the first few of each class are taken.
     order = order[images.labels[order].argsort(stable=True)]
-    parts = zip(order.split(counts.tolist()), share, strict=True)
+    parts = zip(order.split(counts), shares(fraction, counts), strict=True)
     return torch.cat([part[:number] for part, number in parts]).sort().values
+
+
+def shares(fraction: float, counts: list[int]) -> list[int]:
+    """`fraction` of each class's images, rounded down, but at least one of each.
+
+    Example:
+        >>> shares(0.1, [1300, 732, 4])
+        [130, 73, 1]
+    """
+    # 0.29 * 100 is 28.999999999999996 in binary, and still 29 images.
+    return [max(1, math.floor(fraction * count + 1e-9)) for count in counts]

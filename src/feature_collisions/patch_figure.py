@@ -11,7 +11,7 @@ from .images import to_uint8
 from .patch_database import PatchDatabase, source
 from .patch_search import Matches
 from .patch_settings import PatchSettings
-from .patches import paste
+from .patches import cut_out
 
 _GREEN = "#00C000"
 
@@ -50,7 +50,7 @@ def match_figure(
         nearest = Matches(*(part[query : query + 1, :1] for part in matches))
         place = [settings.stride * step for step in divmod(query, across)]
         there = [round(float(part) * scale) for part in (nearest.row, nearest.column)]
-        pasted = paste(database, nearest, settings, side).windows[0]
+        pasted = cut_out(database, nearest, settings, side)[0]
         pictures = [
             ("query image", seed, place),
             ("nearest neighbour", source(database, int(nearest.image), side), there),

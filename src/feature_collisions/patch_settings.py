@@ -16,7 +16,7 @@ class PatchSettings:
 
     Attributes:
         root: folder of images to take patches from; null: the run's own data.
-        fraction: of each class's images, rounded down.
+        fraction: of each class's images, rounded down, but at least one of each.
         size, reduction: of searched images; 256 and 2 keep them at 128x128.
         search_stride: between an image's windows, in pixels of `size`.
         patch, stride, surround: n, the distance between patches and s, in the composite's pixels.

@@ -65,7 +65,7 @@ def check_geometry(settings: PatchSettings, size: int) -> None:
 
 
 def paste(database: PatchDatabase, matches: Matches, settings: PatchSettings, size: int) -> Sources:
-    """Cut each match with its surround from its image, mirrored where the image runs out.
+    """Lay each match, with its surround, where the seed's patch is.
 
     Args:
         database: what was searched.
@@ -74,7 +74,30 @@ def paste(database: PatchDatabase, matches: Matches, settings: PatchSettings, si
         size: S, of the composite.
 
     Returns:
-        Q k sources; a match's place, scaled to S, is rounded to whole pixels.
+        Q k sources.
+    """
+    starts = torch.arange(0, size - settings.patch + 1, settings.stride) - settings.surround
+    top, left = (place.flatten() for place in torch.meshgrid(starts, starts, indexing="ij"))
+    neighbours = matches.image.shape[1]
+    return Sources(
+        cut_out(database, matches, settings, size),
+        top.repeat_interleave(neighbours),
+        left.repeat_interleave(neighbours),
+        (size, size),
+    )
+
+
+def cut_out(
+    database: PatchDatabase, matches: Matches, settings: PatchSettings, size: int
+) -> Tensor:
+    """Each match with its surround from its image, mirrored where the image runs out.
+
+    Args:
+        database, settings, size: as `paste` takes them.
+        matches: (Q, k) of any of the seed's patches.
+
+    Returns:
+        (Q k, C, w, w) in [0, 1]; a match's place, scaled to S, is rounded to whole pixels.
     """
     s, side = settings.surround, settings.patch + 2 * settings.surround
     scale = size / database.images.shape[-1]
@@ -87,12 +110,4 @@ def paste(database: PatchDatabase, matches: Matches, settings: PatchSettings, si
         if image not in mirrored:
             mirrored[image] = F.pad(source(database, image, size), (s, s, s, s), mode="reflect")
         windows.append(mirrored[image][:, row : row + side, column : column + side])
-    starts = torch.arange(0, size - settings.patch + 1, settings.stride) - s
-    top, left = (place.flatten() for place in torch.meshgrid(starts, starts, indexing="ij"))
-    neighbours = matches.image.shape[1]
-    return Sources(
-        torch.stack(windows),
-        top.repeat_interleave(neighbours),
-        left.repeat_interleave(neighbours),
-        (size, size),
-    )
+    return torch.stack(windows)

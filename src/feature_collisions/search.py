@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ class Search:
         trainer: arguments of Lightning's Trainer: accelerator, devices, precision.
         directory: where curves, intermediate images and checkpoints go; None keeps none.
         ckpt_path: a checkpoint to continue from.
-        corners_per_batch: corners in one forward pass, or `auto` for as many as memory holds.
+        corners_per_batch: images in one forward pass, corners and the points of `loss.hull`, or
+            `auto` for as many as memory holds.
         channels_last: keep images and filters with the channels last.
         compile: translate the frozen network with torch.compile.
         sources: pasted patches: the corners are composites of them, and start at Eq. 5's (sec. 4);
@@ -220,8 +221,8 @@ class Search:
     def _parameterisation(self, layout: torch.memory_format) -> Pixels | PatchComposite:
         if self.sources is None:
             return Pixels(self.initial.to(self.dtype), len(self.corners), layout)
-        windows = self.sources.windows.to(self.dtype)
-        return PatchComposite(self.sources._replace(windows=windows), len(self.corners), self.grid)
+        sources = replace(self.sources, windows=self.sources.windows.to(self.dtype))
+        return PatchComposite(sources, len(self.corners), self.grid)
 
     def _problem_of_sources(self) -> dict[str, Any]:
         if self.sources is None:

@@ -1,0 +1,165 @@
+"""`corners_per_batch` bounds every forward pass, and `auto` sees every limit on memory."""
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from feature_collisions import memory
+from feature_collisions.goal import Goal
+from feature_collisions.memory import free_bytes
+from feature_collisions.search import Search
+from feature_collisions.search_settings import LogSettings, LossSettings, StopSettings
+
+CPU = torch.device("cpu")
+GIB = 2**30
+
+
+class Counting(nn.Module):
+    """The network, and how many images each forward pass took."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.counts: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.counts.append(len(images))
+        found: Tensor = self.inner(images)
+        return found
+
+
+def toy(hull: int = 20, precision: str = "64-true", **settings: Any) -> tuple[Any, Counting]:
+    """A search for 3 corners with `hull` points, whose target layer counts its images."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+    images = torch.rand(2, 1, 8, 8)
+    loss = LossSettings(3.0, 0.1, hull=hull, hull_weight=1.5, distance=0.1, rectified=True)
+    search = Search(
+        model, "1", *images, range(3), loss=loss, stop=StopSettings(None, 12, 12, probability=0.9),
+        log=LogSettings(every=5), trainer={"accelerator": "cpu", "precision": precision},
+        **settings,
+    )  # fmt: skip
+    search.module.network = network = Counting(search.module.network)
+    with torch.no_grad():
+        search.module.parameterisation.pixels += 0.1 * torch.rand(3, 1, 8, 8)
+        search.module.parameterisation.pixels.clamp_(0, 1)
+    return search, network
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
+@pytest.mark.parametrize("per_batch", [1, 2, 3, 7, 22])
+def test_no_forward_pass_takes_more_images_than_were_allowed(per_batch: int) -> None:
+    """Splitting a batch changes the order of float64 sums, and no more."""
+    search, network = toy(corners_per_batch=per_batch)
+    found = search.run().corners
+    assert max(network.counts) == min(per_batch, 20)
+    whole, _ = toy(corners_per_batch=23)
+    assert whole.module.per_batch == 23
+    torch.testing.assert_close(found, whole.run().corners, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
+def test_the_classifier_is_asked_in_parts_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    search, _ = toy(corners_per_batch=7)
+    search.module.classifier = asked = Counting(search.module.classifier)
+    monkeypatch.setattr(Goal, "misclassified", lambda *_: {})
+    search.run()
+    assert max(asked.counts) == 7
+    assert sum(asked.counts) == 3 * (3 + 1000)  # at steps 5, 10 and 12
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_what_fits_is_not_split_and_stays_bitwise_the_same(precision: str) -> None:
+    found = {}
+    for per_batch in ("auto", 23, 1000):
+        search, network = toy(precision=precision, corners_per_batch=per_batch)
+        found[per_batch] = search.run().corners
+        assert max(network.counts) == 23
+        assert search.module.per_batch >= 23
+    assert torch.equal(found["auto"], found[23])
+    assert torch.equal(found["auto"], found[1000])
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
+@pytest.mark.parametrize(
+    ("room", "expected"), [(5.5, 5), (0.5, 1), (22.9, 22), (23.1, 23), (99, 23)]
+)
+def test_auto_counts_the_hulls_points(
+    monkeypatch: pytest.MonkeyPatch, room: float, expected: int
+) -> None:
+    """A forward pass may hold `room` images: 3 corners and 20 points go in so many at once."""
+    monkeypatch.setattr(memory, "bytes_of_one", lambda *_: 10**6)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: int(room * 10**6 / 0.7) + 1)
+    search, network = toy()
+    search.run()
+    assert search.module.per_batch == expected
+    assert max(network.counts) == (23 if expected == 23 else min(expected, 20))
+
+
+def machine(root: Path, files: dict[str, str]) -> Path:
+    """A /proc and a /sys with 8 GiB free, and `files`."""
+    for name, text in (
+        {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 8388608 kB\n"} | files
+    ).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/memory"
+OLD = "12:cpuset:/\n4:cpu,memory:/docker/7c\n0::/\n"
+UNLIMITED = "9223372036854771712\n"
+MACHINES: dict[str, tuple[dict[str, str], float]] = {
+    "no container": ({}, 8),
+    "no limit": ({"proc/self/cgroup": "0::/\n", f"{V2}/memory.max": "max\n",
+                  f"{V2}/memory.current": "5\n"}, 8),
+    "version 2": ({"proc/self/cgroup": "0::/\n", f"{V2}/memory.max": f"{3 * GIB}\n",
+                   f"{V2}/memory.current": f"{GIB}\n"}, 2),
+    "version 2, cached files": (
+        {"proc/self/cgroup": "0::/\n", f"{V2}/memory.max": f"{3 * GIB}\n",
+         f"{V2}/memory.current": f"{2 * GIB}\n",
+         f"{V2}/memory.stat": f"anon 5\nfile {GIB}\ninactive_file {GIB // 2}\n"}, 1.5),
+    "version 2, of a job's parent": (
+        {"proc/self/cgroup": "0::/slurm/job 7/step:0\n",
+         f"{V2}/slurm/job 7/step:0/memory.max": "max\n",
+         f"{V2}/slurm/job 7/step:0/memory.current": "7\n",
+         f"{V2}/slurm/job 7/memory.max": f"{4 * GIB}\n",
+         f"{V2}/slurm/job 7/memory.current": f"{GIB}\n",
+         f"{V2}/slurm/memory.max": f"{6 * GIB}\n", f"{V2}/slurm/memory.current": f"{GIB}\n"}, 3),
+    "version 1": ({"proc/self/cgroup": OLD, f"{V1}/docker/7c/memory.limit_in_bytes": f"{GIB}\n",
+                   f"{V1}/docker/7c/memory.usage_in_bytes": f"{GIB // 2}\n"}, 0.5),
+    "version 1, seen from within": (
+        {"proc/self/cgroup": OLD, f"{V1}/memory.limit_in_bytes": f"{GIB}\n",
+         f"{V1}/memory.usage_in_bytes": f"{GIB // 2}\n",
+         f"{V1}/memory.stat": f"total_inactive_file {GIB // 4}\n"}, 0.75),
+    "version 1, no limit": ({"proc/self/cgroup": OLD, f"{V1}/memory.limit_in_bytes": UNLIMITED,
+                             f"{V1}/memory.usage_in_bytes": "5\n"}, 8),
+    "beyond its limit": ({"proc/self/cgroup": "0::/\n", f"{V2}/memory.max": f"{GIB}\n",
+                          f"{V2}/memory.current": f"{2 * GIB}\n"}, 0),
+    "what is no number": ({"proc/self/cgroup": "0::/\n", f"{V2}/memory.max": "much\n",
+                           f"{V2}/memory.current": "\n"}, 8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MACHINES)
+def test_a_containers_limit_counts(tmp_path: Path, kind: str) -> None:
+    files, gib = MACHINES[kind]
+    assert free_bytes(CPU, machine(tmp_path, files)) == int(gib * GIB)
+
+
+def test_a_limit_on_addresses_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = machine(tmp_path, {"proc/self/statm": "1000 9 9 9 0 9 0\n"})
+    assert free_bytes(CPU, root) == 8 * GIB
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (GIB, resource.RLIM_INFINITY))
+    assert free_bytes(CPU, root) == GIB - 1000 * resource.getpagesize()
+
+
+def test_where_nothing_tells_everything_fits(tmp_path: Path) -> None:
+    assert free_bytes(CPU, tmp_path) is None
+    assert free_bytes(torch.device("meta")) is None
+    assert (free_bytes(CPU) or 2**21) > 2**20

@@ -1,0 +1,88 @@
+"""What a solver has no use for is refused, and what it takes means what a search's means."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from feature_collisions.errors import SettingError
+from feature_collisions.linear_program import LinearPrograms
+from feature_collisions.search import Search
+from feature_collisions.solver_settings import check_used
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "loss.alpha=100", "loss.stages=[]", "optimizer=paper", "optimizer.rate=1", "rates.adam=3",
+        "stop.positive=0.1", "++stop.max_steps=9", "log.every=3", "trainer=ddp", "compile=true",
+        "trainer.precision=32-true", "+trainer.limit=3", "~trainer.devices", "patches.grid=4",
+        "trainer.precision=bf16-mixed", "corners_per_batch=2", "channels_last=true",
+    ],
+)  # fmt: skip
+def test_a_linear_program_refuses_what_it_would_ignore(override: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        check_used("linear_program", ["experiment=mnist", "solver=linear_program", override])
+    assert str(refused.value).startswith(f"{override}: linear programs solve for the corners")
+    check_used("gradient", [override])
+
+
+def test_what_a_solver_uses_it_may_be_told() -> None:
+    check_used(
+        "linear_program",
+        [
+            "experiment=mnist", "solver=linear_program", "objective=unit", "corner=0..2", "seed=3",
+            "corner_order=inactive_first", "trainer.precision=64-true", "initial=3", "target=7",
+            "classifier=file", "classifier.path=a:b", "data.root=x", "wandb.mode=disabled",
+            "pairs=random:2", "hydra.run.dir=x", "name=mine",
+        ],
+    )  # fmt: skip
+    with pytest.raises(SettingError, match="objective=unit: only linear programs have an obj"):
+        check_used("gradient", ["objective=unit"])
+
+
+@pytest.mark.parametrize("override", ["stop.positive=0.1", "trainer.precision=32-true"])
+def test_the_command_line_refuses_before_anything_is_loaded(command: Any, override: str) -> None:
+    answer = command("train.py", "solver=linear_program", override, "wandb.mode=disabled")
+    assert answer.startswith(f"error: {override}: linear programs solve for the corners exactly")
+
+
+def network() -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 12), nn.ReLU(), nn.Linear(12, 3))
+    initial, target = torch.rand(2, 1, 6, 6)
+    return net.requires_grad_(False), initial, target
+
+
+def test_a_corner_is_the_same_unit_as_a_searchs() -> None:
+    net, initial, target = network()
+    net[1].bias.data[2] += 0.1  # unit 2 is then active at the start, and not at the target
+    start, goal = net[1](initial.flatten()), net[1](target.flatten())
+    inactive = [unit for unit in range(12) if goal[unit] < 0]
+    first = sorted(inactive, key=lambda unit: bool(start[unit] > 0))
+    assert first != inactive
+    corners = range(len(inactive))
+    for order, expected in (("flat", inactive), ("inactive_first", first)):
+        programs = LinearPrograms(net, "1", initial, target, corners, corner_order=order)
+        search = Search(net, "1", initial, target, corners, corner_order=order)
+        assert programs.units.tolist() == expected == search.module.loss.units.tolist()
+    hull = LinearPrograms(net, "1", initial, target, [0], corner_order="inactive_first").run()
+    assert hull.units.tolist() == first[:1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"objective": "units"}, "objective=units: must be one of eq2, unit, random"),
+        ({"corner_order": "first"}, "corner_order=first: must be one of flat, inactive_first"),
+        ({"seed": -1}, "seed=-1: must be"),
+        ({"seed": 2**43, "objective": "random"}, "seed=8796093022208: must be less than"),
+        ({"corners": [0, 0]}, "a corner is named twice"),
+        ({"corners": [-1]}, "corner=.*-1.*: corner counts"),
+    ],
+)
+def test_python_is_refused_likewise(given: dict[str, Any], message: str) -> None:
+    net, initial, target = network()
+    with pytest.raises(SettingError, match=message):
+        LinearPrograms(*(net, "1", initial, target), **({"corners": [0]} | given))
