@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.edges import failures, prove_edges
-from feature_collisions.errors import SettingError
 from feature_collisions.evaluate_settings import EdgeSettings
 from feature_collisions.hull import Hull
 from feature_collisions.piecewise import Line, NotPiecewiseLinear, TooManyPieces, kinds, traced
@@ -232,14 +231,6 @@ def test_what_an_earlier_evaluation_of_other_corners_found_is_not_taken_over(
     other.corners = other.corners / 2
     found = prove_edges(other, EdgeSettings(seconds=0), tmp_path)
     assert found["edges"][0]["walked"] == 0
-
-
-def test_a_damaged_file_of_known_edges_is_named(tmp_path: Path) -> None:
-    prove_edges(valley(), EdgeSettings(share=1), tmp_path)
-    (kept,) = tmp_path.iterdir()
-    kept.write_text('[{"corners": [4, 5], "walkd": 1}]')
-    with pytest.raises(SettingError, match=f"{kept.name}: not what evaluate.py writes"):
-        prove_edges(valley(), EdgeSettings(share=1), tmp_path)
 
 
 def test_a_chunk_that_does_not_fit_says_so() -> None:

@@ -1,7 +1,6 @@
 """Bounds over a hull are sound, tight where nothing bends, and decide what they should."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -125,8 +124,22 @@ def test_a_deeper_layer_is_not_stated_as_proved() -> None:
 
 def test_depth_is_one_at_eq2s_corners_and_less_elsewhere() -> None:
     hull = affine_hull("eq2")
-    entries: list[dict[str, Any]] = hull.summary["corners"]
     hull.summary["solver"] = "gradient"
+    found = depth(hull)["depth"]
+    assert found["share"] == pytest.approx([1, 1, 1], abs=1e-3)
+    hull.corners[1] = (hull.corners[1] + hull.target) / 2
+    layer, unit = hull.model[1], int(hull.units[1])  # type: ignore[index]
+    target = layer(hull.target.flatten()).tolist()
+    f0 = layer(hull.corners[1].flatten()).tolist()
+    held = sum(abs(f0[j]) for j in range(12) if target[j] < 0 and j != unit)
+    share = (f0[unit] + held) / found["optimum"][1]
+    assert share < 0.9
+    assert depth(hull)["depth"]["share"] == pytest.approx([1, share, 1], abs=1e-3)
+
+
+def test_depth_is_of_the_units_that_the_hull_holds() -> None:
+    hull = affine_hull("eq2")
+    hull.summary["solver"] = "gradient"
+    order = [2, 0, 1]  # the same corners, counted otherwise
+    hull.corners, hull.units = hull.corners[order], hull.units[order]
     assert depth(hull)["depth"]["share"] == pytest.approx([1, 1, 1], abs=1e-3)
-    entries[1]["negative"] /= 2
-    assert depth(hull)["depth"]["share"] == pytest.approx([1, 0.5, 1], abs=1e-3)

@@ -1,6 +1,14 @@
-"""Sound bounds on a piecewise linear network over the whole hull of some images."""
+"""Sound bounds on a piecewise linear network over the whole hull of some images.
+
+They hold in exact arithmetic: each layer's are widened by what rounding can have changed, so that
+large values which cancel are covered. A sum of n products that is computed in any order is within
+gamma_n sum |w x| of the exact one, gamma_n = n u / (1 - n u) (Higham, 2002, section 3.1). What a
+network computes of its weights alone is taken as float64 gives it.
+"""
 
 import operator
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from .piecewise import NotPiecewiseLinear, in_place, kinds, pooling
+from .piecewise import IN_PLACE, NotPiecewiseLinear, in_place, kinds, pooling
+
+_DIFFERENCES = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
+_AVERAGES = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean"}
 
 
 class Pair(NamedTuple):
@@ -37,9 +48,9 @@ class Bounds(fx.Interpreter):
         self.kinds = kinds(network)
 
     @torch.no_grad()
-    def over(self, corners: Tensor) -> Pair:
-        """The logits' bounds over the hull of `corners` (K, C, H, W)."""
-        pair: Pair = self.run(Pair(corners, corners))
+    def over(self, corners: Tensor, error: Tensor | float = 0.0) -> Pair:
+        """The logits' bounds over the hull of `corners` (K, C, H, W), each known to `error`."""
+        pair: Pair = self.run(Pair(corners - error, corners + error))
         return pair
 
     def run_node(self, node: fx.Node) -> Any:
@@ -58,28 +69,58 @@ class Bounds(fx.Interpreter):
         return result
 
     def _affine(self, node: fx.Node) -> Pair:
+        module = None
         if node.op == "call_module":
             module = self.module.get_submodule(str(node.target))
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
                 return _weighted(module, self.env[node.all_input_nodes[0]])
         moving = [given for given in node.all_input_nodes if self.kinds[given] != "fixed"]
-        differences = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
-        mixes = len(moving) > 1 and (node.target in differences or "alpha" in node.kwargs)
-        if mixes or node.target in {F.linear, F.conv2d}:
+        mixes = len(moving) > 1 and node.target in _DIFFERENCES
+        if mixes or "alpha" in node.kwargs or node.target in {F.linear, F.conv2d}:
             raise NotPiecewiseLinear(f"no bounds are known for {node.name} ({node.target})")
         # What is left is monotone in every input, or turns each by a constant factor: its values
         # at the bounds are the bounds of its values, in one order or the other.
-        first, second = (self._at(node, side) for side in (0, 1))
-        return Pair(torch.minimum(first, second), torch.maximum(first, second))
+        first, second = (self._of(node, attrgetter(side)) for side in Pair._fields)
+        pair = Pair(torch.minimum(first, second), torch.maximum(first, second))
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            pair = _widened(pair, 8, _normalised(module, _size(self.env[moving[0]])))
+        elif node.target in _AVERAGES or isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d):
+            pair = _widened(pair, self.env[moving[0]].lower[0].numel(), self._of(node, _size).abs())
+        else:
+            pair = _widened(pair, 1, _size(pair))
+        if node.target in IN_PLACE:
+            self.env[moving[0]] = pair
+        return pair
 
-    def _at(self, node: fx.Node, side: int) -> Tensor:
+    def _of(self, node: fx.Node, side: Callable[[Pair], Tensor]) -> Tensor:
+        """The node's own function, of one value out of each pair."""
+
         def pick(given: fx.Node) -> Any:
             value = self.env[given]
-            return value[side].clone() if isinstance(value, Pair) else value
+            return side(value).clone() if isinstance(value, Pair) else value
 
         args, kwargs = map_arg(node.args, pick), map_arg(node.kwargs, pick)
         result: Tensor = getattr(self, node.op)(node.target, args, kwargs)
         return result
+
+
+def rounding(terms: int, size: Tensor) -> Tensor:
+    """What float64 can be off by in sums of `terms` products whose sizes add up to `size`.
+
+    Twice gamma and more: rounding in `size` and in a bound that is widened are covered too.
+    """
+    limits = torch.finfo(torch.float64)
+    return (terms + 4) * limits.eps * size + terms * limits.tiny
+
+
+def _widened(pair: Pair, terms: int, size: Tensor) -> Pair:
+    error = rounding(terms, size)
+    return Pair(pair.lower - error, pair.upper + error)
+
+
+def _size(pair: Pair) -> Tensor:
+    """The largest absolute value between the bounds."""
+    return torch.maximum(pair.lower.abs(), pair.upper.abs())
 
 
 def _weighted(module: nn.Linear | nn.Conv1d | nn.Conv2d, pair: Pair) -> Pair:
@@ -91,11 +132,27 @@ def _weighted(module: nn.Linear | nn.Conv1d | nn.Conv2d, pair: Pair) -> Pair:
             return convolved
         return F.linear(values, weight, bias)
 
-    up, down = module.weight.clamp_min(0), module.weight.clamp_max(0)
-    return Pair(
-        apply(pair.lower, up, module.bias) + apply(pair.upper, down, None),
-        apply(pair.upper, up, module.bias) + apply(pair.lower, down, None),
+    weight, bias = module.weight, module.bias
+    up, down = weight.clamp_min(0), weight.clamp_max(0)
+    found = Pair(
+        apply(pair.lower, up, bias) + apply(pair.upper, down, None),
+        apply(pair.upper, up, bias) + apply(pair.lower, down, None),
     )
+    size = apply(_size(pair), weight.abs(), None if bias is None else bias.abs())
+    return _widened(found, weight[0].numel(), size)
+
+
+def _normalised(module: nn.BatchNorm1d | nn.BatchNorm2d, size: Tensor) -> Tensor:
+    """The sizes of a batch norm's terms, added up: |x| s, |mean| s and |bias|."""
+    mean, variance = module.running_mean, module.running_var
+    assert mean is not None
+    assert variance is not None
+    scale = (variance + module.eps).rsqrt()
+    shape = (-1, *[1] * (size.ndim - 2))
+    if module.affine:
+        scale = scale * module.weight.abs()
+    summed = (size + mean.abs().view(shape)) * scale.view(shape)
+    return summed + module.bias.abs().view(shape) if module.affine else summed
 
 
 def _relu(pair: Pair) -> Pair:

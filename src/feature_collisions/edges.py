@@ -1,7 +1,7 @@
 """Is a whole edge of the hull the target's class? Walked exactly, chunk by chunk, resumable."""
 
-import hashlib
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .errors import SettingError
+from .edge_cache import EdgeCache, proof_key
 from .evaluate_settings import EdgeSettings
-from .files import read_json, write_json
 from .hull import Hull
 from .piecewise import Line, NotPiecewiseLinear, TooManyPieces, traced
 
@@ -35,8 +34,9 @@ class Edge:
         first_failure: the first interval of it, or None.
         margin_min: the smallest margin of the target's class over the largest other logit.
         breakpoints: how many linear pieces, chunks' ends included.
-        rounding: what a margin must exceed to count: `_SAFETY` times the largest difference found
-            between a walked logit and the network's own at the same point.
+        rounding: what a margin must exceed to count, over all that has been walked: `_SAFETY` times
+            the largest difference found between a walked logit and the network's own at the same
+            point, rounded up to a power of two so that it seldom grows.
     """
 
     corners: tuple[int, int]
@@ -50,7 +50,13 @@ class Edge:
     @property
     def proved(self) -> float:
         """Share of the edge on which the class holds."""
-        return self.walked - self.failed
+        return max(0.0, self.walked - self.failed)
+
+    def begin_anew(self, rounding: float) -> None:
+        """Forget what was found, under a larger rounding."""
+        self.walked = self.failed = 0.0
+        self.first_failure = self.margin_min = None
+        self.breakpoints, self.rounding = 0, rounding
 
 
 _SAFETY = 100  # rounding seen at a few points stands for that at all of them
@@ -72,12 +78,15 @@ class Walker:
 
     def __post_init__(self) -> None:
         self.dtype = _DTYPES[self.settings.precision]
-        self.network = traced(self.hull.model, self.dtype)
+        self.network = traced(self.hull.model, self.dtype, self.hull.corners)
         self.line = Line(self.network, int(self.settings.memory * 2**30))
         self.corners = self.hull.corners.to(self.dtype)
 
     def advance(self, edge: Edge, ends: tuple[int, int], share: float, most: float = 1.0) -> None:
         """Walk the next chunk of an edge, at most `most` of it, and at most up to `share`.
+
+        A larger rounding counts for what was walked before as well: where that may change what was
+        found, the edge begins anew under it.
 
         Raises:
             NotPiecewiseLinear: when the walk and the network disagree.
@@ -96,7 +105,11 @@ class Walker:
                 continue
             margins = _margins(logits, self.hull.target_class)
             places = start + (end - start) * places
-            self._check(edge, ends, places, logits, margins)
+            rounding = self._rounding(ends, places, logits, margins)
+            if rounding > edge.rounding and _reaches(edge, rounding):
+                edge.begin_anew(rounding)
+                return
+            edge.rounding = max(edge.rounding, rounding)
             _note(edge, places, margins, end)
             if self.line.fullest < 0.5 and most >= self.width:
                 self.width = min(1.0, 1.5 * max(self.width, end - start))
@@ -106,10 +119,13 @@ class Walker:
         return torch.lerp(self.corners[ends[0]], self.corners[ends[1]], place)
 
     @torch.no_grad()
-    def _check(
-        self, edge: Edge, ends: tuple[int, int], places: Tensor, logits: Tensor, margins: Tensor
-    ) -> None:
-        """Compare the walk with the network itself, at the middle and where it matters most."""
+    def _rounding(
+        self, ends: tuple[int, int], places: Tensor, logits: Tensor, margins: Tensor
+    ) -> float:
+        """What a chunk's margins must exceed, by the network's own logits.
+
+        They are asked for at the middle and where it matters most.
+        """
         looked = torch.stack([margins.amin(1).argmin(), torch.tensor(len(places) // 2)])
         images = torch.stack([self._image(ends, float(places[k])) for k in looked])
         difference = float((self.network(images) - logits[looked]).abs().max())
@@ -118,7 +134,12 @@ class Walker:
             raise NotPiecewiseLinear(
                 f"the walk and the network differ by {difference:.3g} in logits of {scale:.3g}"
             )
-        edge.rounding = max(edge.rounding, _SAFETY * difference)
+        return 2.0 ** math.ceil(math.log2(_SAFETY * difference)) if difference else 0.0
+
+
+def _reaches(edge: Edge, rounding: float) -> bool:
+    """Whether a margin on what has been walked is no larger than `rounding`."""
+    return edge.margin_min is not None and edge.margin_min <= rounding
 
 
 def _margins(logits: Tensor, target_class: int) -> Tensor:
@@ -195,8 +216,10 @@ def prove_edges(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[str
     """
     try:
         walker = Walker(hull, settings)
-        edges = _known(hull, settings, directory)
-        _walk_all(walker, edges, settings, directory)
+        key = proof_key(walker.network, hull.corners, hull.target_class)
+        cache = EdgeCache(directory / f"{key}.json")
+        edges = _known(hull, cache if settings.resume else None)
+        _walk_all(walker, edges, settings, cache)
     except NotPiecewiseLinear as error:
         return {"reason": str(error)}
     chosen = list(edges.values())
@@ -209,7 +232,7 @@ def prove_edges(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[str
 
 
 def _walk_all(
-    walker: Walker, edges: dict[tuple[int, int], Edge], settings: EdgeSettings, directory: Path
+    walker: Walker, edges: dict[tuple[int, int], Edge], settings: EdgeSettings, cache: EdgeCache
 ) -> None:
     """Up to the share that is given; without one, each open edge for its part of the time left."""
     timed = settings.share is None
@@ -232,44 +255,27 @@ def _walk_all(
                 if timed and (now >= deadline or most < walker.width / _FEWEST):
                     break  # what is left of its time goes to the others
                 walker.advance(edge, ends, share, most if timed else 1.0)
-                pace = (time.monotonic() - now) / (edge.walked - before)
+                if edge.walked > before:
+                    pace = (time.monotonic() - now) / (edge.walked - before)
                 bar.update(100 * (edge.walked - before) / len(left) / share)
                 bar.set_postfix_str(f"{edge.breakpoints} pieces", refresh=False)
                 if time.monotonic() > saved + _SAVE_EVERY:
                     saved = time.monotonic()
-                    _save(walker.hull, settings, directory, edges)
-    _save(walker.hull, settings, directory, edges)
+                    _save(cache, edges)
+    _save(cache, edges)
 
 
-def _place(hull: Hull, settings: EdgeSettings, directory: Path) -> Path:
-    """One file for these corners, this classifier and this precision."""
-    digest = hashlib.sha256(hull.corners.cpu().numpy().tobytes())
-    digest.update(f"{hull.summary.get('classifier_hash')} {settings.precision}".encode())
-    return directory / f"{digest.hexdigest()[:16]}.json"
+def _save(cache: EdgeCache, edges: dict[tuple[int, int], Edge]) -> None:
+    kept = [asdict(edge) for edge in edges.values()]
+    cache.save([{k: v for k, v in entry.items() if k != "corners"} for entry in kept])
 
 
-def _save(
-    hull: Hull, settings: EdgeSettings, directory: Path, edges: dict[tuple[int, int], Edge]
-) -> None:
-    write_json(_place(hull, settings, directory), [asdict(edge) for edge in edges.values()])
-
-
-def _known(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[tuple[int, int], Edge]:
+def _known(hull: Hull, cache: EdgeCache | None) -> dict[tuple[int, int], Edge]:
     """Each edge by its corners' places in the hull, with what an earlier evaluation found."""
     numbers = [int(entry["corner"]) for entry in hull.summary["corners"]]
-    edges = {
-        (i, j): Edge((numbers[i], numbers[j]))
-        for i, j in itertools.combinations(range(len(numbers)), 2)
+    ends = list(itertools.combinations(range(len(numbers)), 2))
+    kept = cache.load(len(ends)) if cache else None
+    return {
+        (i, j): Edge((numbers[i], numbers[j]), **entry)
+        for (i, j), entry in zip(ends, kept or [{}] * len(ends), strict=True)
     }
-    path = _place(hull, settings, directory)
-    if not settings.resume or not path.exists():
-        return edges
-    try:
-        saved = [Edge(**entry) for entry in read_json(path)]
-    except TypeError as error:
-        raise SettingError(
-            f"{path}: not what evaluate.py writes ({error}); delete it, or start anew with "
-            "edges.resume=false"
-        ) from None
-    found = {tuple(edge.corners): edge for edge in saved}
-    return {ends: found.get(edge.corners, edge) for ends, edge in edges.items()}

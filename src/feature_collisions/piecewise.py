@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torchvision.models.feature_extraction import NodePathTracer
 
 from .features import evaluating, to_trace
@@ -31,6 +32,9 @@ _AFFINE = {
     F.dropout, "flatten", "view", "reshape", "contiguous", "add", "add_", "sub", "sub_", "mean",
     torch.mean, "unsqueeze", torch.unsqueeze,
 }  # fmt: skip
+IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, "add_", "sub_"}
+_VIEWS = {torch.flatten, torch.reshape, F.dropout, torch.unsqueeze, "flatten", "view", "reshape",
+          "contiguous", "unsqueeze"}  # fmt: skip
 _RELU = {F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
 
 
@@ -46,11 +50,19 @@ class TooManyPieces(RuntimeError):
         self.share = limit / points
 
 
-def traced(model: nn.Module, dtype: torch.dtype = torch.float64) -> fx.GraphModule:
+def traced(
+    model: nn.Module, dtype: torch.dtype = torch.float64, images: Tensor | None = None
+) -> fx.GraphModule:
     """A frozen copy of the model in eval mode, as a graph.
 
+    Args:
+        model: any classifier.
+        dtype: what the copy computes in.
+        images: (B, C, H, W) for which the graph must give what the model itself gives.
+
     Raises:
-        NotPiecewiseLinear: when torch.fx cannot trace it, or it returns more than a tensor.
+        NotPiecewiseLinear: when torch.fx cannot trace it, or misses what the model does, or it
+            returns more than a tensor.
     """
     with evaluating(model):
         root = to_trace(model)
@@ -60,9 +72,36 @@ def traced(model: nn.Module, dtype: torch.dtype = torch.float64) -> fx.GraphModu
             raise NotPiecewiseLinear(f"torch.fx cannot trace the network ({error})") from None
         if not isinstance(next(iter(reversed(graph.nodes))).args[0], fx.Node):
             raise NotPiecewiseLinear("the network returns more than one tensor of logits")
-        whole = copy.deepcopy(fx.GraphModule(root, graph)).cpu()
+        network = fx.GraphModule(root, graph)
+        if images is not None:
+            _check_faithful(model, network, images)
+        whole = copy.deepcopy(network).cpu()
     whole.requires_grad_(False).eval().to(dtype)
     return whole
+
+
+@torch.no_grad()
+def _check_faithful(model: nn.Module, network: fx.GraphModule, images: Tensor) -> None:
+    """Compare a graph of all images at once with the model, asked for one after another."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+    images = images.to(dtype)
+    expected = [model(image[None]) for image in images]
+    found = network(images)
+    if not all(isinstance(logits, Tensor) for logits in (found, *expected)):
+        raise NotPiecewiseLinear(f"the network returns {type(found).__name__}, not logits")
+    logits = torch.cat(expected)
+    same = found.shape == logits.shape
+    # Far beyond rounding, far below what a hook or a branch does.
+    if not (same and (found - logits).abs().max() <= logits.abs().max() * _eps(dtype) ** 0.5):
+        raise NotPiecewiseLinear(
+            "the network as torch.fx traces it gives other logits than the network itself: it has "
+            "a hook, a forward that was replaced, something random, or an image's logits depend on "
+            "the images beside it"
+        )
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
 
 
 def kinds(network: fx.GraphModule) -> dict[fx.Node, Kind]:
@@ -80,7 +119,26 @@ def kinds(network: fx.GraphModule) -> dict[fx.Node, Kind]:
             found[node] = "fixed"
         else:
             found[node] = _kind(network, node, moving)
+            _check_views(network, node, found[node])
     return found
+
+
+def _check_views(network: fx.GraphModule, node: fx.Node, kind: Kind) -> None:
+    """Refuse to write in place through a view of what is used otherwise too."""
+    if not (node.target in IN_PLACE or (kind == "relu" and in_place(network, node))):
+        return
+    source = node.all_input_nodes[0]
+    while _is_view(network, source):
+        source = source.all_input_nodes[0]
+        if len(source.users) > 1:
+            raise NotPiecewiseLinear(f"{node.name} writes over {source.name}, which is used again")
+
+
+def _is_view(network: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        module = network.get_submodule(str(node.target))
+        return isinstance(module, nn.Flatten | nn.Dropout | nn.Dropout2d | nn.Identity)
+    return node.target in _VIEWS
 
 
 def _is_shape(node: fx.Node) -> bool:
@@ -96,6 +154,8 @@ def _kind(network: fx.GraphModule, node: fx.Node, moving: list[fx.Node]) -> Kind
     target: Any = node.target
     if node.op == "call_module":
         module = network.get_submodule(target)
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            raise NotPiecewiseLinear(f"{target} has a hook, or a forward that was replaced")
         if isinstance(module, nn.ReLU):
             return "relu"
         if isinstance(module, nn.MaxPool2d) and not module.return_indices:
@@ -105,14 +165,32 @@ def _kind(network: fx.GraphModule, node: fx.Node, moving: list[fx.Node]) -> Kind
         raise NotPiecewiseLinear(f"{target} ({type(module).__name__}) is not known to be linear")
     if target in _RELU:
         return "relu"
-    if target is F.max_pool2d:
+    if target is F.max_pool2d and not node.kwargs.get("return_indices"):
         return "max_pool"
+    if target is F.dropout and _training(node):
+        raise NotPiecewiseLinear(f"{node.name} draws at random in eval mode too")
+    by_name = any(given in moving for given in _nodes(node.kwargs))
+    if "rounding_mode" in node.kwargs or (by_name and target not in _SUM):
+        raise NotPiecewiseLinear(f"{node.name} ({target}) is not known to be linear")
     first_alone = [given for given in node.args if given in moving] == list(node.args[:1])
     scaled = target in _PRODUCT and sum(given in moving for given in node.args) == 1
     of_first = target in _AFFINE | _QUOTIENT and first_alone
     if target in _SUM or scaled or of_first:
         return "affine"
     raise NotPiecewiseLinear(f"{node.name} ({target}) is not known to be linear")
+
+
+def _nodes(arguments: Any) -> list[fx.Node]:
+    """The nodes among arguments, nested ones too."""
+    found: list[fx.Node] = []
+    map_arg(arguments, found.append)
+    return found
+
+
+def _training(node: fx.Node) -> bool:
+    """Whether F.dropout(input, p=0.5, training=True) drops."""
+    given = dict(zip(("input", "p", "training"), node.args, strict=False)) | dict(node.kwargs)
+    return bool(given.get("training", True) and given.get("p", 0.5))
 
 
 def _running_averages(module: nn.Module) -> bool:

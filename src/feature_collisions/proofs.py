@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from .bounds import Bounds
-from .errors import CollisionError, SettingError
+from .bounds import Bounds, rounding
+from .errors import CollisionError
 from .features import TargetLayer
 from .hull import Hull
-from .linear_program import LinearPrograms, check_affine
-from .losses import positive
+from .linear_program import Polytope, affine_map, check_affine
+from .losses import negative, positive
 from .piecewise import NotPiecewiseLinear, traced
-
-_ROUNDING = 1e-9  # of the largest bound; float64 keeps 1e-16 in each step
+from .target import TargetFeatures
 
 
 def collision_proof(hull: Hull) -> dict[str, Any]:
@@ -54,53 +54,51 @@ def class_proof(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
 
     Pieces on which the bounds do not decide are halved across their longest edge.
 
+    The statement is of exact arithmetic: every exact mix of the corners as saved, through the
+    network with its weights as they are. Float64's rounding in the bounds is accounted for. The
+    model as it rounds in float32 may decide otherwise where its margin is as small as its own
+    rounding.
+
     Args:
         hull: the hull.
         seconds: when to stop halving.
 
     Returns:
         `share_proved` (by volume), `margin_min` (what the target's logit is at least over any
-        other on the proved pieces), `pieces`, `rounding` (what a margin had to exceed). Or the
-        `reason` why the network cannot be bounded.
+        other on the proved pieces), `pieces`. Or the `reason` why the network cannot be bounded.
     """
     try:
-        network = traced(hull.model)
+        network = traced(hull.model, images=hull.corners)
         bounds = Bounds(network)
         corners, count = hull.corners.double(), len(hull.corners)
         undecided = [(torch.eye(count, dtype=torch.float64), 1.0)]
-        share, least, pieces, rounding = 0.0, list[float](), 0, 0.0
+        share, least, pieces = 0.0, list[float](), 0
         started = time.monotonic()
         while undecided and (pieces == 0 or time.monotonic() < started + seconds):
             weights, volume = undecided.pop(0)
             images = torch.tensordot(weights, corners, 1)
-            margin, slack = _margin(bounds, network, images, hull.target_class)
-            pieces, rounding = pieces + 1, max(rounding, slack)
-            if margin > slack:
+            margin = _margin(bounds, network, images, rounding(count, images), hull.target_class)
+            pieces += 1
+            if margin > 0:
                 share += volume
                 least.append(margin)
             else:
                 undecided += [(half, volume / 2) for half in _halves(weights, images)]
     except NotPiecewiseLinear as error:
         return {"reason": str(error)}
-    return {
-        "share_proved": share,
-        "margin_min": min(least, default=None),
-        "pieces": pieces,
-        "rounding": rounding,
-    }
+    return {"share_proved": share, "margin_min": min(least, default=None), "pieces": pieces}
 
 
 def _margin(
-    bounds: Bounds, network: torch.nn.Module, images: Tensor, target_class: int
-) -> tuple[float, float]:
-    """The margin that holds at every point of the images' hull, and what rounding can be in it."""
-    lower, upper = bounds.over(images)
-    slack = _ROUNDING * float(torch.maximum(lower.abs(), upper.abs()).max())
+    bounds: Bounds, network: torch.nn.Module, images: Tensor, error: Tensor, target_class: int
+) -> float:
+    """The margin that holds at every point of the hull of images, each known to `error`."""
+    lower, upper = bounds.over(images, error)
     logits = network(images)
-    if not ((lower <= logits + slack) & (logits <= upper + slack)).all():
+    if not ((lower <= logits) & (logits <= upper)).all():
         raise NotPiecewiseLinear("the network's own logits lie outside its bounds")
     others = torch.arange(logits.shape[1]) != target_class
-    return float((lower[:, target_class, None] - upper[:, others]).min()), slack
+    return float((lower[:, target_class, None] - upper[:, others]).min())
 
 
 def _halves(weights: Tensor, images: Tensor) -> list[Tensor]:
@@ -116,20 +114,26 @@ def _halves(weights: Tensor, images: Tensor) -> list[Tensor]:
 def depth(hull: Hull) -> dict[str, Any]:
     """How deep gradient descent's corners are: L_neg as a share of Eq. 2's exact optimum.
 
-    The optimum is at L_pos = 0, by linear programs. Empty where the layer is not affine, or where
-    the corners are linear programs' already.
+    Both are of the units that the hull says its corners push down. The optimum is at L_pos = 0, by
+    linear programs. Empty where the layer is not affine, or where the corners are linear programs'
+    already.
     """
     if hull.summary.get("solver") == "linear_program":
         return {}
-    numbers = [int(entry["corner"]) for entry in hull.summary["corners"]]
+    cut = TargetLayer(hull.model, hull.layer).double()
     try:
-        programs = LinearPrograms(hull.model, hull.layer, hull.initial, hull.target, numbers)
-    except SettingError:
+        affine = affine_map(cut, hull.target.shape)
+    except NotPiecewiseLinear:
         return {}
+    with torch.no_grad():
+        target, *corners = cut(torch.stack([hull.target, *hull.corners]).double())
+    features = TargetFeatures(target)
+    polytope = Polytope(affine, features.features.numpy(), features.active.numpy())
+    units = tqdm(hull.units.tolist(), "Eq. 2's optima", unit="corner", mininterval=0.5, delay=1)
     try:
-        optima = [solution.value for solution in programs.solutions("Eq. 2's optima")]
+        optima = [polytope.solve("eq2", unit, torch.Generator()).value for unit in units]
     except CollisionError as error:
         return {"depth": {"reason": str(error)}}
-    found = [float(entry["negative"]) for entry in hull.summary["corners"]]
+    found = negative(torch.stack(corners), ~features.active, hull.units).tolist()
     shares = [f / best if best < 0 else None for f, best in zip(found, optima, strict=True)]
     return {"depth": {"optimum": optima, "share": shares}}
