@@ -18,9 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 from torch import Tensor
+
+from .caches import cache_path, is_kept, writable_folder
 
 _SOURCE = Path(__file__).with_name("composite.c")
 _FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC"]
@@ -140,10 +141,12 @@ def _library() -> ctypes.CDLL | None:
         return None
     source = _SOURCE.read_bytes()
     key = hashlib.sha256(source + f"{compiler}{_FLAGS}{_processor()}".encode()).hexdigest()[:16]
-    path = platformdirs.user_cache_path("feature_collisions") / "kernels" / f"composite-{key}.so"
-    if not path.exists() and not _translate(compiler, path):
-        _without(f"{compiler[0]} could not translate {_SOURCE.name}")
-        return None
+    path = cache_path("kernels", f"composite-{key}.so")
+    if not is_kept(path):
+        path = writable_folder("the composite's kernel", path.parent) / path.name
+        if not _translate(compiler, path):
+            _without(f"{compiler[0]} could not translate {_SOURCE.name}")
+            return None
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -165,7 +168,6 @@ def _without(reason: str) -> None:
 def _translate(compiler: list[str], path: Path) -> bool:
     """Translate for this processor, or for any of its kind; under its name only when whole."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             for native in (["-march=native"], []):

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import torch
 from torch import Tensor
 
+from .caches import cache_path
 from .config import DataSettings
 from .errors import SettingError
 from .image_folder import ImageFolder
@@ -88,7 +88,7 @@ def _bundled_digits() -> DataSplit:
 def _mnist(root: str | None) -> DataSplit:
     from torchvision.datasets import MNIST
 
-    folder = Path(root) if root else platformdirs.user_cache_path("feature_collisions") / "data"
+    folder = Path(root) if root else cache_path("data")
     halves = []
     for train in (True, False):
         try:
