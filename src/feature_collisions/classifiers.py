@@ -5,15 +5,16 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
-import platformdirs
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .agreement import accepted
+from .caches import cache_path, is_kept, keep
 from .config import ClassifierSettings
 from .data import DataSplit, Images
 from .errors import SettingError
@@ -99,13 +100,23 @@ def _mnist_mlp(settings: ClassifierSettings, data: DataSplit, seed: int) -> nn.M
             "classifier.name=mnist_mlp: reads digits; choose data=digits or data=mnist"
         )
     if settings.weights:
-        path = Path(settings.weights)
-    else:
-        path = _cache_path(data.train, seed)
-        if not path.exists():
-            save_tensors(path, train_mnist_classifier(data.train, seed).state_dict())
-    model = MnistMLP()
-    load_weights(model, path)
+        model = MnistMLP()
+        load_weights(model, Path(settings.weights))
+        return model
+    return _cached_or_trained(data.train, seed)
+
+
+def _cached_or_trained(train: Images, seed: int) -> nn.Module:
+    path = _cache_path(train, seed)
+    if is_kept(path):
+        model: nn.Module = MnistMLP()
+        try:
+            load_weights(model, path)
+            return model
+        except SettingError:
+            warnings.warn(f"{path}: is damaged; the classifier is trained again", stacklevel=4)
+    model = train_mnist_classifier(train, seed)
+    keep("the trained classifier", path, lambda path: save_tensors(path, model.state_dict()))
     return model
 
 
@@ -150,7 +161,7 @@ def _is_machinery(filename: str) -> bool:
 def _cache_path(train: Images, seed: int) -> Path:
     digest = hashlib.sha256(train.pixels.numpy().tobytes() + train.labels.numpy().tobytes())
     name = f"mnist_mlp-recipe{_RECIPE}-seed{seed}-{digest.hexdigest()[:12]}.safetensors"
-    return platformdirs.user_cache_path("feature_collisions") / "classifiers" / name
+    return cache_path("classifiers", name)
 
 
 def accuracy(model: nn.Module, images: Images) -> float:

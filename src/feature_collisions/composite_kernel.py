@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 from torch import Tensor
 
+from .caches import cache_path, keep
 from .files import write_atomically
 
 _SOURCE = Path(__file__).with_name("composite.c")
@@ -172,7 +172,7 @@ def _library() -> ctypes.CDLL | None:
         return None
     source = _SOURCE.read_bytes()
     key = hashlib.sha256(source + f"{compiler}{_FLAGS}{_processor()}".encode()).hexdigest()[:16]
-    path = platformdirs.user_cache_path("feature_collisions") / "kernels" / f"composite-{key}.so"
+    path = cache_path("kernels", f"composite-{key}.so")
     library = _load(path) or _translated(compiler, path)
     if library is not None:
         library.variation.restype = ctypes.c_double
@@ -195,14 +195,8 @@ def _translated(compiler: list[str], path: Path) -> ctypes.CDLL | None:
         if not _translate(compiler, made):
             _without(f"{compiler[0]} could not translate {_SOURCE.name}")
             return None
-        try:
-            write_atomically(path, made.read_bytes())
-        except OSError as error:
-            warnings.warn(
-                f"{path}: {error.strerror}; composites go on without, and their kernel is "
-                "translated again by the next run",
-                stacklevel=2,
-            )
+        content = made.read_bytes()
+        keep("the composite's kernel", path, lambda path: write_atomically(path, content))
         library = _load(path) or _load(made)  # a folder for temporary files may forbid execution
         if library is None:
             _without(f"what {compiler[0]} made of {_SOURCE.name} cannot be loaded")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import torch
 from torch import Tensor
 
+from .caches import cache_path
 from .config import DataSettings
 from .errors import SettingError
 from .files import opened
@@ -94,7 +94,7 @@ def _bundled_digits() -> DataSplit:
 def _mnist(root: str | None, download: bool) -> DataSplit:
     from torchvision.datasets import MNIST
 
-    folder = Path(root) if root else platformdirs.user_cache_path("feature_collisions") / "data"
+    folder = Path(root) if root else cache_path("data")
     if not (download or _has_mnist(folder)):
         raise SettingError(
             f"data.root={folder}: MNIST is not there, and nothing is downloaded to a place that a "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
@@ -38,10 +39,15 @@ def make_trainer(
         SettingError: for arguments that the Trainer refuses.
     """
     first = 1 if arguments["accelerator"] == "cpu" else device_ids(arguments)[:1]
+    # In an allocation of SLURM's (or of others) Lightning would take the search for one of many
+    # processes, refuse its devices, requeue the job and keep all but the first from logging.
+    alone = LightningEnvironment()
+    alone.set_global_rank(0)
     try:
         with _quiet_lightning():
             return Trainer(
                 **(arguments | {"devices": first, "strategy": "auto"}),
+                plugins=alone,
                 max_epochs=-1,
                 logger=False,
                 callbacks=[*callbacks, Stop()],
@@ -98,7 +104,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Leave out Lightning's lines about the hardware, and two warnings that do not apply."""
+    """Leave out Lightning's lines about the hardware, and warnings that do not apply."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -106,6 +112,8 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             # The frozen network is meant to be in eval mode.
             warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training")
+            # One process is right: where SLURM is installed, Lightning tells to use it.
+            warnings.filterwarnings("ignore", ".*srun. command is available")
             # Lightning 2.6 asks torch in a way that torch 2.12 and later deprecate.
             warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
             yield

@@ -1,5 +1,6 @@
 """How the patch database's images come into the cache: one append-only file, whole once renamed."""
 
+import contextlib
 import errno
 import itertools
 import math
@@ -27,13 +28,20 @@ _BATCH = 64  # images that are read together
 
 
 def locked(folder: Path) -> AbstractContextManager[Any]:
-    """Hold a folder's lock, which is the system's own and ends with the process."""
+    """Hold a folder's lock, which is the system's own and ends with the process.
+
+    A folder that may only be read needs none.
+    """
     lock = FileLock(folder / "lock")
     try:
         return lock.acquire(timeout=0)
     except Timeout:
         print("another process builds the patch database; waiting for it", flush=True)
         return lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return contextlib.nullcontext()
 
 
 def reduced(image: Tensor, reduction: int) -> Tensor:
@@ -60,7 +68,6 @@ def reduced_images(
     """
     side = settings.size // settings.reduction
     shape = images.size[0], side, side
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         rows = _built(folder, key, math.prod(shape))
         if rows is None:

@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import platformdirs
 import torch
 from torch import Tensor
 
+from .caches import cache_path, is_kept, writable_folder
 from .config import DataSettings
 from .errors import SettingError
 from .image_folder import ImageFolder
@@ -103,7 +103,8 @@ def open_database(settings: PatchSettings, images: ImageSet, seed: int) -> Patch
     """Build the database of a fraction of each class, or take it from the cache.
 
     A build that was stopped is continued. Of two processes that want the same one, the second
-    waits for the first. Images that cannot be read are left out, with one warning and a list.
+    waits for the first. Where the cache cannot be written, the database is built in a temporary
+    folder, with a warning. Images that cannot be read are left out, with one warning and a list.
 
     Args:
         settings: `fraction`, `size`, `reduction`, `search_stride`, and `patch`, of the composite.
@@ -124,7 +125,9 @@ def open_database(settings: PatchSettings, images: ImageSet, seed: int) -> Patch
         "content": images.fingerprint(drawn),
     }
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    folder = platformdirs.user_cache_path("feature_collisions") / "patches" / name
+    folder = cache_path("patches", name)
+    if not is_kept(folder / "images.u8"):
+        folder = writable_folder("the patch database", folder)
     pixels, members = reduced_images(folder, key, settings, images, drawn)
     return PatchDatabase(pixels, images, members, window, stride, folder)
 

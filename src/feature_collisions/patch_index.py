@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .errors import SettingError
+from .caches import keep
 from .files import load_tensors, save_tensors
 from .patch_build import locked
 from .patch_database import PatchDatabase
@@ -66,9 +66,8 @@ def open_index(database: PatchDatabase, progress: bool = True) -> PatchIndex:
     with locked(database.folder):
         found = _read(database, path)
         if found is None:
-            found = _build(database, progress)
-            _write(found[0], _path_of(path, found[1].basis))
-            save_tensors(path, {"basis": found[1].basis})
+            index, descriptions = found = _build(database, progress)
+            keep("the index of patches", path, lambda path: _keep(index, descriptions, path))
     return PatchIndex(*found)
 
 
@@ -98,16 +97,18 @@ def _read(database: PatchDatabase, path: Path) -> tuple[Any, Descriptions] | Non
     return None
 
 
+def _keep(index: Any, descriptions: Descriptions, path: Path) -> None:
+    _write(index, _path_of(path, descriptions.basis))
+    save_tensors(path, {"basis": descriptions.basis})
+
+
 def _write(index: Any, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         faiss.write_index(index, str(temporary))
         os.replace(temporary, path)
     except RuntimeError as error:  # what faiss raises when the disk is full
-        raise SettingError(
-            f"{path}: the index cannot be written ({str(error).splitlines()[0]}); make room, or "
-            "set patches.search=exact, which needs no index"
-        ) from None
+        raise OSError(str(error).splitlines()[0]) from None
     finally:
         temporary.unlink(missing_ok=True)
 
