@@ -35,11 +35,11 @@ def due(module: Collision, every: int) -> bool:
 
 
 class Stop(CollisionCallback):
-    """Ends the search when every corner has converged, or at `stop.max_steps`."""
+    """Ends the search when it is finished, or when the process was told to end."""
 
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Tell the trainer."""
-        trainer.should_stop = module.finished
+        trainer.should_stop = module.finished or module.ending()
 
 
 class Progress(CollisionCallback):
@@ -99,7 +99,10 @@ class Curves(CollisionCallback):
         write_text(self.path, "\n".join([",".join(self.names()), *rows]) + "\n")
 
     def look(self, trainer: Trainer, module: Collision) -> None:
-        """Add one row."""
+        """Add one row; none where no step was taken, or a signal ended them on the way to one."""
+        between = module.step % module.every and not module.finished
+        if between or module.step == module.step_before:
+            return
         table = torch.stack([module.curves[name] for name in self.terms]).tolist()
         values = [value for row in table for value in row]
         with self.path.open("a", newline="") as file:
@@ -155,8 +158,18 @@ class Checkpoints(CollisionCallback):
         self.folder, self.every = folder, every
 
     def look(self, trainer: Trainer, module: Collision) -> None:
-        """Save when due, and at the end."""
-        if due(module, self.every) or module.finished:
-            temporary = self.folder / ".last.ckpt.tmp"
+        """Save when due, and at the end, also when the process was told to end.
+
+        Raises:
+            OSError: when it cannot be written; the one before is still there.
+        """
+        if not (due(module, self.every) or module.finished or module.ending()):
+            return
+        path, temporary = self.folder / "last.ckpt", self.folder / ".last.ckpt.tmp"
+        try:
             trainer.save_checkpoint(temporary)
-            os.replace(temporary, self.folder / "last.ckpt")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        finally:
+            temporary.unlink(missing_ok=True)

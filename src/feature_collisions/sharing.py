@@ -6,6 +6,8 @@ gradient, as Lightning's own DDP would. The processes are spawned; none runs the
 
 import csv
 import multiprocessing
+import signal
+import sys
 import tempfile
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -23,6 +25,7 @@ from .files import load_tensors, read_json, save_tensors, write_json, write_text
 from .fitting import fit, make_trainer
 from .precision import device_ids
 
+_PATIENCE = 5.0  # seconds for a process to end by itself
 _MENDABLE = {"SettingError": SettingError, "CollisionError": CollisionError}
 
 
@@ -70,7 +73,7 @@ def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
     with tempfile.TemporaryDirectory() as folder:
         work = (shares, devices, arguments, Path(folder), votes, threads)
         try:
-            spawn(_search_share, (context.Barrier(count), *work), nprocs=count)
+            _wait(spawn(_work, (context.Barrier(count), *work), count, join=False))
         except (ProcessRaisedException, ProcessExitedException) as error:
             raise _in_own_words(Path(folder), error) from None
         order = torch.tensor([corners.index(corner) for share in shares for corner in share])
@@ -85,6 +88,27 @@ def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
         for name in ("corners", "variation")
     )
     return Shared(corners_found, variation, reports[0]["steps"], seconds, earlier)
+
+
+def _wait(processes: Any) -> None:
+    """Wait for all processes; whatever ends the waiting ends them too."""
+    try:
+        while not processes.join():
+            pass
+    finally:
+        for process in processes.processes:
+            process.terminate()
+        for process in processes.processes:
+            process.join(_PATIENCE)
+            process.kill()
+            process.join()
+
+
+def _work(rank: int, *arguments: Any) -> None:
+    """`_search_share`, which a signal ends without a word: the command that was typed says it."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda number, _: sys.exit(128 + number))
+    _search_share(rank, *arguments)
 
 
 def _search_share(
