@@ -3,11 +3,12 @@
 import os
 import shlex
 import signal
+import subprocess
 import time
 
 import pytest
 import torch
-from conftest import ROOT, run_command
+from conftest import ROOT, run_command, start
 
 from feature_collisions import ends
 from feature_collisions.classifiers import MnistMLP
@@ -199,3 +200,31 @@ def test_ignored_signals_stay_ignored():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_ends_all_processes_of_a_shared_search(tmp_path):
+    """Told is the one that was started; its own processes end with it."""
+    long = (*SHORT, "stop.min_steps=1000000", "stop.max_steps=1000000", "log.checkpoint_every=20")
+    process = start("train.py", *long, "trainer=ddp", "trainer.devices=2", "hydra.run.dir=run",
+                    cwd=tmp_path, start_new_session=True)  # fmt: skip
+    checkpoints = tmp_path / "run" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while len(list(checkpoints.glob("rank_*/last.ckpt"))) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate()[0]
+    assert process.returncode == 143
+    assert "stopped by SIGTERM; what was written is kept. To go on: " in output
+    assert "Traceback" not in output
+    while alive(process.pid):  # nobody is left of the group; its resource tracker ends last
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(group):
+    """Processes of a group that are no zombies."""
+    lines = subprocess.run(["ps", "-eo", "pgid,stat"], capture_output=True, text=True).stdout
+    return [line for line in map(str.split, lines.splitlines()[1:])
+            if line[0] == str(group) and line[1][0] != "Z"]  # fmt: skip

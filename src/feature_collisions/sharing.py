@@ -71,9 +71,10 @@ def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
     votes = torch.zeros(count, dtype=torch.bool).share_memory_()
     threads = max(1, torch.get_num_threads() // count)
     with tempfile.TemporaryDirectory() as folder:
-        work = (shares, devices, arguments, Path(folder), votes, threads)
+        # Kept in `work` while the processes start: an unreferenced barrier is gone at once.
+        work = (context.Barrier(count), shares, devices, arguments, Path(folder), votes, threads)
         try:
-            _wait(spawn(_work, (context.Barrier(count), *work), count, join=False))
+            _wait(spawn(_work, work, count, join=False))
         except (ProcessRaisedException, ProcessExitedException) as error:
             raise _in_own_words(Path(folder), error) from None
         order = torch.tensor([corners.index(corner) for share in shares for corner in share])
