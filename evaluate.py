@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from feature_collisions.command_line import changed, command, override
 from feature_collisions.commands import explain, run_command
 from feature_collisions.config import to_settings
+from feature_collisions.ends import Stopped
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluate_settings import EvaluateSettings
-from feature_collisions.places import newest_run
+from feature_collisions.places import claimed, newest_run
 
 if TYPE_CHECKING:
     from feature_collisions.runs import Run
@@ -21,19 +23,35 @@ def main(config: DictConfig) -> None:
     """Read the run or the runs, measure, and write and print the report."""
     try:
         settings = to_settings(config)
-        evaluate_all(settings, Path(settings.run) if settings.run else newest_run(Path("runs")))
+        directory = Path(settings.run) if settings.run else newest_run(Path("runs"))
+        try:
+            evaluate_all(settings, directory)
+        except Stopped as stopped:
+            place = override("run", directory.absolute())
+            stopped.command = command("evaluate.py", *changed(sys.argv[1:], place))
+            raise
     except (SettingError, OSError) as error:
         sys.exit(f"error: {explain(error)}")
 
 
 def evaluate_all(settings: EvaluateSettings, directory: Path) -> None:
     """Evaluate each hull in `directory`; more than one are put into one table."""
-    from feature_collisions.evaluation_logs import log_evaluation, log_table
-    from feature_collisions.many import hulls_below, row_of, write_table
+    from feature_collisions.many import hulls_below
 
     runs, refused = hulls_below(directory)
     if not runs:
         raise SettingError("; ".join(refused.values()))
+    with claimed(directory, "run"):
+        measure_all(settings, directory, runs, refused)
+
+
+def measure_all(
+    settings: EvaluateSettings, directory: Path, runs: "list[Run]", refused: dict[str, str]
+) -> None:
+    """Measure the hulls, write their reports, and a table where there is more than one."""
+    from feature_collisions.evaluation_logs import log_evaluation, log_table
+    from feature_collisions.many import row_of, write_table
+
     mode, found = settings.wandb.mode, []
     if len(runs) + len(refused) == 1:
         say(mode, log_evaluation(mode, runs[0], *measure(settings, runs[0])))
@@ -70,9 +88,10 @@ def measure(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Seq
         run, settings.data.root, settings.classifier.weights, settings.classifier.path
     )
     distance = data.test.mean_distance() * run.summary["distance_scale"]
-    result = evaluate(hull, distance, settings, run.directory)
-    write_json(run.directory / "evaluation.json", result)
-    write_report(run.directory, hull, result, data.test.class_names)
+    with claimed(run.directory, "run"):
+        result = evaluate(hull, distance, settings, run.directory)
+        write_json(run.directory / "evaluation.json", result)
+        write_report(run.directory, hull, result, data.test.class_names)
     print_evaluation(result, data.test.class_names, run.directory)
     return result, data.test.class_names
 

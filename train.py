@@ -12,10 +12,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from feature_collisions.command_line import changed, command, override
 from feature_collisions.commands import explain, run_command
 from feature_collisions.config import Settings, parse_corners, to_settings
+from feature_collisions.ends import Stopped
 from feature_collisions.errors import CollisionError, SettingError
-from feature_collisions.places import CHECKPOINT, CONFIG, place_of_run, remove_if_empty
+from feature_collisions.places import (
+    CHECKPOINT,
+    CONFIG,
+    claimed,
+    place_of_run,
+    remove_if_empty,
+)
 from feature_collisions.solver_settings import check_used
 
 if TYPE_CHECKING:
@@ -30,19 +38,38 @@ def main(config: DictConfig) -> None:
     """One job of Hydra's; in a sweep errors are raised, so that Hydra goes on to the next job."""
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
-    output = Path(hydra.runtime.output_dir)
+    named = any(each.startswith("hydra.sweep.dir=") for each in hydra.overrides.hydra)
+    directory = output = Path(hydra.runtime.output_dir)
     try:
         settings = to_settings(config)
         check_used(settings.solver, hydra.overrides.task)
-        named = any(each.startswith("hydra.sweep.dir=") for each in hydra.overrides.hydra)
         directory, checkpoint = place_of_run(settings.ckpt_path, output, sweep, named)
         group = directory.parent.name if sweep else directory.name
-        train(settings, config, directory, checkpoint, group)
+        with claimed(directory, "hydra.sweep.dir" if sweep else "hydra.run.dir"):
+            train(settings, config, directory, checkpoint, group)
+    except Stopped as stopped:
+        begun = (directory / CONFIG).exists()
+        remove_if_empty(output)
+        place = Path(hydra.sweep.dir).absolute() if sweep else directory
+        resumable = config.get("solver") != "linear_program"
+        stopped.command = continuing(sys.argv[1:], place, sweep, sweep or begun, resumable)
+        raise
     except (SettingError, CollisionError, OSError) as error:
         remove_if_empty(output)
         if sweep:
             raise
         sys.exit(f"error: {explain(error)}")
+
+
+def continuing(arguments: list[str], place: Path, sweep: bool, begun: bool, resumable: bool) -> str:
+    """The command that goes on with a run or a sweep at `place`; the same again if it has no file.
+
+    Linear programs keep no checkpoints; what they have not solved they solve again.
+    """
+    overrides = [override("hydra.sweep.dir" if sweep else "hydra.run.dir", place)]
+    if resumable:
+        overrides.append("ckpt_path=last")
+    return command("train.py", *(changed(arguments, *overrides) if begun else arguments))
 
 
 def train(
@@ -75,12 +102,13 @@ def train(
     def search(pair: Pair, place: Path) -> Hull:
         last = place / CHECKPOINT
         one = replace(settings, initial=pair.initial, target=pair.target, pairs=None)
-        changed = OmegaConf.merge(
+        merged = OmegaConf.merge(
             config, {"initial": pair.initial, "target": pair.target, "pairs": None}
         )
-        assert isinstance(changed, DictConfig)
-        checkpoint = last if last.exists() else None
-        return search_pair(one, changed, data, model, place, checkpoint, group, known)
+        assert isinstance(merged, DictConfig)
+        with claimed(place, "hydra.run.dir"):
+            checkpoint = last if last.exists() else None
+            return search_pair(one, merged, data, model, place, checkpoint, group, known)
 
     def decisive(pair: Pair) -> dict[str, Any]:
         images = [data.test.find(*each).image for each in pair._asdict().items()]
@@ -95,6 +123,7 @@ def train(
             f"pairs={settings.pairs}: no pair could be evaluated; {directory / 'pairs.md'} says "
             f"why. The first: {outcomes[0]['reasons'][0]}"
         )
+    print(f"next: {command('evaluate.py', override('run', directory))}")
 
 
 def search_pair(

@@ -141,7 +141,7 @@ MISTAKES = [
     (("ckpt_path=none",), "error: ckpt_path=none: there is no such file"),
     (("ckpt_path=last",), "error: ckpt_path=last: there is no earlier run in"),
     (("trainer.precision=9",), "error: trainer.precision=9: must be one of 32-true, 64-true"),
-    (("hydra.run.dir=/dev/null/x",), "error: /dev/null/x: Not a directory; what was written"),
+    (("hydra.run.dir=/dev/null/x",), "error: /dev/null/x: Not a directory; something else"),
     (("loss.alpha=1e999",), "error: loss.alpha=inf: must be a finite number"),
     (("loss.alpha=1e308", "optimizer.rate=1e308"), "error: the loss is not finite at step 0"),
 ]

@@ -36,11 +36,11 @@ def due(module: Collision, every: int) -> bool:
 
 
 class Stop(CollisionCallback):
-    """Ends the search when every corner has converged, or at `stop.max_steps`."""
+    """Ends the search when it is finished, or when the process was told to end."""
 
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Tell the trainer."""
-        trainer.should_stop = module.finished
+        trainer.should_stop = module.finished or module.ending()
 
 
 class Progress(CollisionCallback):
@@ -78,6 +78,12 @@ def curve_terms(sources: Sources | None) -> tuple[str, ...]:
     return terms if sources is None else (*terms, "total_variation")
 
 
+def has_row(module: Collision) -> bool:
+    """Whether the last `training_step` ended where the curves have a row."""
+    between = module.step % module.every != 0 and not module.finished
+    return not between and module.step != module.step_before
+
+
 class Curves(CollisionCallback):
     """Writes each term of each corner to `metrics.csv`, and to W&B where it is on.
 
@@ -104,10 +110,10 @@ class Curves(CollisionCallback):
         write_text(self.path, "\n".join([",".join(self.names()), *rows]) + "\n")
 
     def look(self, trainer: Trainer, module: Collision) -> None:
-        """Add one row; a search that is resumed at its end has it."""
-        if module.step == module.step_before:
-            return
-        self.add(trainer, module.step, torch.stack([module.curves[name] for name in self.terms]))
+        """Add one row; none where no step was taken, or a signal ended them on the way to one."""
+        if has_row(module):
+            table = torch.stack([module.curves[name] for name in self.terms])
+            self.add(trainer, module.step, table)
 
     def add(self, trainer: Trainer, step: int, table: Tensor) -> None:
         """Add one row of the terms of each corner, (terms, K)."""
@@ -165,8 +171,18 @@ class Checkpoints(CollisionCallback):
         self.folder, self.every = folder, every
 
     def look(self, trainer: Trainer, module: Collision) -> None:
-        """Save when due, and at the end."""
-        if due(module, self.every) or module.finished:
-            temporary = self.folder / ".last.ckpt.tmp"
+        """Save when due, and at the end, also when the process was told to end.
+
+        Raises:
+            OSError: when it cannot be written; the one before is still there.
+        """
+        if not (due(module, self.every) or module.finished or module.ending()):
+            return
+        path, temporary = self.folder / "last.ckpt", self.folder / ".last.ckpt.tmp"
+        try:
             trainer.save_checkpoint(temporary)
-            os.replace(temporary, self.folder / "last.ckpt")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -82,8 +81,9 @@ class Collision(LightningModule):
         self.seconds = self.earlier = 0.0
         self.started = time.perf_counter()
         self.curves: dict[str, Tensor] = {}
-        self.converged = False
+        self.converged = self.resumed = False
         self.agree: Callable[[bool], bool] = bool  # other processes may have corners, too
+        self.ending: Callable[[], bool] = bool  # whether the process was told to end
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser of the parameterisation."""
@@ -96,6 +96,11 @@ class Collision(LightningModule):
             CollisionError: when a loss or a gradient is not finite; it names the step.
         """
         start = time.perf_counter()
+        if self.resumed:  # the checkpoint may be that of the end
+            self.resumed = False
+            self._look([])
+            if self.finished:
+                return
         # Only the loss scaling of 16-mixed needs Lightning's wrapped optimiser and backward,
         # which cost a fifth of an MNIST step.
         scaled = self.trainer.precision == "16-mixed"
@@ -103,8 +108,6 @@ class Collision(LightningModule):
         backward = self.manual_backward if scaled else Tensor.backward
         group = optimizer.param_groups[0]
         end = min(self.step + self.every - self.step % self.every, self.stop.max_steps)
-        if self.finished:  # resumed at the end
-            end = self.step
         totals = []
         for step in range(self.step, end):
             group["lr"] = rate_at(self.optimizer_settings, step, self.stop.max_steps)
@@ -113,6 +116,9 @@ class Collision(LightningModule):
             totals.append(self._descend(step, backward))
             optimizer.step()
             self.parameterisation.project()
+            if self.ending():
+                end = step + 1
+                break
         self._look(totals, _optimised(optimizer, not scaled))
         self.step_before, self.step = self.step, end
         self.seconds += time.perf_counter() - start
@@ -230,7 +236,8 @@ class Collision(LightningModule):
     @property
     def finished(self) -> bool:
         """Whether the search stops here."""
-        enough = self.step >= self.stop.min_steps and self.converged
+        looked_at = self.step % self.every == 0  # not so where a signal ended the steps
+        enough = looked_at and self.step >= self.stop.min_steps and self.converged
         return self.step >= self.stop.max_steps or enough
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -242,20 +249,14 @@ class Collision(LightningModule):
             "seconds": self.seconds,
             "seconds_total": self.earlier + time.perf_counter() - self.started,
             "problem": self.problem,
-            "converged": self.converged,
-            "settings": self._settings(),
         }
-
-    def _settings(self) -> list[dict[str, Any]]:
-        """What `converged` was said under."""
-        return [asdict(each) for each in (self.loss_settings, self.optimizer_settings, self.stop)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the counters up again."""
         saved = checkpoint["collision"]
-        self.step, self.seconds = saved["step"], saved["seconds"]
+        self.step = self.step_before = saved["step"]
+        self.seconds, self.resumed = saved["seconds"], True
         self.earlier = saved["seconds_total"]
-        self.converged = saved.get("converged", False) and saved["settings"] == self._settings()
 
 
 def _optimised(optimizer: torch.optim.Optimizer, gradients: bool) -> list[Tensor]:

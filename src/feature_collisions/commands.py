@@ -1,7 +1,9 @@
 """What `train.py` and `evaluate.py` share: Hydra, and one message for a user's mistake."""
 
 import ctypes
+import errno
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,7 +15,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import Container, DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from .command_line import changed, command
 from .config import Settings, expand_corner_sweep
+from .ends import Stopped, stopping
 from .errors import CollisionError, SettingError
 from .evaluate_settings import EvaluateSettings
 
@@ -23,7 +27,8 @@ _MENDABLE = (SettingError, CollisionError, HydraException, OmegaConfBaseExceptio
 def run_command(task: Callable[[DictConfig], None], conf: Path, name: str) -> None:
     """Run `task` on the config `conf`/`name`.yaml and the command line's overrides.
 
-    A mistake the user can mend ends with one message and exit status 1, without a traceback.
+    A mistake the user can mend ends with one message and exit status 1, without a traceback;
+    SIGINT and SIGTERM with one line and the status 130 or 143.
     """
     register_schemas(ConfigStore.instance())
     sys.argv[1:] = expand_or_exit(sys.argv[1:])
@@ -33,9 +38,22 @@ def run_command(task: Callable[[DictConfig], None], conf: Path, name: str) -> No
     keep_freed_memory()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, to be put in our own words
     try:
-        hydra.main(config_path=str(conf), config_name=name, version_base="1.3")(task)()
+        with stopping():
+            hydra.main(config_path=str(conf), config_name=name, version_base="1.3")(task)()
+    except Stopped as stopped:
+        go_on = stopped.command or _again(sys.argv)
+        print(f"\n{stopped}; what was written is kept. To go on: {go_on}", file=sys.stderr)
+        sys.exit(stopped.status)
     except _MENDABLE as error:
         sys.exit(f"error: {explain(error)}")
+
+
+def _again(typed: list[str]) -> str:
+    """The command that goes on where no job can say it: before the first, or beside them."""
+    arguments = typed[1:]
+    if any(each.startswith("hydra.sweep.dir=") for each in arguments):
+        arguments = changed(arguments, "ckpt_path=last")
+    return command(Path(typed[0]).name, *arguments)
 
 
 def keep_freed_memory() -> None:
@@ -78,8 +96,35 @@ def explain(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException):
         return f"{cause.full_key}: {str(cause).splitlines()[0]}"
     if isinstance(error, OSError):
-        return (
-            f"{error.filename or 'output'}: {error.strerror or error}; what was written before is "
-            "kept. Free some space or choose another place with hydra.run.dir=DIR"
-        )
+        return f"{error.filename or 'output'}: {error.strerror or error}; {_advice(error)}"
     return str(error).strip()
+
+
+_ELSEWHERE = "choose another place (hydra.run.dir=DIR of train.py, run=DIR of evaluate.py)"
+_ADVICE = {
+    ("ENOSPC", "EDQUOT", "EFBIG"): "what was written before is kept. Free some space, or "
+    + _ELSEWHERE,
+    ("EACCES", "EPERM", "EROFS"): f"allow it (permissions, owner, mount), or {_ELSEWHERE}",
+    ("ENOTDIR", "EEXIST", "EISDIR", "ENOTEMPTY"): "something else of that name is in the way; "
+    f"move it, or {_ELSEWHERE}",
+    ("ENAMETOOLONG",): "give a shorter name",
+    ("ENOENT",): "check the name; it may have been moved or deleted meanwhile",
+    ("ELOOP",): "its links lead nowhere; remove them",
+    ("EMFILE", "ENFILE"): "close other programs, or allow more open files with `ulimit -n 4096`",
+    ("ENOMEM",): "free some memory",
+    ("EPIPE",): "whoever read the output is gone; what was written is kept",
+    ("EIO", "ESTALE"): "the disk or its server fails; what was written before is kept",
+    ("ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH",
+     "ENETDOWN", "EADDRNOTAVAIL"): "check the network, its proxy and the server",
+}  # fmt: skip
+
+
+def _advice(error: OSError) -> str:
+    """What to do about what the system refused."""
+    if isinstance(error, socket.gaierror | TimeoutError):
+        return "check the network, its proxy and the server"
+    name = errno.errorcode.get(error.errno or 0)
+    for names, advice in _ADVICE.items():
+        if name in names:
+            return advice
+    return "what was written before is kept"

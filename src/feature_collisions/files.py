@@ -38,6 +38,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         with temporary.open("xb") as file:  # x: through no link that lies there already
             file.write(content)
         os.replace(temporary, path)
+    except OSError as error:  # the user knows `path`, not the temporary file
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

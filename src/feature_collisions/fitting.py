@@ -47,7 +47,6 @@ def make_trainer(
         with _quiet_lightning():
             return Trainer(
                 **(arguments | {"devices": first, "strategy": "auto"}),
-                plugins=alone,
                 max_epochs=-1,
                 logger=False,
                 callbacks=[*callbacks, Stop()],
@@ -55,7 +54,7 @@ def make_trainer(
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 default_root_dir=directory,
-                plugins=[file or CheckpointFile()],
+                plugins=[alone, file or CheckpointFile()],
             )
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise SettingError(f"trainer={arguments}: {error}") from None

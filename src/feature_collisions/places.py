@@ -1,12 +1,51 @@
 """Where runs lie: the directory of this one, the checkpoint it continues from, the newest one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .errors import SettingError
 
 CORNERS = "collision.safetensors"
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 CONFIG = "config.yaml"
+LOCK = ".lock"
+
+
+@contextmanager
+def claimed(directory: Path, setting: str) -> Iterator[None]:
+    """Own a run directory within the block, as this process may do already.
+
+    The claim is a lock of the system's own, so a process that is killed gives it up.
+
+    Args:
+        directory: is made where there is none.
+        setting: names the directory on the command line.
+
+    Raises:
+        SettingError: when another process owns it.
+        OSError: when nothing can be written there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / LOCK
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise SettingError(f"{path}: is no plain file, as train.py makes it; delete it")
+    lock = FileLock(path, is_singleton=True)  # an owner may claim it again
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise SettingError(
+            f"{setting}={directory}: another process is at work there; wait for its end, or name "
+            f"another directory with {setting}=DIR"
+        ) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(directory)) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def place_of_run(
@@ -30,13 +69,14 @@ def place_of_run(
             if (output / name).exists():
                 setting = f"hydra.sweep.dir={output.parent}" if sweep else f"hydra.run.dir={output}"
                 where = f"job {output.name}" if sweep else "it"
-                raise SettingError(
-                    f"{setting}: there is a run in {where} ({name}); continue it with "
-                    "ckpt_path=last or choose another directory"
-                )
+                with claimed(output, "hydra.sweep.dir" if sweep else "hydra.run.dir"):
+                    raise SettingError(
+                        f"{setting}: there is a run in {where} ({name}); continue it with "
+                        "ckpt_path=last or choose another directory"
+                    )
         return output, Path(ckpt_path) if ckpt_path else None
-    here = (output / CONFIG).exists() or (sweep and named)
-    place = output if here else _newest_beside(output, sweep)
+    begun = (sweep and named) or (output / CONFIG).exists()
+    place = output if begun else _newest_beside(output, sweep)
     checkpoint = place / CHECKPOINT
     return place, checkpoint if checkpoint.exists() else None
 
@@ -58,9 +98,15 @@ def _newest_beside(output: Path, sweep: bool) -> Path:
 
 
 def remove_if_empty(directory: Path) -> None:
-    """Remove the directory that Hydra made for a run that wrote nothing."""
-    if directory.is_dir() and not any(directory.iterdir()):
-        directory.rmdir()
+    """Remove the directory that Hydra made for a run that wrote nothing, if nobody owns it."""
+    if not directory.is_dir() or any(each.name != LOCK for each in directory.iterdir()):
+        return
+    try:
+        with claimed(directory, "hydra.run.dir"):
+            (directory / LOCK).unlink()
+    except SettingError:
+        return
+    directory.rmdir()
 
 
 def newest_run(root: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .command_line import command, override
 from .differences import boxes_figure
 from .figures import save_figure
 from .files import write_text
@@ -49,7 +50,7 @@ def print_corners(hull: Hull, class_names: Sequence[str], directory: Path) -> No
         )
     if not summary["converged"]:
         print("not converged: see the warning above")
-    print(f"run: {directory}\nnext: python evaluate.py run={directory}")
+    print(f"run: {directory}\nnext: {command('evaluate.py', override('run', directory))}")
 
 
 def hull_figure(hull: Hull, class_names: Sequence[str]) -> Figure:

@@ -19,6 +19,7 @@ from .checks import one_of
 from .collision import Collision
 from .composite import Sources
 from .config import parse_corners, parse_corners_per_batch
+from .ends import between_steps
 from .errors import SettingError
 from .features import Observed, TargetLayer
 from .fitting import fit, make_trainer
@@ -176,7 +177,8 @@ class Search:
         if len(device_ids(self.trainer)) > 1 and len(self.corners) > 1:
             found = self._share(logger)
         else:
-            fit(self.lightning, self.module, logger, self.ckpt_path)
+            with between_steps() as self.module.ending:
+                fit(self.lightning, self.module, logger, self.ckpt_path)
             found = self.module.parameterisation().detach().float().cpu()
         summary = self._summary(found)
         if self.sources is not None:

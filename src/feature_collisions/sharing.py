@@ -7,6 +7,8 @@ none runs the command line again.
 
 import csv
 import multiprocessing
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -27,6 +29,7 @@ from .callbacks import (
     Progress,
     curve_terms,
     due,
+    has_row,
 )
 from .checkpoint_files import JointCheckpointFile, join_rows
 from .collision import Collision
@@ -133,6 +136,8 @@ def _ended_together(processes: Any) -> Iterator[Any]:
 
 def _search_share(rank: int, task: Task) -> None:
     """One process: its corners, on its device."""
+    for each in (signal.SIGINT, signal.SIGTERM):  # the command that was typed says what a signal did
+        signal.signal(each, lambda number, _: sys.exit(128 + number))
     try:
         found = _search_rows(rank, task)
     except (SettingError, CollisionError, OSError) as error:
@@ -197,7 +202,7 @@ class JointCurves(CollisionCallback):
 
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Add one row; see Curves."""
-        if module.step == module.step_before:
+        if not has_row(module):
             return
         own = torch.stack([module.curves[name] for name in self.curves.terms], 1)
         parts = self.together.gather(own.cpu())
