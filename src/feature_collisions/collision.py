@@ -98,7 +98,7 @@ class Collision(LightningModule):
         start = time.perf_counter()
         if self.resumed:  # the checkpoint may be that of the end
             self.resumed = False
-            self._look([])
+            self._look([], [])
             if self.finished:
                 return
         # Only the loss scaling of 16-mixed needs Lightning's wrapped optimiser and backward,

@@ -136,7 +136,7 @@ def _ended_together(processes: Any) -> Iterator[Any]:
 
 def _search_share(rank: int, task: Task) -> None:
     """One process: its corners, on its device."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # the command that was typed says what a signal did
+    for each in (signal.SIGINT, signal.SIGTERM):  # the process that was told says so
         signal.signal(each, lambda number, _: sys.exit(128 + number))
     try:
         found = _search_rows(rank, task)
