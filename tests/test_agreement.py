@@ -306,6 +306,13 @@ def test_images_that_fail_anywhere_in_the_network_are_refused_before_the_first_s
     with pytest.raises(SettingError, match=r"'mask'.*its forward raises KeyError"):
         find_corners(Wants(), "net.1", *pair, range(3))
 
+    class Hungry(Wants):
+        def forward(self, images):
+            raise torch.OutOfMemoryError("out of memory: tried to allocate a size of 9 GiB")
+
+    with pytest.raises(SettingError, match=r"too little memory .* smaller images"):
+        find_corners(Hungry(), "net.1", *pair, range(3))
+
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_a_model_on_a_gpu_is_searched_with_images_on_the_cpu(pair):
@@ -317,11 +324,15 @@ def test_a_model_on_a_gpu_is_searched_with_images_on_the_cpu(pair):
     assert class_proof(hull)["share_proved"] > 0
 
 
-@pytest.mark.parametrize("name", ["mixed", "half"])
-def test_mixed_precision_is_compared_before_weights_are_halved(pair, name):
-    """The rounding of bfloat16, more than any comparison allows, refuses nothing."""
-    settings = {"mixed": {"precision": "bf16-mixed"}, "half": {"precision": "32"}}[name]
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64"])
+def test_the_precision_of_the_search_refuses_no_model(pair, precision):
+    """Networks are compared before their weights are halved, and float64 ones as float32."""
     hull = find_corners(
-        toy(), "1", *pair, range(3), stop=StopSettings(0.2, max_steps=300), trainer=settings
+        toy(),
+        "1",
+        *pair,
+        range(3),
+        stop=StopSettings(0.2, max_steps=300),
+        trainer={"precision": precision},
     )
     assert hull.summary["converged"]
