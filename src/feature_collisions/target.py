@@ -87,7 +87,9 @@ def passing(size: Sequence[int], where: str = "") -> Iterator[None]:
     except Exception as error:  # whatever the user's own forward raises
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         shape = "x".join(map(str, size))
-        if isinstance(error, RuntimeError) and _OF_SIZE.search(reason):
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in reason:
+            cure = "there is too little memory for it; give smaller images (data.size)"
+        elif isinstance(error, RuntimeError) and _OF_SIZE.search(reason):
             cure = "give images of the size the network was made for (data.size)"
         else:
             kind = type(error).__name__
