@@ -1,5 +1,6 @@
 """What a solver has no use for is refused, and what it takes means what a search's means."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -86,3 +87,29 @@ def test_python_is_refused_likewise(given: dict[str, Any], message: str) -> None
     net, initial, target = network()
     with pytest.raises(SettingError, match=message):
         LinearPrograms(*(net, "1", initial, target), **({"corners": [0]} | given))
+
+
+@pytest.mark.parametrize(("scale", "exact"), [(1.0, True), (1e-9, False)])
+def test_exact_corners_say_whether_they_are(scale: float, exact: bool) -> None:
+    """HiGHS takes constraints for met within 1e-7, which features of 1e-9 are from anything."""
+    net, initial, target = network()
+    net[1].weight.data *= scale
+    net[1].bias.data *= scale
+    programs = LinearPrograms(net, "1", initial, target, [0, 1], "unit")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        hull = programs.run()
+    assert hull.summary["converged"] == exact
+    assert any("L_pos of corners [0, 1]" in str(each.message) for each in said) != exact
+    features = net[1](target.flatten()).relu()
+    active = features > 0
+    off = [float((net[1](x.flatten()) - features)[active].norm()) for x in hull.corners]
+    assert (max(off) < 1e-3 * float(features.norm())) == exact
+
+
+def test_a_target_without_active_units_has_exact_corners() -> None:
+    net, initial, target = network()
+    net[1].bias.data -= net[1](target.flatten()).max() + 0.1
+    hull = LinearPrograms(net, "1", initial, target, [0, 1], "unit").run()
+    assert hull.summary["converged"]
+    assert (net[1](hull.corners.flatten(1)) <= 1e-5).all()

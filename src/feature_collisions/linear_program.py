@@ -28,6 +28,7 @@ from .weights import weights_hash
 
 OBJECTIVES = ("eq2", "unit", "random")
 _LARGEST = 2**28  # entries of the map: 2 GiB
+_EXACT = 1e-3  # of ||f(t)||: pixels are rounded to float32
 _SEEDS = 2**43  # a generator's has 64 bits, and each corner its own
 _SAME = 1e-4  # corners nearer than this (L2, pixels in [0, 1]) are one
 
@@ -252,6 +253,14 @@ class LinearPrograms:
         probabilities = class_probabilities(self.model, every)
         preactivation = self.cut(images.double())
         summary = summary_of(self.corners, self.units, preactivation, self.features, probabilities)
+        limit = _EXACT * float(self.features.features.norm())
+        far = [each["corner"] for each in summary["corners"] if not each["positive"] <= limit]
+        if far:
+            warnings.warn(
+                f"not converged: L_pos of corners {far} is not under {_EXACT:g} ||f(t)||: features "
+                "this small are within the solver's tolerance of 1e-7; scale the network's weights",
+                stacklevel=3,
+            )
         return summary | {
             "experiment": "linear_program",
             "classifier": type(self.model).__name__,
@@ -260,7 +269,7 @@ class LinearPrograms:
             "solver": "linear_program",
             "objective": self.objective,
             "distance_scale": 1 if len(self.initial) == 1 else 255,
-            "converged": True,
+            "converged": not far,
         }
 
 
