@@ -5,11 +5,12 @@ Random settings, with numbers that are too large, too small, no numbers, or of a
 
 import dataclasses
 import math
+from collections import Counter
 
 import pytest
 import torch
 from hydra.errors import HydraException
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 from test_config import settings as composed
@@ -26,6 +27,7 @@ from feature_collisions.config import (
 from feature_collisions.errors import CollisionError, SettingError
 from feature_collisions.evaluate_settings import EvaluateSettings
 from feature_collisions.patch_settings import PatchSettings
+from feature_collisions.precision import check_trainer
 from feature_collisions.search import Search
 from feature_collisions.search_settings import (
     LogSettings,
@@ -39,7 +41,6 @@ from feature_collisions.search_settings import (
 
 ODD = [None, True, "5", "", [], {}, -1, 0, 1, 2, 1.5, -0.0, 1e-320, 1e308, 2**63, 10**400,
        math.nan, math.inf, -math.inf]  # fmt: skip
-values = st.one_of(st.sampled_from(ODD), st.integers(), st.floats())
 PARTS = [LossSettings, OptimizerSettings, RateSettings, StopSettings, LogSettings, PatchSettings,
          DataSettings, EvaluateSettings]  # fmt: skip
 
@@ -108,52 +109,74 @@ def test_stages_have_rules_too():
                 part.check()
 
 
-small = st.one_of(*[st.floats(0, 10), st.integers(0, 3)] * 4, st.sampled_from(ODD))
-search_settings = st.fixed_dictionaries(
-    {},
-    optional={
-        "loss": st.builds(LossSettings, alpha=small, beta=small, hull=small, distance=small,
-                          rectified=st.booleans(), normalise=st.booleans(),
-                          positive_form=st.sampled_from(["norm", "half_square", "x"])),
-        "optimizer": st.builds(OptimizerSettings, rate=small, average=small,
-                               name=st.sampled_from(["adam", "descent", "x"])),
-        "stop": st.builds(StopSettings, positive=small, probability=small, min_steps=small,
-                          max_steps=st.one_of(st.sampled_from(ODD[:12]), st.integers(0, 3))),
-        "log": st.builds(LogSettings, every=small, checkpoint_every=small),
-        "corners": st.one_of(values, st.lists(st.integers(-1, 4), max_size=3)),
-        "corners_per_batch": small,
-        "corner_order": st.sampled_from(["flat", "inactive_first", "x"]),
-        "trainer": st.dictionaries(
-            st.sampled_from(["precision", "devices", "accelerator", "max_steps", "logger"]),
-            st.one_of(st.sampled_from([*ODD, "32-true", "64-true", "cpu"])), max_size=2),
-    },
-)  # fmt: skip
+def arguments():
+    """Of `Search`, which with these takes three steps."""
+    return {
+        "loss": LossSettings(),
+        "optimizer": OptimizerSettings(),
+        "stop": StopSettings(max_steps=3),
+        "log": LogSettings(),
+        "corners": [0, 2],
+        "corners_per_batch": "auto",
+        "corner_order": "flat",
+        "trainer": {"accelerator": "cpu"},
+    }
+
+
+PATHS = [(name, *path) for name in ("loss", "optimizer", "stop", "log")
+         for path in leaves(arguments()[name]) if path[-1] != "stages"]  # fmt: skip
+PATHS += [("corners",), ("corners_per_batch",), ("corner_order",)]
+PATHS += [("trainer", name) for name in ("precision", "accelerator", "max_steps")]
+changes = st.dictionaries(
+    st.sampled_from(PATHS),
+    st.one_of(
+        st.integers(0, 3),
+        st.floats(0, 2),
+        st.lists(st.integers(0, 4), max_size=3),
+        st.sampled_from([*ODD, "half_square", "descent", "inactive_first", "64-true", "cpu"]),
+    ),
+    max_size=2,
+)
+
+
+def changed_by(change):
+    found = arguments()
+    for (name, *path), value in change.items():
+        if not path:
+            found[name] = value
+        elif name == "trainer":
+            found[name][path[0]] = value
+        else:
+            put(found[name], path, value)
+    return found
 
 
 @pytest.mark.filterwarnings("ignore:not converged")
-@settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,  # the same in every run: a suite that fails by chance teaches to ignore it
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(search_settings)
-def test_settings_are_refused_before_the_first_step_or_run(shift, shift_images, given):
-    try:
-        search = Search(shift, "hidden", *shift_images, **given)
-    except SettingError as refusal:
-        message = str(refusal)
-        assert "\n" not in message
-        return
-    if search.stop.max_steps > 3:
-        return
-    try:
-        hull = search.run()
-    except CollisionError as end:  # weights that float32 cannot hold
-        message = str(end)
-        assert "the loss is not finite at step" in message
-        return
-    assert hull.corners.isfinite().all()
+def test_settings_are_refused_before_the_first_step_or_run(shift, shift_images):
+    ends = Counter()
+
+    @settings(max_examples=80, deadline=None, derandomize=True, database=None)
+    @given(changes)  # derandomised: a suite that fails by chance teaches to ignore it
+    def check(change):
+        try:
+            search = Search(shift, "hidden", *shift_images, **changed_by(change))
+        except SettingError as refusal:
+            message = str(refusal)
+            assert "\n" not in message
+            ends["refused"] += 1
+            return
+        assert search.stop.max_steps <= 3
+        try:
+            hull = search.run()
+        except CollisionError as end:  # weights that float32 cannot hold
+            message = str(end)
+            assert "the loss is not finite at step" in message
+            return
+        assert hull.corners.isfinite().all()
+        ends["ran"] += 1
+
+    check()
+    assert min(ends["refused"], ends["ran"]) > 8  # else it says little
 
 
 @pytest.mark.parametrize("value", [*ODD, "9" * 5000, "0.." + "9" * 5000, "1..0", "٣", "a", "0..3"])
@@ -235,3 +258,18 @@ def test_settings_of_a_job_are_checked_whole():
     job.rates.adam = math.nan
     with pytest.raises(SettingError, match=r"rates\.adam=nan"):
         job.check()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"max_steps": 3}, r"trainer\.max_steps=3: is not for a search to take; .*stop's to say"),
+        ({"accelerator": "abacus"}, r"trainer\.accelerator=abacus: must be one of auto, cpu"),
+        ({"accelerator": "cpu", "devices": [0, 0]}, r"trainer\.devices=\[0, 0\]: .*different"),
+        ({"accelerator": "cpu", "devices": ["a"]}, r"trainer\.devices=\['a'\]: must be a whole"),
+        ({"accelerator": "cpu", "devices": "9" * 5000}, r"trainer\.devices=9+: must be a whole"),
+    ],
+)
+def test_what_a_trainer_cannot_be_given_is_refused(trainer, message):
+    with pytest.raises(SettingError, match=message):
+        check_trainer(trainer)

@@ -18,6 +18,7 @@ from .checks import one_of
 from .collision import Collision
 from .composite import Sources
 from .config import parse_corners, parse_corners_per_batch
+from .errors import SettingError
 from .fitting import fit, make_trainer
 from .frozen import frozen_copy, network_of
 from .goal import Goal, unmet
@@ -80,6 +81,11 @@ class Search:
         check_pair(self.initial, self.target)
         for settings in (self.loss, self.optimizer, self.stop, self.log):
             settings.check()
+        if self.loss.distance and min(self.initial.shape[1:]) < 8:
+            raise SettingError(
+                f"loss.distance={self.loss.distance}: compares means over 8x8 pixels, and the "
+                "images are smaller; set loss.distance=0"
+            )
         self.corners = parse_corners(self.corners)
         self.trainer = check_trainer(self.trainer)
         self.dtype = torch.float64 if self.trainer["precision"] == "64-true" else torch.float32
