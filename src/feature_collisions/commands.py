@@ -11,13 +11,20 @@ from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import Container, DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
+<<<<<<< HEAD
 from .command_line import changed, command
 from .config import Settings, expand_corner_sweep
 from .ends import Stopped, stopping
+||||||| d0a2ca8
+from .config import Settings, expand_corner_sweep
+=======
+from .config import Settings, check_arguments, expand_corner_sweep, overrides_first
+from .conversions import in_plain_words
+>>>>>>> e
 from .errors import CollisionError, SettingError
 from .evaluate_settings import EvaluateSettings
 
@@ -76,9 +83,13 @@ def register_schemas(store: ConfigStore) -> None:
 
 
 def expand_or_exit(arguments: list[str]) -> list[str]:
-    """The arguments with `corner=0..4` expanded for a sweep; a mistake in it ends the program."""
+    """The arguments in Hydra's order, with `corner=0..4` expanded for a sweep.
+
+    A mistake in them ends the program.
+    """
     try:
-        return expand_corner_sweep(arguments)
+        check_arguments(arguments)
+        return expand_corner_sweep(overrides_first(arguments))
     except SettingError as error:
         sys.exit(f"error: {error}")
 
@@ -88,13 +99,14 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice}: unknown; known are {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: cannot be read; write NAME=VALUE, and quotes within quotes where "
+            "VALUE has spaces, commas or brackets: 'NAME=\"a value\"'"
+        )
     cause = error.__cause__ if isinstance(error, HydraException) else error
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
-        parent = cause.parent_node
-        known = ", ".join(map(str, parent)) if isinstance(parent, Container) else "none"
-        return f"{cause.full_key}: there is no such setting; known here are {known}"
     if isinstance(cause, OmegaConfBaseException):
-        return f"{cause.full_key}: {str(cause).splitlines()[0]}"
+        return in_plain_words(cause)
     if isinstance(error, OSError):
         return f"{error.filename or 'output'}: {error.strerror or error}; {_advice(error)}"
     return str(error).strip()

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from .checks import at_least, one_of
+from .checks import SEED, SIDE, one_of, whole
+from .conversions import in_plain_words
 from .errors import SettingError
 from .patch_settings import PatchSettings
 from .search_settings import (
@@ -45,7 +47,7 @@ class DataSettings:
 
     def check(self) -> None:
         """Raise SettingError for an unknown way of resizing, or no size."""
-        at_least("data.size", self.size, 1)
+        whole("data.size", self.size, 1, SIDE)
         one_of("data.resize", self.resize, ("warp", "crop"))
 
 
@@ -108,6 +110,7 @@ class Settings:
         parts = (
             self.data,
             self.loss,
+            self.rates,
             self.optimizer,
             self.stop,
             self.log,
@@ -116,19 +119,29 @@ class Settings:
         )
         for part in parts:
             part.check()
-        at_least("seed", self.seed, 0)
+        whole("seed", self.seed, 0, SEED)
         parse_corners(self.corner)
         parse_corners_per_batch(self.corners_per_batch)
 
 
 def to_settings(config: DictConfig) -> Any:
-    """Turn a composed config into its checked dataclass; nothing after this sees a DictConfig."""
-    settings: Any = OmegaConf.to_object(config)
+    """Turn a composed config into its checked dataclass; nothing after this sees a DictConfig.
+
+    Raises:
+        SettingError: for a setting that is missing, or breaks its rule.
+    """
+    try:
+        settings: Any = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise SettingError(in_plain_words(error)) from None
     settings.check()
     return settings
 
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_LONGEST = 300  # digits, of the largest float
+_MOST = 100_000  # corners of a run
+_DIGITS = 18  # of a corner's number
 _CORNER_RULE = (
     "corner counts the target's inactive units from 0; write one index (2), a list ([0,3,7]) "
     "or a range with both ends (0..4)"
@@ -150,9 +163,16 @@ def parse_corners(corner: Any) -> list[int]:
     for part in parts:
         text = str(part).strip()
         span = _RANGE.fullmatch(text)
+        if any(len(digits) > _DIGITS for digits in re.findall(r"\d+", text)):
+            raise SettingError(f"corner={text[:40]}: no layer has as many units; {_CORNER_RULE}")
         if span and int(span[1]) > int(span[2]):
             raise SettingError(
                 f"corner={text}: a range must rise; write corner={span[2]}..{span[1]}"
+            )
+        if span and int(span[2]) - int(span[1]) >= _MOST:
+            raise SettingError(
+                f"corner={text}: names {int(span[2]) - int(span[1]) + 1:,} corners; a run takes "
+                f"{_MOST:,} at most; shorten the range"
             )
         if span:
             corners += range(int(span[1]), int(span[2]) + 1)
@@ -171,11 +191,48 @@ def parse_corners_per_batch(value: Any) -> int | None:
     """Read `corners_per_batch`: a number of corners, or `auto` (None) for what memory holds."""
     if value == "auto":
         return None
-    if not str(value).isdecimal() or int(value) < 1:
+    text = str(value)
+    if len(text) > _DIGITS or not text.isdecimal() or int(text) < 1:
         raise SettingError(
             f"corners_per_batch={value}: must be auto, or a number of corners of at least 1"
         )
-    return int(value)
+    return int(text)
+
+
+_GROUPS = ("experiment", "classifier", "data", "optimizer", "trainer")
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Raise SettingError for what Hydra meets without a message of its own.
+
+    These are a number that is too long to be read, and one in place of a choice.
+    """
+    for argument in arguments:
+        group, _, choice = argument.lstrip("+").partition("=")
+        if group in _GROUPS and re.fullmatch(r"[-+.\d]+|true|false|\{.*", choice.lower()):
+            raise SettingError(
+                f"{argument}: is none of the choices; they are the files in conf/{group}/"
+            )
+        longest = max(map(len, re.findall(r"\d+", argument)), default=0)
+        if longest > _LONGEST:
+            raise SettingError(
+                f"{argument[:40]}...: a number of {longest} digits; none may have more than "
+                f"{_LONGEST}"
+            )
+
+
+def overrides_first(arguments: list[str]) -> list[str]:
+    """Hydra's own order: it takes no override that comes after a flag after an override.
+
+    Example:
+        >>> overrides_first(["corner=0..1", "-m", "data.root=DIR"])
+        ['corner=0..1', 'data.root=DIR', '-m']
+    """
+    return sorted(arguments, key=lambda argument: not _is_override(argument))
+
+
+def _is_override(argument: str) -> bool:
+    return argument[:1] == "~" or ("=" in argument and argument[:1] != "-")
 
 
 def expand_corner_sweep(arguments: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .checks import at_least, one_of
+from .checks import SEED, STEPS, at_least, one_of, whole
 from .errors import SettingError
 
 
@@ -30,8 +30,8 @@ class WorstCaseSettings:
 
     def check(self) -> None:
         """Raise SettingError for a negative number."""
-        at_least("worst_case.starts", self.starts, 0)
-        at_least("worst_case.steps", self.steps, 1)
+        whole("worst_case.starts", self.starts, 0, 100_000)
+        whole("worst_case.steps", self.steps, 1, STEPS)
 
 
 @dataclass
@@ -42,7 +42,7 @@ class PlainSettings:
 
     def check(self) -> None:
         """Raise SettingError for a negative number."""
-        at_least("plain.steps", self.steps, 0)
+        whole("plain.steps", self.steps, 0, STEPS)
 
 
 @dataclass
@@ -61,12 +61,14 @@ class EdgeSettings:
 
     def check(self) -> None:
         """Raise SettingError for a share beyond the edge, or another number out of range."""
-        if self.share is not None and not 0 <= self.share <= 1:
-            raise SettingError(
-                f"edges.share={self.share}: must be in [0, 1]; 1 walks every edge to its end"
-            )
+        if self.share is not None:
+            at_least("edges.share", self.share, 0)
+            if self.share > 1:
+                raise SettingError(
+                    f"edges.share={self.share}: must be in [0, 1]; 1 walks every edge to its end"
+                )
         at_least("edges.seconds", self.seconds, 0)
-        at_least("edges.memory", self.memory, 0.001)
+        at_least("edges.memory", self.memory, 0.001, 1024)
         if self.precision not in (32, 64):
             raise SettingError(f"edges.precision={self.precision}: must be 32 or 64")
 
@@ -114,7 +116,7 @@ class EvaluateSettings:
 
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
-        at_least("samples", self.samples, 1)
-        at_least("seed", self.seed, 0)
+        whole("samples", self.samples, 1, 10**7)
+        whole("seed", self.seed, 0, SEED)
         for part in (self.worst_case, self.plain, self.edges, self.proof, self.wandb):
             part.check()

@@ -17,7 +17,7 @@ def make_optimizer(
     plus 1 - a times the new, as the authors' experiments do; the mean starts at the first gradient.
     """
     if settings.name == "adam":
-        betas = (0.9, settings.square_average)
+        betas = (0.9, float(settings.square_average))
         return torch.optim.Adam(parameters, lr=settings.rate, betas=betas, fused=True)
     average = settings.average
     return torch.optim.SGD(parameters, lr=settings.rate, momentum=average, dampening=average)

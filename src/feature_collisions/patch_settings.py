@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .checks import at_least, one_of
+from .checks import SIDE, at_least, one_of, whole
 from .errors import SettingError
 
 
@@ -41,10 +41,12 @@ class PatchSettings:
 
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
-        for name in ("size", "reduction", "search_stride", "patch", "stride", "neighbours"):
-            at_least(f"patches.{name}", getattr(self, name), 1)
-        at_least("patches.surround", self.surround, 0)
-        at_least("patches.grid", self.grid, 2)
+        for name in ("size", "reduction", "search_stride", "patch", "stride"):
+            whole(f"patches.{name}", getattr(self, name), 1, SIDE)
+        whole("patches.neighbours", self.neighbours, 1, 1000)
+        whole("patches.surround", self.surround, 0, SIDE)
+        whole("patches.grid", self.grid, 2, 256)
+        at_least("patches.fraction", self.fraction, 0)
         if not 0 < self.fraction <= 1:
             raise SettingError(
                 f"patches.fraction={self.fraction}: must lie in (0, 1]; 1 takes every image"

@@ -9,6 +9,8 @@ from .errors import SettingError
 
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _PRECISIONS = ("32-true", "64-true", *MIXED)
+_ARGUMENTS = ("accelerator", "devices", "precision", "strategy", "num_nodes", "benchmark",
+              "deterministic", "detect_anomaly", "profiler")  # fmt: skip
 _ALIASES = {"32": "32-true", "64": "64-true"}
 
 
@@ -16,9 +18,20 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
     """The Trainer's arguments with their defaults.
 
     Raises:
-        SettingError: for a precision or a number of devices that the machine does not have.
+        SettingError: for an argument that is not the user's to give, and for a precision or a
+            number of devices that the machine does not have.
     """
+    for name, value in trainer.items():
+        if name not in _ARGUMENTS:
+            raise SettingError(
+                f"trainer.{name}={value}: is not for a search to take; of Lightning's arguments "
+                f"these are {', '.join(_ARGUMENTS)}. How long it runs is stop's to say"
+            )
     trainer = {"accelerator": "auto", "devices": 1, "precision": "32-true"} | trainer
+    if trainer["accelerator"] not in ("auto", "cpu", "gpu", "cuda", "mps"):
+        raise SettingError(
+            f"trainer.accelerator={trainer['accelerator']}: must be one of auto, cpu, gpu, mps"
+        )
     gpus = torch.cuda.device_count()
     if trainer["accelerator"] == "auto":
         trainer["accelerator"] = "gpu" if gpus else "cpu"
@@ -72,9 +85,12 @@ def _check_devices(trainer: dict[str, Any], gpus: int) -> None:
         devices = trainer["devices"] = max(1, gpus) if accelerator in ("gpu", "cuda") else 1
     there = {"cpu": os.cpu_count() or 1, "gpu": gpus, "cuda": gpus}.get(accelerator)
     count = len(devices) if isinstance(devices, list) else int(devices) if _whole(devices) else 0
+    if isinstance(devices, list) and not _numbers(devices):
+        count = 0
     if count < 1:
         raise SettingError(
-            f"trainer.devices={devices}: must be a whole number of at least 1, or auto"
+            f"trainer.devices={devices}: must be a whole number of at least 1, auto, or a list of "
+            "different devices' numbers, [0,2]"
         )
     if there is not None and count > there:
         kind = "CPU cores" if accelerator == "cpu" else "GPUs"
@@ -86,4 +102,10 @@ def _check_devices(trainer: dict[str, Any], gpus: int) -> None:
 
 
 def _whole(devices: Any) -> bool:
-    return str(devices).isdecimal() and not isinstance(devices, bool)
+    text = str(devices)
+    return text.isdecimal() and len(text) < 10 and not isinstance(devices, bool)
+
+
+def _numbers(devices: list[Any]) -> bool:
+    """Whether these are numbers of devices, each once."""
+    return all(map(_whole, devices)) and len(set(map(int, devices))) == len(devices)

@@ -45,7 +45,7 @@ def print_corners(hull: Hull, class_names: Sequence[str], directory: Path) -> No
     label = summary.get("target_label")
     if label is not None and label != summary["target_class"]:
         print(
-            f"note: the classifier takes the target, a {class_names[label]}, for a {target}; "
+            f"note: the classifier takes the target ({class_names[label]}) for {target}; "
             f"the corners collide with {target}"
         )
     if not summary["converged"]:

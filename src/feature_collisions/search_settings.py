@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from .checks import at_least, one_of, rising
+from .checks import STEPS, at_least, one_of, rising, whole
 from .errors import SettingError
 
 
@@ -49,7 +49,7 @@ class LossSettings:
         """Raise SettingError for a weight or form that makes no loss."""
         for name in ("alpha", "beta", "gamma", "hull_weight", "output", "distance"):
             at_least(f"loss.{name}", getattr(self, name), 0)
-        at_least("loss.hull", self.hull, 0)
+        whole("loss.hull", self.hull, 0, 10_000)
         one_of("loss.positive_form", self.positive_form, ("norm", "half_square"))
         rising("loss.stages", [stage.step for stage in self.stages])
         for number, stage in enumerate(self.stages):
@@ -93,7 +93,7 @@ class OptimizerSettings:
             ("square_average", "0.999 is usual"),
         ):
             share = getattr(self, name)
-            if not 0 <= share < 1:
+            if not (isinstance(share, int | float) and 0 <= share < 1):
                 raise SettingError(
                     f"optimizer.{name}={share}: the share of the old gradients must be in [0, 1); "
                     f"{usual}"
@@ -119,6 +119,14 @@ class RateSettings:
     paper: float = 0.002
     paper_stages: list[RateStage] = field(default_factory=list)
 
+    def check(self) -> None:
+        """Raise SettingError for a rate out of range, even one that is not chosen."""
+        at_least("rates.adam", self.adam, 0)
+        at_least("rates.paper", self.paper, 0)
+        rising("rates.paper_stages", [stage.step for stage in self.paper_stages])
+        for number, stage in enumerate(self.paper_stages):
+            at_least(f"rates.paper_stages[{number}].rate", stage.rate, 0)
+
 
 @dataclass
 class StopSettings:
@@ -140,8 +148,8 @@ class StopSettings:
             value = getattr(self, name)
             if value is not None:
                 at_least(f"stop.{name}", value, 0)
-        at_least("stop.min_steps", self.min_steps, 0)
-        at_least("stop.max_steps", self.max_steps, 1)
+        whole("stop.min_steps", self.min_steps, 0, STEPS)
+        whole("stop.max_steps", self.max_steps, 1, STEPS)
         if self.min_steps > self.max_steps:
             raise SettingError(
                 f"stop.min_steps={self.min_steps}: must not exceed stop.max_steps="
@@ -160,4 +168,4 @@ class LogSettings:
     def check(self) -> None:
         """Raise SettingError for a cadence below one step."""
         for name in ("every", "images_every", "checkpoint_every"):
-            at_least(f"log.{name}", getattr(self, name), 1)
+            whole(f"log.{name}", getattr(self, name), 1, STEPS)
