@@ -49,27 +49,44 @@ def measure_all(
     settings: EvaluateSettings, directory: Path, runs: "list[Run]", refused: dict[str, str]
 ) -> None:
     """Measure the hulls, write their reports, and a table where there is more than one."""
+    from feature_collisions.evaluation import reason_of
     from feature_collisions.evaluation_logs import log_evaluation, log_table
     from feature_collisions.many import row_of, write_table
 
     mode, found = settings.wandb.mode, []
     if len(runs) + len(refused) == 1:
-        say(mode, log_evaluation(mode, runs[0], *measure(settings, runs[0])))
+        found = [(runs[0], *measure(settings, runs[0]))]
+        say(mode, log_evaluation(mode, *found[0]))
+        end_with(found, {})
         return
-    rows = [{"run": name, "outcome": reason} for name, reason in refused.items()]
+    rows: list[dict[str, Any]] = [
+        {"run": name, "outcome": reason} for name, reason in refused.items()
+    ]
     for run in runs:
         name = str(run.directory.relative_to(directory))
         print(f"\n{name}", flush=True)
         try:
             found.append((run, *measure(settings, run)))
             rows.append(row_of(name, *found[-1]))
-        except SettingError as error:  # the others' tables must not be lost
-            rows.append({"run": name, "outcome": explain(error)})
+        except Exception as error:  # whatever it is, the others' tables must not be lost
+            refused[name] = reason_of(error)
+            rows.append({"run": name, "outcome": refused[name]})
     print(f"\n{write_table(directory, rows)}")
     print(f"table: {directory / 'runs.md'}")
     for each in found:
         say(mode, log_evaluation(mode, *each))
     say(mode, log_table(mode, directory, runs, rows))
+    end_with(found, refused)
+
+
+def end_with(found: "Sequence[tuple[Run, dict[str, Any], Any]]", refused: dict[str, str]) -> None:
+    """End with a status that is not 0, and the reasons, where not everything was measured."""
+    reasons = [f"{name}: {reason}" for name, reason in refused.items()]
+    for run, result, _ in found:
+        failed = result.get("failed", {})
+        reasons += [f"{run.directory}: {name} ({reason})" for name, reason in failed.items()]
+    if reasons:
+        sys.exit(f"error: not everything was measured; what was is written. {'; '.join(reasons)}")
 
 
 def say(mode: str, name: str | None) -> None:
@@ -80,20 +97,24 @@ def say(mode: str, name: str | None) -> None:
 
 def measure(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Sequence[str]]:
     """Evaluate a run, as data: nothing it names is executed. Gives the classes' names too."""
-    from feature_collisions.evaluation import evaluate, hull_of
+    from feature_collisions.evaluation import EVALUATION, evaluate, hull_of, reason_of
     from feature_collisions.files import write_json
-    from feature_collisions.report import print_evaluation, write_report
+    from feature_collisions.report import classes_of, print_evaluation, write_report
 
     hull, data = hull_of(
         run, settings.data.root, settings.classifier.weights, settings.classifier.path
     )
-    distance = data.test.mean_distance() * run.summary["distance_scale"]
     with claimed(run.directory, "run"):
-        result = evaluate(hull, distance, settings, run.directory)
-        write_json(run.directory / "evaluation.json", result)
-        write_report(run.directory, hull, result, data.test.class_names)
-    print_evaluation(result, data.test.class_names, run.directory)
-    return result, data.test.class_names
+        scale = run.summary["distance_scale"]
+        result = evaluate(hull, lambda: data.test.mean_distance() * scale, settings, run.directory)
+        names = classes_of(hull, data.test.class_names)
+        try:
+            write_report(run.directory, hull, result, names)
+        except Exception as error:  # what was measured stands in evaluation.json
+            result.setdefault("failed", {})["report"] = reason_of(error)
+            write_json(run.directory / EVALUATION, result)
+    print_evaluation(result, names, run.directory)
+    return result, names
 
 
 if __name__ == "__main__":

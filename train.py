@@ -88,14 +88,14 @@ def train(
         run_pairs,
         summary_table,
     )
-    from feature_collisions.report import print_corners
+    from feature_collisions.report import classes_of, print_corners
 
     data = load_data(settings.data)
     model = load_classifier(settings.classifier, data, settings.seed)
     known = hashes(settings, model, data)
     if settings.pairs is None:
         hull = search_pair(settings, config, data, model, directory, checkpoint, group, known)
-        print_corners(hull, data.test.class_names, directory)
+        print_corners(hull, classes_of(hull, data.test.class_names), directory)
         return
     pairs = parse_pairs(settings.pairs, data.test, settings.seed, model)
 
@@ -143,6 +143,7 @@ def search_pair(
     from feature_collisions.hull import Hull
     from feature_collisions.linear_program import LinearPrograms
     from feature_collisions.logs import log_hull, wandb_logger
+    from feature_collisions.report import classes_of
     from feature_collisions.search import Search
 
     initial = data.test.find("initial", settings.initial)
@@ -187,10 +188,12 @@ def search_pair(
     name = f"{settings.name} corner {settings.corner}"
     with wandb_logger(settings.wandb, directory, name, group, asdict(settings)) as logger:
         hull = search.run(logger)
+        classes = data.test.class_names
         hull.summary |= {
             "experiment": settings.name,
             "classifier": settings.classifier.name,
-            "target_label": target.label,
+            # Of another number of classes: a label then names no class of the classifier.
+            "target_label": target.label if classes_of(hull, classes) is classes else None,
             "seconds_total": hull.summary["seconds_total"] + built - started,
         }
         hull.save(directory)

@@ -73,4 +73,4 @@ def evaluated(hull, directory, samples=40):
         edges=EdgeSettings(seconds=0.0),
         proof=ProofSettings(0.0, False),
     )
-    return evaluate(hull, 2.0, settings, directory)
+    return evaluate(hull, lambda: 2.0, settings, directory)

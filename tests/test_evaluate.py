@@ -76,7 +76,7 @@ def test_one_corner_alone_is_measured_and_what_needs_two_is_named(command, run, 
     (run / "report.html").write_text("<html>")
     (run / "images" / "corner_0.png").unlink()
     assert command("evaluate.py", "run=run", "samples=50") is None
-    assert "One corner only, left out: distances, baselines" in capsys.readouterr().out
+    assert "One corner only, left out: distances, looks" in capsys.readouterr().out
     found = json.loads((run / "evaluation.json").read_text())
     assert found["dirichlet"]["accuracy"] == 1
     assert "ball_accuracy" not in found
@@ -153,7 +153,8 @@ def test_corners_of_another_size_are_refused(command, run, tmp_path):
     tensors = load_file(run / "collision.safetensors")
     small = {k: v[..., :14] if k != "units" else v for k, v in tensors.items()}
     save_tensors(sweep / "1" / "collision.safetensors", small)
-    assert command("evaluate.py", "run=sweep", "samples=20", "plain.steps=0") is None
+    answer = command("evaluate.py", "run=sweep", "samples=20", "plain.steps=0")
+    assert answer.startswith("error: not everything was measured; what was is written. 1: run=")
     table = (sweep / "runs.md").read_text()
     assert "1 of 2 are a success" in table  # each is a hull of its own
     assert "its images are (1, 28, 14), those of its data (1, 28, 28)" in table

@@ -15,16 +15,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-<<<<<<< HEAD
 from .command_line import changed, command
-from .config import Settings, expand_corner_sweep
-from .ends import Stopped, stopping
-||||||| d0a2ca8
-from .config import Settings, expand_corner_sweep
-=======
 from .config import Settings, check_arguments, expand_corner_sweep, overrides_first
 from .conversions import in_plain_words
->>>>>>> e
+from .ends import Stopped, stopping
 from .errors import CollisionError, SettingError
 from .evaluate_settings import EvaluateSettings
 

@@ -1,6 +1,9 @@
 """What `evaluation.json` holds: each measurement is one function of the hull."""
 
+import json
+import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from .edges import prove_edges
 from .errors import SettingError
 from .evaluate_settings import EvaluateSettings
 from .features import evaluating
+from .files import write_json
 from .hull import SAMPLERS, Hull
 from .images import save_png
 from .macro import macro_entries
@@ -24,6 +28,8 @@ from .run_checks import check_figures, check_units
 from .runs import Run
 from .summary import summary_of
 from .weights import weights_hash
+
+EVALUATION = "evaluation.json"
 
 
 def hull_of(
@@ -124,65 +130,122 @@ def _numbers(run: Run) -> list[int] | None:
 
 
 def evaluate(
-    hull: Hull, dataset_distance: float, settings: EvaluateSettings, directory: Path
+    hull: Hull, dataset_distance: Callable[[], float], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """Measure a hull (Tables 1 to 5).
 
+    `evaluation.json` is written after each measurement; while some are still to come, they are
+    named in its `unfinished`.
+
     Args:
         hull: the corners and their classifier.
-        dataset_distance: mean distance between two images of the data set, in the same units.
+        dataset_distance: gives the mean distance between two images of the data set, in the same
+            units; NaN where it has no two.
         settings: how many points, and what else to measure.
-        directory: where images go.
+        directory: where `evaluation.json` and images go.
 
     Returns:
         The entries of `evaluation.json`. A measurement that a hull of one corner does not allow is
-        left out, and named in `left_out`.
+        left out, and named in `left_out`; one that fails is named in `failed`, with the reason.
     """
     result: dict[str, Any] = {
         "target_class": hull.target_class,
         "target_probability": hull.summary["target_probability"],
-        "dataset_distance_mean": dataset_distance,
     }
-    result |= sampled(hull, settings.samples, settings.seed)
-    if len(hull.corners) < 2:
-        names = [measure.__name__ for measure in OF_TWO_CORNERS]
-        return result | {"left_out": dict.fromkeys(names, "needs two corners")}
-    for measure in OF_TWO_CORNERS:
-        result |= measure(hull, result, settings, directory)
+    two = len(hull.corners) > 1
+    measurements = {"dataset_distance": partial(_dataset_distance, dataset_distance)} | SAMPLED
+    if two:
+        measurements |= OF_TWO_CORNERS
+    else:
+        result["left_out"] = dict.fromkeys(OF_TWO_CORNERS, "needs two corners")
+    left = list(measurements)
+    for name, measure in measurements.items():
+        try:
+            found = measure(hull, result, settings, directory)
+            json.dumps(found, allow_nan=False)
+        except Exception as error:  # whatever it is, the other measurements must not be lost
+            result.setdefault("failed", {})[name] = reason_of(error)
+        else:
+            result |= found
+        left.remove(name)
+        write_json(directory / EVALUATION, result | ({"unfinished": left} if left else {}))
     return result
 
 
-def sampled(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
-    """Both samplers, on the float corners and on the corners as 8-bit PNGs hold them."""
-    return {
-        law + suffix: hull.sample(samples, law, seed, uint8)
-        for suffix, uint8 in (("", False), ("_uint8", True))
-        for law in SAMPLERS
-    }
+def reason_of(error: Exception) -> str:
+    """One line of printable characters that says what went wrong."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    text = line if isinstance(error, SettingError) else f"{type(error).__name__}: {line}"
+    return "".join(character if character.isprintable() else " " for character in text)[:300]
+
+
+def _dataset_distance(
+    measure: Callable[[], float],
+    hull: Hull,
+    known: dict[str, Any],
+    settings: EvaluateSettings,
+    directory: Path,
+) -> dict[str, Any]:
+    """None where the data set has no two images."""
+    distance = measure()
+    return {"dataset_distance_mean": None if math.isnan(distance) else distance}
+
+
+def _sampled(law: str, uint8: bool) -> "Measurement":
+    """A sampler on the float corners, or on the corners as 8-bit PNGs hold them."""
+
+    def measure(
+        hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+    ) -> dict[str, Any]:
+        found = hull.sample(settings.samples, law, settings.seed, uint8)
+        return {law + ("_uint8" if uint8 else ""): found}
+
+    return measure
 
 
 def distances(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """How far apart the corners are, absolutely and beside the data set's images."""
-    mean = float(hull.corner_distances().mean())
-    return (
-        {
-            "corner_distance_mean": mean,
-            "relative_size": mean / known["dataset_distance_mean"],
-        }
-        | differences(hull)
-        | macro_entries(hull)
-    )
+    mean, other = float(hull.corner_distances().mean()), known.get("dataset_distance_mean")
+    found: dict[str, Any] = {
+        "corner_distance_mean": mean,
+        "relative_size": mean / other if other else None,
+    }
+    if other == 0:
+        found["relative_size_reason"] = "all images of the data set are equal"
+    elif other is None:
+        found["relative_size_reason"] = "the distance between two images of the data set is unknown"
+    return found
 
 
-def baselines(
+def looks(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
-    """What the hull is compared with (Table 5)."""
-    samples, seed, steps = settings.samples, settings.seed, settings.plain.steps
-    found = balls(hull, samples, seed) | simplices(hull, samples, seed)
-    return found | (plain(hull, samples, seed, steps) if steps else {})
+    """How different the corners look."""
+    return differences(hull) | macro_entries(hull)
+
+
+def ball(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
+    """Balls of the hull's size (Table 5)."""
+    return balls(hull, settings.samples, settings.seed)
+
+
+def turned_simplices(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
+    """The corners' simplex, turned at random."""
+    return simplices(hull, settings.samples, settings.seed)
+
+
+def plain_hull(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
+    """The hull of plain Eq. 1 solutions."""
+    steps = settings.plain.steps
+    return plain(hull, settings.samples, settings.seed, steps) if steps else {}
 
 
 def worst_case(
@@ -207,13 +270,36 @@ def edges(
     return {"edges": prove_edges(hull, settings.edges, cache)}
 
 
-def proofs(
+def collision(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
-    """What holds at every point of the hull, and how deep its corners are."""
-    proof = {"collision": collision_proof(hull), "class": class_proof(hull, settings.proof.seconds)}
-    return {"proof": proof} | (depth(hull) if settings.proof.depth else {})
+    """What holds of the features at every point of the hull."""
+    return {"proof": known.get("proof", {}) | {"collision": collision_proof(hull)}}
+
+
+def of_class(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
+    """Whether every point of the hull is the target's class."""
+    found = class_proof(hull, settings.proof.seconds)
+    return {"proof": known.get("proof", {}) | {"class": found}}
+
+
+def corners_depth(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
+    """How deep the corners are."""
+    return depth(hull) if settings.proof.depth else {}
 
 
 Measurement = Callable[[Hull, dict[str, Any], EvaluateSettings, Path], dict[str, Any]]
-OF_TWO_CORNERS: tuple[Measurement, ...] = (distances, baselines, worst_case, edges, proofs)
+SAMPLED: dict[str, Measurement] = {
+    law + suffix: _sampled(law, uint8)
+    for suffix, uint8 in (("", False), ("_uint8", True))
+    for law in SAMPLERS
+}
+OF_TWO_CORNERS: dict[str, Measurement] = {
+    "distances": distances, "looks": looks, "balls": ball, "simplices": turned_simplices,
+    "plain": plain_hull, "worst_case": worst_case, "edges": edges, "collision_proof": collision,
+    "class_proof": of_class, "depth": corners_depth,
+}  # fmt: skip

@@ -62,11 +62,11 @@ def log_evaluation(
 
 def hull_figures(result: dict[str, Any]) -> dict[str, Any]:
     """What runs are compared by: size, accuracy, worst case; those that were measured."""
-    sample = result["dirichlet"]
+    sample = result.get("dirichlet", {})
     figures = {
-        "accuracy": sample["accuracy"],
-        "accuracy_lower_95": sample["accuracy_lower_95"],
-        "probability": sample["probability_mean"],
+        "accuracy": sample.get("accuracy"),
+        "accuracy_lower_95": sample.get("accuracy_lower_95"),
+        "probability": sample.get("probability_mean"),
         "size": result.get("relative_size"),
         "corner_distance": result.get("corner_distance_mean"),
         "worst_case": result.get("worst_case_probability"),
@@ -83,6 +83,7 @@ def _media(directory: Path, result: dict[str, Any], class_names: Sequence[str]) 
     import wandb
 
     names = [law + suffix for law in SAMPLERS for suffix in ("", "_uint8")]
+    names = [name for name in names if name in result]
     rows = [[name, *(result[name][key] for key in _OF_SAMPLES)] for name in names]
     empty = [None] * (len(_OF_SAMPLES) - 2)
     rows += [
@@ -91,7 +92,7 @@ def _media(directory: Path, result: dict[str, Any], class_names: Sequence[str]) 
         if result.get(name) is not None
     ]
     media: dict[str, Any] = {"evaluation": wandb.Table(["points", *_OF_SAMPLES], rows)}
-    for law in SAMPLERS:
+    for law in (law for law in SAMPLERS if law in result):
         counts = result[law]["probability_histogram"]
         edges = np.linspace(0, 1, len(counts) + 1)
         media[f"hull/probability_{law}"] = wandb.Histogram(np_histogram=(counts, edges))

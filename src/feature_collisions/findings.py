@@ -7,21 +7,26 @@ from .tables import markdown_table, number
 
 def claims(result: dict[str, Any], target: str) -> list[str]:
     """What the numbers show, and no more, from the weakest evidence to the strongest."""
-    sample = result["dirichlet"]
-    found = [
-        f"Sampled, not proved: of {sample['samples']} points drawn uniformly from the hull "
-        f"{sample['accuracy']:.2%} are {target}, so at least {sample['accuracy_lower_95']:.3%} of "
-        "the hull are, at 95 % confidence (Clopper-Pearson)."
-    ]
+    found = [f"Not measured: {name}: {why}." for name, why in result.get("failed", {}).items()]
+    if sample := result.get("dirichlet"):
+        found.append(
+            f"Sampled, not proved: of {sample['samples']} points drawn uniformly from the hull "
+            f"{sample['accuracy']:.2%} are {target}, so at least "
+            f"{sample['accuracy_lower_95']:.3%} of the hull are, at 95 % confidence "
+            "(Clopper-Pearson)."
+        )
     if "left_out" in result:
         found.append(f"One corner only, left out: {', '.join(result['left_out'])}.")
         return found
-    verdict = "still" if result["worst_case_correct"] else "not"
-    found.append(
-        f"Searched: the worst point that gradient search found is {verdict} {target}, with "
-        f"probability {result['worst_case_probability']:.4f}."
-    )
-    return [*found, _walked(result["edges"], target), *_proved(result["proof"], target)]
+    if "worst_case_correct" in result:
+        verdict = "still" if result["worst_case_correct"] else "not"
+        found.append(
+            f"Searched: the worst point that gradient search found is {verdict} {target}, with "
+            f"probability {result['worst_case_probability']:.4f}."
+        )
+    if "edges" in result:
+        found.append(_walked(result["edges"], target))
+    return [*found, *_proved(result.get("proof", {}), target)]
 
 
 def _walked(edges: dict[str, Any], target: str) -> str:
@@ -29,9 +34,9 @@ def _walked(edges: dict[str, Any], target: str) -> str:
         return f"Edges not walked: {edges['reason']}."
     share, bits = edges["share_proved"], edges["precision"]
     text = f"Walked exactly, float{bits}: {share:.4%} of the edges' length is proved to be {target}"
-    if not edges["share_failed"]:
+    first = next((edge for edge in edges["edges"] if edge["first_failure"]), None)
+    if first is None:
         return f"{text}, up to rounding; no piece of another class was met."
-    first = next(edge for edge in edges["edges"] if edge["first_failure"])
     low, high = first["first_failure"]
     return (
         f"{text}, {edges['share_failed']:.4%} is not: first between corners {first['corners'][0]} "
@@ -40,41 +45,50 @@ def _walked(edges: dict[str, Any], target: str) -> str:
 
 
 def _proved(proof: dict[str, Any], target: str) -> list[str]:
-    collision, of_class = proof["collision"], proof["class"]
+    found = []
+    if collision := proof.get("collision"):
+        found.append(_collision(collision))
+    if of_class := proof.get("class"):
+        found.append(_class(of_class, target))
+    return found
+
+
+def _collision(collision: dict[str, Any]) -> str:
     if "reason" in collision:
-        found = [f"Collision not proved: {collision['reason']}. It is an empirical finding here."]
-    else:
-        found = [
-            "Proved (section 2: the layer is affine, so the largest error over the hull is at a "
-            "corner; of the corners as saved, float32): at every point of the hull L_pos is at "
-            f"most {number(collision['positive_relative_max'])} of ||f(t)||, no inactive unit is "
-            f"above {number(collision['inactive_max'])}, and no activation is off by more than "
-            f"{collision['feature_error_max']:.4g}."
-        ]
+        return f"Collision not proved: {collision['reason']}. It is an empirical finding here."
+    return (
+        "Proved (section 2: the layer is affine, so the largest error over the hull is at a "
+        "corner; of the corners as saved, float32, computed in float64): at every "
+        f"point of the hull L_pos is at most {number(collision['positive_relative_max'])} of "
+        f"||f(t)||, no inactive unit is "
+        f"above {number(collision['inactive_max'])}, and no activation is off by more than "
+        f"{collision['feature_error_max']:.4g}."
+    )
+
+
+def _class(of_class: dict[str, Any], target: str) -> str:
     if "reason" in of_class:
-        found.append(f"Class not proved: {of_class['reason']}.")
-    elif of_class["share_proved"] == 1:
-        found.append(
+        return f"Class not proved: {of_class['reason']}."
+    if of_class["share_proved"] == 1:
+        return (
             f"Proved: every point of the hull is {target}; its logit is at least "
             f"{of_class['margin_min']:.4g} above any other (bounds in float64, pieces of the hull: "
             f"{of_class['pieces']})."
         )
-    else:
-        found.append(
-            f"Bounds prove {of_class['share_proved']:.2%} of the hull's volume to be {target}; of "
-            "the rest they say nothing."
-        )
-    return found
+    return (
+        f"Bounds prove {of_class['share_proved']:.2%} of the hull's volume to be {target}; of "
+        "the rest they say nothing."
+    )
 
 
 def baselines_table(result: dict[str, Any]) -> str:
     """Table 5, and the other sets the hull is compared with."""
     rows = [
-        ("the hull, Dirichlet(1)", result["dirichlet"]["accuracy"]),
-        ("ball, any direction (appendix B)", result["ball_accuracy"]),
-        ("the same, clipped to [0, 1]", result["ball_clipped_accuracy"]),
-        ("ball in the corners' own span", result["ball_span_accuracy"]),
-        ("the corners' simplex, turned at random", result["random_simplex_accuracy"]),
+        ("the hull, Dirichlet(1)", result.get("dirichlet", {}).get("accuracy")),
+        ("ball, any direction (appendix B)", result.get("ball_accuracy")),
+        ("the same, clipped to [0, 1]", result.get("ball_clipped_accuracy")),
+        ("ball in the corners' own span", result.get("ball_span_accuracy")),
+        ("the corners' simplex, turned at random", result.get("random_simplex_accuracy")),
         ("hull of plain Eq. 1 solutions", result.get("plain_accuracy")),
     ]
     return markdown_table(
@@ -84,7 +98,7 @@ def baselines_table(result: dict[str, Any]) -> str:
 
 def edges_table(edges: dict[str, Any]) -> str:
     """One row an edge; empty where none could be walked."""
-    if "reason" in edges:
+    if "edges" not in edges:
         return ""
     rows = [
         [
@@ -103,16 +117,20 @@ def edges_table(edges: dict[str, Any]) -> str:
 
 def sizes_table(result: dict[str, Any]) -> str:
     """How far apart the corners are, and how deep."""
+    size = number(result.get("relative_size"), ".3f")
+    if "relative_size_reason" in result:
+        size += f" ({result['relative_size_reason']})"
+    least = number(result.get("corner_distance_min"), ",.2f")
     rows = [
-        ["distance between corners over the data set's", number(result["relative_size"], ".3f")],
-        ["smallest distance between two corners", number(result["corner_distance_min"], ",.2f")],
-        ["share of it that 8x8 pixels' averages keep", number(result["macro_share"], ".3f")],
-        ["SSIM between corners", number(result["corner_ssim_mean"])],
-        ["SSIM to the initial image", number(result["ssim_to_initial"])],
-        ["SSIM to the target", number(result["ssim_to_target"])],
-        ["LPIPS between corners", number(result["corner_lpips_mean"])],
+        ["distance between corners over the data set's", size],
+        ["smallest distance between two corners", least],
+        ["share of it that 8x8 pixels' averages keep", number(result.get("macro_share"), ".3f")],
+        ["SSIM between corners", number(result.get("corner_ssim_mean"))],
+        ["SSIM to the initial image", number(result.get("ssim_to_initial"))],
+        ["SSIM to the target", number(result.get("ssim_to_target"))],
+        ["LPIPS between corners", number(result.get("corner_lpips_mean"))],
     ]
-    if result["total_variation"] is not None:
+    if result.get("total_variation") is not None:
         rows.append(["R(P), mean over the corners", number(result["total_variation"], ",.0f")])
     shares = result.get("depth", {}).get("share")
     if shares:

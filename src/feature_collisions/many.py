@@ -79,8 +79,7 @@ def row_of(
     name: str, run: Run, result: dict[str, Any], class_names: Sequence[str]
 ) -> dict[str, Any]:
     """One hull's row: what was run, what was found, whether it is a success."""
-    summary, sample = run.summary, result["dirichlet"]
-    near = abs(sample["probability_mean"] - result["target_probability"]) <= NEAR
+    summary, sample = run.summary, result.get("dirichlet", {})
     loss = run.config.get("loss")
     weights = loss if isinstance(loss, dict) else {}
     return {
@@ -94,16 +93,25 @@ def row_of(
         "corners": len(run.corners),
         "steps": summary["steps"],
         "seconds": summary["seconds"],
-        "accuracy": sample["accuracy"],
-        "accuracy_lower_95": sample["accuracy_lower_95"],
-        "probability_mean": sample["probability_mean"],
+        "accuracy": sample.get("accuracy"),
+        "accuracy_lower_95": sample.get("accuracy_lower_95"),
+        "probability_mean": sample.get("probability_mean"),
         "target_probability": result["target_probability"],
-        "positive_relative_max": sample["positive_relative_max"],
+        "positive_relative_max": sample.get("positive_relative_max"),
         "worst_case_probability": result.get("worst_case_probability"),
         "corner_distance_mean": result.get("corner_distance_mean"),
         "relative_size": result.get("relative_size"),
-        "outcome": "success" if sample["accuracy"] == 1 and near else "no success",
+        "outcome": _outcome(result),
     }
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    """A success or not, or what could not be measured."""
+    if failed := result.get("failed"):
+        return "not measured: " + "; ".join(f"{name}: {why}" for name, why in failed.items())
+    sample = result["dirichlet"]
+    near = abs(sample["probability_mean"] - result["target_probability"]) <= NEAR
+    return "success" if sample["accuracy"] == 1 and near else "no success"
 
 
 def write_table(directory: Path, rows: list[dict[str, Any]]) -> str:

@@ -46,7 +46,7 @@ def write_up(
     initial = class_names[summary["initial_class"]]
     script, live, data = _text("page.js"), "", ""
     if len(hull.corners) > 1:
-        found = explored(hull, class_names) | {"worst": result["worst_case_weights"]}
+        found = explored(hull, class_names) | {"worst": result.get("worst_case_weights")}
         live = _explorer(hull, found)
         data = f'<script type="application/json" id="explorer-data">{_json(found)}</script>\n'
         data += f"<script>{script}</script>"
@@ -125,19 +125,16 @@ def _lead(hull: Hull) -> str:
 
 def _figures(result: dict[str, Any], target: str) -> str:
     """The figures one looks for first."""
-    sample = result["dirichlet"]
-    entries = [
-        (f"{sample['accuracy']:.2%}", f"of {sample['samples']} sampled mixes are {target}"),
-        (f"{sample['probability_mean']:.4f}", "mean probability of the target's class"),
-    ]
-    if "left_out" not in result:
+    entries = []
+    if sample := result.get("dirichlet"):
         entries += [
-            (
-                f"{result['relative_size']:.2f} \u00d7",
-                "between corners, of the distance between images",
-            ),
-            (f"{result['worst_case_probability']:.4f}", "probability at the worst point found"),
+            (f"{sample['accuracy']:.2%}", f"of {sample['samples']} sampled mixes are {target}"),
+            (f"{sample['probability_mean']:.4f}", "mean probability of the target's class"),
         ]
+    if (size := result.get("relative_size")) is not None:
+        entries.append((f"{size:.2f} \u00d7", "between corners, of the distance between images"))
+    if (worst_case := result.get("worst_case_probability")) is not None:
+        entries.append((f"{worst_case:.4f}", "probability at the worst point found"))
     cards = [f"<div><dt>{html.escape(b)}</dt><dd>{html.escape(a)}</dd></div>" for a, b in entries]
     return f'<dl class="figures">{"".join(cards)}</dl>'
 
@@ -148,6 +145,7 @@ def _explorer(hull: Hull, found: dict[str, Any]) -> str:
         points=f"{len(found['values']) // len(found['classes']):,}",
         steps=found["steps"],
         kind=kind_of(hull),
+        worst='<button name="worst">Worst point found</button>' if found["worst"] else "",
     )
 
 
@@ -165,6 +163,7 @@ def _claims(sentences: list[str]) -> str:
 
 
 _KINDS = {
+    "Not measured": "failed",
     "Sampled": "sampled",
     "Searched": "searched",
     "Walked": "walked",

@@ -123,7 +123,7 @@ def composites(directory: Path, hull: Hull) -> str:
 
 def worst(directory: Path, hull: Hull, result: dict[str, Any], class_names: Sequence[str]) -> str:
     """The worst point found, where its picture is there."""
-    if "left_out" in result:
+    if "worst_case_class" not in result:
         return ""
     channels, height, width = hull.target.shape
     try:

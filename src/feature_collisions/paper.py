@@ -44,14 +44,15 @@ CASES = {
 
 def comparison(experiment: str, result: dict[str, Any], target: str) -> str:
     """Tables 1 to 5 as one: this run, and the paper's rows of the same experiment."""
-    sample = result["dirichlet"]
+    sample = result.get("dirichlet", {})
+    unknown = float("nan")
     here = Case(
         "this run",
-        result["dataset_distance_mean"],
-        result.get("corner_distance_mean", float("nan")),
-        sample["accuracy"],
+        result.get("dataset_distance_mean", unknown),
+        result.get("corner_distance_mean", unknown),
+        sample.get("accuracy", unknown),
         result["target_probability"],
-        sample["probability_mean"],
+        sample.get("probability_mean", unknown),
         result.get("ball_accuracy"),
     )
     header = [

@@ -78,7 +78,10 @@ def histogram_figure(result: dict[str, Any], target: str) -> Figure:
     figure = Figure(figsize=(_WIDTH, 2.3), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (law, words) in zip(figure.subplots(1, 2, sharey=True), _LAWS.items(), strict=True):
-        sample = result[law]
+        sample = result.get(law)
+        if sample is None:
+            axes.set_title(f"{words}\nnot measured", fontsize=8)
+            continue
         counts = sample["probability_histogram"]
         bins = len(counts)
         shares = [100 * count / sample["samples"] for count in counts]

@@ -110,7 +110,7 @@ def remove_if_empty(directory: Path) -> None:
 
 
 def newest_run(root: Path) -> Path:
-    """The newest run with corners below `root`; for a job of a sweep, the sweep.
+    """The newest run with corners below `root`; for one of many pairs or of a sweep, all of them.
 
     Raises:
         SettingError: when there is none.
@@ -119,4 +119,6 @@ def newest_run(root: Path) -> Path:
     if not found:
         raise SettingError(f"run: no run with corners below {root}/; run train.py, or give run=DIR")
     directory = found[-1].parent
-    return directory.parent if (directory.parent / "multirun.yaml").exists() else directory
+    while any((directory.parent / name).exists() for name in ("pairs.json", "multirun.yaml")):
+        directory = directory.parent
+    return directory

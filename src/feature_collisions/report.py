@@ -23,6 +23,18 @@ from .pictures import Step, histogram_figure, intermediate_figure, intermediate_
 from .tables import markdown_table, number, text_table
 
 
+def classes_of(hull: Hull, class_names: Sequence[str]) -> Sequence[str]:
+    """One name for each class of the classifier.
+
+    Args:
+        hull: the corners and their classifier.
+        class_names: the data set's. Where they differ from the classes in number they are not
+            theirs, and classes are called by number.
+    """
+    count = len(hull.target_logits)
+    return class_names if len(class_names) == count else [f"class {k}" for k in range(count)]
+
+
 def print_corners(hull: Hull, class_names: Sequence[str], directory: Path) -> None:
     """The table `train.py` ends with, what must be known about it, and where the run lies."""
     summary = hull.summary
@@ -42,7 +54,7 @@ def print_corners(hull: Hull, class_names: Sequence[str], directory: Path) -> No
     print(f"\n{text_table(header, rows)}\n")
     seconds = f"{summary['seconds']:.2f} s of {summary['seconds_total']:.1f} s in all"
     print(f"{summary['steps']} steps, {seconds}")
-    label = summary.get("target_label")
+    label = summary.get("target_label")  # of the data set; a class where their numbers agree
     if label is not None and label != summary["target_class"]:
         print(
             f"note: the classifier takes the target ({class_names[label]}) for {target}; "
@@ -107,7 +119,7 @@ def _figures(
         "corners": hull_figure(hull, class_names),
         "probabilities": histogram_figure(result, class_names[hull.target_class]),
     }
-    if "left_out" not in result:
+    if "boxes" in result:
         figures["differences"] = boxes_figure(hull, result["boxes"])
     return figures | ({"intermediate": intermediate_figure(steps)} if steps else {})
 
@@ -126,7 +138,7 @@ def _tables(hull: Hull, result: dict[str, Any], class_names: Sequence[str]) -> d
     return tables | {
         "How large the hull is": sizes_table(result),
         "What it is compared with (Table 5)": baselines_table(result),
-        "Its edges": edges_table(result["edges"]),
+        "Its edges": edges_table(result.get("edges", {})),
     }
 
 
@@ -142,7 +154,7 @@ def _markdown(
         f"{summary['steps']} steps in {summary['seconds']:.2f} s. "
         + ("All corners converged." if summary["converged"] else "**Not all corners converged.**"),
         *(f"![{name}]({name}.png)" for name in figures),
-        *claims(result, target),
+        *claims(result | {"failed": _escaped(result.get("failed", {}))}, target),
     ]
     for heading, table in _tables(hull, result, class_names).items():
         parts += [f"{heading}", table] if table else []
@@ -150,9 +162,13 @@ def _markdown(
         parts.append(
             "Patches, their matches and how these are pasted:\n\n![patches](images/patches.png)"
         )
-    if "left_out" not in result:
+    if "worst_case_class" in result:
         parts.append("The worst point found:\n\n![worst point](images/worst_case.png)")
     return "\n\n".join(parts) + "\n"
+
+
+def _escaped(texts: dict[str, str]) -> dict[str, str]:
+    return {name: html.escape(text) for name, text in texts.items()}
 
 
 def _corners_table(hull: Hull, class_names: Sequence[str]) -> str:
@@ -176,7 +192,8 @@ def _samples_table(result: dict[str, Any]) -> str:
     rows = []
     for law in SAMPLERS:
         for name in (law, f"{law}_uint8"):
-            entry = result[name]
+            if (entry := result.get(name)) is None:
+                continue
             rows.append(
                 [
                     name,
@@ -206,6 +223,7 @@ def print_evaluation(result: dict[str, Any], class_names: Sequence[str], directo
         ]
         for law in SAMPLERS
         for name in (law, f"{law}_uint8")
+        if name in result
     ]
     target = class_names[result["target_class"]]
     header = ["points of the hull", f"are {target}", "at least (95 %)", "mean probability", "least"]
@@ -213,7 +231,8 @@ def print_evaluation(result: dict[str, Any], class_names: Sequence[str], directo
     if "corner_distance_mean" in result:
         print(
             f"corners are {result['corner_distance_mean']:,.2f} apart on average, images of the "
-            f"data set {result['dataset_distance_mean']:,.2f}"
+            f"data set {number(result.get('dataset_distance_mean'), ',.2f')}"
         )
-    print("\n".join(claims(result, target)[1:]))
+    found = claims(result, target)
+    print("\n".join(claim for claim in found if not claim.startswith("Sampled")))
     print(f"report: {directory / 'report.html'}")
