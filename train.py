@@ -77,9 +77,11 @@ def train(
     from feature_collisions.classifiers import load_classifier  # imported here: it takes seconds
     from feature_collisions.data import load_data
     from feature_collisions.files import write_text
+    from feature_collisions.logs import check_login
     from feature_collisions.pairs import Pair, parse_pairs, run_pairs, summary_table
     from feature_collisions.report import print_corners
 
+    check_login(settings.wandb.mode)
     data = load_data(settings.data)
     model = load_classifier(settings.classifier, data, settings.seed)
     if settings.pairs is None:
@@ -118,7 +120,7 @@ def search_pair(
     started = time.perf_counter()
     from feature_collisions.files import write_text
     from feature_collisions.linear_program import LinearPrograms
-    from feature_collisions.logs import log_hull, wandb_logger
+    from feature_collisions.logs import log_hull, spared, wandb_logger
     from feature_collisions.search import Search
 
     initial = data.test.find("initial", settings.initial)
@@ -166,7 +168,8 @@ def search_pair(
         }
         hull.save(directory)
         if logger:
-            log_hull(logger.experiment, hull)
+            with spared("log the corners"):
+                log_hull(logger.experiment, hull)
     return hull
 
 
