@@ -70,7 +70,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(full):
 
 
 PLACES = ["/a/b", "a b", "it's", 'say "so"', "x=1,y=2", "[a]", "{a: 1}", "$HOME", "${name}",
-          "null", "12", "true", "a\\b", "a\\", "a;b", "*", "~", "é", "a'b\"c", "#x", "choice(1)"]  # fmt: skip
+          "null", "12", "true", "a\\b", "a\\", "a;b",
+          "*", "~", "é", "a'b\"c", "#x", "choice(1)"]  # fmt: skip
 
 
 @pytest.mark.parametrize("place", PLACES)
