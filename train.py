@@ -80,6 +80,7 @@ def train(
     from feature_collisions.data import load_data
     from feature_collisions.deciding import deciding, hashes
     from feature_collisions.files import write_text
+    from feature_collisions.logs import check_login
     from feature_collisions.pairs import (
         Pair,
         check_earlier,
@@ -90,6 +91,7 @@ def train(
     )
     from feature_collisions.report import classes_of, print_corners
 
+    check_login(settings.wandb.mode)
     data = load_data(settings.data)
     model = load_classifier(settings.classifier, data, settings.seed)
     known = hashes(settings, model, data)
@@ -142,7 +144,7 @@ def search_pair(
     from feature_collisions.files import write_text
     from feature_collisions.hull import Hull
     from feature_collisions.linear_program import LinearPrograms
-    from feature_collisions.logs import log_hull, wandb_logger
+    from feature_collisions.logs import log_hull, spared, wandb_logger
     from feature_collisions.report import classes_of
     from feature_collisions.search import Search
 
@@ -198,7 +200,8 @@ def search_pair(
         }
         hull.save(directory)
         if logger:
-            log_hull(logger.experiment, hull)
+            with spared("log the corners"):
+                log_hull(logger.experiment, hull)
     return hull
 
 

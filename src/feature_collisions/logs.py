@@ -2,8 +2,10 @@
 
 import re
 import secrets
+import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import wandb
 
 IDENTITY = Path("wandb") / "run.json"
+_PATIENCE = 30.0  # seconds for an answer of W&B's server, which itself would wait for 90
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,35 @@ def kept(path: Path, identity: Identity) -> Identity:
     return found or identity
 
 
+def check_login(mode: str) -> None:
+    """Ask W&B's server whether the key is right, before anything is computed or written.
+
+    Raises:
+        SettingError: when it is not, or nobody answers.
+    """
+    if mode != "online":
+        return
+    import wandb
+
+    try:
+        found = wandb.login(verify=True, prompt=sys.stdin.isatty())
+    except (wandb.Error, ValueError, OSError) as error:
+        raise SettingError(_refused(mode, error)) from None
+    if not found:
+        raise SettingError(_refused(mode, "no API key is configured"))
+
+
+def _refused(mode: str, error: object) -> str:
+    return (
+        f"wandb.mode={mode}: {_first_line(error)}; log in with `wandb login`, or write files alone "
+        "with wandb.mode=offline"
+    )
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def wandb_run(
     mode: str, directory: Path, identity: Identity, config: dict[str, Any] | None = None
@@ -98,19 +130,30 @@ def wandb_run(
             job_type=identity.job_type,
             mode=mode,  # type: ignore[arg-type]
             config=config,
-            settings=wandb.Settings(silent=True),
+            settings=wandb.Settings(silent=True, init_timeout=_PATIENCE),
         )
-    except wandb.Error as error:
-        raise SettingError(
-            f"wandb.mode={mode}: {str(error).splitlines()[0]}; log in with `wandb login`, or write "
-            "files alone with wandb.mode=offline"
-        ) from None
+    except (wandb.Error, OSError) as error:
+        raise SettingError(_refused(mode, error)) from None
     failed = True
     try:
         yield run
         failed = False
     finally:
-        run.finish(exit_code=int(failed))
+        with spared("finish"):
+            run.finish(exit_code=int(failed))
+
+
+@contextmanager
+def spared(what: str) -> Iterator[None]:
+    """Go on with a warning where W&B fails: nothing that was computed may be lost for it."""
+    try:
+        yield
+    except Exception as error:  # whatever it is
+        warnings.warn(
+            f"W&B could not {what} ({type(error).__name__}: {_first_line(error)}); the run's own "
+            "files are whole",
+            stacklevel=4,
+        )
 
 
 @contextmanager
@@ -119,22 +162,38 @@ def wandb_logger(
 ) -> Iterator[WandbLogger | None]:
     """A logger for the time of one job, or None when `wandb.mode=disabled`.
 
-    A continued job goes on in the same W&B run.
+    A continued job goes on in the same W&B run. Where W&B's server fails although it knew the key,
+    the job writes files alone.
     """
     if settings.mode == "disabled":
         yield None
         return
     fresh = Identity(new_id(), settings.project, name, group, "train")
-    with wandb_run(settings.mode, directory, kept(directory / IDENTITY, fresh), config) as run:
+    identity = kept(directory / IDENTITY, fresh)
+    with ExitStack() as stack:
+        try:
+            run = stack.enter_context(wandb_run(settings.mode, directory, identity, config))
+        except SettingError as error:
+            if settings.mode == "offline":
+                raise
+            warnings.warn(f"{error}. Going on with wandb.mode=offline", stacklevel=3)
+            run = stack.enter_context(wandb_run("offline", directory, identity, config))
         yield StepLogger(experiment=run)
 
 
 class StepLogger(WandbLogger):
     """Counts W&B's steps as the search does, so that curves and sliders say the search's steps."""
 
+    _silent = False  # since W&B failed
+
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Log at `step`; what a continued job repeats is left as it is."""
-        self.experiment.log(dict(metrics), step=step)
+        if self._silent:
+            return
+        self._silent = True
+        with spared("log"):
+            self.experiment.log(dict(metrics), step=step)
+            self._silent = False
 
 
 def log_hull(run: "wandb.Run", hull: Hull | Run) -> None:

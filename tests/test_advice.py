@@ -1,0 +1,100 @@
+"""Advice fits what the system refused; commands that are printed can be pasted."""
+
+import errno
+import os
+import resource
+import shlex
+import signal
+import socket
+from types import SimpleNamespace
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from feature_collisions.callbacks import Checkpoints
+from feature_collisions.command_line import changed, command, override
+from feature_collisions.commands import explain
+from feature_collisions.files import write_text
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "what was written before is kept. Free some space"),
+        (errno.EACCES, "allow it"),
+        (errno.ENOTDIR, "something else of that name is in the way"),
+        (errno.ENAMETOOLONG, "give a shorter name"),
+        (errno.ENOENT, "check the name"),
+        (errno.EMFILE, "close other programs, or allow more open files"),
+        (errno.ECONNREFUSED, "check the network"),
+    ],
+)
+def test_advice_fits_the_cause(number, advice):
+    message = explain(OSError(number, os.strerror(number), "a/b"))
+    assert message.startswith(f"a/b: {os.strerror(number)}; {advice}")
+    assert ("Free some space" in message) == (number == errno.ENOSPC)
+
+
+def test_an_unknown_host_is_no_matter_of_the_disk():
+    assert "check the network" in explain(socket.gaierror(-2, "Name or service not known"))
+
+
+@pytest.fixture
+def full(tmp_path):
+    """A disk on which a file ends after 100 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield tmp_path
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_told_by_the_files_own_name(full):
+    with pytest.raises(OSError, match="too large") as caught:
+        write_text(full / "report.md", "x" * 1000)
+    assert caught.value.filename == str(full / "report.md")
+    assert not list(full.iterdir())
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(full):
+    (full / "last.ckpt").write_text("before")
+    trainer = SimpleNamespace(save_checkpoint=lambda path: path.write_bytes(b"x" * 1000))
+    module = SimpleNamespace(step=1, step_before=0, finished=True)
+    with pytest.raises(OSError, match="too large") as caught:
+        Checkpoints(full, 1).look(trainer, module)
+    assert caught.value.filename == str(full / "last.ckpt")
+    assert [path.name for path in full.iterdir()] == ["last.ckpt"]
+    assert (full / "last.ckpt").read_text() == "before"
+
+
+PLACES = ["/a/b", "a b", "it's", 'say "so"', "x=1,y=2", "[a]", "{a: 1}", "$HOME", "${name}",
+          "null", "12", "true", "a\\b", "a\\", "a;b",
+          "*", "~", "é", "a'b\"c", "#x", "choice(1)"]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_printed_command_reads_back(place):
+    """Through the shell, Hydra's grammar and omegaconf's references."""
+    line = command("evaluate.py", override("run", place))
+    python, _, argument = shlex.split(line)
+    assert python == "python"
+    (parsed,) = OverridesParser.create().parse_overrides([argument])
+    assert not parsed.is_sweep_override()
+    value = parsed.value()
+    assert OmegaConf.create({"name": "no", "run": value}).run == place
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ["a=1"]),
+        (["a=2", "b=3"], ["b=3", "a=1"]),
+        (["b=3", "-m"], ["b=3", "a=1", "-m"]),
+        (["-m", "b=3"], ["-m", "b=3", "a=1"]),
+        (["-m"], ["-m", "a=1"]),
+    ],
+)
+def test_overrides_stay_together(arguments, expected):
+    assert changed(arguments, "a=1") == expected
