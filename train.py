@@ -85,11 +85,12 @@ def search_pair(
 ) -> Hull:
     """Build the objects in plain Python, find the corners, and write them."""
     started = time.perf_counter()
-    from feature_collisions.files import write_text
+    from feature_collisions.files import refuse_links, write_text
     from feature_collisions.linear_program import LinearPrograms
     from feature_collisions.logs import log_hull, wandb_logger
     from feature_collisions.search import Search
 
+    refuse_links(directory)
     initial = data.test.find("initial", settings.initial)
     target = data.test.find("target", settings.target)
     sources = None

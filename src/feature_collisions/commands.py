@@ -15,6 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from .config import Settings, expand_corner_sweep
 from .errors import CollisionError, SettingError
+from .escaping import for_terminal
 from .evaluate_settings import EvaluateSettings
 
 _MENDABLE = (SettingError, CollisionError, HydraException, OmegaConfBaseException, OSError)
@@ -82,4 +83,4 @@ def explain(error: BaseException) -> str:
             f"{error.filename or 'output'}: {error.strerror or error}; what was written before is "
             "kept. Free some space or choose another place with hydra.run.dir=DIR"
         )
-    return str(error).strip()
+    return for_terminal(str(error).strip())

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .errors import SettingError
-from .files import read_json, write_json, write_text
+from .files import read_json, read_text, write_json, write_text
 from .hull import Hull
 from .image_sets import ImageSet
 from .runs import read_run
@@ -58,8 +58,8 @@ def parse_pairs(setting: str, images: ImageSet, seed: int, model: nn.Module) -> 
             )
         return _random_pairs(setting, int(form[1]), float(form[2] or 0), images, seed, model)
     try:
-        lines = list(csv.reader(Path(setting).read_text().splitlines(), skipinitialspace=True))
-    except (OSError, UnicodeDecodeError) as error:
+        lines = list(csv.reader(read_text(setting).splitlines(), skipinitialspace=True))
+    except (SettingError, csv.Error) as error:
         raise SettingError(f"pairs={setting}: cannot be read ({error}); {_RULE}") from None
     pairs = []
     for number, line in enumerate(lines, 1):

@@ -1,6 +1,5 @@
 """Tables and figures of a hull, in the shape of the paper's."""
 
-import html
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .differences import boxes_figure
+from .escaping import for_line, for_markdown, for_terminal
 from .figures import save_figure
 from .files import write_text
 from .findings import baselines_table, claims, edges_table, sizes_table
@@ -94,8 +94,7 @@ def write_report(
     tables = _tables(hull, result, class_names)
     page = write_up(directory, hull, result, class_names, tables, steps)
     write_text(directory / "report.html", page)
-    escaped = [html.escape(name) for name in class_names]  # Markdown lets HTML through
-    write_text(directory / "report.md", _markdown(hull, result, escaped, list(shown)))
+    write_text(directory / "report.md", _markdown(hull, result, class_names, list(shown)))
 
 
 def _figures(
@@ -132,16 +131,18 @@ def _tables(hull: Hull, result: dict[str, Any], class_names: Sequence[str]) -> d
 def _markdown(
     hull: Hull, result: dict[str, Any], class_names: Sequence[str], figures: Sequence[str]
 ) -> str:
-    """`report.md`; class names must not hold HTML."""
+    """`report.md`, in which no name is markup."""
     summary = hull.summary
+    classifier, layer = for_markdown(summary["classifier"]), for_markdown(summary["layer"])
     initial, target = class_names[summary["initial_class"]], class_names[hull.target_class]
+    headline = f"{summary['experiment']}: {initial} that collides with {target}"
     parts = [
-        f"# {summary['experiment']}: {initial} that collides with {target}",
-        f"{summary['classifier']}, layer `{summary['layer']}`, {len(hull.corners)} corners, "
+        f"# {for_markdown(headline)}",
+        f"{classifier}, layer {layer}, {len(hull.corners)} corners, "
         f"{summary['steps']} steps in {summary['seconds']:.2f} s. "
         + ("All corners converged." if summary["converged"] else "**Not all corners converged.**"),
         *(f"![{name}]({name}.png)" for name in figures),
-        *claims(result, target),
+        *map(for_markdown, claims(result, target)),
     ]
     for heading, table in _tables(hull, result, class_names).items():
         parts += [f"{heading}", table] if table else []
@@ -214,5 +215,5 @@ def print_evaluation(result: dict[str, Any], class_names: Sequence[str], directo
             f"corners are {result['corner_distance_mean']:,.2f} apart on average, images of the "
             f"data set {result['dataset_distance_mean']:,.2f}"
         )
-    print("\n".join(claims(result, target)[1:]))
-    print(f"report: {directory / 'report.html'}")
+    print("\n".join(for_line(sentence) for sentence in claims(result, target)[1:]))
+    print(for_terminal(f"report: {directory / 'report.html'}"))
