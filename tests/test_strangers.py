@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -301,10 +302,8 @@ def test_any_value_in_a_run_is_refused_or_measured(whole, tmp_path, data):
     part[data.draw(st.sampled_from(sorted(part)))] = data.draw(VALUES)
     (run / "summary.json").write_text(json.dumps(summary))
     (run / "config.yaml").write_text(json.dumps(config))
-    try:
+    with suppress(SettingError):  # and nothing else
         hull_of(read_run(run), None, None, "test_strangers:toy")
-    except SettingError as error:
-        assert str(error)
 
 
 def test_a_pipe_or_a_device_is_no_picture(tmp_path):
@@ -314,5 +313,5 @@ def test_a_pipe_or_a_device_is_no_picture(tmp_path):
     for path in (tmp_path / "a.png", Path("/dev/zero"), tmp_path):
         with pytest.raises(SettingError, match="is no regular file, but a"):
             load_image(path, (1, 2, 2))
-    with pytest.raises(SettingError, match="data.size=100000: an image of 100000x100000"):
+    with pytest.raises(SettingError, match=r"data\.size=100000: an image of 100000x100000"):
         load_image(tmp_path / "b.png", (3, 100_000, 100_000))
