@@ -12,6 +12,7 @@ from feature_collisions.commands import explain, run_command
 from feature_collisions.config import to_settings
 from feature_collisions.ends import Stopped
 from feature_collisions.errors import SettingError
+from feature_collisions.escaping import for_line
 from feature_collisions.evaluate_settings import EvaluateSettings
 from feature_collisions.places import claimed, newest_run
 
@@ -64,7 +65,7 @@ def measure_all(
     ]
     for run in runs:
         name = str(run.directory.relative_to(directory))
-        print(f"\n{name}", flush=True)
+        print(f"\n{for_line(name)}", flush=True)
         try:
             found.append((run, *measure(settings, run)))
             rows.append(row_of(name, *found[-1]))
@@ -92,15 +93,16 @@ def end_with(found: "Sequence[tuple[Run, dict[str, Any], Any]]", refused: dict[s
 def say(mode: str, name: str | None) -> None:
     """Say which W&B run was added to, if any."""
     if name:
-        print(f"W&B ({mode}): added to {name}")
+        print(f"W&B ({mode}): added to {for_line(name)}")
 
 
 def measure(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Sequence[str]]:
     """Evaluate a run, as data: nothing it names is executed. Gives the classes' names too."""
     from feature_collisions.evaluation import EVALUATION, evaluate, hull_of, reason_of
-    from feature_collisions.files import write_json
+    from feature_collisions.files import refuse_links, write_json
     from feature_collisions.report import classes_of, print_evaluation, write_report
 
+    refuse_links(run.directory)
     hull, data = hull_of(
         run, settings.data.root, settings.classifier.weights, settings.classifier.path
     )

@@ -141,13 +141,14 @@ def search_pair(
     """Build the objects in plain Python, find the corners, and write them."""
     started = time.perf_counter()
     from feature_collisions.deciding import deciding, finished_run, keep
-    from feature_collisions.files import write_text
+    from feature_collisions.files import refuse_links, write_text
     from feature_collisions.hull import Hull
     from feature_collisions.linear_program import LinearPrograms
     from feature_collisions.logs import log_hull, spared, wandb_logger
     from feature_collisions.report import classes_of
     from feature_collisions.search import Search
 
+    refuse_links(directory)
     initial = data.test.find("initial", settings.initial)
     target = data.test.find("target", settings.target)
     decisive = deciding(settings, hashes, initial.image, target.image)

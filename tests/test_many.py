@@ -146,12 +146,13 @@ def test_the_table_as_markdown_and_csv(tmp_path):
     rows += rows_of([3.0], [0.1], mean=0.84)
     table = write_table(tmp_path, rows)
     assert table.startswith("2 of 4 are a success (sampled, not proved).")
-    assert "broken \\| &lt;i>" in table
+    assert "broken \\| &lt;i&gt;" in table
     assert "<b>" not in table
     with (tmp_path / "runs.csv").open(newline="") as file:
         read = list(csv.DictReader(file))
     assert [row["loss.alpha"] for row in read] == ["1.0", "10.0", "", "3.0"]
     assert read[0]["initial"] == "<b>|"
+    assert read[0]["target"] == "'=7"
     assert [row["outcome"] for row in read] == ["success", "success", "broken | <i>", "no success"]
     assert "positive_form" not in read[0]
     for ending in ("png", "pdf"):

@@ -72,7 +72,7 @@ def test_a_pipe_or_a_huge_file_is_not_read(path):
     path.unlink()
     with path.open("wb") as file:
         file.truncate(10**12)
-    with pytest.raises(SettingError, match=r"has 1000000000000 bytes, and 10000000 are the most"):
+    with pytest.raises(SettingError, match=r"its size, 1,000,000,000,000 bytes, is more"):
         read_pairs_file(str(path))
     with pytest.raises(SettingError, match=r"is no regular file"):
         read_pairs_file(str(path.parent))

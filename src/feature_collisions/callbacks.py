@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .collision import Collision
 from .composite import Sources
-from .files import write_text
+from .files import read_text, write_text
 from .images import save_png, to_uint8
 
 
@@ -104,7 +104,7 @@ class Curves(CollisionCallback):
         assert isinstance(module, Collision)
         rows = []
         if module.step and self.path.exists():
-            lines = self.path.read_text().splitlines()[1:]
+            lines = read_text(self.path, None).splitlines()[1:]
             whole = [line for line in lines if line.count(",") == len(self.names()) - 1]
             rows = [line for line in whole if int(line.split(",")[0]) <= module.step]
         write_text(self.path, "\n".join([",".join(self.names()), *rows]) + "\n")

@@ -20,6 +20,7 @@ from .config import Settings, check_arguments, expand_corner_sweep, overrides_fi
 from .conversions import in_plain_words
 from .ends import Stopped, stopping
 from .errors import CollisionError, SettingError
+from .escaping import for_terminal
 from .evaluate_settings import EvaluateSettings
 
 _MENDABLE = (SettingError, CollisionError, HydraException, OmegaConfBaseException, OSError)
@@ -90,6 +91,10 @@ def expand_or_exit(arguments: list[str]) -> list[str]:
 
 def explain(error: BaseException) -> str:
     """One message: what is wrong and what may be written instead."""
+    return for_terminal(_words_of(error).strip())
+
+
+def _words_of(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice}: unknown; known are {', '.join(error.options)}"
@@ -103,7 +108,7 @@ def explain(error: BaseException) -> str:
         return in_plain_words(cause)
     if isinstance(error, OSError):
         return f"{error.filename or 'output'}: {error.strerror or error}; {_advice(error)}"
-    return str(error).strip()
+    return str(error)
 
 
 _ELSEWHERE = "choose another place (hydra.run.dir=DIR of train.py, run=DIR of evaluate.py)"

@@ -56,18 +56,19 @@ def hull_of(
             int(named_data.get("size", DataSettings.size)),
             str(named_data.get("resize", DataSettings.resize)),
         )
-        data_settings.check()
         settings = ClassifierSettings(
             str(named["name"]), weights or named["weights"], str(named["layer"]), path
         )
         seed = int(run.config["seed"])
-        if not 0 <= seed < 2**63:
+        places = (named_data["root"], named["weights"])
+        if not (0 <= seed < 2**63 and all(isinstance(each, str | None) for each in places)):
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise SettingError(
             f"run={run.directory}: config.yaml does not say which classifier and data were used; "
             "evaluate a hull that was made in Python with Hull.sample"
         ) from None
+    data_settings.check()
     expected = run.summary.get("classifier_hash")
     if not expected:
         raise SettingError(

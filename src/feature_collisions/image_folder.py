@@ -42,6 +42,12 @@ class ImageFolder(ImageSet):
         if not root.is_dir():
             raise SettingError(f"data.root={root}: there is no such folder; give an existing one")
         folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+        for folder in folders:
+            if not folder.name.isprintable():
+                raise SettingError(
+                    f"data.root={root}: the folder {folder.name!a} has control characters in its "
+                    "name, which is its class; rename it"
+                )
         index, self.class_names = _classes(root, [folder.name for folder in folders])
         self.root, self.resize, self._side = root, settings.resize, settings.size
         self.files = [

@@ -65,6 +65,8 @@ def _is_identity(found: Any) -> bool:
         return False
     if not all(isinstance(value, str) for value in found.values()):
         return False
+    if not all(value.isprintable() for value in found.values()):
+        return False
     project = found["project"].strip()  # no path, which could lead into another account
     return bool(re.fullmatch(r"[\w-]+", found["id"]) and re.fullmatch(r"[^/\\#?%:]+", project))
 

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .errors import SettingError
+from .escaping import for_csv
 from .figures import save_figure
 from .files import write_text
 from .places import CONFIG, CORNERS
@@ -61,6 +62,8 @@ def hulls_below(directory: Path) -> tuple[list[Run], dict[str, str]]:
     for (parent, _), runs in groups.items():
         place = directory if whole else parent / f"hull_of_{runs[0].directory.name}"
         try:
+            if len(runs) > 1 and place.is_symlink():
+                raise SettingError(f"{place}: is a link, and nothing is written through links")
             hulls += [join(place, runs)] if len(runs) > 1 else runs
         except SettingError:  # the same corner twice, or other images: a hull each
             hulls += runs
@@ -128,9 +131,9 @@ def write_table(directory: Path, rows: list[dict[str, Any]]) -> str:
     columns = [name for row in rows for name in row if name != "outcome"]
     columns = [*dict.fromkeys(columns), "outcome"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(for_csv, columns))
+    writer.writerows([_plain(row.get(name)) for name in columns] for row in rows)
     write_text(directory / "runs.csv", text.getvalue())
     good = sum(row["outcome"] == "success" for row in rows)
     table = markdown_table(
@@ -149,8 +152,11 @@ def write_table(directory: Path, rows: list[dict[str, Any]]) -> str:
 def _cell(name: str, value: Any) -> str:
     if isinstance(value, float):
         return number(value, _FORMS.get(name, ".4g"))
-    text = "-" if value is None else str(value)
-    return " ".join(text.replace("<", "&lt;").split())
+    return "-" if value is None else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return for_csv(value) if isinstance(value, str) else value
 
 
 def sizes_figure(rows: list[dict[str, Any]]) -> Figure | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from .escaping import from_markdown
 from .explorer import explored
 from .findings import claims
 from .hull import Hull
@@ -86,7 +87,7 @@ def html_table(markdown: str, kind: str = "") -> str:
     """A Markdown table as HTML, everything in it escaped; empty for no table."""
     lines = markdown.splitlines()
     rows = [
-        [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        [from_markdown(cell.strip()) for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         for line in (lines[:1] + lines[2:])
     ]
     if not rows:

@@ -2,9 +2,9 @@
 
 import csv
 import io
-from pathlib import Path
 
 from .errors import SettingError
+from .files import opened
 
 _MOST_BYTES = 10_000_000
 _SHOWN = 60  # characters of a line, in a message
@@ -51,16 +51,12 @@ def shown(fields: list[str]) -> str:
 
 
 def _text_of(setting: str) -> str:
-    path, rule = Path(setting), "give a CSV file with initial,target a line"
+    rule = "give a CSV file with initial,target a line"
     try:
-        if path.exists() and not path.is_file():
-            raise SettingError(f"pairs={setting}: is no regular file; {rule}, or random:N")
-        if path.stat().st_size > _MOST_BYTES:
-            raise SettingError(
-                f"pairs={setting}: has {path.stat().st_size} bytes, and {_MOST_BYTES} are the "
-                f"most; {rule}"
-            )
-        content = path.read_bytes()
+        with opened(setting, _MOST_BYTES) as file:
+            content = file.read()
+    except SettingError as error:
+        raise SettingError(f"pairs={error}; {rule}, or random:N") from None
     except OSError as error:
         raise SettingError(
             f"pairs={setting}: cannot be read ({error.strerror}); {rule}, random:N, or random:N:P "

@@ -1,6 +1,5 @@
 """Tables and figures of a hull, in the shape of the paper's."""
 
-import html
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from .command_line import command, override
 from .differences import boxes_figure
+from .escaping import for_line, for_markdown, for_terminal
 from .figures import save_figure
 from .files import write_text
 from .findings import baselines_table, claims, edges_table, sizes_table
@@ -107,8 +107,7 @@ def write_report(
     tables = _tables(hull, result, class_names)
     page = write_up(directory, hull, result, class_names, tables, steps)
     write_text(directory / "report.html", page)
-    escaped = [html.escape(name) for name in class_names]  # Markdown lets HTML through
-    write_text(directory / "report.md", _markdown(hull, result, escaped, list(shown)))
+    write_text(directory / "report.md", _markdown(hull, result, class_names, list(shown)))
 
 
 def _figures(
@@ -145,16 +144,18 @@ def _tables(hull: Hull, result: dict[str, Any], class_names: Sequence[str]) -> d
 def _markdown(
     hull: Hull, result: dict[str, Any], class_names: Sequence[str], figures: Sequence[str]
 ) -> str:
-    """`report.md`; class names must not hold HTML."""
+    """`report.md`, in which no name is markup."""
     summary = hull.summary
+    classifier, layer = for_markdown(summary["classifier"]), for_markdown(summary["layer"])
     initial, target = class_names[summary["initial_class"]], class_names[hull.target_class]
+    headline = f"{summary['experiment']}: {initial} that collides with {target}"
     parts = [
-        f"# {summary['experiment']}: {initial} that collides with {target}",
-        f"{summary['classifier']}, layer `{summary['layer']}`, {len(hull.corners)} corners, "
+        f"# {for_markdown(headline)}",
+        f"{classifier}, layer {layer}, {len(hull.corners)} corners, "
         f"{summary['steps']} steps in {summary['seconds']:.2f} s. "
         + ("All corners converged." if summary["converged"] else "**Not all corners converged.**"),
         *(f"![{name}]({name}.png)" for name in figures),
-        *claims(result | {"failed": _escaped(result.get("failed", {}))}, target),
+        *(for_markdown(sentence) for sentence in claims(result, target)),
     ]
     for heading, table in _tables(hull, result, class_names).items():
         parts += [f"{heading}", table] if table else []
@@ -165,10 +166,6 @@ def _markdown(
     if "worst_case_class" in result:
         parts.append("The worst point found:\n\n![worst point](images/worst_case.png)")
     return "\n\n".join(parts) + "\n"
-
-
-def _escaped(texts: dict[str, str]) -> dict[str, str]:
-    return {name: html.escape(text) for name, text in texts.items()}
 
 
 def _corners_table(hull: Hull, class_names: Sequence[str]) -> str:
@@ -234,5 +231,5 @@ def print_evaluation(result: dict[str, Any], class_names: Sequence[str], directo
             f"data set {number(result.get('dataset_distance_mean'), ',.2f')}"
         )
     found = claims(result, target)
-    print("\n".join(claim for claim in found if not claim.startswith("Sampled")))
-    print(f"report: {directory / 'report.html'}")
+    print("\n".join(for_line(claim) for claim in found if not claim.startswith("Sampled")))
+    print(for_terminal(f"report: {directory / 'report.html'}"))

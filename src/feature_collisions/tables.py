@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from .escaping import for_line, for_markdown
+
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as they need to be, numbers' side to the right."""
-    table = [list(header), *(list(row) for row in rows)]
+    table = [[for_line(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
              for row in table]  # fmt: skip
@@ -13,11 +15,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; bars in cells are escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines
+    """A Markdown table; nothing in its cells is markup."""
+    first, *lines = (
+        "| " + " | ".join(for_markdown(cell) for cell in row) + " |" for row in (header, *rows)
     )
+    return "\n".join([first, "| " + " | ".join(["---"] * len(header)) + " |", *lines])
 
 
 def number(value: float | None, form: str = ".4g") -> str:
