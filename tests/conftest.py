@@ -8,9 +8,12 @@ from pathlib import Path
 # Before torch is imported: threads that spin while they wait starve each other on a busy machine,
 # and training the classifier then takes minutes instead of seconds.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
@@ -19,8 +22,12 @@ SHARED = ROOT.parent / "shared"
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """One cache folder for the whole session: the classifier is trained once."""
-    folder = tmp_path_factory.mktemp("cache")
+    """One cache folder for the whole session, all workers': the classifier is trained once."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "cache"
+    folder.mkdir(exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = str(folder)
     os.environ["MPLCONFIGDIR"] = str(folder / "matplotlib")
     return folder
@@ -49,7 +56,8 @@ def classifier(cache, digits):
     from feature_collisions.classifiers import load_classifier
     from feature_collisions.config import ClassifierSettings
 
-    return load_classifier(ClassifierSettings("mnist_mlp", None, "hidden1"), digits)
+    with FileLock(cache / "classifier.lock"):
+        return load_classifier(ClassifierSettings("mnist_mlp", None, "hidden1"), digits)
 
 
 class Shift(nn.Module):

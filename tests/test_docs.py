@@ -185,7 +185,7 @@ def test_the_readmes_training_commands_run(classifier, tmp_path, capsys):
         sweep = ("-m",) if "-m" in arguments else ()
         given = [argument for argument in arguments if argument != "-m"]
         assert run_command(tmp_path, "train.py", *sweep, *given, *corner, *QUICK) is None, command
-        assert "next: python evaluate.py run=" in capsys.readouterr().out
+        assert re.search(r"next: python \S*evaluate\.py run=", capsys.readouterr().out)
 
 
 def example_network():

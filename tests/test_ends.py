@@ -209,7 +209,7 @@ def test_a_signal_ends_all_processes_of_a_shared_search(tmp_path):
                     cwd=tmp_path, start_new_session=True)  # fmt: skip
     checkpoints = tmp_path / "run" / "checkpoints"
     deadline = time.monotonic() + 120
-    while len(list(checkpoints.glob("rank_*/last.ckpt"))) < 2:
+    while not (checkpoints / "last.ckpt").exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)

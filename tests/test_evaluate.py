@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 
 import pytest
@@ -183,7 +184,7 @@ def test_train_solves_for_exact_corners(command, tmp_path, classifier, objective
     summary = json.loads((tmp_path / "new" / "summary.json").read_text())
     assert summary["objective"] == objective
     assert all(entry["positive"] < 1e-4 for entry in summary["corners"])
-    assert "next: python evaluate.py run=" in capsys.readouterr().out
+    assert re.search(r"next: python \S*evaluate\.py run=", capsys.readouterr().out)
 
 
 def test_exact_corners_of_a_deeper_layer_are_refused(command, classifier):

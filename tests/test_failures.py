@@ -100,8 +100,8 @@ def test_a_data_set_without_two_different_images_has_no_relative_size(
 
     load = evaluation.load_data
 
-    def small(settings):
-        data = load(settings)
+    def small(settings, **options):
+        data = load(settings, **options)
         images = torch.tensor(pixels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 28, 28)
         test = Images(images, torch.zeros(len(pixels), dtype=torch.int64), data.test.class_names)
         return DataSplit(data.train, test)
@@ -144,11 +144,11 @@ def test_a_run_that_fails_is_a_row_of_its_own(command, run, tmp_path, monkeypatc
         shutil.copytree(run, tmp_path / "folder" / name)
     load, calls = evaluation.load_data, []
 
-    def fails_once(settings):
+    def fails_once(settings, **options):
         calls.append(settings)
         if len(calls) == 1:
             raise MemoryError("everything is full")
-        return load(settings)
+        return load(settings, **options)
 
     monkeypatch.setattr(evaluation, "load_data", fails_once)
     answer = command("evaluate.py", "run=folder", *FAST, "worst_case.steps=1")

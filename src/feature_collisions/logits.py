@@ -46,6 +46,7 @@ def logits_in(output: Any, count: int) -> Tensor:
         SettingError: when there is none, or more than one.
 
     Example:
+        >>> import torch
         >>> logits_in({"embedding": torch.zeros(2, 7, 4, 4), "classes": torch.ones(2, 3)}, 2)
         tensor([[1., 1., 1.],
                 [1., 1., 1.]])

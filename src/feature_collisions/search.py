@@ -27,6 +27,7 @@ from .frozen import frozen_copy, network_of, quicken
 from .goal import Goal, unmet
 from .hull import Hull
 from .images import check_pair, save_png
+from .losses import visible_distances
 from .parameterisations import PatchComposite, Pixels
 from .precision import MIXED, check_trainer, device_ids
 from .search_settings import LogSettings, LossSettings, OptimizerSettings, StopSettings
@@ -121,6 +122,8 @@ class Search:
                     f"feature_collisions.search_settings.{kind.__name__}(...)"
                 )
             getattr(self, name).check()
+        if self.loss.distance:
+            visible_distances(torch.stack([self.initial, self.target]))  # refuses small images
         self.directory = None if self.directory is None else Path(self.directory)
         self.ckpt_path = None if self.ckpt_path is None else Path(self.ckpt_path)
 
