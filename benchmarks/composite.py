@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torchvision.models import squeezenet1_1
 
-from feature_collisions.commands import keep_freed_memory
-from feature_collisions.composite import Sources, blend, layers
-from feature_collisions.parameterisations import PatchComposite
+from feature_collisions.commands.start import keep_freed_memory
+from feature_collisions.patches.composite import Sources, blend, layers
+from feature_collisions.search.parameterisations import PatchComposite
 
 
 def paper_sources() -> Sources:

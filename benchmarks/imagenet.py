@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torchvision import models
 
-from feature_collisions.imagenet import Classifier
-from feature_collisions.search import Search
-from feature_collisions.search_settings import LossSettings, OptimizerSettings, StopSettings
+from feature_collisions.networks.torchvision_models import Classifier
+from feature_collisions.search.find_corners import Search
+from feature_collisions.settings.search import LossSettings, OptimizerSettings, StopSettings
 
 LAYERS = {"squeezenet1_1": "features.12.squeeze", "vgg16": "classifier.0"}
 

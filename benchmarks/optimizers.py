@@ -15,13 +15,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from feature_collisions.classifiers import load_classifier
-from feature_collisions.commands import register_schemas
-from feature_collisions.config import Settings, parse_corners, to_settings
-from feature_collisions.data import load_data
-from feature_collisions.hull import Hull
-from feature_collisions.search import Search
-from feature_collisions.search_settings import LogSettings, StopSettings
+from feature_collisions.commands.start import register_schemas
+from feature_collisions.data.datasets import load_data
+from feature_collisions.hull.hull import Hull
+from feature_collisions.networks.classifiers import load_classifier
+from feature_collisions.search.find_corners import Search
+from feature_collisions.settings.search import LogSettings, StopSettings
+from feature_collisions.settings.train import Settings, parse_corners, to_settings
 
 CONF = Path(__file__).parent.parent / "conf"
 

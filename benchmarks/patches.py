@@ -19,12 +19,12 @@ from typing import NamedTuple
 
 import torch
 
-from feature_collisions.config import DataSettings
-from feature_collisions.image_folder import ImageFolder
-from feature_collisions.patch_database import PatchDatabase, open_database
-from feature_collisions.patch_index import open_index
-from feature_collisions.patch_search import Matches, query_patches, reduced_seed, search_patches
-from feature_collisions.patch_settings import PatchSettings
+from feature_collisions.data.image_folder import ImageFolder
+from feature_collisions.patches.database import PatchDatabase, open_database
+from feature_collisions.patches.index import open_index
+from feature_collisions.patches.search import Matches, query_patches, reduced_seed, search_patches
+from feature_collisions.settings.patches import PatchSettings
+from feature_collisions.settings.train import DataSettings
 
 PAPER = 37_011_074
 SEEDS = (0, 100, 200)  # images that are searched for in turn, and are left out of the search

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from feature_collisions.classifiers import load_classifier
-from feature_collisions.config import ClassifierSettings, DataSettings, WandbSettings
-from feature_collisions.data import load_data
-from feature_collisions.logs import wandb_logger
-from feature_collisions.search import Search
-from feature_collisions.search_settings import StopSettings
+from feature_collisions.data.datasets import load_data
+from feature_collisions.networks.classifiers import load_classifier
+from feature_collisions.report.logs import wandb_logger
+from feature_collisions.search.find_corners import Search
+from feature_collisions.settings.search import StopSettings
+from feature_collisions.settings.train import ClassifierSettings, DataSettings, WandbSettings
 
 LAYER, STEPS = "hidden1", 2000
 PRECISION = {"precision": "64-true", "accelerator": "cpu"}

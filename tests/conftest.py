@@ -44,8 +44,8 @@ def mnist_root():
 
 @pytest.fixture(scope="session")
 def digits():
-    from feature_collisions.config import DataSettings
-    from feature_collisions.data import load_data
+    from feature_collisions.data.datasets import load_data
+    from feature_collisions.settings.train import DataSettings
 
     return load_data(DataSettings("digits"))
 
@@ -53,8 +53,8 @@ def digits():
 @pytest.fixture(scope="session")
 def classifier(cache, digits):
     """The classifier of the main job."""
-    from feature_collisions.classifiers import load_classifier
-    from feature_collisions.config import ClassifierSettings
+    from feature_collisions.networks.classifiers import load_classifier
+    from feature_collisions.settings.train import ClassifierSettings
 
     with FileLock(cache / "classifier.lock"):
         return load_classifier(ClassifierSettings("mnist_mlp", None, "hidden1"), digits)
@@ -128,7 +128,7 @@ def database(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     from made_patches import SETTINGS, images_of
 
-    from feature_collisions.patch_database import open_database
+    from feature_collisions.patches.database import open_database
 
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(40, 3, 6, 6, generator=generator)

@@ -3,15 +3,15 @@
 import torch
 from torch import nn
 
-from feature_collisions.evaluate_settings import (
+from feature_collisions.evaluation.evaluate import evaluate
+from feature_collisions.hull.hull import Hull
+from feature_collisions.settings.evaluate import (
     EdgeSettings,
     EvaluateSettings,
     PlainSettings,
     ProofSettings,
     WorstCaseSettings,
 )
-from feature_collisions.evaluation import evaluate
-from feature_collisions.hull import Hull
 
 NASTY = "<img src=x onerror=window.broken=1></script></script x><!--<script><b>&amp;|$"
 NAMES = ("tench", NASTY, "`tick` \"quote\" 'apostrophe'", "plain")

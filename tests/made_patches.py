@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from feature_collisions.data import Images
-from feature_collisions.patch_settings import PatchSettings
+from feature_collisions.data.datasets import Images
+from feature_collisions.settings.patches import PatchSettings
 
 SETTINGS = PatchSettings(None, 1.0, 28, 1, 3, 7, 7, 0)
 FAISS = replace(SETTINGS, search="faiss")

@@ -12,10 +12,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from feature_collisions.callbacks import Checkpoints
-from feature_collisions.command_line import changed, command, override
-from feature_collisions.commands import explain
-from feature_collisions.files import write_text
+from feature_collisions.commands.start import explain
+from feature_collisions.data.files import write_text
+from feature_collisions.report.command_line import changed, command, override
+from feature_collisions.search.callbacks import Checkpoints
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from feature_collisions import Hull, find_corners
-from feature_collisions.agreement import check_agreement
 from feature_collisions.errors import SettingError
-from feature_collisions.features import Observed, TargetLayer
-from feature_collisions.proofs import class_proof, collision_proof
-from feature_collisions.search_settings import LossSettings, StopSettings
+from feature_collisions.networks.agreement import check_agreement
+from feature_collisions.networks.target_layer import Observed, TargetLayer
+from feature_collisions.proofs.whole_hull import class_proof, collision_proof
+from feature_collisions.settings.search import LossSettings, StopSettings
 
 STOP = StopSettings(0.05, max_steps=200)
 WITH_CLASSES = StopSettings(0.05, max_steps=200, probability=0.1)

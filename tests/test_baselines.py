@@ -3,8 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from feature_collisions.baselines import on_span_sphere, on_sphere, plain_corners, radius, turned
-from feature_collisions.hull import Hull
+from feature_collisions.evaluation.baselines import (
+    on_span_sphere,
+    on_sphere,
+    plain_corners,
+    radius,
+    turned,
+)
+from feature_collisions.hull.hull import Hull
 
 
 class Hole(nn.Module):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from made_hull import NAMES, NASTY, evaluated, made_hull
 
-from feature_collisions import report
-from feature_collisions.explorer import explored, lattice
+from feature_collisions.report import report
+from feature_collisions.report.explorer import explored, lattice
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -9,12 +9,15 @@ import pytest
 import torch
 from made_patches import FAISS, SETTINGS, images_of
 
-from feature_collisions import classifiers, composite_kernel, patch_build, patch_index
-from feature_collisions.caches import cache_path, keep, writable_folder
-from feature_collisions.config import ClassifierSettings
-from feature_collisions.data import DataSplit, Images
-from feature_collisions.patch_database import open_database
-from feature_collisions.patches import find_neighbours
+from feature_collisions.data.caches import cache_path, keep, writable_folder
+from feature_collisions.data.datasets import DataSplit, Images
+from feature_collisions.networks import classifiers
+from feature_collisions.patches import build as patch_build
+from feature_collisions.patches import composite_kernel
+from feature_collisions.patches import index as patch_index
+from feature_collisions.patches.database import open_database
+from feature_collisions.patches.paste import find_neighbours
+from feature_collisions.settings.train import ClassifierSettings
 
 MLP = ClassifierSettings("mnist_mlp", None, "hidden1")
 

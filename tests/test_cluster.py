@@ -6,8 +6,8 @@ import pytest
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from feature_collisions.search import find_corners
-from feature_collisions.search_settings import LogSettings, LossSettings, StopSettings
+from feature_collisions.search.find_corners import find_corners
+from feature_collisions.settings.search import LogSettings, LossSettings, StopSettings
 
 # What jobs see: `salloc`, a batch script that asks for tasks, and one of several `srun` started.
 ALLOCATIONS = {

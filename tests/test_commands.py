@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import ROOT, start
 
-from feature_collisions.files import load_tensors, save_tensors
-from feature_collisions.images import save_png
+from feature_collisions.data.files import load_tensors, save_tensors
+from feature_collisions.data.images import save_png
 
 QUICK = ("wandb.mode=disabled", "stop.min_steps=0")
 
@@ -62,9 +62,9 @@ def test_the_main_job_from_nothing_to_a_report(trained, tmp_path, capsys):
 
 def test_table_1_on_the_full_set(trained, mnist_root, tmp_path):
     """The paper: 96.64 % test accuracy, L_pos < 5, 2000 of 2000, probability 1.0."""
-    from feature_collisions.classifiers import accuracy, train_mnist_classifier
-    from feature_collisions.config import DataSettings
-    from feature_collisions.data import load_data
+    from feature_collisions.data.datasets import load_data
+    from feature_collisions.networks.classifiers import accuracy, train_mnist_classifier
+    from feature_collisions.settings.train import DataSettings
 
     data = load_data(DataSettings("mnist", str(mnist_root)))
     model = train_mnist_classifier(data.train, steps=6000)  # half of what train.py takes
@@ -115,8 +115,8 @@ def test_same_seed_same_tensors(trained, tmp_path):
 
 
 def test_another_seed_is_another_classifier(digits):
-    from feature_collisions.classifiers import train_mnist_classifier
-    from feature_collisions.weights import weights_hash
+    from feature_collisions.networks.classifiers import train_mnist_classifier
+    from feature_collisions.networks.weights import weights_hash
 
     hashes = [weights_hash(train_mnist_classifier(digits.train, seed, 5)) for seed in (0, 0, 1)]
     assert hashes[0] == hashes[1] != hashes[2]
@@ -207,7 +207,7 @@ def test_a_run_is_not_overwritten(trained):
 def test_a_full_disk_at_the_end_is_one_message(trained, monkeypatch, tmp_path):
     import errno
 
-    from feature_collisions import runs
+    from feature_collisions.hull import run as runs
 
     def full(path, tensors):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))

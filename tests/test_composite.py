@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from feature_collisions import composite_kernel
-from feature_collisions.composite import Sources, blend, layers
-from feature_collisions.parameterisations import PatchComposite
+from feature_collisions.patches import composite_kernel
+from feature_collisions.patches.composite import Sources, blend, layers
+from feature_collisions.search.parameterisations import PatchComposite
 
 GEOMETRIES = [(28, 7, 3, 1), (40, 12, 4, 3), (30, 10, 5, 0)]
 

@@ -4,9 +4,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from feature_collisions.commands import register_schemas
-from feature_collisions.config import expand_corner_sweep, parse_corners, to_settings
+from feature_collisions.commands.start import register_schemas
 from feature_collisions.errors import SettingError
+from feature_collisions.settings.train import expand_corner_sweep, parse_corners, to_settings
 
 CONF = Path(__file__).parent.parent / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

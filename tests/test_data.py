@@ -3,10 +3,10 @@ import struct
 import pytest
 import torch
 
-from feature_collisions.config import DataSettings
-from feature_collisions.data import Images, load_data
+from feature_collisions.data.datasets import Images, load_data
+from feature_collisions.data.images import save_png
 from feature_collisions.errors import SettingError
-from feature_collisions.images import save_png
+from feature_collisions.settings.train import DataSettings
 
 
 def test_the_bundled_digits_are_balanced_halves(digits):

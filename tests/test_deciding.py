@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from feature_collisions.files import load_tensors
+from feature_collisions.data.files import load_tensors
 
 QUICK = ("wandb.mode=disabled", "stop.min_steps=0", "stop.max_steps=100", "log.checkpoint_every=50")
 

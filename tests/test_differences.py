@@ -7,7 +7,7 @@ import torch
 from conftest import SHARED
 from torch import Tensor
 
-from feature_collisions.differences import boxes, lpips_mean, lpips_weights, ssim_mean
+from feature_collisions.evaluation.differences import boxes, lpips_mean, lpips_weights, ssim_mean
 
 
 def test_boxes_lie_where_the_corners_differ_and_do_not_touch() -> None:

@@ -18,8 +18,8 @@ import torch
 from conftest import ROOT
 from made_patches import SETTINGS, images_of
 
-from feature_collisions.classifiers import MnistMLP
-from feature_collisions.files import save_tensors
+from feature_collisions.data.files import save_tensors
+from feature_collisions.networks.classifiers import MnistMLP
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(3600)]
 
@@ -32,8 +32,9 @@ QUICK = (
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
-    ["lightning.pytorch", "torchmetrics", "hydra", "wandb", "feature_collisions.search",
-     "feature_collisions.evaluation", "feature_collisions.report", "feature_collisions.logs"]
+    ["lightning.pytorch", "torchmetrics", "hydra", "wandb", "feature_collisions.commands.train",
+     "feature_collisions.search.find_corners", "feature_collisions.evaluation.evaluate",
+     "feature_collisions.report.report", "feature_collisions.report.logs"]
 )  # fmt: skip
 
 
@@ -59,8 +60,8 @@ def command(script, *arguments):
 
 def build_patches():
     """A patch database and its index, of images that take a while to read."""
-    from feature_collisions.patch_database import open_database
-    from feature_collisions.patch_index import open_index
+    from feature_collisions.patches.database import open_database
+    from feature_collisions.patches.index import open_index
 
     pixels = torch.randint(256, (600, 3, 28, 28), generator=torch.Generator().manual_seed(0))
     images = images_of(pixels.to(torch.uint8))

@@ -8,10 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feature_collisions.edges import failures, prove_edges
-from feature_collisions.evaluate_settings import EdgeSettings
-from feature_collisions.hull import Hull
-from feature_collisions.piecewise import Line, NotPiecewiseLinear, TooManyPieces, kinds, traced
+from feature_collisions.hull.hull import Hull
+from feature_collisions.proofs.edges import failures, prove_edges
+from feature_collisions.proofs.piecewise import (
+    Line,
+    NotPiecewiseLinear,
+    TooManyPieces,
+    kinds,
+    traced,
+)
+from feature_collisions.settings.evaluate import EdgeSettings
 
 
 class Everything(nn.Module):
@@ -184,7 +190,7 @@ class Clock:
             return walk(line, first, last)
 
         monkeypatch.setattr(Line, "walk", slow)
-        monkeypatch.setattr("feature_collisions.edges.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("feature_collisions.proofs.edges.time.monotonic", lambda: self.now)
 
 
 def test_seconds_are_shared_out_among_the_edges(
@@ -209,7 +215,9 @@ def test_an_edge_without_its_turn_comes_first_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Clock(monkeypatch)
-    monkeypatch.setattr("feature_collisions.edges._FIRST", 1.0)  # each chunk overruns everything
+    monkeypatch.setattr(
+        "feature_collisions.proofs.edges._FIRST", 1.0
+    )  # each chunk overruns everything
     shares = []
     for _ in range(3):
         found = prove_edges(valley(), EdgeSettings(seconds=1e-3), tmp_path)["edges"]

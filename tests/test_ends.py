@@ -11,9 +11,9 @@ import torch
 from conftest import ROOT, run_command, start
 
 from feature_collisions import ends
-from feature_collisions.classifiers import MnistMLP
+from feature_collisions.data.files import load_tensors, save_tensors
 from feature_collisions.ends import Stopped, between_steps, stopping
-from feature_collisions.files import load_tensors, save_tensors
+from feature_collisions.networks.classifiers import MnistMLP
 
 SHORT = ("wandb.mode=disabled", "stop.min_steps=400", "stop.max_steps=400", "corner=[0,1]",
          "log.every=20", "log.checkpoint_every=1000",
@@ -34,7 +34,7 @@ def told(monkeypatch):
     """Have a signal come after so many optimiser steps, counted over all searches."""
 
     def tell(number, at):
-        from feature_collisions.parameterisations import Pixels
+        from feature_collisions.search.parameterisations import Pixels
 
         project, steps = Pixels.project, iter(range(1, 10**9))
 
@@ -123,7 +123,7 @@ def test_a_signal_before_the_first_step_leaves_nothing(tmp_path, monkeypatch, ca
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    module = "data" if name == "load_data" else "classifiers"
+    module = "data.datasets" if name == "load_data" else "networks.classifiers"
     monkeypatch.setattr(f"feature_collisions.{module}.{name}", told)
     arguments = SHORT[:-1]  # no weights: it would be trained
     assert run_command(tmp_path, "train.py", *arguments) == 143
@@ -138,7 +138,7 @@ def test_a_signal_ends_an_evaluation(tmp_path, monkeypatch, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    monkeypatch.setattr("feature_collisions.evaluation.evaluate", told)
+    monkeypatch.setattr("feature_collisions.evaluation.evaluate.evaluate", told)
     assert run_command(tmp_path, "evaluate.py", "samples=10") == 143
     line = capsys.readouterr().err.partition("To go on: ")[2]
     assert shlex.split(line)[1:] == [

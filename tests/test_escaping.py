@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from made_hull import NAMES, evaluated, made_hull
 
 from feature_collisions.errors import SettingError
-from feature_collisions.escaping import for_csv, for_line, for_markdown, from_markdown
-from feature_collisions.page import html_table
-from feature_collisions.report import write_report
-from feature_collisions.tables import markdown_table
-from feature_collisions.weights import read_weights
+from feature_collisions.networks.weights import read_weights
+from feature_collisions.report.escaping import for_csv, for_line, for_markdown, from_markdown
+from feature_collisions.report.page import html_table
+from feature_collisions.report.report import write_report
+from feature_collisions.report.tables import markdown_table
 
 
 @given(st.text())
@@ -28,7 +28,7 @@ def test_a_formula_is_text_in_a_spreadsheet(name):
 
 
 def test_no_name_of_a_run_is_markup_in_the_report(tmp_path, monkeypatch):
-    monkeypatch.setattr("feature_collisions.report.save_figure", lambda *_: None)
+    monkeypatch.setattr("feature_collisions.report.report.save_figure", lambda *_: None)
     hull = made_hull()
     nasty = "<script>x</script>[a](b)"
     hull.summary |= {"experiment": nasty, "classifier": nasty, "layer": nasty}

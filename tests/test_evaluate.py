@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from feature_collisions.files import save_tensors
-from feature_collisions.linear_program import LinearPrograms
+from feature_collisions.data.files import save_tensors
+from feature_collisions.proofs.linear_program import LinearPrograms
 
 CONFIG = """
 data: {name: digits, root: null}

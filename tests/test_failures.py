@@ -9,14 +9,19 @@ from made_hull import evaluated, made_hull
 from test_evaluate import exact, run  # noqa: F401
 from test_many import FAST
 
-from feature_collisions import evaluation
-from feature_collisions.data import Images
-from feature_collisions.evaluation import OF_TWO_CORNERS, SAMPLED, evaluate
-from feature_collisions.hull import Hull
-from feature_collisions.many import row_of
-from feature_collisions.places import newest_run
-from feature_collisions.report import classes_of, print_corners, print_evaluation, write_report
-from feature_collisions.runs import Run
+from feature_collisions.data.datasets import Images
+from feature_collisions.evaluation import evaluate as evaluation
+from feature_collisions.evaluation.evaluate import OF_TWO_CORNERS, SAMPLED, evaluate
+from feature_collisions.hull.hull import Hull
+from feature_collisions.hull.places import newest_run
+from feature_collisions.hull.run import Run
+from feature_collisions.report.many import row_of
+from feature_collisions.report.report import (
+    classes_of,
+    print_corners,
+    print_evaluation,
+    write_report,
+)
 
 NAMES = ("a", "b", "c", "d")
 
@@ -96,7 +101,7 @@ def test_what_was_measured_before_a_kill_is_kept(monkeypatch, tmp_path):
 def test_a_data_set_without_two_different_images_has_no_relative_size(
     command, run, monkeypatch, pixels, mean  # noqa: F811
 ):  # fmt: skip
-    from feature_collisions.data import DataSplit
+    from feature_collisions.data.datasets import DataSplit
 
     load = evaluation.load_data
 
@@ -124,7 +129,7 @@ def test_a_failed_measurement_ends_with_a_status(command, run, monkeypatch):  # 
 
 
 def test_a_report_that_fails_leaves_the_figures(command, run, monkeypatch):  # noqa: F811
-    from feature_collisions import report
+    from feature_collisions.report import report
 
     def fails(*arguments):
         raise ValueError("no font")
@@ -184,7 +189,7 @@ def test_classes_are_numbered_where_the_data_sets_names_are_not_theirs(tmp_path,
 
 def test_own_folders_of_another_number_of_classes_go_through(command, tmp_path, monkeypatch):
     """Two classes of images of one's own, and a classifier of five."""
-    from feature_collisions.images import save_png
+    from feature_collisions.data.images import save_png
 
     generator = torch.Generator().manual_seed(0)
     for name in ("cat", "dog"):
@@ -212,7 +217,7 @@ def test_the_distance_of_the_data_set_may_fail_too(tmp_path):
     def fails():
         raise OSError("unreadable")
 
-    from feature_collisions.evaluate_settings import EdgeSettings, EvaluateSettings, ProofSettings
+    from feature_collisions.settings.evaluate import EdgeSettings, EvaluateSettings, ProofSettings
 
     settings = EvaluateSettings(
         samples=10, edges=EdgeSettings(seconds=0.0), proof=ProofSettings(0.0, False)

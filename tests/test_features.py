@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from feature_collisions.errors import SettingError
-from feature_collisions.features import TargetLayer
-from feature_collisions.target import TargetFeatures
+from feature_collisions.networks.target import TargetFeatures
+from feature_collisions.networks.target_layer import TargetLayer
 
 
 class Convolutional(nn.Module):

@@ -4,14 +4,14 @@ import os
 import pytest
 import torch
 
-from feature_collisions.errors import SettingError
-from feature_collisions.files import (
+from feature_collisions.data.files import (
     load_tensors,
     read_json,
     save_tensors,
     write_atomically,
     write_json,
 )
+from feature_collisions.errors import SettingError
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
+from feature_collisions.data.images import load_image
 from feature_collisions.errors import SettingError
-from feature_collisions.images import load_image
 
 
 @pytest.mark.parametrize(

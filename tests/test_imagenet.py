@@ -7,17 +7,18 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 
-from feature_collisions.classifiers import load_classifier
-from feature_collisions.config import ClassifierSettings, DataSettings
-from feature_collisions.data import load_data
+from feature_collisions.data.class_names import class_names
+from feature_collisions.data.datasets import load_data
+from feature_collisions.data.files import save_tensors, write_text
 from feature_collisions.errors import SettingError
-from feature_collisions.evaluation import hull_of
-from feature_collisions.features import TargetLayer
-from feature_collisions.files import save_tensors, write_text
-from feature_collisions.imagenet import Classifier, class_names
-from feature_collisions.runs import read_run
-from feature_collisions.search import Search, find_corners
-from feature_collisions.search_settings import LossSettings, StopSettings
+from feature_collisions.evaluation.evaluate import hull_of
+from feature_collisions.hull.run import load_run
+from feature_collisions.networks.classifiers import load_classifier
+from feature_collisions.networks.target_layer import TargetLayer
+from feature_collisions.networks.torchvision_models import Classifier
+from feature_collisions.search.find_corners import Search, find_corners
+from feature_collisions.settings.search import LossSettings, StopSettings
+from feature_collisions.settings.train import ClassifierSettings, DataSettings
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -169,7 +170,7 @@ def test_a_run_cannot_name_code_to_import(tmp_path, monkeypatch, shift, shift_im
         "layer: hidden, path: 'own_classifier_b:make'}\n",
     )
     with pytest.raises(SettingError, match=r"give it with classifier\.path=MODULE:NAME"):
-        hull_of(read_run(tmp_path / "run"), None, None)
+        hull_of(load_run(tmp_path / "run"), None, None)
     assert "own_classifier_b" not in sys.modules
 
 

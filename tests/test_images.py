@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
+from feature_collisions.data.images import load_image, save_png, to_uint8
 from feature_collisions.errors import SettingError
-from feature_collisions.images import load_image, save_png, to_uint8
 
 
 def test_a_saved_image_is_read_back_to_half_a_level(tmp_path):

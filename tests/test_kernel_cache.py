@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_collisions import composite_kernel
+from feature_collisions.patches import composite_kernel
 
 make = composite_kernel._library.__wrapped__
 

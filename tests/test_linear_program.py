@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.errors import CollisionError, SettingError
-from feature_collisions.features import TargetLayer
-from feature_collisions.linear_program import (
+from feature_collisions.networks.target_layer import TargetLayer
+from feature_collisions.proofs.linear_program import (
     OBJECTIVES,
     AffineMap,
     LinearPrograms,
     Polytope,
     affine_map,
 )
-from feature_collisions.piecewise import NotPiecewiseLinear
+from feature_collisions.proofs.piecewise import NotPiecewiseLinear
 
 
 def random_net(pixels: int = 36, units: int = 12) -> nn.Sequential:

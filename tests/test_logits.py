@@ -12,10 +12,10 @@ from torch import nn
 
 from feature_collisions import find_corners
 from feature_collisions.errors import SettingError
-from feature_collisions.explorer import explored
-from feature_collisions.logits import logits_in
-from feature_collisions.proofs import class_proof
-from feature_collisions.search_settings import LossSettings, StopSettings
+from feature_collisions.networks.logits import logits_in
+from feature_collisions.proofs.whole_hull import class_proof
+from feature_collisions.report.explorer import explored
+from feature_collisions.settings.search import LossSettings, StopSettings
 
 Pair = namedtuple("Pair", "logits aux")
 

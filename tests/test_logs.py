@@ -11,13 +11,13 @@ from made_hull import NAMES, evaluated, made_hull
 from test_many import FAST, make_run
 from wandb_file import records
 
+from feature_collisions.data.images import save_png
 from feature_collisions.errors import SettingError
-from feature_collisions.evaluate_settings import EvaluateSettings
-from feature_collisions.evaluation_logs import hull_figures, log_evaluation, log_table
-from feature_collisions.images import save_png
-from feature_collisions.logs import IDENTITY, Identity, kept, known, wandb_run
-from feature_collisions.many import hulls_below, row_of
-from feature_collisions.runs import read_run
+from feature_collisions.hull.run import load_run
+from feature_collisions.report.evaluation_logs import hull_figures, log_evaluation, log_table
+from feature_collisions.report.logs import IDENTITY, Identity, kept, known, wandb_run
+from feature_collisions.report.many import hulls_below, row_of
+from feature_collisions.settings.evaluate import EvaluateSettings
 
 
 class Told:
@@ -158,7 +158,7 @@ def evaluated_run(tmp_path):
     hull.summary["seconds_total"] = 1.0
     hull.save(tmp_path / "run")
     kept(tmp_path / "run" / IDENTITY, JOB)
-    return read_run(tmp_path / "run"), evaluated(hull, tmp_path / "run")
+    return load_run(tmp_path / "run"), evaluated(hull, tmp_path / "run")
 
 
 @pytest.mark.parametrize("worst", ["there", "missing"])

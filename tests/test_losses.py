@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from feature_collisions.losses import CollisionLoss, positive, settings_at
-from feature_collisions.search_settings import LossSettings, LossStage
-from feature_collisions.target import TargetFeatures
+from feature_collisions.networks.target import TargetFeatures
+from feature_collisions.search.losses import CollisionLoss, positive, settings_at
+from feature_collisions.settings.search import LossSettings, LossStage
 
 
 def problem(form, seed=0, rectified=False):

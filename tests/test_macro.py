@@ -6,10 +6,10 @@ import pytest
 import torch
 from made_hull import evaluated, made_hull
 
-from feature_collisions.files import write_text
-from feature_collisions.images import save_png
-from feature_collisions.macro import composite_at_start, macro_entries, macro_share
-from feature_collisions.report import write_report
+from feature_collisions.data.files import write_text
+from feature_collisions.data.images import save_png
+from feature_collisions.evaluation.macro import composite_at_start, macro_entries, macro_share
+from feature_collisions.report.report import write_report
 
 
 def test_differences_of_whole_squares_keep_all_their_distance() -> None:

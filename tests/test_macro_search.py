@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feature_collisions.composite import Sources
 from feature_collisions.errors import SettingError
-from feature_collisions.losses import visible_distances
-from feature_collisions.search import Search, find_corners
-from feature_collisions.search_settings import LossSettings, OptimizerSettings, StopSettings
+from feature_collisions.patches.composite import Sources
+from feature_collisions.search.find_corners import Search, find_corners
+from feature_collisions.search.losses import visible_distances
+from feature_collisions.settings.search import LossSettings, OptimizerSettings, StopSettings
 
 ALL = LossSettings(
     alpha=3.0, beta=0.7, gamma=0.2, positive_form="half_square", normalise=True, hull=2,

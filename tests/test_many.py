@@ -8,8 +8,8 @@ import torch
 from test_commands import QUICK
 
 from feature_collisions.errors import SettingError
-from feature_collisions.many import hulls_below, row_of, sizes_figure, write_table
-from feature_collisions.runs import Run, write_run
+from feature_collisions.hull.run import Run, write_run
+from feature_collisions.report.many import hulls_below, row_of, sizes_figure, write_table
 
 FAST = ("samples=50", "plain.steps=0", "edges.seconds=0", "proof.seconds=0", "proof.depth=false")
 

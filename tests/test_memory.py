@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feature_collisions import memory
-from feature_collisions.goal import Goal
-from feature_collisions.memory import free_bytes
-from feature_collisions.search import Search
-from feature_collisions.search_settings import LogSettings, LossSettings, StopSettings
+from feature_collisions.data import memory
+from feature_collisions.data.memory import free_bytes
+from feature_collisions.search.find_corners import Search
+from feature_collisions.search.goal import Goal
+from feature_collisions.settings.search import LogSettings, LossSettings, StopSettings
 
 CPU = torch.device("cpu")
 GIB = 2**30

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feature_collisions import composite_kernel
-from feature_collisions.composite import Sources, blend, layers
 from feature_collisions.errors import CollisionError, SettingError
-from feature_collisions.losses import visible_distances
-from feature_collisions.search import Search, find_corners
-from feature_collisions.search_settings import LogSettings, OptimizerSettings, StopSettings
+from feature_collisions.patches import composite_kernel
+from feature_collisions.patches.composite import Sources, blend, layers
+from feature_collisions.search.find_corners import Search, find_corners
+from feature_collisions.search.losses import visible_distances
+from feature_collisions.settings.search import LogSettings, OptimizerSettings, StopSettings
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from feature_collisions.features import Observed
-from feature_collisions.hull import Hull
-from feature_collisions.metrics import HullStatistics
-from feature_collisions.target import TargetFeatures
+from feature_collisions.hull.hull import Hull
+from feature_collisions.hull.statistics import HullStatistics
+from feature_collisions.networks.target import TargetFeatures
+from feature_collisions.networks.target_layer import Observed
 
 
 def in_place_net() -> nn.Sequential:

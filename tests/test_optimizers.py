@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from feature_collisions.optimizers import make_optimizer, rate_at
-from feature_collisions.search_settings import OptimizerSettings, RateStage
+from feature_collisions.search.optimizers import make_optimizer, rate_at
+from feature_collisions.settings.search import OptimizerSettings, RateStage
 
 
 def steps(settings, gradients):

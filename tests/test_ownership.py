@@ -10,16 +10,16 @@ import torch
 from conftest import run_command
 from made_hull import made_hull
 
-from feature_collisions.classifiers import MnistMLP
+from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import SettingError
-from feature_collisions.files import save_tensors
-from feature_collisions.places import LOCK, claimed, remove_if_empty
+from feature_collisions.hull.places import LOCK, claimed, remove_if_empty
+from feature_collisions.networks.classifiers import MnistMLP
 
 QUICK = ("wandb.mode=disabled", "corner=0", "stop.min_steps=50", "stop.max_steps=50",
          "classifier.weights=drawn.safetensors")  # fmt: skip
 OWN = """
 import pathlib, sys, time
-from feature_collisions.places import claimed
+from feature_collisions.hull.places import claimed
 with claimed(pathlib.Path(sys.argv[1]), "run"):
     print("owned", flush=True)
     time.sleep(60)

@@ -11,11 +11,11 @@ import torch
 from made_hull import NAMES, NASTY, evaluated, made_hull
 from PIL import Image
 
-from feature_collisions.images import save_png, to_uint8
-from feature_collisions.page import html_table
-from feature_collisions.page_pictures import data_uri
-from feature_collisions.pictures import intermediate_images, spread
-from feature_collisions.report import write_report
+from feature_collisions.data.images import save_png, to_uint8
+from feature_collisions.report.page import html_table
+from feature_collisions.report.page_pictures import data_uri
+from feature_collisions.report.pictures import intermediate_images, spread
+from feature_collisions.report.report import write_report
 
 
 class Reader(HTMLParser):
@@ -46,7 +46,7 @@ def page(tmp_path, monkeypatch):
 
     def write(corners=5, size=(1, 6, 6), steps=(), figures=False):
         if not figures:
-            monkeypatch.setattr("feature_collisions.report.save_figure", lambda *_: None)
+            monkeypatch.setattr("feature_collisions.report.report.save_figure", lambda *_: None)
         hull = made_hull(corners, size)
         for step in steps:
             for k, image in enumerate(hull.corners):

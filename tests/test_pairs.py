@@ -3,10 +3,17 @@ import json
 import pytest
 import torch
 
+from feature_collisions.commands.pairs import (
+    OUTCOME,
+    Pair,
+    measure,
+    parse_pairs,
+    run_pairs,
+    summary_table,
+)
 from feature_collisions.errors import SettingError
-from feature_collisions.pairs import OUTCOME, Pair, measure, parse_pairs, run_pairs, summary_table
-from feature_collisions.search import find_corners
-from feature_collisions.search_settings import LossSettings, StopSettings
+from feature_collisions.search.find_corners import find_corners
+from feature_collisions.settings.search import LossSettings, StopSettings
 
 
 class Ink(torch.nn.Module):
@@ -139,7 +146,7 @@ def test_interior_points_join_the_loss(shift, shift_images, output):
 
     l = L_pos + output ||f(t)||^2 / 2 KL(p(t) || p(x)).
     """
-    from feature_collisions.search import Search
+    from feature_collisions.search.find_corners import Search
 
     search = Search(
         shift, "hidden", *shift_images, [0, 1],
@@ -185,8 +192,8 @@ class OnlyCorners(torch.nn.Module):
 
 
 def test_a_search_with_interior_points_does_not_stop_at_good_corners(shift, shift_images):
-    from feature_collisions.goal import Goal
-    from feature_collisions.search import Search
+    from feature_collisions.search.find_corners import Search
+    from feature_collisions.search.goal import Goal
 
     stop = StopSettings(None, probability=1.0)
     for points, converged in ((0, True), (1, False)):

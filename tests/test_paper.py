@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from feature_collisions.hull import stick_breaking
-from feature_collisions.losses import CollisionLoss, negative, positive
-from feature_collisions.search_settings import LossSettings
-from feature_collisions.target import TargetFeatures
+from feature_collisions.hull.hull import stick_breaking
+from feature_collisions.networks.target import TargetFeatures
+from feature_collisions.search.losses import CollisionLoss, negative, positive
+from feature_collisions.settings.search import LossSettings
 
 
 def psgn(x):

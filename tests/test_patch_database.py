@@ -13,20 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
-from feature_collisions import patch_build
-from feature_collisions.config import DataSettings
-from feature_collisions.data import Images
+from feature_collisions.data.datasets import Images
+from feature_collisions.data.image_folder import ImageFolder
+from feature_collisions.data.images import load_image
 from feature_collisions.errors import SettingError
-from feature_collisions.image_folder import ImageFolder
-from feature_collisions.images import load_image
-from feature_collisions.patch_database import (
+from feature_collisions.patches import build as patch_build
+from feature_collisions.patches.database import (
     open_database,
     patch_images,
     scaled,
     shares,
     source,
 )
-from feature_collisions.patch_settings import PatchSettings
+from feature_collisions.settings.patches import PatchSettings
+from feature_collisions.settings.train import DataSettings
 
 SETTINGS = PatchSettings(fraction=0.5, size=32, reduction=2, search_stride=4, patch=7, stride=7)
 SIDE = 28  # of the composite: a patch of 7 is a window of 4 among 16 pixels

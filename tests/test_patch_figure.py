@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from feature_collisions.data import Images
+from feature_collisions.data.datasets import Images
 from feature_collisions.errors import SettingError
-from feature_collisions.patch_database import open_database
-from feature_collisions.patch_figure import match_figure
-from feature_collisions.patch_search import query_patches, search_patches
-from feature_collisions.patch_settings import PatchSettings
+from feature_collisions.patches.database import open_database
+from feature_collisions.patches.search import query_patches, search_patches
+from feature_collisions.report.patch_figure import match_figure
+from feature_collisions.settings.patches import PatchSettings
 
 
 def test_figure_4_boxes_the_patch_its_match_and_what_is_pasted(tmp_path, monkeypatch):

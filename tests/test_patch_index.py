@@ -7,13 +7,14 @@ import pytest
 import torch
 from made_patches import FAISS, SETTINGS, assert_same, slow_search
 
-from feature_collisions import patch_index, patch_search
-from feature_collisions.patch_database import open_database
-from feature_collisions.patch_search import (
+from feature_collisions.patches import index as patch_index
+from feature_collisions.patches import search as patch_search
+from feature_collisions.patches.database import open_database
+from feature_collisions.patches.search import (
     query_patches,
     search_patches,
 )
-from feature_collisions.patch_windows import (
+from feature_collisions.patches.windows import (
     windows_at,
 )
 

@@ -5,22 +5,22 @@ import torch
 from made_patches import SETTINGS, assert_same, images_of, slow_search
 
 from feature_collisions.errors import SettingError
-from feature_collisions.patch_database import open_database
-from feature_collisions.patch_search import (
+from feature_collisions.patches.database import open_database
+from feature_collisions.patches.search import (
     Matches,
     query_patches,
     reduced_seed,
     same_images,
     search_patches,
 )
-from feature_collisions.patch_settings import PatchSettings
-from feature_collisions.patch_windows import (
+from feature_collisions.patches.windows import (
     ROUNDING,
     Descriptions,
     basis_of,
     squared_distances,
     windows_at,
 )
+from feature_collisions.settings.patches import PatchSettings
 
 
 @pytest.mark.parametrize("neighbours", [1, 3])
@@ -144,8 +144,8 @@ def test_the_seeds_own_picture_is_left_out_however_it_was_reduced(database):
 def test_the_samples_own_images_are_told_from_all_others(tmp_path, monkeypatch):
     from conftest import SHARED
 
-    from feature_collisions.config import DataSettings
-    from feature_collisions.image_folder import ImageFolder
+    from feature_collisions.data.image_folder import ImageFolder
+    from feature_collisions.settings.train import DataSettings
 
     root = SHARED / "data" / "imagenet-sample"
     if not root.exists():

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from feature_collisions.data.image_set import ImageSet
 from feature_collisions.errors import SettingError
-from feature_collisions.image_sets import ImageSet
-from feature_collisions.patch_database import PatchDatabase
-from feature_collisions.patch_search import Matches
-from feature_collisions.patch_settings import PatchSettings
-from feature_collisions.patches import check_geometry, paste
+from feature_collisions.patches.database import PatchDatabase
+from feature_collisions.patches.paste import check_geometry, paste
+from feature_collisions.patches.search import Matches
+from feature_collisions.settings.patches import PatchSettings
 
 
 class Gradients(ImageSet):

@@ -7,11 +7,11 @@ import torch
 from test_edges import everything, valley
 from torch import Tensor, nn
 
-from feature_collisions.bounds import Bounds
-from feature_collisions.hull import Hull, dirichlet
-from feature_collisions.linear_program import LinearPrograms
-from feature_collisions.piecewise import NotPiecewiseLinear, traced
-from feature_collisions.proofs import class_proof, collision_proof, depth
+from feature_collisions.hull.hull import Hull, dirichlet
+from feature_collisions.proofs.bounds import Bounds
+from feature_collisions.proofs.linear_program import LinearPrograms
+from feature_collisions.proofs.piecewise import NotPiecewiseLinear, traced
+from feature_collisions.proofs.whole_hull import class_proof, collision_proof, depth
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.05, 0.001])

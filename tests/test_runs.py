@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from feature_collisions import find_corners
+from feature_collisions.data.files import load_tensors, save_tensors
+from feature_collisions.data.images import load_image
 from feature_collisions.errors import SettingError
-from feature_collisions.files import load_tensors, save_tensors
-from feature_collisions.images import load_image
-from feature_collisions.places import newest_run, place_of_run
-from feature_collisions.runs import read_run
-from feature_collisions.search_settings import StopSettings
+from feature_collisions.hull.places import newest_run, place_of_run
+from feature_collisions.hull.run import load_run
+from feature_collisions.settings.search import StopSettings
 
 STOP = StopSettings(positive=1e9, max_steps=20)
 
@@ -22,7 +22,7 @@ def search(shift, shift_images):
 def test_a_run_is_read_back_as_it_was_written(search, tmp_path):
     hull = search([0, 2])
     hull.save(tmp_path / "run")
-    run = read_run(tmp_path / "run")
+    run = load_run(tmp_path / "run")
     for name in ("corners", "initial", "target", "units"):
         assert torch.equal(getattr(run, name), getattr(hull, name))
     assert run.summary == hull.summary
@@ -38,7 +38,7 @@ def test_a_sweeps_jobs_are_put_together_in_the_corners_order(search, tmp_path):
     together = search([0, 1, 3])
     for job, corner in enumerate([3, 0, 1]):
         search([corner]).save(tmp_path / str(job))
-    run = read_run(tmp_path)
+    run = load_run(tmp_path)
     assert (run.corners - together.corners).abs().max() < 1e-5
     assert torch.equal(run.units, together.units)
     assert [entry["corner"] for entry in run.summary["corners"]] == [0, 1, 3]
@@ -48,18 +48,18 @@ def test_jobs_of_different_hulls_are_not_put_together(search, shift, shift_image
     search([0]).save(tmp_path / "0")
     search([0]).save(tmp_path / "1")
     with pytest.raises(SettingError, match="a corner occurs in several jobs"):
-        read_run(tmp_path)
+        load_run(tmp_path)
     other = find_corners(shift, "hidden", *(0.5 * i for i in shift_images), [1], stop=STOP)
     other.save(tmp_path / "1")
     with pytest.raises(
         SettingError, match=r"1 and 0 differ in .*initial, target, so their corners"
     ):
-        read_run(tmp_path)
+        load_run(tmp_path)
 
 
 def test_a_directory_without_corners_is_refused(tmp_path):
     with pytest.raises(SettingError, match=r"no corners there \(collision.safetensors is missing"):
-        read_run(tmp_path)
+        load_run(tmp_path)
 
 
 def damage(name, value):
@@ -87,17 +87,17 @@ def test_a_damaged_run_is_refused(search, tmp_path, change, message):
     change(tensors)
     save_tensors(tmp_path / "collision.safetensors", tensors)
     with pytest.raises(SettingError, match=message):
-        read_run(tmp_path)
+        load_run(tmp_path)
 
 
 def test_a_run_without_its_summary_is_refused(search, tmp_path):
     search([0]).save(tmp_path)
     (tmp_path / "summary.json").unlink()
     with pytest.raises(SettingError, match=r"summary\.json: the file is missing"):
-        read_run(tmp_path)
+        load_run(tmp_path)
     (tmp_path / "summary.json").write_text(json.dumps({"corners": None}))
     with pytest.raises(SettingError, match="the run is not whole"):
-        read_run(tmp_path)
+        load_run(tmp_path)
 
 
 def test_the_newest_run_is_the_sweep_of_the_newest_job(tmp_path):

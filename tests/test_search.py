@@ -8,8 +8,8 @@ import torch
 
 from feature_collisions import find_corners
 from feature_collisions.errors import CollisionError, SettingError
-from feature_collisions.search import Search
-from feature_collisions.search_settings import (
+from feature_collisions.search.find_corners import Search
+from feature_collisions.settings.search import (
     LogSettings,
     LossSettings,
     LossStage,

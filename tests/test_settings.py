@@ -15,21 +15,12 @@ from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 from test_config import settings as composed
 
-from feature_collisions.commands import expand_or_exit, explain
-from feature_collisions.config import (
-    DataSettings,
-    Settings,
-    check_arguments,
-    overrides_first,
-    parse_corners,
-    parse_corners_per_batch,
-)
+from feature_collisions.commands.start import expand_or_exit, explain
 from feature_collisions.errors import CollisionError, SettingError
-from feature_collisions.evaluate_settings import EvaluateSettings
-from feature_collisions.patch_settings import PatchSettings
-from feature_collisions.precision import check_trainer
-from feature_collisions.search import Search
-from feature_collisions.search_settings import (
+from feature_collisions.search.find_corners import Search
+from feature_collisions.settings.evaluate import EvaluateSettings
+from feature_collisions.settings.patches import PatchSettings
+from feature_collisions.settings.search import (
     LogSettings,
     LossSettings,
     LossStage,
@@ -38,6 +29,15 @@ from feature_collisions.search_settings import (
     RateStage,
     StopSettings,
 )
+from feature_collisions.settings.train import (
+    DataSettings,
+    Settings,
+    check_arguments,
+    overrides_first,
+    parse_corners,
+    parse_corners_per_batch,
+)
+from feature_collisions.settings.trainer import check_trainer
 
 ODD = [None, True, "5", "", [], {}, -1, 0, 1, 2, 1.5, -0.0, 1e-320, 1e308, 2**63, 10**400,
        math.nan, math.inf, -math.inf]  # fmt: skip

@@ -5,12 +5,12 @@ import torch
 from conftest import start
 from torch import nn
 
-from feature_collisions.classifiers import MnistMLP
+from feature_collisions.data.files import save_tensors
+from feature_collisions.data.memory import bytes_of_one, corners_that_fit, free_bytes
 from feature_collisions.errors import CollisionError, SettingError
-from feature_collisions.files import save_tensors
-from feature_collisions.memory import bytes_of_one, corners_that_fit, free_bytes
-from feature_collisions.search import Search, find_corners
-from feature_collisions.search_settings import (
+from feature_collisions.networks.classifiers import MnistMLP
+from feature_collisions.search.find_corners import Search, find_corners
+from feature_collisions.settings.search import (
     LogSettings,
     LossSettings,
     OptimizerSettings,
@@ -160,7 +160,7 @@ def test_what_fits_is_measured_on_one_corner(pair, monkeypatch):
     images = pair[:1].expand(64, -1, -1, -1)
     for free, expected in [(one * 10 / 0.69, 10), (1, 1), (1e12, 64), (None, 64)]:
         told = free if free is None else int(free)
-        monkeypatch.setattr("feature_collisions.memory.free_bytes", lambda _, told=told: told)
+        monkeypatch.setattr("feature_collisions.data.memory.free_bytes", lambda _, told=told: told)
         assert corners_that_fit(layer, images) == expected
     monkeypatch.undo()
     free_now = free_bytes(torch.device("cpu"))

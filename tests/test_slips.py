@@ -6,11 +6,11 @@ from PIL import Image
 from torch import nn
 
 from feature_collisions import find_corners
-from feature_collisions.classifiers import load_classifier
-from feature_collisions.config import ClassifierSettings
 from feature_collisions.errors import SettingError
-from feature_collisions.search import Search
-from feature_collisions.search_settings import LogSettings, StopSettings
+from feature_collisions.networks.classifiers import load_classifier
+from feature_collisions.search.find_corners import Search
+from feature_collisions.settings.search import LogSettings, StopSettings
+from feature_collisions.settings.train import ClassifierSettings
 
 QUICK = {"stop": StopSettings(positive=0.1, min_steps=100, max_steps=100), "log": LogSettings(50)}
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from feature_collisions.errors import SettingError
-from feature_collisions.linear_program import LinearPrograms
-from feature_collisions.search import Search
-from feature_collisions.solver_settings import check_used
+from feature_collisions.proofs.linear_program import LinearPrograms
+from feature_collisions.search.find_corners import Search
+from feature_collisions.settings.solver import check_used
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from test_edges import valley
 from torch import Tensor, nn
 
-from feature_collisions.bounds import Bounds
-from feature_collisions.edges import prove_edges
-from feature_collisions.evaluate_settings import EdgeSettings
-from feature_collisions.hull import Hull
-from feature_collisions.piecewise import Line, NotPiecewiseLinear, kinds, traced
-from feature_collisions.proofs import class_proof
+from feature_collisions.hull.hull import Hull
+from feature_collisions.proofs.bounds import Bounds
+from feature_collisions.proofs.edges import prove_edges
+from feature_collisions.proofs.piecewise import Line, NotPiecewiseLinear, kinds, traced
+from feature_collisions.proofs.whole_hull import class_proof
+from feature_collisions.settings.evaluate import EdgeSettings
 
 WHOLE = EdgeSettings(share=1)
 

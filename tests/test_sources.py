@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from feature_collisions import composite_kernel
-from feature_collisions.composite import Sources, blend, layers
 from feature_collisions.errors import SettingError
-from feature_collisions.parameterisations import PatchComposite
+from feature_collisions.patches import composite_kernel
+from feature_collisions.patches.composite import Sources, blend, layers
+from feature_collisions.search.parameterisations import PatchComposite
 
 
 def parts() -> dict[str, Any]:

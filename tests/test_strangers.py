@@ -1,6 +1,5 @@
 """The drill: every file of a run directory, damaged in every way, through evaluate.py."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -11,15 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_hull import NASTY
 from torch import nn
 
 from feature_collisions import find_corners
+from feature_collisions.commands.evaluate import evaluate_all
+from feature_collisions.data.files import load_tensors, save_tensors
 from feature_collisions.errors import SettingError
-from feature_collisions.evaluate_settings import (
+from feature_collisions.settings.evaluate import (
     ClassifierPlace,
     EdgeSettings,
     EvaluateSettings,
@@ -28,8 +28,7 @@ from feature_collisions.evaluate_settings import (
     WandbMode,
     WorstCaseSettings,
 )
-from feature_collisions.files import load_tensors, save_tensors
-from feature_collisions.search_settings import StopSettings
+from feature_collisions.settings.search import StopSettings
 
 CONFIG = """name: toy
 data: {name: digits, root: null}
@@ -64,9 +63,6 @@ def toy():
 
 @pytest.fixture(scope="module")
 def evaluate():
-    spec = importlib.util.spec_from_file_location("evaluate_command", ROOT / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     chosen = EvaluateSettings(
         samples=5,
         worst_case=WorstCaseSettings(0, 1),
@@ -76,7 +72,7 @@ def evaluate():
         classifier=ClassifierPlace(path="test_strangers:toy"),
         wandb=WandbMode("disabled"),
     )
-    return lambda directory: module.evaluate_all(chosen, directory)
+    return lambda directory: evaluate_all(chosen, directory)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +97,7 @@ def whole(digits, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Figures take most of the time, and read no file."""
-    monkeypatch.setattr("feature_collisions.report.save_figure", lambda *_: None)
+    monkeypatch.setattr("feature_collisions.report.report.save_figure", lambda *_: None)
 
 
 def damage(path, kind, victim):
@@ -288,8 +284,8 @@ VALUES = st.one_of(
 @given(st.data())
 def test_any_value_in_a_run_is_refused_or_measured(whole, tmp_path, data):
     """Up to what a hull is made of; what is measured then is the drill's affair."""
-    from feature_collisions.evaluation import hull_of
-    from feature_collisions.runs import read_run
+    from feature_collisions.evaluation.evaluate import hull_of
+    from feature_collisions.hull.run import load_run
 
     run = tmp_path / "run"
     shutil.rmtree(run, ignore_errors=True)
@@ -307,11 +303,11 @@ def test_any_value_in_a_run_is_refused_or_measured(whole, tmp_path, data):
     (run / "summary.json").write_text(json.dumps(summary))
     (run / "config.yaml").write_text(json.dumps(config))
     with suppress(SettingError):  # and nothing else
-        hull_of(read_run(run), None, None, "test_strangers:toy")
+        hull_of(load_run(run), None, None, "test_strangers:toy")
 
 
 def test_a_pipe_or_a_device_is_no_picture(tmp_path):
-    from feature_collisions.images import load_image
+    from feature_collisions.data.images import load_image
 
     os.mkfifo(tmp_path / "a.png")
     for path in (tmp_path / "a.png", Path("/dev/zero"), tmp_path):

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from feature_collisions.checkpoint_files import JointCheckpointFile, join_checkpoints
 from feature_collisions.errors import CollisionError
-from feature_collisions.search import Search
-from feature_collisions.search_settings import (
+from feature_collisions.search.checkpoint_files import JointCheckpointFile, join_checkpoints
+from feature_collisions.search.find_corners import Search
+from feature_collisions.search.sharing import Task, _search_share
+from feature_collisions.search.together import Together, pipes_of
+from feature_collisions.settings.search import (
     LogSettings,
     LossSettings,
     OptimizerSettings,
     StopSettings,
 )
-from feature_collisions.sharing import Task, _search_share
-from feature_collisions.together import Together, pipes_of
 
 
 def ends(count, patience=60.0):

@@ -5,11 +5,11 @@ import torch
 import wandb
 from conftest import run_command
 
-from feature_collisions.classifiers import MnistMLP
-from feature_collisions.config import WandbSettings
+from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import SettingError
-from feature_collisions.files import save_tensors
-from feature_collisions.logs import check_login, wandb_logger
+from feature_collisions.networks.classifiers import MnistMLP
+from feature_collisions.report.logs import check_login, wandb_logger
+from feature_collisions.settings.train import WandbSettings
 
 QUICK = ("corner=0", "stop.min_steps=100", "stop.max_steps=100", "hydra.run.dir=run",
          "classifier.weights=drawn.safetensors")  # fmt: skip

@@ -1,22 +1,46 @@
-"""Approximate feature collisions: which pictures can a classifier not tell from this one?"""
+"""Approximate feature collisions: which pictures can a classifier not tell from this one?
 
+What is listed here is public; the modules below may change.
+"""
+
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .hull import Hull
-    from .search import find_corners
+    from .errors import CollisionError, SettingError
+    from .hull.hull import Hull
+    from .hull.run import Run, load_run
+    from .search.find_corners import find_corners
+    from .settings.patches import PatchSettings
+    from .settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
 
-__all__ = ["Hull", "find_corners"]
+__all__ = [
+    "CollisionError",
+    "Hull",
+    "LogSettings",
+    "LossSettings",
+    "OptimizerSettings",
+    "PatchSettings",
+    "Run",
+    "SettingError",
+    "StopSettings",
+    "find_corners",
+    "load_run",
+]
+
+_PLACES = {
+    "errors": ("CollisionError", "SettingError"),
+    "hull.hull": ("Hull",),
+    "hull.run": ("Run", "load_run"),
+    "search.find_corners": ("find_corners",),
+    "settings.patches": ("PatchSettings",),
+    "settings.search": ("LogSettings", "LossSettings", "OptimizerSettings", "StopSettings"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import PyTorch and Lightning on first use, so that `--help` and a typo answer at once."""
-    if name == "find_corners":
-        from .search import find_corners
-
-        return find_corners
-    if name == "Hull":
-        from .hull import Hull
-
-        return Hull
+    for module, names in _PLACES.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

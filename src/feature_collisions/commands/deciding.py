@@ -1,0 +1,124 @@
+"""What decided a run's result, kept beside it: a result is taken again for the same question only.
+
+Where files lie, what is logged and how the work is shared out are left out; that the classifier,
+the images and the patches are the same is told by their hashes, not by their places.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.datasets import DataSplit
+from ..data.files import read_json, write_json
+from ..errors import SettingError
+from ..hull.places import CORNERS
+from ..hull.run import Run, load_run
+from ..networks.weights import weights_hash
+from ..patches.database import patch_images
+from ..search.checkpoints import digest
+from ..settings.train import Settings
+
+SETTINGS = "settings.json"
+
+_LEFT_OUT = {
+    "name", "pairs", "initial", "target", "ckpt_path", "rates", "wandb", "corners_per_batch",
+    "classifier.weights", "classifier.path", "data.root", "patches.root",
+    "log.images_every", "log.checkpoint_every", "trainer.devices", "trainer.strategy",
+}  # fmt: skip
+
+
+def hashes(settings: Settings, model: nn.Module, data: DataSplit) -> dict[str, Any]:
+    """What the classifier's weights are, and the images that patches come from, if any."""
+    found = {"classifier.hash": weights_hash(model)}
+    if settings.parameterisation == "composite":
+        images = patch_images(settings.patches, settings.data, data.train)
+        found["patches.images"] = images.fingerprint(torch.arange(len(images)))
+    return found
+
+
+def deciding(
+    settings: Settings, hashes: dict[str, Any], initial: Tensor, target: Tensor
+) -> dict[str, Any]:
+    """What decides the result of a search, by the settings' names.
+
+    Args:
+        settings: of the run.
+        hashes: of the classifier and the patches.
+        initial, target: (C, H, W).
+    """
+    images = {"initial.image": digest(initial), "target.image": digest(target)}
+    return dict(_flat(asdict(settings), "")) | hashes | images
+
+
+def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        full = prefix + name
+        if full in _LEFT_OUT:
+            continue
+        if isinstance(value, dict):
+            yield from _flat(value, f"{full}.")
+        else:
+            yield full, value
+
+
+def keep(directory: Path, decisive: dict[str, Any]) -> None:
+    """Write what decides the result that `directory` is going to hold."""
+    write_json(directory / SETTINGS, decisive)
+
+
+def differences_to(directory: Path, decisive: dict[str, Any]) -> list[str]:
+    """What decided the result in `directory` and is other now: `loss.alpha was 1.0, is 100.0`.
+
+    Raises:
+        SettingError: when what decided it is damaged.
+    """
+    path = directory / SETTINGS
+    if not path.exists():
+        return ["its settings were not kept"]
+    kept = read_json(path)
+    if not isinstance(kept, dict):
+        raise SettingError(f"{path}: not what train.py writes; delete {directory}")
+    return [
+        f"{name} was {kept.get(name)}, is {decisive.get(name)}"
+        for name in dict.fromkeys([*kept, *decisive])
+        if kept.get(name) != decisive.get(name)
+    ]
+
+
+def finished_run(directory: Path, decisive: dict[str, Any], max_steps: int) -> Run | None:
+    """The run in `directory` where it is whole and was found with the same settings.
+
+    One that is damaged is searched again.
+
+    Args:
+        directory: of a run that is continued.
+        decisive: what decides its result now.
+        max_steps: of the search.
+
+    Raises:
+        SettingError: when it was found with other settings, and no step is left to take with these.
+    """
+    if not (directory / CORNERS).exists():
+        return None
+    try:
+        run = load_run(directory)
+    except SettingError as error:
+        print(f"{error}: it is searched again", flush=True)
+        return None
+    differing = differences_to(directory, decisive)
+    if not differing:
+        print(f"{directory}: is finished, with these settings; nothing is searched", flush=True)
+        return run
+    said = "; ".join(differing)
+    if run.summary["steps"] >= max_steps:
+        raise SettingError(
+            f"ckpt_path=last: the run in {directory} is finished ({said}) after "
+            f"{run.summary['steps']} steps; raise stop.max_steps={max_steps}, or leave ckpt_path "
+            "out to start anew in another directory"
+        )
+    print(f"{directory}: is gone on with under other settings ({said})", flush=True)
+    return None

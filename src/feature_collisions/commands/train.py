@@ -1,0 +1,222 @@
+"""Find the corners of a polytope of feature collisions: `python train.py experiment=mnist`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from ..ends import Stopped
+from ..errors import CollisionError, SettingError
+from ..hull.places import (
+    CHECKPOINT,
+    CONFIG,
+    claimed,
+    place_of_run,
+    remove_if_empty,
+)
+from ..report.command_line import changed, command, override
+from ..settings.solver import check_used
+from ..settings.train import Settings, parse_corners, to_settings
+from .start import explain
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..data.datasets import DataSplit
+    from ..hull.hull import Hull
+    from ..patches.composite import Sources
+
+
+def main(config: DictConfig) -> None:
+    """One job of Hydra's; in a sweep errors are raised, so that Hydra goes on to the next job."""
+    hydra = HydraConfig.get()
+    sweep = hydra.mode == RunMode.MULTIRUN
+    named = any(each.startswith("hydra.sweep.dir=") for each in hydra.overrides.hydra)
+    directory = output = Path(hydra.runtime.output_dir)
+    try:
+        settings = to_settings(config)
+        check_used(settings.solver, hydra.overrides.task)
+        directory, checkpoint = place_of_run(settings.ckpt_path, output, sweep, named)
+        group = directory.parent.name if sweep else directory.name
+        with claimed(directory, "hydra.sweep.dir" if sweep else "hydra.run.dir"):
+            train(settings, config, directory, checkpoint, group)
+    except Stopped as stopped:
+        begun = (directory / CONFIG).exists()
+        remove_if_empty(output)
+        place = Path(hydra.sweep.dir).absolute() if sweep else directory
+        resumable = config.get("solver") != "linear_program"
+        stopped.command = continuing(sys.argv[1:], place, sweep, sweep or begun, resumable)
+        raise
+    except (SettingError, CollisionError, OSError) as error:
+        remove_if_empty(output)
+        if sweep:
+            raise
+        sys.exit(f"error: {explain(error)}")
+
+
+def continuing(arguments: list[str], place: Path, sweep: bool, begun: bool, resumable: bool) -> str:
+    """The command that goes on with a run or a sweep at `place`; the same again if it has no file.
+
+    Linear programs keep no checkpoints; what they have not solved they solve again.
+    """
+    overrides = [override("hydra.sweep.dir" if sweep else "hydra.run.dir", place)]
+    if resumable:
+        overrides.append("ckpt_path=last")
+    return command("train.py", *(changed(arguments, *overrides) if begun else arguments))
+
+
+def train(
+    settings: Settings, config: DictConfig, directory: Path, checkpoint: Path | None, group: str
+) -> None:
+    """Load data and classifier, and search one pair of images or many."""
+    from ..data.datasets import load_data
+    from ..data.files import write_text
+    from ..networks.classifiers import load_classifier  # imported here: it takes seconds
+    from ..report.logs import check_login
+    from ..report.report import classes_of, print_corners
+    from .deciding import deciding, hashes
+    from .pairs import (
+        Pair,
+        check_earlier,
+        evaluated,
+        parse_pairs,
+        run_pairs,
+        summary_table,
+    )
+
+    check_login(settings.wandb.mode)
+    data = load_data(settings.data)
+    model = load_classifier(settings.classifier, data, settings.seed)
+    known = hashes(settings, model, data)
+    if settings.pairs is None:
+        hull = search_pair(settings, config, data, model, directory, checkpoint, group, known)
+        print_corners(hull, classes_of(hull, data.test.class_names), directory)
+        return
+    pairs = parse_pairs(settings.pairs, data.test, settings.seed, model)
+
+    def search(pair: Pair, place: Path) -> Hull:
+        last = place / CHECKPOINT
+        one = replace(settings, initial=pair.initial, target=pair.target, pairs=None)
+        merged = OmegaConf.merge(
+            config, {"initial": pair.initial, "target": pair.target, "pairs": None}
+        )
+        assert isinstance(merged, DictConfig)
+        with claimed(place, "hydra.run.dir"):
+            checkpoint = last if last.exists() else None
+            return search_pair(one, merged, data, model, place, checkpoint, group, known)
+
+    def decisive(pair: Pair) -> dict[str, Any]:
+        images = [data.test.find(*each).image for each in pair._asdict().items()]
+        return deciding(settings, known, *images)
+
+    check_earlier(pairs, directory, decisive)
+    write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+    outcomes = run_pairs(pairs, directory, search)
+    print(f"\n{summary_table(outcomes)}\nruns: {directory}")
+    if not any(map(evaluated, outcomes)):
+        raise CollisionError(
+            f"pairs={settings.pairs}: no pair could be evaluated; {directory / 'pairs.md'} says "
+            f"why. The first: {outcomes[0]['reasons'][0]}"
+        )
+    print(f"next: {command('evaluate.py', override('run', directory))}")
+
+
+def search_pair(
+    settings: Settings,
+    config: DictConfig,
+    data: DataSplit,
+    model: nn.Module,
+    directory: Path,
+    checkpoint: Path | None,
+    group: str,
+    hashes: dict[str, Any],
+) -> Hull:
+    """Build the objects in plain Python, find the corners, and write them."""
+    started = time.perf_counter()
+    from ..data.files import refuse_links, write_text
+    from ..hull.hull import Hull
+    from ..proofs.linear_program import LinearPrograms
+    from ..report.logs import log_hull, spared, wandb_logger
+    from ..report.report import classes_of
+    from ..search.find_corners import Search
+    from .deciding import deciding, finished_run, keep
+
+    refuse_links(directory)
+    initial = data.test.find("initial", settings.initial)
+    target = data.test.find("target", settings.target)
+    decisive = deciding(settings, hashes, initial.image, target.image)
+    if run := finished_run(directory, decisive, settings.stop.max_steps):
+        found = run.corners, run.initial, run.target, run.units, run.summary
+        return Hull(model, settings.classifier.layer, *found)
+    sources = None
+    if settings.parameterisation == "composite":
+        sources = paste_patches(settings, data, initial.image, directory)
+    problem = (
+        model,
+        settings.classifier.layer,
+        initial.image,
+        target.image,
+        parse_corners(settings.corner),
+    )
+    search: Search | LinearPrograms
+    if settings.solver == "linear_program":
+        search = LinearPrograms(*problem, settings.objective, settings.seed, settings.corner_order)
+    else:
+        search = Search(
+            *problem,
+            settings.loss,
+            settings.optimizer,
+            settings.stop,
+            settings.log,
+            settings.trainer,
+            directory,
+            checkpoint,
+            settings.corners_per_batch,
+            settings.channels_last,
+            settings.compile,
+            sources,
+            settings.patches.grid if settings.patches.logits == "grid" else None,
+            settings.corner_order,
+        )
+    built = time.perf_counter()
+    write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+    keep(directory, decisive)
+    name = f"{settings.name} corner {settings.corner}"
+    with wandb_logger(settings.wandb, directory, name, group, asdict(settings)) as logger:
+        hull = search.run(logger)
+        classes = data.test.class_names
+        hull.summary |= {
+            "experiment": settings.name,
+            "classifier": settings.classifier.name,
+            # Of another number of classes: a label then names no class of the classifier.
+            "target_label": target.label if classes_of(hull, classes) is classes else None,
+            "seconds_total": hull.summary["seconds_total"] + built - started,
+        }
+        hull.save(directory)
+        if logger:
+            with spared("log the corners"):
+                log_hull(logger.experiment, hull)
+    return hull
+
+
+def paste_patches(settings: Settings, data: DataSplit, seed: Tensor, directory: Path) -> Sources:
+    """What composites are made of; some of the matches are drawn as Figure 4 shows them."""
+    from ..patches.database import patch_images
+    from ..patches.paste import find_neighbours, paste
+    from ..report.figures import save_figure
+    from ..report.patch_figure import match_figure
+
+    images = patch_images(settings.patches, settings.data, data.train)
+    found = find_neighbours(seed, images, settings.patches, settings.seed)
+    count = len(found[1].image)
+    shown = sorted({count // 5, count // 2, 4 * count // 5})
+    figure = match_figure(seed, *found, shown, settings.patches)
+    save_figure(figure, directory / "images" / "patches.png")
+    return paste(*found, settings.patches, seed.shape[-1])

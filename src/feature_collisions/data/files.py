@@ -1,0 +1,258 @@
+"""Files that are always whole, and files that may be a stranger's: read as data, within bounds."""
+
+import json
+import math
+import os
+import pickle
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ..errors import SettingError
+from .memory import free_bytes
+
+_TEXT = 2**25  # bytes of a JSON file: a summary of 4096 corners has two million
+_SETTINGS = 2**18  # bytes of a config.yaml: the longest have some ten thousand
+_DEPTH, _LONG = 20, 4096  # of settings within settings; characters of one
+_LARGEST = 2**63  # no integer of a run needs more than 64 bits
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path`; a kill at any moment leaves the old file or the new one.
+
+    A link at `path` is replaced, not written through; of linked folders see `refuse_links`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # x: through no link that lies there already
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError as error:  # the user knows `path`, not the temporary file
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_atomically(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN and infinity are refused, for they are not JSON."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def refuse_links(directory: Path) -> None:
+    """Raise SettingError for a linked folder below a run's directory, before that is written to.
+
+    The directory itself may be reached through a link. W&B's own links in `wandb` are its notes of
+    the newest run, which it replaces.
+    """
+    for place, folders, _ in os.walk(directory):
+        for name in folders:
+            path = Path(place, name)
+            if path.is_symlink() and not (path.parent.name == "wandb" and name == "latest-run"):
+                raise SettingError(
+                    f"{path}: is a link to another folder, and nothing is written through links; "
+                    "put a folder in its place, or remove it"
+                )
+
+
+@contextmanager
+def opened(path: str | Path, most: int | None = None) -> Iterator[BinaryIO]:
+    """Open a file that may be a stranger's: a regular one, no larger than can be read.
+
+    Args:
+        path: the file.
+        most: bytes it may have; None for what the free memory holds.
+
+    Raises:
+        SettingError: for a pipe, a device or a folder, and for a file that is too large.
+        OSError: when it cannot be opened.
+    """
+    # A pipe without a writer would block for ever; to a regular file the flag means nothing.
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        state = os.fstat(number)
+        if not stat.S_ISREG(state.st_mode):
+            raise SettingError(f"{path}: is no regular file, but {_kind(state.st_mode)}")
+        bound, rule = most, "is more than such a file can have"
+        if bound is None:
+            bound, rule = free_bytes(torch.device("cpu")), "is more than the free memory holds"
+        if bound is not None and state.st_size > bound:
+            raise SettingError(f"{path}: its size, {state.st_size:,} bytes, {rule} ({bound:,})")
+    except BaseException:
+        os.close(number)
+        raise
+    with os.fdopen(number, "rb") as file:
+        yield file
+
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+def _kind(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "a device")
+
+
+def read_text(path: str | Path, most: int | None = _TEXT) -> str:
+    """Read UTF-8 text, without a byte-order mark; `most` as for `opened`.
+
+    Raises:
+        SettingError: when it cannot be opened or is not text.
+    """
+    try:
+        with opened(path, most) as file:
+            return file.read().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise SettingError(f"{path}: the file is missing") from None
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path}: is not UTF-8 text (at byte {error.start})") from None
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON: finite numbers, integers of 64 bits.
+
+    Raises:
+        SettingError: when the file is missing or damaged.
+    """
+    text = read_text(path)
+    try:
+        value = json.loads(text, parse_constant=_no_number)
+        _check_plain(value)
+    except RecursionError:
+        raise SettingError(f"{path}: not a JSON file (nested too deep)") from None
+    except ValueError as error:
+        raise SettingError(f"{path}: not a JSON file ({error})") from None
+    return value
+
+
+def read_yaml(path: Path) -> Any:
+    """Read settings as a run keeps them: resolved, so that `${...}` stays text.
+
+    Raises:
+        SettingError: when the file is missing or damaged, or holds an alias, by which few lines
+            can stand for any number.
+    """
+    text = read_text(path, _SETTINGS)
+    try:
+        _check_events(text)
+        value = yaml.load(text, Loader=_LOADER)
+        _check_plain(value)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingError(f"{path}: not a settings file ({reason})") from None
+    return value
+
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _check_events(text: str) -> None:
+    """Raise ValueError for what a loader could be long at, and no run's settings hold."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        reasons = {
+            "an alias": isinstance(event, yaml.AliasEvent),
+            "a tag": getattr(event, "tag", None) is not None,
+            "nested too deep": depth > _DEPTH,
+            "a value too long": len(getattr(event, "value", "")) > _LONG,
+        }
+        for reason, found in reasons.items():
+            if found:
+                raise ValueError(f"line {event.start_mark.line + 1}: {reason}")
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _check_plain(value: Any) -> None:
+    """Raise ValueError for what neither file can hold when the tool wrote it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r:.40} is no text")
+            _check_plain(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_plain(inner)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            _no_number(str(value))
+    elif isinstance(value, int):
+        if not -_LARGEST <= value < _LARGEST:
+            raise ValueError("an integer of more than 64 bits")
+    elif isinstance(value, str):
+        value.encode()  # half a surrogate pair can be read, and not be written
+    elif value is not None:
+        raise ValueError(f"{type(value).__name__} is no setting")
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write named tensors as safetensors, atomically."""
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(content))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file that fits into memory; nothing in it can execute.
+
+    Raises:
+        SettingError: when the file is missing, truncated or of another format.
+    """
+    try:
+        with opened(path):
+            return load_file(path)
+    except FileNotFoundError:
+        raise SettingError(f"{path}: the file is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise SettingError(f"{path}: not a whole safetensors file ({error})") from None
+    except (KeyError, ValueError, RuntimeError, OverflowError) as error:  # of types unknown here
+        raise SettingError(
+            f"{path}: its tensors cannot be read here ({type(error).__name__}: {error})"
+        ) from None
+
+
+DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError,
+           AttributeError, IndexError, AssertionError, OverflowError, MemoryError)  # fmt: skip
+"""What `load_saved` raises for a file that `torch.save` did not write whole."""
+
+
+def load_saved(path: Path, mmap: bool = False) -> Any:
+    """Read what `torch.save` wrote, on the CPU: tensors and plain values, nothing that executes.
+
+    Raises:
+        SettingError: for what is no regular file, or more than memory holds once it is unpacked.
+        OSError: when it cannot be opened.
+        Exception: one of `DAMAGED`.
+    """
+    with opened(path) as file:
+        if zipfile.is_zipfile(file):
+            try:
+                whole = sum(member.file_size for member in zipfile.ZipFile(file).infolist())
+            except zipfile.BadZipFile as error:
+                raise ValueError(str(error)) from None
+            free = free_bytes(torch.device("cpu"))
+            if free is not None and whole > free:
+                raise SettingError(
+                    f"{path}: unpacks to {whole:,} bytes, which is more than the free memory "
+                    f"holds ({free:,})"
+                )
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

@@ -1,0 +1,140 @@
+"""Folders of images, one a class, as ImageNet is laid out; files are read when they are asked for."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import SettingError
+from ..settings.train import DataSettings
+from .class_names import class_names, wnids
+from .image_set import ImageSet
+from .images import load_image
+
+_ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+_WNID = re.compile(r"n\d{8}")
+
+
+class ImageFolder(ImageSet):
+    """Images below `data.root`/CLASS, where CLASS is one of ImageNet's ids, or any name.
+
+    An id's class index is its rank among all 1000, whichever of them are there. Other names are
+    counted in their own order.
+
+    Args:
+        settings: `root`, `resize` and the side of the square that images are brought to.
+
+    Raises:
+        SettingError: for a folder without images.
+    """
+
+    def __init__(self, settings: DataSettings) -> None:
+        if settings.root is None:
+            raise SettingError("data.root=null: give the folder that holds one folder a class")
+        root = Path(settings.root)
+        if not root.is_dir():
+            raise SettingError(f"data.root={root}: there is no such folder; give an existing one")
+        folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+        for folder in folders:
+            if not folder.name.isprintable():
+                raise SettingError(
+                    f"data.root={root}: the folder {folder.name!a} has control characters in its "
+                    "name, which is its class; rename it"
+                )
+        index, self.class_names = _classes(root, [folder.name for folder in folders])
+        self.root, self.resize, self._side = root, settings.resize, settings.size
+        self.files = [
+            (path, index[folder.name])
+            for folder in folders
+            for path in sorted(folder.iterdir())
+            if path.suffix.lower() in _ENDINGS and path.name[0] != "."
+        ]
+        if not self.files:
+            raise SettingError(
+                f"data.root={root}: no image in the folders below it; give a folder that is laid "
+                "out as ImageNet is, CLASS/IMAGE.JPEG"
+            )
+        self.labels = torch.tensor([label for _, label in self.files])
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return 3, self._side, self._side
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """One image (C, H, W), or those at a tensor of indices (B, C, H, W), in [0, 1]."""
+        if isinstance(index, Tensor):
+            return torch.stack([self[int(i)] for i in index])
+        return load_image(self.files[index][0], self.size, self.resize)
+
+    def at_side(self, index: int, side: int) -> Tensor:
+        """One image (C, side, side) in [0, 1], read again from its file."""
+        return load_image(self.files[index][0], (3, side, side), self.resize)
+
+    def check_side(self, side: int) -> None:
+        """Nothing to raise: files are read at any size."""
+
+    def fingerprint(self, members: Tensor) -> str:
+        """A hash of the files' names below the root, their sizes and times, and of `resize`."""
+        digest = hashlib.sha256(self.resize.encode())
+        for index in members.tolist():
+            digest.update(f"\n{self.name_of(index)}\0{_state(self.files[index][0])}".encode())
+        return digest.hexdigest()
+
+    def name_of(self, index: int) -> str:
+        """A file's path below the root."""
+        return self.files[index][0].relative_to(self.root).as_posix()
+
+    def class_index(self, name: str) -> int | None:
+        """The class called `name`, or of that index, or in the folder `name`."""
+        known = super().class_index(name)
+        if known is None and _WNID.fullmatch(name) and name in wnids():
+            return wnids().index(name)
+        return known
+
+    def mean_distance(self, most: int = 1000, seed: int = 0) -> float:
+        """Mean L2 distance between two of (at most `most`) images, pixels in [0, 1] (Table 2).
+
+        The images are held as 8-bit pixels, and their products are summed up piece by piece.
+        """
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
+        channels, height, width = self.size
+        pixels = torch.empty(len(order), channels * height * width, dtype=torch.uint8)
+        progress = tqdm(order.tolist(), "Reading images", unit="image", mininterval=0.5)
+        for row, index in enumerate(progress):
+            pixels[row] = (self[index].flatten() * 255).round().to(torch.uint8)
+        products = torch.zeros(len(order), len(order), dtype=torch.float64)
+        for piece in pixels.split(4096, dim=1):
+            centred = piece.float() / 255 - 0.5
+            products += (centred @ centred.T).double()
+        norms = products.diagonal()
+        squares = (norms[:, None] + norms - 2 * products).clamp_min(0)
+        pairs = torch.triu_indices(len(order), len(order), 1)
+        return float(squares[*pairs].sqrt().mean())
+
+
+def _state(path: Path) -> str:
+    try:
+        state = path.stat()
+    except OSError:  # a link to nowhere: reading it says so
+        return "missing"
+    return f"{state.st_size} bytes, {state.st_mtime_ns}"
+
+
+def _classes(root: Path, folders: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Each folder's class index, and all classes' names."""
+    ids = [name for name in folders if _WNID.fullmatch(name)]
+    if not ids:
+        return {name: i for i, name in enumerate(folders)}, tuple(folders)
+    rank = {wnid: i for i, wnid in enumerate(wnids())}
+    other = [name for name in folders if name not in rank]
+    if other:
+        raise SettingError(
+            f"data.root={root}: {other[0]} is none of ImageNet's 1000 class ids, as the other "
+            "folders are; move it away"
+        )
+    return rank, class_names()

@@ -1,0 +1,118 @@
+"""What data sets of images have in common: how an image is named, how far apart two are."""
+
+import difflib
+import hashlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import SettingError
+from .images import load_image
+
+_RULE = "give a class name, a class index, CLASS:N for the class's N-th image, or an image file"
+_FEW = 20  # class names that a message can list
+
+
+class Found(NamedTuple):
+    """An image (C, H, W) in [0, 1], and its label where the data set knows one."""
+
+    image: Tensor
+    label: int | None
+
+
+class ImageSet(ABC):
+    """Labelled images.
+
+    Attributes:
+        class_names: one a class, by index.
+        labels: (M,) int64.
+        resize: how a file is brought to `size`.
+    """
+
+    class_names: tuple[str, ...]
+    labels: Tensor
+    resize: str = "warp"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+
+    @abstractmethod
+    def __getitem__(self, index: Any) -> Tensor:
+        """One image (C, H, W), or those at a tensor of indices (B, C, H, W), in [0, 1]."""
+
+    def at_side(self, index: int, side: int) -> Tensor:
+        """One image (C, side, side) in [0, 1]; see `check_side`."""
+        self.check_side(side)
+        image: Tensor = self[index]
+        return image
+
+    def check_side(self, side: int) -> None:
+        """Raise SettingError unless images can be had at side x side."""
+        if self.size[1:] != (side, side):
+            raise SettingError(
+                f"patches.size={side}: these images are held in memory at {self.size[1]}x"
+                f"{self.size[2]} and can be had at no other size; set patches.size="
+                f"{self.size[1]} patches.reduction=1, or use an image folder"
+            )
+
+    def fingerprint(self, members: Tensor) -> str:
+        """A hash that changes with the images at `members` (M,)."""
+        digest = hashlib.sha256()
+        for part in members.split(1024):
+            digest.update(self[part].numpy().tobytes())
+        return digest.hexdigest()
+
+    def name_of(self, index: int) -> str:
+        """What a list calls one image."""
+        return f"image {index}"
+
+    def find(self, setting: str, choice: Any) -> Found:
+        """The image named by `initial` or `target`, and its label.
+
+        Args:
+            setting: the setting's name, for messages.
+            choice: a class name or index, `CLASS:N`, or an image file's path.
+
+        Raises:
+            SettingError: when nothing of that name exists.
+        """
+        text = str(choice)
+        name, _, rank = text.partition(":")
+        label = self.class_index(name)
+        if label is None and (Path(text).is_file() or (Path(text).suffix and not rank)):
+            return Found(load_image(text, self.size, self.resize), None)
+        if label is None:
+            raise SettingError(f"{setting}={text}: no such class; {_RULE}. {self._near(name)}")
+        members = (self.labels == label).nonzero().flatten()
+        number = int(rank) if rank.isdecimal() else 0 if not rank else -1
+        if not 0 <= number < len(members):
+            here = f"images 0 to {len(members) - 1}" if len(members) else "no image"
+            raise SettingError(f"{setting}={text}: class {name} has {here} here; {_RULE}")
+        return Found(self[int(members[number])], label)
+
+    def class_index(self, name: str) -> int | None:
+        """The class called `name`, or of that index."""
+        if name in self.class_names:
+            return self.class_names.index(name)
+        if name.isdecimal() and int(name) < len(self.class_names):
+            return int(name)
+        return None
+
+    def _near(self, name: str) -> str:
+        if len(self.class_names) <= _FEW:
+            return f"Classes: {', '.join(self.class_names)}"
+        near = difflib.get_close_matches(name, self.class_names, 5, 0.5)
+        return f"Classes of a similar name: {', '.join(near) or 'none'}"
+
+    def mean_distance(self, most: int = 2000, seed: int = 0) -> float:
+        """Mean L2 distance between two of (at most `most`) images, pixels in [0, 1] (Table 1)."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
+        return float(torch.pdist(self[order].flatten(1)).mean())

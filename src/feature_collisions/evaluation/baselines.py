@@ -1,0 +1,133 @@
+"""What the hull is compared with: balls of its size, turned simplices, plain Eq. 1 (Table 5)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..hull.hull import Hull, batch_sizes, dirichlet
+from ..networks.target_layer import TargetLayer
+from ..search.optimizers import make_optimizer, rate_at
+from ..settings.search import OptimizerSettings
+
+_SIMPLICES = 20  # how many simplices share the samples
+
+
+def radius(corners: Tensor) -> float:
+    """The authors' ball: from the mean of the corners to the nearest one (appendix B)."""
+    return float((corners - corners.mean(0)).flatten(1).norm(dim=1).min())
+
+
+def on_sphere(corners: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Points (count, C, H, W) of the ball's sphere, in any direction, not clipped."""
+    directions = torch.randn(count, *corners.shape[1:], generator=generator).to(corners)
+    return corners.mean(0) + radius(corners) * _unit(directions)
+
+
+def on_span_sphere(corners: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """The same within the corners' affine span, where the hull lies too: the fair ball."""
+    basis = _basis(corners)
+    coordinates = torch.randn(count, len(basis), generator=generator).to(corners)
+    directions = (coordinates @ basis).view(count, *corners.shape[1:])
+    return corners.mean(0) + radius(corners) * _unit(directions)
+
+
+def turned(corners: Tensor, generator: torch.Generator) -> Tensor:
+    """The corners' simplex (K, C, H, W), turned about its centre into a random direction.
+
+    All distances between corners stay as they were; the pixels are not clipped.
+    """
+    basis, centre = _basis(corners), corners.mean(0)
+    frame = torch.randn(basis.shape[1], len(basis), generator=generator).to(corners)
+    coordinates = (corners - centre).flatten(1) @ basis.T
+    offsets: Tensor = coordinates @ torch.linalg.qr(frame).Q.T
+    return centre + offsets.view_as(corners)
+
+
+def _unit(directions: Tensor) -> Tensor:
+    length: Tensor = directions.flatten(1).norm(dim=1)
+    return directions / length.view(-1, 1, 1, 1)
+
+
+def _basis(corners: Tensor) -> Tensor:
+    """(K - 1, C H W) orthonormal rows that span the corners' differences."""
+    offsets = (corners[1:] - corners[0]).flatten(1)
+    rows: Tensor = torch.linalg.qr(offsets.T).Q.T
+    return rows
+
+
+def plain_corners(hull: Hull, count: int, steps: int, seed: int) -> Tensor:
+    """Images (count, C, H, W) of plain Eq. 1, without L_neg, from random starts.
+
+    Active units are compared before the ReLU: Eq. 1 as printed has the same zeros, but no
+    gradient where such a unit is off, and stays half the features' norm away on MNIST.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, *hull.target.shape, generator=generator)
+    images = images.to(hull.features.features.dtype).requires_grad_()
+    settings = OptimizerSettings()
+    optimizer = make_optimizer(settings, [images])  # type: ignore[list-item]
+    layer = TargetLayer(hull.model, hull.layer)
+    for step in tqdm(range(steps), "Plain Eq. 1", unit="step", mininterval=0.5, delay=1):
+        optimizer.param_groups[0]["lr"] = rate_at(settings, step, steps)
+        preactivation = layer(images)
+        kept = torch.where(hull.features.active, preactivation, preactivation.relu())
+        error = (kept - hull.features.features).norm(dim=1)
+        optimizer.zero_grad()
+        error.sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            images.clamp_(0, 1)
+    return images.detach()
+
+
+def balls(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
+    """Table 5: accuracy on the sphere, not clipped and clipped, and within the corners' span."""
+
+    def accuracy(name: str, draw: Any, clip: bool) -> float:
+        generator = torch.Generator().manual_seed(seed)
+        batches = (draw(hull.corners, n, generator) for n in batch_sizes(samples, hull.batch))
+        images = (batch.clamp(0, 1) if clip else batch for batch in batches)
+        share: float = hull.measure(images, samples, name)["accuracy"]
+        return share
+
+    return {
+        "ball_radius": radius(hull.corners) * float(hull.summary["distance_scale"]),
+        "ball_accuracy": accuracy("Ball", on_sphere, False),
+        "ball_clipped_accuracy": accuracy("Ball, clipped", on_sphere, True),
+        "ball_span_accuracy": accuracy("Ball in the corners' span", on_span_sphere, False),
+    }
+
+
+def simplices(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
+    """Accuracy within simplices of the hull's size and shape, turned at random."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def images() -> Iterator[Tensor]:
+        for count in batch_sizes(samples, -(-samples // _SIMPLICES)):
+            corners = turned(hull.corners, generator)
+            for size in batch_sizes(count, hull.batch):
+                weights = dirichlet(size, len(corners), generator).to(corners)
+                yield torch.tensordot(weights, corners, 1)
+
+    found = hull.measure(images(), samples, "Turned simplices")
+    return {"random_simplex_accuracy": found["accuracy"]}
+
+
+def plain(hull: Hull, samples: int, seed: int, steps: int) -> dict[str, Any]:
+    """The hull of as many plain Eq. 1 solutions: its size, its corners' and its points' fit."""
+    corners = plain_corners(hull, len(hull.corners), steps, seed)
+    with torch.no_grad():
+        preactivation = TargetLayer(hull.model, hull.layer)(corners)
+    errors = (preactivation.relu() - hull.features.features).norm(dim=1)
+    norm = float(hull.features.features.norm())
+    found = hull.sample(samples, seed=seed, corners=corners, name="Hull of plain Eq. 1")
+    distance = float(torch.pdist(corners.flatten(1)).mean())
+    return {
+        "plain_accuracy": found["accuracy"],
+        "plain_probability_mean": found["probability_mean"],
+        "plain_corner_error_relative_max": float(errors.max()) / norm if norm else None,
+        "plain_corner_distance_mean": distance * float(hull.summary["distance_scale"]),
+    }

@@ -1,0 +1,121 @@
+"""How far apart the corners look: SSIM, LPIPS, and where they differ most (Figure 8 b)."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+from ..data.images import to_uint8
+from ..hull.hull import Hull
+
+_BACKBONE = "squeezenet1_1-b8a52dc0.pth"  # torchvision's name of LPIPS's smallest network
+_SSIM_WINDOW = 11  # pixels: Gaussian, sigma 1.5, as its authors have it
+_COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#F0E442")  # Okabe and Ito's
+
+
+class Box(NamedTuple):
+    """A region: its upper left pixel, its size, and its share of the corners' variance."""
+
+    row: int
+    column: int
+    height: int
+    width: int
+    share: float
+
+
+def boxes(corners: Tensor, count: int = 3, part: int = 5) -> list[Box]:
+    """The regions where corners (K, C, H, W) differ most, none touching another.
+
+    Args:
+        corners: two images or more.
+        count: how many boxes at most.
+        part: a box's side is this part of the image's.
+    """
+    spread = corners.var(0).sum(0)
+    total = float(spread.sum())
+    height, width = (max(1, side // part) for side in spread.shape)
+    sums = F.avg_pool2d(spread[None, None], (height, width), 1)[0, 0] * (height * width)
+    found: list[Box] = []
+    while len(found) < count and sums.max() > 0:
+        row, column = divmod(int(sums.argmax()), sums.shape[1])
+        share = float(sums[row, column]) / total
+        found.append(Box(row, column, height, width, share))
+        sums[
+            max(0, row - height) : row + height + 1, max(0, column - width) : column + width + 1
+        ] = 0
+    return found
+
+
+def ssim_mean(corners: Tensor) -> float | None:
+    """Mean structural similarity between two corners, 1 for equal ones; None under 11 pixels."""
+    first, second = torch.triu_indices(len(corners), len(corners), 1)
+    return similarity(corners[first], corners[second])
+
+
+def similarity(images: Tensor, others: Tensor) -> float | None:
+    """Mean SSIM of images (B, C, H, W) with others, or with one (C, H, W); None under 11 pixels."""
+    if min(images.shape[2:]) < _SSIM_WINDOW:
+        return None
+    others = others.expand_as(images)
+    found = structural_similarity_index_measure(images, others, data_range=1.0)
+    assert isinstance(found, Tensor)
+    return float(found)
+
+
+def lpips_weights() -> Path:
+    """Where torchvision keeps the weights that LPIPS needs; they are never downloaded here."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / _BACKBONE
+
+
+@torch.inference_mode()
+def lpips_mean(corners: Tensor) -> float | None:
+    """Mean LPIPS (SqueezeNet) between two corners, 0 for equal ones; None without its weights."""
+    if not lpips_weights().exists() or min(corners.shape[2:]) < 32:
+        return None
+    metric = LearnedPerceptualImagePatchSimilarity("squeeze", normalize=True)
+    coloured = corners.expand(-1, 3, -1, -1)
+    for first, second in zip(*torch.triu_indices(len(corners), len(corners), 1), strict=True):
+        metric.update(coloured[first][None], coloured[second][None])
+    return float(metric.compute())
+
+
+def differences(hull: Hull) -> dict[str, Any]:
+    """The entries of `evaluation.json`: `corner_ssim_mean`, `corner_lpips_mean`, `boxes`."""
+    lpips = lpips_mean(hull.corners)
+    found: dict[str, Any] = {
+        "corner_ssim_mean": ssim_mean(hull.corners),
+        "corner_lpips_mean": lpips,
+        "boxes": [box._asdict() for box in boxes(hull.corners)],
+    }
+    if lpips is None:
+        small = min(hull.corners.shape[2:]) < 32
+        found["corner_lpips_reason"] = (
+            "images under 32 pixels are too small for LPIPS's network"
+            if small
+            else f"its weights are not at hand: put {_BACKBONE} into torch.hub's checkpoints"
+        )
+    return found
+
+
+def boxes_figure(hull: Hull, found: list[dict[str, Any]]) -> Figure:
+    """The corners with coloured boxes where they differ most, as Figure 8 b draws them."""
+    figure = Figure(figsize=(6.5, 6.5 / len(hull.corners) + 0.25), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(hull.corners), squeeze=False)[0]
+    for axes, image, entry in zip(panels, hull.corners, hull.summary["corners"], strict=True):
+        axes.imshow(to_uint8(image), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(f"corner {entry['corner']}", fontsize=7)
+        axes.set_axis_off()
+        for box, colour in zip(found, _COLOURS, strict=False):
+            corner = (box["column"] - 0.5, box["row"] - 0.5)
+            axes.add_patch(
+                Rectangle(corner, box["width"], box["height"], fill=False, ec=colour, lw=1.5)
+            )
+    return figure

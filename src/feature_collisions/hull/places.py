@@ -1,0 +1,124 @@
+"""Where runs lie: the directory of this one, the checkpoint it continues from, the newest one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import SettingError
+
+CORNERS = "collision.safetensors"
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+CONFIG = "config.yaml"
+LOCK = ".lock"
+
+
+@contextmanager
+def claimed(directory: Path, setting: str) -> Iterator[None]:
+    """Own a run directory within the block, as this process may do already.
+
+    The claim is a lock of the system's own, so a process that is killed gives it up.
+
+    Args:
+        directory: is made where there is none.
+        setting: names the directory on the command line.
+
+    Raises:
+        SettingError: when another process owns it.
+        OSError: when nothing can be written there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / LOCK
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise SettingError(f"{path}: is no plain file, as train.py makes it; delete it")
+    lock = FileLock(path, is_singleton=True)  # an owner may claim it again
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise SettingError(
+            f"{setting}={directory}: another process is at work there; wait for its end, or name "
+            f"another directory with {setting}=DIR"
+        ) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(directory)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def place_of_run(
+    ckpt_path: str | None, output: Path, sweep: bool, named: bool = False
+) -> tuple[Path, Path | None]:
+    """The run's directory and the checkpoint to continue from, if any.
+
+    Args:
+        ckpt_path: a checkpoint's path; `last` for the newest run beside `output`, continued in
+            place (from its start if it was killed before its first checkpoint).
+        output: the directory Hydra made for this job.
+        sweep: whether the job is one of a sweep's.
+        named: whether the command names the sweep's directory; a job that a kill kept from
+            starting begins there.
+
+    Raises:
+        SettingError: when there is nothing to continue, or a run would be overwritten.
+    """
+    if ckpt_path != "last":
+        for name in (CORNERS, CHECKPOINT):
+            if (output / name).exists():
+                setting = f"hydra.sweep.dir={output.parent}" if sweep else f"hydra.run.dir={output}"
+                where = f"job {output.name}" if sweep else "it"
+                with claimed(output, "hydra.sweep.dir" if sweep else "hydra.run.dir"):
+                    raise SettingError(
+                        f"{setting}: there is a run in {where} ({name}); continue it with "
+                        "ckpt_path=last or choose another directory"
+                    )
+        return output, Path(ckpt_path) if ckpt_path else None
+    begun = (sweep and named) or (output / CONFIG).exists()
+    place = output if begun else _newest_beside(output, sweep)
+    checkpoint = place / CHECKPOINT
+    return place, checkpoint if checkpoint.exists() else None
+
+
+def _newest_beside(output: Path, sweep: bool) -> Path:
+    if sweep:
+        raise SettingError(
+            "ckpt_path=last: with -m the sweep must be named; add hydra.sweep.dir=DIR, the "
+            "directory of the sweep to continue"
+        )
+    configs = sorted(output.parent.glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
+    if not configs:
+        raise SettingError(
+            f"ckpt_path=last: there is no earlier run in {output.parent}; leave ckpt_path out, or "
+            "name the run's directory with hydra.run.dir=DIR"
+        )
+    remove_if_empty(output)  # Hydra made it for a new run, which this is not
+    return configs[-1].parent
+
+
+def remove_if_empty(directory: Path) -> None:
+    """Remove the directory that Hydra made for a run that wrote nothing, if nobody owns it."""
+    if not directory.is_dir() or any(each.name != LOCK for each in directory.iterdir()):
+        return
+    try:
+        with claimed(directory, "hydra.run.dir"):
+            (directory / LOCK).unlink()
+    except SettingError:
+        return
+    directory.rmdir()
+
+
+def newest_run(root: Path) -> Path:
+    """The newest run with corners below `root`; for one of many pairs or of a sweep, all of them.
+
+    Raises:
+        SettingError: when there is none.
+    """
+    found = sorted(root.rglob(CORNERS), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise SettingError(f"run: no run with corners below {root}/; run train.py, or give run=DIR")
+    directory = found[-1].parent
+    while any((directory.parent / name).exists() for name in ("pairs.json", "multirun.yaml")):
+        directory = directory.parent
+    return directory

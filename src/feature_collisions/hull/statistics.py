@@ -1,0 +1,110 @@
+"""What a set of points says about a hull, as torchmetrics; memory does not grow with the points."""
+
+from typing import Any
+
+import torch
+from scipy.stats import beta
+from torch import Tensor
+from torchmetrics import Metric
+
+from ..networks.target import TargetFeatures
+
+_BINS = 50
+
+
+def clopper_pearson_lower(successes: int, trials: int, confidence: float = 0.95) -> float:
+    """Exact one-sided lower bound on a success rate: 2000 of 2000 says at least 0.9985.
+
+    It speaks of the sampling law that was used, and of nothing else.
+
+    Example:
+        >>> round(clopper_pearson_lower(2000, 2000), 4)
+        0.9985
+    """
+    if successes == 0:
+        return 0.0
+    return float(beta.ppf(1 - confidence, successes, trials - successes + 1))
+
+
+class HullStatistics(Metric):
+    """Accuracy, probability and feature error over points of a hull (Tables 1 to 4).
+
+    Args:
+        target: the target's features.
+        target_class: the class the target is given.
+        target_logits: (classes,) the target's logits.
+    """
+
+    full_state_update = False
+    samples: Tensor
+    correct: Tensor
+    probability_sum: Tensor
+    probability_min: Tensor
+    positive_max: Tensor
+    kept: Tensor
+    kl_sum: Tensor
+    kl_max: Tensor
+    histogram: Tensor
+
+    def __init__(
+        self, target: TargetFeatures, target_class: int, target_logits: Tensor, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.target, self.target_class = target, target_class
+        self.inactive = ~target.active
+        self.target_log = target_logits.double().log_softmax(0)
+        for name in ("samples", "correct", "kept"):
+            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+        zero = torch.tensor(0.0, dtype=torch.float64)
+        for name in ("probability_sum", "kl_sum"):
+            self.add_state(name, zero.clone(), dist_reduce_fx="sum")
+        self.add_state("histogram", torch.zeros(_BINS, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("probability_min", zero + 1, dist_reduce_fx="min")
+        for name in ("positive_max", "kl_max"):
+            self.add_state(name, zero.clone(), dist_reduce_fx="max")
+
+    def update(self, logits: Tensor, preactivation: Tensor) -> None:
+        """Take in points.
+
+        Args:
+            logits: (B, classes).
+            preactivation: (B, N) at the target layer.
+        """
+        target = self.target
+        log = logits.double().log_softmax(1)
+        probability = log[:, self.target_class].exp()
+        divergence = (self.target_log.exp() * (self.target_log - log)).sum(1)
+        error = preactivation * target.active - target.features
+        self.samples += len(logits)
+        self.correct += (logits.argmax(1) == self.target_class).sum()
+        self.probability_sum += probability.sum()
+        places = (probability * _BINS).long().clamp(0, _BINS - 1)  # NaN goes to a bin too
+        self.histogram += places.bincount(minlength=_BINS)
+        self.probability_min = torch.minimum(self.probability_min, probability.min())
+        self.positive_max = torch.maximum(self.positive_max, error.norm(dim=1).max().double())
+        self.kept += ((preactivation <= 0) & self.inactive).sum()
+        self.kl_sum += divergence.sum()
+        self.kl_max = torch.maximum(self.kl_max, divergence.max())
+
+    def compute(self) -> dict[str, Any]:
+        """The entries of one sampler in `evaluation.json`; None where nothing can be said.
+
+        `kl_mean` and `kl_max` are the divergence of the points' class probabilities from the
+        target's, KL(target || point), in nats; `probability_histogram` counts points by the
+        probability of the target's class, in equal bins from 0 to 1.
+        """
+        samples, correct = int(self.samples), int(self.correct)
+        norm = float(self.target.features.norm())
+        inactive = int(self.inactive.sum())
+        return {
+            "samples": samples,
+            "accuracy": correct / samples,
+            "accuracy_lower_95": clopper_pearson_lower(correct, samples),
+            "probability_mean": float(self.probability_sum) / samples,
+            "probability_min": float(self.probability_min),
+            "probability_histogram": self.histogram.tolist(),
+            "positive_relative_max": float(self.positive_max) / norm if norm else None,
+            "inactive_kept": float(self.kept) / (samples * inactive) if inactive else None,
+            "kl_mean": float(self.kl_sum) / samples,
+            "kl_max": float(self.kl_max),
+        }

@@ -1,0 +1,210 @@
+"""The model as its user calls it is the truth: what stands in for it must compute the same."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import SettingError
+from .logits import ask, first_weight, like_weights
+from .target_layer import Observed, TargetLayer, copied, evaluating, module_named
+
+_HALF = (torch.float16, torch.bfloat16)
+_REDUCED = 1e-2  # where float32 is multiplied with the ten bits of TF32, as GPUs may
+
+
+def accepted(model: nn.Module) -> nn.Module:
+    """The model, or, where its weights are half precision, a copy of it in float32.
+
+    Raises:
+        SettingError: for what is no module, or one without values or of TorchScript.
+    """
+    if not isinstance(model, nn.Module):
+        raise SettingError(
+            f"model: must be a torch.nn.Module, is {_article(type(model).__name__)}; give the "
+            "network itself"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SettingError(
+            "model: is TorchScript (torch.jit.script or trace), whose layers cannot be observed; "
+            "give the torch.nn.Module it was made from"
+        )
+    tensors = list(chain(model.named_parameters(), model.named_buffers()))
+    for name, tensor in tensors:
+        if tensor.is_meta or is_lazy(tensor):
+            where = "on the meta device" if tensor.is_meta else "of a lazy layer"
+            raise SettingError(
+                f"model: its {name} is {where} and has no values yet; load or compute them first"
+            )
+    half = {tensor.dtype for _, tensor in tensors if tensor.dtype in _HALF}
+    if not half:
+        return model
+    named = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in half))
+    warnings.warn(
+        f"model: its weights are {named}; corners are found and measured on a copy in float32",
+        stacklevel=3,
+    )
+    return copied(model).float()
+
+
+def is_double(model: nn.Module) -> bool:
+    """Whether the model computes in float64."""
+    weight = first_weight(model)
+    return weight is not None and weight.dtype == torch.float64
+
+
+def check_agreement(
+    model: nn.Module,
+    layer: str,
+    images: Tensor,
+    observed: Observed,
+    frozen: Sequence[nn.Module] = (),
+) -> None:
+    """Raise SettingError unless all compute what the model does, beyond rounding.
+
+    Args:
+        model: the classifier, called as its user would, in eval mode.
+        layer: the target layer.
+        images: (B, C, H, W), on which they are compared.
+        observed: of the model itself, as it is.
+        frozen: what runs in the model's place whatever mode that is in: a `TargetLayer`, an
+            `Observed` or a classifier. Compare it before it is halved or compiled: these round
+            more than a hook need change.
+    """
+    alike = partial(_check_alike, _reduces(model))
+    with torch.no_grad(), evaluating(model):
+        logits, preactivation = _listened(model, layer, images)
+        _check_finite(model, logits)
+        alike("called twice, it gives other logits", logits, ask(model, images), _RANDOM)
+        alone = torch.cat([ask(model, image[None]) for image in images])
+        alike("its logits of an image depend on the batch", logits, alone, _BATCH)
+        outputs = [_outputs(observed, images)]
+    with torch.no_grad():
+        outputs += [_outputs(network, images) for network in frozen]
+    for found_logits, found in outputs:
+        if found_logits is not None:
+            what = "what is searched gives other logits than model(images)"
+            alike(what, logits, found_logits, _suspects(model))
+        if found is not None:
+            preactivation = found if preactivation is None else preactivation
+            what = f"cut at layer={layer}, it gives other pre-activations than model(images)"
+            alike(what, preactivation, found, _suspects(model))
+
+
+@torch.enable_grad()
+def check_gradient(network: TargetLayer | Observed, images: Tensor) -> None:
+    """Raise SettingError unless the layer's values can be traced back to the images."""
+    given = like_weights(network, images).clone().requires_grad_()
+    if not _outputs(network, given)[1].requires_grad:
+        raise SettingError(
+            "model: no gradient reaches the image; take no_grad, detach, rounding and numpy out "
+            "of its forward"
+        )
+
+
+def _listened(model: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The model's logits and, where the layer is a module, what that really gave on the way."""
+    module, copies = module_named(model, layer), list[Tensor]()
+    if module is None:
+        return ask(model, images), None
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            copies.append(output.detach().clone())
+
+    listener = module.register_forward_hook(keep)
+    try:
+        logits = ask(model, images)
+    finally:
+        listener.remove()
+    return logits, copies[0].flatten(1) if copies else None
+
+
+def _outputs(network: nn.Module, images: Tensor) -> tuple[Tensor | None, Any]:
+    if isinstance(network, Observed):
+        logits, preactivation = network(like_weights(network, images))
+        return logits, preactivation
+    if isinstance(network, TargetLayer):
+        return None, network(like_weights(network, images))
+    return ask(network, images), None
+
+
+def _check_finite(model: nn.Module, logits: Tensor) -> None:
+    if logits.isfinite().all():
+        return
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    broken = [name for name, tensor in tensors if not tensor.isfinite().all()]
+    cause = "mend its forward"
+    if broken:
+        cause = f"{broken[0]} holds NaN or infinite values; load other weights"
+    raise SettingError(f"model: its logits are not finite numbers; {cause}")
+
+
+def _check_alike(reduced: bool, what: str, expected: Tensor, found: Tensor, cause: str) -> None:
+    if expected.shape != found.shape:
+        raise SettingError(
+            f"model: {what}: of shape {tuple(found.shape)}, not {tuple(expected.shape)}. {cause}"
+        )
+    there = found.to(expected.device)
+    difference = float((expected - there).abs().max())
+    scale = float(torch.maximum(expected.abs().max(), there.abs().max()))
+    if not difference <= _rounding(reduced, expected, found) * scale:
+        raise SettingError(
+            f"model: {what}: they differ by {difference:.3g}, the largest is {scale:.3g}. {cause}"
+        )
+
+
+def _rounding(reduced: bool, *outputs: Tensor) -> float:
+    """What two ways of computing the same may differ by, as a share of the largest value."""
+    share = math.sqrt(max(torch.finfo(output.dtype).eps for output in outputs))
+    return max(share, _REDUCED) if reduced else share
+
+
+def _reduces(model: nn.Module) -> bool:
+    """Whether products of float32 may be taken with fewer bits than float32 has."""
+    weight = first_weight(model)
+    elsewhere = weight is not None and weight.device.type != "cpu"
+    return elsewhere or torch.get_float32_matmul_precision() != "highest"
+
+
+_RANDOM = (
+    "It looks like randomness (dropout that eval() does not turn off) or a state that calls "
+    "change; make its forward a fixed function of the images"
+)
+_BATCH = (
+    "It looks like a normalisation over the batch (BatchNorm without running averages); give a "
+    "model that takes each image on its own"
+)
+
+
+def _suspects(model: nn.Module) -> str:
+    """What of a call the cut network may have missed."""
+    found = []
+    for name, module in model.named_modules():
+        place = name or "the model itself"
+        if "forward" in vars(module):
+            found.append(f"a forward patched on {place}")
+        if module._forward_pre_hooks or module._forward_hooks:
+            found.append(f"a forward hook on {place}")
+    devices = {str(tensor.device) for tensor in model.parameters()}
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in model.parameters()}
+    for what, kinds in (("devices", devices), ("dtypes", dtypes)):
+        if len(kinds) > 1:
+            found.append(f"weights of several {what} ({', '.join(sorted(kinds))})")
+    if not found:
+        return (
+            "It looks like a forward that does more than torch.fx records (autocast, another "
+            "precision, values of its own); make it a plain function of the images"
+        )
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"It looks like {', '.join(found[:3])}{more}; put what it does into a module's own class"
+
+
+def _article(name: str) -> str:
+    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"

@@ -1,0 +1,59 @@
+"""The frozen classifier as every step runs it: no more of it than the loss needs."""
+
+from typing import cast
+
+import torch
+from torch import nn
+
+from ..settings.trainer import MIXED
+from .target_layer import Observed, TargetLayer, copied
+
+
+def frozen_copy(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The whole classifier, in eval mode and without gradients for its weights."""
+    frozen: nn.Module = copied(model).requires_grad_(False).eval().cpu()
+    return frozen.to(memory_format=layout)
+
+
+def network_of(
+    model: nn.Module, layer: str, logits: bool, dtype: torch.dtype, layout: torch.memory_format
+) -> TargetLayer | Observed:
+    """The classifier up to the target layer, or all of it where the loss compares logits.
+
+    Args:
+        model, layer: the classifier and its target layer.
+        logits: whether the loss compares them.
+        dtype: of images and features.
+        layout: how images and filters lie in memory.
+    """
+    network: TargetLayer | Observed
+    if logits:  # frozen once cut: a copied model would still call a forward patched on the first
+        network = cast(Observed, frozen_copy(Observed(model, layer), layout))
+    else:
+        network = TargetLayer(model, layer)
+    network.to(dtype).to(memory_format=layout)
+    return network
+
+
+def quicken(network: nn.Module, precision: str, compiled: bool) -> None:
+    """Make the network faster, at the price of rounding more, which no comparison allows for.
+
+    Args:
+        network: the frozen network.
+        precision: Lightning's; mixed ones halve the weights.
+        compiled: translate it with torch.compile.
+    """
+    if precision in MIXED:
+        halve_weights(network, MIXED[precision])
+    if compiled:
+        network.compile()
+
+
+def halve_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """Store what autocast would convert at every step, for it does not keep frozen weights.
+
+    Normalisations keep float32, as autocast has it.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)

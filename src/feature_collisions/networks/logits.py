@@ -1,0 +1,102 @@
+"""Logits (B, classes) out of what a classifier returns, asked as its own user would ask it."""
+
+from itertools import chain
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import SettingError
+
+
+def ask(model: nn.Module, images: Tensor) -> Tensor:
+    """What `model(images)` gives, its hooks and whatever else a call does included.
+
+    Args:
+        model: the classifier.
+        images: (B, C, H, W), which go to where its weights lie, in their dtype.
+
+    Returns:
+        (B, classes) logits, in the model's dtype and where the images lie.
+
+    Raises:
+        SettingError: when it returns no logits.
+    """
+    return logits_in(model(like_weights(model, images)), len(images)).to(images.device)
+
+
+def like_weights(model: nn.Module, images: Tensor) -> Tensor:
+    """The images on the device and in the dtype of the model's first weight."""
+    weight = first_weight(model)
+    return images if weight is None else images.to(weight)
+
+
+def first_weight(model: nn.Module) -> Tensor | None:
+    """The first parameter, or else buffer, that is no whole number."""
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+
+
+def logits_in(output: Any, count: int) -> Tensor:
+    """The logits in what a classifier returned for `count` images.
+
+    These are the tensor it returned, what it calls `logits`, or the only one that can be meant:
+    floating, (B, classes).
+
+    Raises:
+        SettingError: when there is none, or more than one.
+
+    Example:
+        >>> import torch
+        >>> logits_in({"embedding": torch.zeros(2, 7, 4, 4), "classes": torch.ones(2, 3)}, 2)
+        tensor([[1., 1., 1.],
+                [1., 1., 1.]])
+    """
+    if isinstance(output, Tensor):
+        found = [output]
+    elif isinstance(output, dict):
+        found = [output["logits"]] if "logits" in output else list(output.values())
+    elif hasattr(output, "logits"):
+        found = [output.logits]
+    else:
+        found = list(output) if isinstance(output, tuple | list) else []
+    logits = [each for each in found if _are_logits(each, count)]
+    if len(logits) != 1:
+        raise SettingError(
+            f"model: must return logits (B, classes), of at least two classes; for {count} images "
+            f"it returns {_described(output)}; wrap it in a module that returns the logits alone"
+        )
+    return logits[0]
+
+
+def _are_logits(output: Any, count: int) -> bool:
+    return (
+        isinstance(output, Tensor)
+        and output.is_floating_point()
+        and output.ndim == 2
+        and len(output) == count
+        and output.shape[1] > 1
+    )
+
+
+def _described(output: Any) -> str:
+    """What a model returned, in a few words: the types and shapes, no values."""
+    kind = type(output).__name__
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}, {output.dtype}"
+    if isinstance(output, dict):
+        entries = [f"{key!r}: {_kind(value)}" for key, value in output.items()]
+        return f"{kind} with keys {_few(entries)}"
+    if isinstance(output, tuple | list):
+        return f"{kind} of {_few([_kind(value) for value in output])}"
+    if hasattr(output, "logits"):
+        return f"{kind} with logits {_kind(output.logits)}"
+    return kind
+
+
+def _kind(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _few(entries: list[str]) -> str:
+    more = f" and {len(entries) - 6} more" if len(entries) > 6 else ""
+    return (", ".join(entries[:6]) or "nothing") + more

@@ -1,0 +1,114 @@
+"""The target, and all that a search compares with it: computed once (sec. 2)."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SettingError
+from .logits import ask
+from .target_layer import TargetLayer, evaluating
+
+_TOGETHER = 16  # images that go through the network at once
+
+
+class TargetFeatures(nn.Module):
+    """The target's features at the target layer, computed once.
+
+    Attributes:
+        preactivation: (N,) f0(t).
+        features: (N,) f(t), after the ReLU.
+        active: (N,) bool, f0(t) >= 0: where psgn is 1.
+    """
+
+    preactivation: Tensor
+    features: Tensor
+    active: Tensor
+
+    def __init__(self, preactivation: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("preactivation", preactivation)
+        self.register_buffer("features", preactivation.relu())
+        self.register_buffer("active", preactivation >= 0)
+
+    def units(self, corners: Sequence[int], start: Tensor | None = None) -> Tensor:
+        """Flat indices (K,) of the target's inactive units that `corners` count.
+
+        Args:
+            corners: counted in flat order, as the authors do.
+            start: (N,) f0 where the search starts: units already inactive there are counted first.
+                While a unit is above zero its push is the same for every corner, for L_neg holds
+                all such units down.
+
+        Raises:
+            SettingError: for a corner beyond the number of inactive units.
+        """
+        inactive = (~self.active).nonzero().flatten()
+        if start is not None:
+            inactive = inactive[(start[inactive] > 0).int().argsort(stable=True)]
+        if not len(inactive):
+            raise SettingError(
+                "layer: all its units are active in the target, so that it has no corner; choose "
+                "another layer or target"
+            )
+        for corner in corners:
+            if not 0 <= corner < len(inactive):
+                raise SettingError(
+                    f"corner={corner}: the target has {len(inactive)} inactive units in this "
+                    f"layer; corner counts them from 0 to {len(inactive) - 1}"
+                )
+        return inactive[list(corners)]
+
+
+def target_features(
+    model: nn.Module, layer: str, target: Tensor, dtype: torch.dtype
+) -> TargetFeatures:
+    """The features of one image (C, H, W).
+
+    Raises:
+        SettingError: for a layer that cannot be used, or an image the network cannot take.
+    """
+    with passing(target.shape, f" as far as {layer}"):
+        return TargetFeatures(preactivation_of(model, layer, target[None], dtype)[0])
+
+
+_OF_SIZE = re.compile(r"shape|size|channels|dimension|elements", re.IGNORECASE)
+
+
+@contextmanager
+def passing(size: Sequence[int], where: str = "") -> Iterator[None]:
+    """Say in a SettingError what a network raises that cannot take images of this `size`."""
+    try:
+        yield
+    except SettingError:
+        raise
+    except Exception as error:  # whatever the user's own forward raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        shape = "x".join(map(str, size))
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in reason:
+            cure = "there is too little memory for it; give smaller images (data.size)"
+        elif isinstance(error, RuntimeError) and _OF_SIZE.search(reason):
+            cure = "give images of the size the network was made for (data.size)"
+        else:
+            kind = type(error).__name__
+            cure = f"its forward raises {kind}: it must take float images (B, C, H, W) alone"
+        raise SettingError(
+            f"target: an image of {shape} does not pass through the network{where} ({reason}); "
+            f"{cure}"
+        ) from error
+
+
+@torch.no_grad()
+def preactivation_of(model: nn.Module, layer: str, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """f0 (B, N) of images (B, C, H, W), computed in `dtype`."""
+    cut = TargetLayer(model, layer).to(dtype)
+    return torch.cat([cut(part) for part in images.to(dtype).split(_TOGETHER)])
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, classes), in the model's dtype, the model in eval mode."""
+    with evaluating(model):
+        return torch.cat([ask(model, part) for part in images.split(_TOGETHER)])

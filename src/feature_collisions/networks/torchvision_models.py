@@ -1,0 +1,113 @@
+"""torchvision's ImageNet classifiers by name, with their normalisation inside (sec. 3.2)."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from ..errors import SettingError
+from ..settings.train import ClassifierSettings
+from .weights import fit_weights, read_weights
+
+
+class Classifier(nn.Module):
+    """A network behind its own normalisation; layers keep the names they have in `network`.
+
+    Args:
+        network: normalised images to logits.
+        mean, std: of each colour channel, on [0, 1] pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to (B, classes) logits."""
+        logits: Tensor = self.network((images - self.mean) / self.std)
+        return logits
+
+
+def load_torchvision(settings: ClassifierSettings) -> nn.Module:
+    """A torchvision classifier with the weights that `classifier.weights` names.
+
+    Raises:
+        SettingError: for an unknown name, weights that are none, or that cannot be downloaded.
+    """
+    known = models.list_models(module=models)
+    if settings.name not in known:
+        near = difflib.get_close_matches(settings.name, known, 5, 0.5)
+        raise SettingError(
+            f"classifier.name={settings.name}: must be mnist_mlp, file, or one of torchvision's "
+            f"classifiers; near it are {', '.join(near) or 'none'}"
+        )
+    choices = models.get_model_weights(settings.name)
+    source = f"classifier.weights={settings.weights}"
+    if settings.weights is None or _is_file(settings.weights):
+        if settings.weights is None:
+            raise SettingError(
+                f"{source}: give torchvision's name, one of {_names(choices)}, or a file"
+            )
+        state, entry = read_weights(Path(settings.weights)), choices["DEFAULT"]
+    else:
+        name = settings.weights.rpartition(".")[2]
+        if name != "DEFAULT" and name not in choices.__members__:
+            raise SettingError(f"{source}: must be one of {_names(choices)}, or a file that exists")
+        entry = choices[name]
+        state = _download(entry, source)
+    network = _network(settings.name)
+    fit_weights(network, _modern(state), source)
+    transforms = entry.transforms()
+    return Classifier(network, transforms.mean, transforms.std)
+
+
+def _is_file(weights: str) -> bool:
+    return Path(weights).is_file() or "/" in weights or Path(weights).suffix in _SUFFIXES
+
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def _names(choices: Any) -> str:
+    return ", ".join(["DEFAULT", *choices.__members__])
+
+
+def _network(name: str) -> nn.Module:
+    """The architecture as its ImageNet weights were trained on it."""
+    # These two scale the input again, and draw their weights slowly unless they are told not to.
+    inceptions = ("googlenet", "inception_v3")
+    special = {"init_weights": False, "transform_input": True} if name in inceptions else {}
+    network: nn.Module = models.get_model(name, weights=None, **special)
+    return network
+
+
+def _download(entry: Any, source: str) -> dict[str, Tensor]:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        state: dict[str, Tensor] = entry.get_state_dict(
+            progress=True, check_hash=True, map_location="cpu", weights_only=True
+        )
+    except Exception as error:  # whatever the network, the proxy or a damaged file brings up
+        raise SettingError(
+            f"{source}: {Path(entry.url).name} cannot be downloaded or read "
+            f"({type(error).__name__}: {error}); bring that file from {entry.url} into {folder}, "
+            "or give a file with classifier.weights=FILE"
+        ) from None
+    return state
+
+
+_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+
+
+def _modern(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """DenseNet's files still bear names with a dot that PyTorch no longer allows."""
+    return {_DENSENET.sub(r"\1\2", name): tensor for name, tensor in state.items()}

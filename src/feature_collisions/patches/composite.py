@@ -1,0 +1,167 @@
+"""Composites: many sources blended by control parameters (section 4, Eq. 5), and R(P) (sec. 4.1).
+
+P holds numbers only where a source is pasted: its window of n + 2 s pixels. Elsewhere a source has
+no weight, as in the paper's dense planes.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import SettingError
+from . import composite_kernel
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """Pasted patches: what the composite is made of. Checked when made, as the kernel takes them.
+
+    Attributes:
+        windows: (M, C, w, w) in [0, 1], each a patch with its surround, w = n + 2 s; float32, or
+            another floating type for plain PyTorch.
+        top, left: (M,) whole numbers, a window's first row and column; it may stick out of the
+            image, but not lie wholly outside.
+        size: (H, W) of the composite; windows cover all of it.
+
+    Raises:
+        SettingError: for other shapes, types or values, and for pixels that no window covers.
+    """
+
+    windows: Tensor
+    top: Tensor
+    left: Tensor
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        shape, kind = tuple(self.windows.shape), self.windows.dtype
+        if len(shape) != 4 or shape[2] != shape[3] or 0 in shape or not kind.is_floating_point:
+            raise SettingError(
+                f"sources.windows: must be at least one window, floating (M, C, w, w); is {kind} "
+                f"{shape}"
+            )
+        low, high = (float(end) for end in self.windows.detach().aminmax())
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise SettingError(
+                f"sources.windows: pixels must lie in [0, 1]; they lie in [{low:g}, {high:g}]"
+            )
+        for name in ("top", "left"):
+            places: Tensor = getattr(self, name)
+            whole = not (places.is_floating_point() or places.is_complex())
+            if places.shape != shape[:1] or not whole or places.dtype == torch.bool:
+                raise SettingError(
+                    f"sources.{name}: must be whole numbers ({shape[0]},), one a window; is "
+                    f"{places.dtype} {tuple(places.shape)}"
+                )
+            places = places.to(self.windows.device, torch.int64).contiguous()
+            object.__setattr__(self, name, places)  # as dataclasses do for frozen fields
+        object.__setattr__(self, "windows", self.windows.contiguous())
+        self._check_cover()
+
+    def _check_cover(self) -> None:
+        """Raise SettingError for a window outside the composite, and for a pixel without one."""
+        (height, width), side = self.size, self.windows.shape[-1]
+        if min(height, width) < 1:
+            raise SettingError(f"sources.size={self.size}: must be (H, W), each at least 1")
+        covered = torch.zeros(height, width, dtype=torch.bool)
+        places = zip(self.top.tolist(), self.left.tolist(), strict=True)
+        for number, (top, left) in enumerate(places):
+            if not (-side < top < height and -side < left < width):
+                raise SettingError(
+                    f"sources: window {number}, {side}x{side} pixels at row {top}, column {left}, "
+                    f"lies outside the composite of {height}x{width}"
+                )
+            covered[max(0, top) : top + side, max(0, left) : left + side] = True
+        if not covered.all():
+            row, column = (~covered).nonzero()[0].tolist()
+            raise SettingError(
+                f"sources: no window covers row {row}, column {column} of the composite of "
+                f"{height}x{width}; place windows so that every pixel has one"
+            )
+
+    def like(self, tensor: Tensor) -> "Sources":
+        """The same sources of `tensor`'s type and on its device; these, where they are so."""
+        if (self.windows.device, self.windows.dtype) == (tensor.device, tensor.dtype):
+            return self
+        return replace(self, windows=self.windows.to(tensor))
+
+
+def tent(side: int) -> Tensor:
+    """Eq. 5's weight of a window's pixels before it is normalised, (side, side).
+
+    It falls from the patch's centre to its window's edge in both directions.
+    """
+    distance = (torch.arange(side) - (side - 1) / 2).abs()
+    ramp = side / 2 - distance
+    return ramp[:, None] * ramp
+
+
+def blend(logits: Tensor, sources: Sources, planes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x = G(P, Q) with P = softmax(logits) over the sources that cover a pixel, and R(P).
+
+    R is the sum of |differences| between neighbouring control parameters of one source, both ways,
+    where the parameters outside its window are 0 (sec. 4.1).
+
+    Args:
+        logits: (K, M, w, w).
+        sources: M windows; brought to the logits' type and device.
+        planes: of `layers`, to compute in plain PyTorch; None for the kernel.
+
+    Returns:
+        Images (K, C, H, W) and R (K,). A NaN among the logits makes NaN of the pixel, as softmax
+        does.
+
+    Raises:
+        ValueError: for logits of another shape, or that the kernel does not take.
+    """
+    sources = sources.like(logits)
+    windows = sources.windows
+    expected = (len(windows), *windows.shape[2:])
+    if tuple(logits.shape[1:]) != expected or logits.dim() != 4:
+        numbers = ", ".join(map(str, expected))
+        raise ValueError(f"logits: must be (K, {numbers}) for these sources; are {logits.shape}")
+    if planes is None:
+        images, variation = composite_kernel.Blend.apply(
+            logits, windows, sources.top, sources.left, sources.size
+        )
+        return images, variation
+    return _blend_in_planes(logits, sources, planes)
+
+
+def layers(sources: Sources) -> Tensor:
+    """Windows laid into planes in which none touch another, as indices (L, H, W) into (M, w, w).
+
+    M w w, one past the last, stands for no window.
+    """
+    height, width = sources.size
+    side = sources.windows.shape[-1]
+    found: list[Tensor] = []
+    taken: list[Tensor] = []
+    places = torch.arange(len(sources.top) * side * side).view(-1, side, side)
+    for m, (top, left) in enumerate(zip(sources.top.tolist(), sources.left.tolist(), strict=True)):
+        rows = slice(max(0, top), min(height, top + side))
+        columns = slice(max(0, left), min(width, left + side))
+        wide = (slice(rows.start, rows.stop + 1), slice(columns.start, columns.stop + 1))
+        free = (k for k, plane in enumerate(taken) if not plane[wide].any())
+        layer = next(free, len(taken))
+        if layer == len(taken):
+            taken.append(torch.zeros(height + 1, width + 1, dtype=torch.bool))
+            found.append(torch.full((height, width), places.numel()))
+        taken[layer][wide] = True
+        inside = (
+            slice(rows.start - top, rows.stop - top),
+            slice(columns.start - left, columns.stop - left),
+        )
+        found[layer][rows, columns] = places[m][inside]
+    return torch.stack(found)
+
+
+def _blend_in_planes(logits: Tensor, sources: Sources, planes: Tensor) -> tuple[Tensor, Tensor]:
+    outside = logits.new_full((len(logits), 1), -torch.inf)
+    p = torch.cat([logits.flatten(1), outside], 1)[:, planes].softmax(1)
+    channels = sources.windows.movedim(1, 0).flatten(1)
+    q = F.pad(channels, (0, 1))[:, planes]
+    images = torch.einsum("klhw,clhw->kchw", p, q)
+    variation = p.diff(dim=2).abs().sum((1, 2, 3)) + p.diff(dim=3).abs().sum((1, 2, 3))
+    return images, variation

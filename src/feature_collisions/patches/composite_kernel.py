@@ -1,0 +1,232 @@
+"""The composite's C kernel, translated on first use; without a compiler there is none.
+
+Plain PyTorch moves each of the 12.8 million control parameters of five corners through memory some
+forty times a step; the kernel does so six times.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.caches import cache_path, keep
+from ..data.files import write_atomically
+
+_SOURCE = Path(__file__).with_name("composite.c")
+_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC"]
+_LARGEST_SIDE = 1024  # of the kernel's buffers
+_BANDS = 4  # of rows, a thread and corner: enough that no thread waits long for the last
+
+
+class _Composite(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("windows", "channels", "side", "height", "width")),
+        *((name, ctypes.c_void_p) for name in ("logits", "sources", "top", "left")),
+        *((name, ctypes.c_void_p) for name in ("lse", "push", "images")),
+        *((name, ctypes.c_void_p) for name in ("gradient", "logits_gradient")),
+    ]
+
+
+def usable(logits: Tensor) -> bool:
+    """Whether the kernel takes these logits (float32 on the CPU) and could be translated."""
+    fits = logits.shape[-1] <= _LARGEST_SIDE
+    taken = logits.device.type == "cpu" and logits.dtype == torch.float32
+    return fits and taken and _library() is not None
+
+
+class Blend(torch.autograd.Function):
+    """Logits (K, M, w, w) and sources (M, C, w, w) to images (K, C, H, W) and R (K,).
+
+    What the kernel gets is raw pointers: all of it is checked here, or made contiguous.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, sources: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Also keeps, per pixel, the log of the sum of exp(P) and the sum of p dR/dp.
+
+        Raises:
+            ValueError: for logits or sources that the kernel does not take.
+        """
+        _check(logits, sources, top, left)
+        logits, count = logits.contiguous(), len(logits)
+        sources, top, left = sources.contiguous(), top.contiguous(), left.contiguous()
+        lse, push = logits.new_empty(2, count, *size)
+        images = logits.new_empty(count, sources.shape[1], *size)
+        kept = (logits, sources, top, left, lse, push, images)
+        _run("blend", _arguments(*kept), count, size[0])
+        parts = _run("variation", _arguments(*kept), count, size[0])
+        variation = logits.new_tensor([sum(corner) for corner in parts])
+        ctx.save_for_backward(*kept)
+        return images, variation
+
+    @staticmethod
+    def backward(
+        ctx: Any, gradient: Tensor, weight: Tensor
+    ) -> tuple[Tensor, None, None, None, None]:
+        """The gradient with respect to the logits."""
+        logits, sources, top, left, lse, push, images = ctx.saved_tensors
+        found = torch.empty_like(logits)
+        found[:, _sticking_out(*ctx.saved_tensors)] = 0  # not all of these is written
+        kept = (logits, sources, top, left, lse, push.clone(), images)
+        arguments = _arguments(*kept, gradient.to(images).contiguous(), found)
+        _run("descend", arguments, len(logits), images.shape[2], weight.tolist())
+        return found, None, None, None, None
+
+
+def _check(logits: Tensor, sources: Tensor, top: Tensor, left: Tensor) -> None:
+    """Raise ValueError for what the kernel would read wrongly, or beyond its end."""
+    count, channels, side = (*sources.shape, 0, 0, 0)[:3]
+    if not usable(logits):
+        raise ValueError(
+            f"logits: the kernel takes float32 on the CPU, windows of up to {_LARGEST_SIDE} pixels "
+            f"and a C compiler; these are {logits.dtype} on {logits.device}, {tuple(logits.shape)}"
+        )
+    for name, tensor, dtype, shape in (
+        ("logits", logits, torch.float32, (len(logits), count, side, side)),
+        ("sources", sources, torch.float32, (count, channels, side, side)),
+        ("top", top, torch.int64, (count,)),
+        ("left", left, torch.int64, (count,)),
+    ):
+        if (tensor.device, tensor.dtype, tuple(tensor.shape)) != (logits.device, dtype, shape):
+            raise ValueError(
+                f"{name}: the kernel takes {dtype} {shape} on the CPU, not {tensor.dtype} "
+                f"{tuple(tensor.shape)} on {tensor.device}"
+            )
+
+
+def _sticking_out(
+    logits: Tensor, sources: Tensor, top: Tensor, left: Tensor, *images: Tensor
+) -> Tensor:
+    """Numbers of the windows that are not wholly in the image."""
+    height, width = images[-1].shape[-2:]
+    bottom, right = top + logits.shape[-2], left + logits.shape[-1]
+    out = (top < 0) | (left < 0) | (bottom > height) | (right > width)
+    return out.nonzero().flatten()
+
+
+def _arguments(
+    logits: Tensor,
+    sources: Tensor,
+    top: Tensor,
+    left: Tensor,
+    lse: Tensor,
+    push: Tensor,
+    images: Tensor,
+    *gradients: Tensor,
+) -> tuple[_Composite, tuple[Tensor, ...]]:
+    """The kernel's argument, and the tensors it points into."""
+    windows, channels, side, _ = sources.shape
+    tensors = (logits, sources, top, left, lse, push, images, *gradients)
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    return _Composite(windows, channels, side, *images.shape[2:], *pointers), tensors
+
+
+def _run(
+    name: str,
+    arguments: tuple[_Composite, tuple[Tensor, ...]],
+    corners: int,
+    height: int,
+    weights: list[float] | None = None,
+) -> list[list[Any]]:
+    """Call a function of the kernel on every band of every corner; what each call returned."""
+    function = getattr(_library(), name)
+    threads = torch.get_num_threads()
+    bands = max(1, min(height, -(-_BANDS * threads // max(1, corners))))
+    edges = [band * height // bands for band in range(bands + 1)]
+
+    def call(task: tuple[int, int]) -> Any:
+        corner, band = task
+        last = () if weights is None else (ctypes.c_float(weights[corner]),)
+        ends = (ctypes.c_int64(edges[band]), ctypes.c_int64(edges[band + 1]))
+        return function(ctypes.byref(arguments[0]), ctypes.c_int64(corner), *ends, *last)
+
+    tasks = [(corner, band) for corner in range(corners) for band in range(bands)]
+    found = list(_pool(threads).map(call, tasks)) if threads > 1 else [call(task) for task in tasks]
+    return [found[start : start + bands] for start in range(0, len(found), bands)]
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)  # ctypes lets go of the interpreter's lock
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    compiler = shlex.split(os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or "")
+    if not compiler or platform.system() == "Windows":
+        _without("no C compiler was found")
+        return None
+    source = _SOURCE.read_bytes()
+    key = hashlib.sha256(source + f"{compiler}{_FLAGS}{_processor()}".encode()).hexdigest()[:16]
+    path = cache_path("kernels", f"composite-{key}.so")
+    library = _load(path) or _translated(compiler, path)
+    if library is not None:
+        library.variation.restype = ctypes.c_double
+        library.blend.restype = library.descend.restype = None
+    return library
+
+
+def _load(path: Path) -> ctypes.CDLL | None:
+    """The kernel; None where there is none, or a damaged one."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None
+
+
+def _translated(compiler: list[str], path: Path) -> ctypes.CDLL | None:
+    """Translate the kernel, and keep it at `path` if that can be written."""
+    with tempfile.TemporaryDirectory(prefix="feature_collisions-") as folder:
+        made = Path(folder) / path.name
+        if not _translate(compiler, made):
+            _without(f"{compiler[0]} could not translate {_SOURCE.name}")
+            return None
+        content = made.read_bytes()
+        keep("the composite's kernel", path, lambda path: write_atomically(path, content))
+        library = _load(path) or _load(made)  # a folder for temporary files may forbid execution
+        if library is None:
+            _without(f"what {compiler[0]} made of {_SOURCE.name} cannot be loaded")
+        return library
+
+
+def _without(reason: str) -> None:
+    warnings.warn(
+        f"composites are computed by plain PyTorch, a hundred times slower: {reason}; install one, "
+        "or name it in the variable CC",
+        stacklevel=2,
+    )
+
+
+def _translate(compiler: list[str], made: Path) -> bool:
+    """Translate for this processor, or for any of its kind."""
+    for native in (["-march=native"], []):
+        command = [*compiler, *_FLAGS, *native, "-o", str(made), str(_SOURCE), "-lm"]
+        try:
+            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                return True
+        except OSError:  # there is no such compiler
+            return False
+    return False
+
+
+def _processor() -> str:
+    """What tells processors of one cluster apart, for they may share a cache."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line for line in lines if line.startswith("flags")), platform.processor())

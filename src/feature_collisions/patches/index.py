@@ -1,0 +1,157 @@
+"""A compressed index of the database's windows (faiss): candidates, to be ranked exactly.
+
+It stands in for Prioritized DCI, the paper's index (Li and Malik, 2017), which has no maintained
+package. Windows are described by 63 coordinates and the length of the rest (patch_windows.py), kept
+as 8-bit codes in lists around centres (IVF); a query looks into the lists nearest to it.
+"""
+
+import hashlib
+import logging
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.caches import keep
+from ..data.files import load_tensors, save_tensors
+from .build import locked
+from .database import PatchDatabase
+from .windows import Descriptions, basis_of, windows_at
+
+logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells how it loads itself
+import faiss  # noqa: E402
+
+_RECIPE = 1  # raise when the index is built in another way
+_DIMENSIONS = 63  # with the rest 64: faiss is five times as slow with 65, no multiple of 16
+# Between what the basis leaves of a query and of its match. The bound takes 1, with which a true
+# match is often beyond the hundredth candidate; with 1/4 it was among the first 30 of every query.
+_COSINE = 0.25
+_PROBES = 64  # lists that a query looks into, or one of 32 where that is more
+_TRAINING = 64  # windows a list that its centre is trained on
+_CHUNK = 64  # images that are described together
+
+
+class PatchIndex:
+    """The index of a database, and the basis its windows are described in.
+
+    Args:
+        index: faiss's, of descriptions.
+        descriptions: what made them.
+    """
+
+    def __init__(self, index: Any, descriptions: Descriptions) -> None:
+        self.index, self.descriptions = _on_gpu(index), descriptions
+
+    def candidates(self, queries: Tensor, count: int) -> Tensor:
+        """Numbers (Q, count) of windows near each query (Q, C, w, w); -1 where there are fewer."""
+        few, _ = self.descriptions.of_windows(queries)
+        few[:, -1] *= _COSINE
+        _, found = self.index.search(few.numpy(), count)
+        return torch.from_numpy(found)
+
+
+def open_index(database: PatchDatabase, progress: bool = True) -> PatchIndex:
+    """Build the index beside the database, or read it from there.
+
+    The file is faiss's own, from the user's own cache. One that is cut off is built again; one of
+    other windows has another name.
+    """
+    name = f"index{_RECIPE}-window{database.window}-stride{database.stride}"
+    path = database.folder / f"{name}.safetensors"
+    with locked(database.folder):
+        found = _read(database, path)
+        if found is None:
+            index, descriptions = found = _build(database, progress)
+            keep("the index of patches", path, lambda path: _keep(index, descriptions, path))
+    return PatchIndex(*found)
+
+
+def _path_of(path: Path, basis: Tensor) -> Path:
+    """An index is of no use but with its own basis, so that its name holds the basis's hash."""
+    digest = hashlib.sha256(basis.numpy().tobytes()).hexdigest()[:12]
+    return path.with_name(f"{path.stem}-{digest}.faiss")
+
+
+def _read(database: PatchDatabase, path: Path) -> tuple[Any, Descriptions] | None:
+    if not path.exists():
+        return None
+    try:
+        basis = load_tensors(path)["basis"]
+        index = faiss.read_index(str(_path_of(path, basis)))
+        if (index.ntotal, index.d) == (len(database), basis.shape[1] + 1):
+            return index, Descriptions(basis, database.window, database.stride)
+    except (ValueError, KeyError, RuntimeError):  # faiss raises RuntimeError for a damaged file
+        pass
+    warnings.warn(
+        f"{path.with_suffix('.faiss')}: the index of patches is cut off or of another database; "
+        "it is built again",
+        stacklevel=3,
+    )
+    for old in path.parent.glob(f"{path.stem}*"):
+        old.unlink()
+    return None
+
+
+def _keep(index: Any, descriptions: Descriptions, path: Path) -> None:
+    _write(index, _path_of(path, descriptions.basis))
+    save_tensors(path, {"basis": descriptions.basis})
+
+
+def _write(index: Any, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        faiss.write_index(index, str(temporary))
+        os.replace(temporary, path)
+    except RuntimeError as error:  # what faiss raises when the disk is full
+        raise OSError(str(error).splitlines()[0]) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _build(database: PatchDatabase, progress: bool) -> tuple[Any, Descriptions]:
+    """Train on a sample, then add all windows chunk by chunk."""
+    lists = 2 ** round(math.log2(len(database)) / 2)  # about the root: lists and their lengths
+    lists = max(1, min(lists, len(database) // _TRAINING))  # grow alike
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randint(len(database), (8192,), generator=generator).unique()
+    basis = basis_of(windows_at(database, sample).float() / 255, _DIMENSIONS)
+    descriptions = Descriptions(basis, database.window, database.stride)
+    size = basis.shape[1] + 1
+    index = faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatL2(size), size, lists, faiss.ScalarQuantizer.QT_8bit
+    )
+    index.nprobe = max(_PROBES, lists // 32)
+    index = _on_gpu(index)
+    trained_on = math.ceil(lists * _TRAINING / database.places**2)
+    some = torch.randperm(len(database.images), generator=generator)[:trained_on]
+    parts = some.split(_CHUNK)
+    bar = tqdm(total=len(parts), desc="Training the index", mininterval=0.5, disable=not progress)
+    with bar:
+        training = []
+        for part in parts:
+            training.append(descriptions.of_images(database.images[part])[0])
+            bar.update()
+        index.train(torch.cat(training).numpy())
+    chunks = database.images.split(_CHUNK)
+    for chunk in tqdm(chunks, "Indexing patches", mininterval=0.5, disable=not progress):
+        index.add(descriptions.of_images(chunk)[0].numpy())
+    return _on_cpu(index), descriptions
+
+
+def _on_gpu(index: Any) -> Any:
+    """The index on the first GPU where faiss-gpu is installed; as it is elsewhere."""
+    if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
+        return index
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+
+
+def _on_cpu(index: Any) -> Any:
+    """The index as it can be written."""
+    if isinstance(index, faiss.IndexIVFScalarQuantizer):
+        return index
+    return faiss.index_gpu_to_cpu(index)

@@ -1,0 +1,113 @@
+"""From a seed image to the sources its composites are made of (section 4, Figures 4 and 5)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.image_set import ImageSet
+from ..errors import SettingError
+from ..settings.patches import PatchSettings
+from .composite import Sources
+from .database import PatchDatabase, open_database, source
+from .search import Matches, query_patches, reduced_seed, search_patches
+
+
+def find_neighbours(
+    seed: Tensor, images: ImageSet, settings: PatchSettings, random_seed: int = 0
+) -> tuple[PatchDatabase, Matches]:
+    """The nearest neighbours of the seed's patches (section 4), and where they were found.
+
+    Args:
+        seed: (C, S, S) in [0, 1].
+        images: where patches are taken from.
+        settings: the database, the search and the geometry.
+        random_seed: draws the fraction of the images.
+
+    Raises:
+        SettingError: for a geometry that does not fit, or a database that cannot be built.
+    """
+    check_geometry(settings, seed.shape[-1])
+    database = open_database(settings, images, random_seed)
+    queries, reduced = query_patches(seed, settings), reduced_seed(seed, settings)
+    return database, search_patches(database, queries, settings, reduced)
+
+
+def find_sources(
+    seed: Tensor, images: ImageSet, settings: PatchSettings, random_seed: int = 0
+) -> Sources:
+    """The nearest neighbours of the seed's patches, pasted: what `Search` takes as `sources`.
+
+    Arguments and errors are those of `find_neighbours`.
+    """
+    database, matches = find_neighbours(seed, images, settings, random_seed)
+    return paste(database, matches, settings, seed.shape[-1])
+
+
+def check_geometry(settings: PatchSettings, size: int) -> None:
+    """Raise SettingError unless the patches fit into and cover a composite of `size` pixels."""
+    n, stride, s = settings.patch, settings.stride, settings.surround
+    if n > size:
+        raise SettingError(
+            f"patches.patch={n}: a patch must fit into the images of {size} pixels (data.size); "
+            "lower it"
+        )
+    if s >= size:
+        raise SettingError(
+            f"patches.surround={s}: must be less than the images' {size} pixels, for it is "
+            "mirrored where a source runs out; lower it"
+        )
+    if stride > n + 2 * s or (size - n) % stride > s:
+        raise SettingError(
+            f"patches.stride={stride}: leaves pixels uncovered by patches of {n} + 2 * {s} pixels "
+            f"in images of {size}; choose a divisor of {size - n}"
+        )
+
+
+def paste(database: PatchDatabase, matches: Matches, settings: PatchSettings, size: int) -> Sources:
+    """Lay each match, with its surround, where the seed's patch is.
+
+    Args:
+        database: what was searched.
+        matches: (Q, k) of the seed's patches, row by row.
+        settings: n, stride and s.
+        size: S, of the composite.
+
+    Returns:
+        Q k sources.
+    """
+    starts = torch.arange(0, size - settings.patch + 1, settings.stride) - settings.surround
+    top, left = (place.flatten() for place in torch.meshgrid(starts, starts, indexing="ij"))
+    neighbours = matches.image.shape[1]
+    return Sources(
+        cut_out(database, matches, settings, size),
+        top.repeat_interleave(neighbours),
+        left.repeat_interleave(neighbours),
+        (size, size),
+    )
+
+
+def cut_out(
+    database: PatchDatabase, matches: Matches, settings: PatchSettings, size: int
+) -> Tensor:
+    """Each match with its surround from its image, mirrored where the image runs out.
+
+    Args:
+        database, settings, size: as `paste` takes them.
+        matches: (Q, k) of any of the seed's patches.
+
+    Returns:
+        (Q k, C, w, w) in [0, 1]; a match's place, scaled to S, is rounded to whole pixels.
+    """
+    s, side = settings.surround, settings.patch + 2 * settings.surround
+    scale = size / database.images.shape[-1]
+    rows, columns = (
+        (place.flatten() * scale).round().long().tolist() for place in (matches.row, matches.column)
+    )
+    windows, mirrored = [], {}
+    places = zip(matches.image.flatten().tolist(), rows, columns, strict=True)
+    for image, row, column in tqdm(list(places), "Pasting patches", unit="patch", mininterval=0.5):
+        if image not in mirrored:
+            mirrored[image] = F.pad(source(database, image, size), (s, s, s, s), mode="reflect")
+        windows.append(mirrored[image][:, row : row + side, column : column + side])
+    return torch.stack(windows)

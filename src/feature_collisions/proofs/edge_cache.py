@@ -1,0 +1,105 @@
+"""What is known of a hull's edges, kept from one evaluation to the next."""
+
+import hashlib
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..data.files import read_json, write_json
+from ..errors import SettingError
+from ..networks.weights import weights_hash
+
+_METHOD = 2  # raise it when the walk or its judgement changes: what was proved otherwise is stale
+_SIMPLE = (bool, int, float, str, tuple, type(None))
+
+
+def proof_key(network: fx.GraphModule, corners: Tensor, target_class: int) -> str:
+    """A SHA-256 of everything that a proof of edges depends on.
+
+    Args:
+        network: the traced network in the precision it is walked in. Its code and its layers'
+            options count as its weights do: two networks may share a state dict.
+        corners: (K, C, H, W), in the order that counts the edges.
+        target_class: the class that is proved.
+    """
+    digest = hashlib.sha256(f"{_METHOD} {torch.__version__} {target_class}\n".encode())
+    digest.update(f"{network.code}\n{weights_hash(network)}\n".encode())
+    for name, module in network.named_modules():
+        options = {k: v for k, v in sorted(vars(module).items()) if isinstance(v, _SIMPLE)}
+        digest.update(f"{name} {type(module).__qualname__} {options}\n".encode())
+    digest.update(f"{corners.dtype} {tuple(corners.shape)}\n".encode())
+    digest.update(corners.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass
+class EdgeCache:
+    """One file for each proof's key; where it cannot be read or written, one does without.
+
+    Attributes:
+        path: the file.
+        writable: whether writing has not failed yet.
+    """
+
+    path: Path
+    writable: bool = True
+
+    def load(self, count: int) -> list[dict[str, Any]] | None:
+        """What an earlier evaluation kept of `count` edges, in their order, or None."""
+        try:
+            if not self.path.exists():
+                return None
+            kept = read_json(self.path)
+        except (SettingError, OSError, RecursionError) as error:
+            self._ignored(str(error))
+            return None
+        if not (isinstance(kept, list) and len(kept) == count and all(map(_sound, kept))):
+            self._ignored("not what evaluate.py writes")
+            return None
+        return kept
+
+    def save(self, edges: list[dict[str, Any]]) -> None:
+        """Keep what is known."""
+        if not self.writable:
+            return
+        try:
+            write_json(self.path, edges)
+        except OSError as error:
+            self.writable = False
+            warnings.warn(
+                f"{self.path}: what is known of the edges cannot be kept for the next evaluation "
+                f"({error.strerror or error}); this one goes on without",
+                stacklevel=2,
+            )
+
+    def _ignored(self, reason: str) -> None:
+        warnings.warn(f"{self.path}: ignored ({reason}); the edges are walked anew", stacklevel=3)
+
+
+_SLACK = 1e-6  # lengths are sums, of float32 at the least
+_NUMBERS = ("walked", "failed", "breakpoints", "rounding")
+
+
+def _sound(kept: Any) -> bool:
+    """Whether an entry has what `edges.Edge` needs, within its range."""
+    if not isinstance(kept, dict) or kept.keys() != {*_NUMBERS, "first_failure", "margin_min"}:
+        return False
+    first, least = kept["first_failure"], kept["margin_min"]
+    if not all(_finite(kept[name]) and kept[name] >= 0 for name in _NUMBERS):
+        return False
+    if not kept["failed"] <= kept["walked"] + _SLACK <= 1 + _SLACK:
+        return False
+    if first is not None:
+        whole = isinstance(first, list) and len(first) == 2 and all(map(_finite, first))
+        if not (whole and 0 <= first[0] <= first[1] <= 1 + _SLACK):
+            return False
+    return _finite(least) if kept["walked"] else least is None
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

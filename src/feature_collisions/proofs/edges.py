@@ -1,0 +1,281 @@
+"""Is a whole edge of the hull the target's class? Walked exactly, chunk by chunk, resumable."""
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..hull.hull import Hull
+from ..settings.evaluate import EdgeSettings
+from .edge_cache import EdgeCache, proof_key
+from .piecewise import Line, NotPiecewiseLinear, TooManyPieces, traced
+
+_SAVE_EVERY = 10.0  # seconds
+_FIRST = 1 / 32  # of an edge, while nobody knows how long it takes
+_FEWEST = 10  # a chunk cut to less than this part is not worth its start
+_DTYPES = {64: torch.float64, 32: torch.float32}
+
+
+@dataclass
+class Edge:
+    """What is known of one edge; places go from 0 at its first corner to 1 at its second.
+
+    Attributes:
+        corners: the two corners' numbers.
+        walked: the place up to which it has been walked.
+        failed: length on which the margin is not above `rounding`.
+        first_failure: the first interval of it, or None.
+        margin_min: the smallest margin of the target's class over the largest other logit.
+        breakpoints: how many linear pieces, chunks' ends included.
+        rounding: what a margin must exceed to count, over all that has been walked: `_SAFETY` times
+            the largest difference found between a walked logit and the network's own at the same
+            point, rounded up to a power of two so that it seldom grows.
+    """
+
+    corners: tuple[int, int]
+    walked: float = 0.0
+    failed: float = 0.0
+    first_failure: list[float] | None = None
+    margin_min: float | None = None
+    breakpoints: int = 0
+    rounding: float = 0.0
+
+    @property
+    def proved(self) -> float:
+        """Share of the edge on which the class holds."""
+        return max(0.0, self.walked - self.failed)
+
+    def begin_anew(self, rounding: float) -> None:
+        """Forget what was found, under a larger rounding."""
+        self.walked = self.failed = 0.0
+        self.first_failure = self.margin_min = None
+        self.breakpoints, self.rounding = 0, rounding
+
+
+_SAFETY = 100  # rounding seen at a few points stands for that at all of them
+
+
+@dataclass
+class Walker:
+    """Walks edges of one hull.
+
+    Attributes:
+        hull: the hull.
+        settings: precision and memory.
+        width: how much of an edge the next chunk takes.
+    """
+
+    hull: Hull
+    settings: EdgeSettings
+    width: float = field(default=1.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.dtype = _DTYPES[self.settings.precision]
+        self.network = traced(self.hull.model, self.dtype, self.hull.corners)
+        self.line = Line(self.network, int(self.settings.memory * 2**30))
+        self.corners = self.hull.corners.to(self.dtype)
+
+    def advance(self, edge: Edge, ends: tuple[int, int], share: float, most: float = 1.0) -> None:
+        """Walk the next chunk of an edge, at most `most` of it, and at most up to `share`.
+
+        A larger rounding counts for what was walked before as well: where that may change what was
+        found, the edge begins anew under it.
+
+        Raises:
+            NotPiecewiseLinear: when the walk and the network disagree.
+        """
+        while True:
+            start, end = edge.walked, min(edge.walked + min(self.width, most), share)
+            if share - end < 1e-9:
+                end = share
+            first, last = (self._image(ends, place) for place in (start, end))
+            try:
+                places, logits = self.line.walk(first, last)
+            except TooManyPieces as error:
+                self.width = (end - start) * max(0.02, 0.5 * error.share)
+                if start + self.width == start:
+                    raise NotPiecewiseLinear(f"{error}; raise edges.memory") from None
+                continue
+            margins = _margins(logits, self.hull.target_class)
+            places = start + (end - start) * places
+            rounding = self._rounding(ends, places, logits, margins)
+            if rounding > edge.rounding and _reaches(edge, rounding):
+                edge.begin_anew(rounding)
+                return
+            edge.rounding = max(edge.rounding, rounding)
+            _note(edge, places, margins, end)
+            if self.line.fullest < 0.5 and most >= self.width:
+                self.width = min(1.0, 1.5 * max(self.width, end - start))
+            return
+
+    def _image(self, ends: tuple[int, int], place: float) -> Tensor:
+        return torch.lerp(self.corners[ends[0]], self.corners[ends[1]], place)
+
+    @torch.no_grad()
+    def _rounding(
+        self, ends: tuple[int, int], places: Tensor, logits: Tensor, margins: Tensor
+    ) -> float:
+        """What a chunk's margins must exceed, by the network's own logits.
+
+        They are asked for at the middle and where it matters most.
+        """
+        looked = torch.stack([margins.amin(1).argmin(), torch.tensor(len(places) // 2)])
+        images = torch.stack([self._image(ends, float(places[k])) for k in looked])
+        difference = float((self.network(images) - logits[looked]).abs().max())
+        scale = float(logits.abs().max())
+        if not difference <= scale * torch.finfo(self.dtype).eps ** 0.5:
+            raise NotPiecewiseLinear(
+                f"the walk and the network differ by {difference:.3g} in logits of {scale:.3g}"
+            )
+        return 2.0 ** math.ceil(math.log2(_SAFETY * difference)) if difference else 0.0
+
+
+def _reaches(edge: Edge, rounding: float) -> bool:
+    """Whether a margin on what has been walked is no larger than `rounding`."""
+    return edge.margin_min is not None and edge.margin_min <= rounding
+
+
+def _margins(logits: Tensor, target_class: int) -> Tensor:
+    """The target class's logit over each other one, (n, classes - 1)."""
+    others = torch.arange(logits.shape[1], device=logits.device) != target_class
+    return logits[:, target_class, None] - logits[:, others]
+
+
+def _note(edge: Edge, places: Tensor, margins: Tensor, end: float) -> None:
+    """Add a chunk's findings to an edge's."""
+    smallest = float(margins.min())
+    known = edge.margin_min
+    edge.margin_min = smallest if known is None else min(smallest, known)
+    edge.breakpoints += len(places) - 1
+    for low, high in failures(places, margins - edge.rounding):
+        edge.failed += high - low
+        if edge.first_failure is None:
+            edge.first_failure = [low, high]
+        elif low == edge.first_failure[1]:
+            edge.first_failure[1] = high
+    edge.walked = end
+
+
+def failures(places: Tensor, margins: Tensor) -> Iterator[tuple[float, float]]:
+    """The intervals on which some margin is not positive.
+
+    Args:
+        places: (n,) rising.
+        margins: (n, classes - 1), linear between neighbouring places.
+    """
+    bad = (margins <= 0).any(1)
+    pieces = (bad[:-1] | bad[1:]).nonzero().flatten().tolist()
+    open_low: float | None = None
+    high = 0.0
+    for k in pieces:
+        width = float(places[k + 1] - places[k])
+        low, next_high = (float(places[k]) + width * s for s in _bad_share(margins[k : k + 2]))
+        if open_low is not None and low > high:
+            yield open_low, high
+            open_low = None
+        open_low, high = low if open_low is None else open_low, next_high
+    if open_low is not None:
+        yield open_low, high
+
+
+def _bad_share(margins: Tensor) -> tuple[float, float]:
+    """On a linear piece, margins (2, classes - 1): from and to which share one is not positive.
+
+    With one end good the bad part is one interval that holds the other end; with both ends bad the
+    piece counts as bad throughout.
+    """
+    left, right = margins
+    if (left <= 0).any() and (right <= 0).any():
+        return 0.0, 1.0
+    falls, rises = (left > 0) & (right <= 0), (left <= 0) & (right > 0)
+    crossing = left / (left - right)
+    if falls.any():
+        return float(crossing[falls].min()), 1.0
+    return 0.0, float(crossing[rises].max())
+
+
+def prove_edges(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[str, Any]:
+    """Walk the hull's edges, going on from where an earlier evaluation of them stopped.
+
+    Args:
+        hull: two corners or more.
+        settings: how much of which edges.
+        directory: where what is known is kept between one call and the next. It should be the
+            user's own: what a stranger's run directory says would be stated as proved.
+
+    Returns:
+        `edges` of `evaluation.json`: the share proved over all edges, each edge, or the `reason`
+        why a network cannot be walked.
+    """
+    try:
+        walker = Walker(hull, settings)
+        key = proof_key(walker.network, hull.corners, hull.target_class)
+        cache = EdgeCache(directory / f"{key}.json")
+        edges = _known(hull, cache if settings.resume else None)
+        _walk_all(walker, edges, settings, cache)
+    except NotPiecewiseLinear as error:
+        return {"reason": str(error)}
+    chosen = list(edges.values())
+    return {
+        "precision": settings.precision,
+        "share_proved": sum(edge.proved for edge in chosen) / len(chosen),
+        "share_failed": sum(edge.failed for edge in chosen) / len(chosen),
+        "edges": [asdict(edge) | {"proved": edge.proved} for edge in chosen],
+    }
+
+
+def _walk_all(
+    walker: Walker, edges: dict[tuple[int, int], Edge], settings: EdgeSettings, cache: EdgeCache
+) -> None:
+    """Up to the share that is given; without one, each open edge for its part of the time left."""
+    timed = settings.share is None
+    share = 1.0 if settings.share is None else settings.share
+    # The least known first, so that each gets its turn in one evaluation or the next.
+    left = sorted((e for e in edges.items() if e[1].walked < share), key=lambda e: e[1].walked)
+    started = saved = time.monotonic()
+    pace = 0.0  # seconds for a whole edge, by the last chunk
+    if timed:
+        walker.width = _FIRST
+    bar = tqdm(total=100.0, desc="Edges", unit="%", mininterval=0.5, delay=1,
+               bar_format="{l_bar}{bar}| {n:.2f} % [{elapsed}<{remaining}{postfix}]")  # fmt: skip
+    with bar:
+        for done, (ends, edge) in enumerate(left):
+            now = time.monotonic()
+            deadline = now + (started + settings.seconds - now) / (len(left) - done)
+            while edge.walked < share:
+                before, now = edge.walked, time.monotonic()
+                most = (deadline - now) / pace / 2 if pace else 1.0  # edges differ in their pace
+                if timed and (now >= deadline or most < walker.width / _FEWEST):
+                    break  # what is left of its time goes to the others
+                walker.advance(edge, ends, share, most if timed else 1.0)
+                if edge.walked > before:
+                    pace = (time.monotonic() - now) / (edge.walked - before)
+                bar.update(100 * (edge.walked - before) / len(left) / share)
+                bar.set_postfix_str(f"{edge.breakpoints} pieces", refresh=False)
+                if time.monotonic() > saved + _SAVE_EVERY:
+                    saved = time.monotonic()
+                    _save(cache, edges)
+    _save(cache, edges)
+
+
+def _save(cache: EdgeCache, edges: dict[tuple[int, int], Edge]) -> None:
+    kept = [asdict(edge) for edge in edges.values()]
+    cache.save([{k: v for k, v in entry.items() if k != "corners"} for entry in kept])
+
+
+def _known(hull: Hull, cache: EdgeCache | None) -> dict[tuple[int, int], Edge]:
+    """Each edge by its corners' places in the hull, with what an earlier evaluation found."""
+    numbers = [int(entry["corner"]) for entry in hull.summary["corners"]]
+    ends = list(itertools.combinations(range(len(numbers)), 2))
+    kept = cache.load(len(ends)) if cache else None
+    return {
+        (i, j): Edge((numbers[i], numbers[j]), **entry)
+        for (i, j), entry in zip(ends, kept or [{}] * len(ends), strict=True)
+    }

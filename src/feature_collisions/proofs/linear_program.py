@@ -1,0 +1,289 @@
+"""Exact corners of the polytope of section 2, where the target layer is affine in the pixels."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.loggers import Logger
+from scipy.optimize import linprog
+from scipy.sparse import block_array, eye_array
+from torch import Tensor, fx, nn
+from tqdm import tqdm
+
+from ..data.images import check_pair
+from ..errors import CollisionError, SettingError
+from ..hull.hull import Hull
+from ..networks.agreement import accepted, check_agreement
+from ..networks.target import passing, preactivation_of, target_features
+from ..networks.target_layer import Observed, TargetLayer
+from ..networks.weights import weights_hash
+from ..search.summary import class_probabilities, summary_of
+from ..settings.rules import at_least, one_of
+from ..settings.train import parse_corners
+from .piecewise import NotPiecewiseLinear, kinds
+
+OBJECTIVES = ("eq2", "unit", "random")
+_LARGEST = 2**28  # entries of the map: 2 GiB
+_EXACT = 1e-3  # of ||f(t)||: pixels are rounded to float32
+_SEEDS = 2**43  # a generator's has 64 bits, and each corner its own
+_SAME = 1e-4  # corners nearer than this (L2, pixels in [0, 1]) are one
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """f0(x) = weight x + bias, float64: weight (N, C H W), bias (N,)."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+def check_affine(layer: TargetLayer) -> None:
+    """Raise NotPiecewiseLinear, with the reason, unless every step before the layer is affine."""
+    if not isinstance(layer.network, fx.GraphModule):
+        raise NotPiecewiseLinear("torch.fx cannot trace the network")
+    found = kinds(layer.network).items()
+    bends = [node.name for node, kind in found if kind in ("relu", "max_pool")]
+    if bends:
+        raise NotPiecewiseLinear(f"the pixels pass through {bends[0]} first, which is not linear")
+
+
+def affine_map(layer: TargetLayer, size: Sequence[int], batch: int = 256) -> AffineMap:
+    """The target layer as one exact affine map of the pixels.
+
+    Args:
+        layer: the cut network, float64.
+        size: (C, H, W) of an image.
+        batch: images a forward pass takes.
+
+    Raises:
+        NotPiecewiseLinear: when the cut network is not affine, or the map would not fit in memory.
+    """
+    check_affine(layer)
+    pixels = int(np.prod(size))
+    with torch.no_grad():
+        bias = layer(torch.zeros(1, *size, dtype=torch.float64))[0]
+        if pixels * len(bias) > _LARGEST:
+            raise NotPiecewiseLinear(f"a map from {pixels} pixels to {len(bias)} units is too big")
+        units = torch.eye(pixels, dtype=torch.float64).view(pixels, *size)
+        columns = torch.cat([layer(part) - bias for part in units.split(batch)])
+    return AffineMap(columns.T.numpy(), bias.numpy())
+
+
+@dataclass(frozen=True)
+class Polytope:
+    """The images of section 2: active units at the target's values, the others at most 0.
+
+    Attributes:
+        map: images to pre-activations.
+        features: (N,) f(t).
+        active: (N,) bool.
+    """
+
+    map: AffineMap
+    features: np.ndarray
+    active: np.ndarray
+
+    def solve(self, objective: str, unit: int, generator: torch.Generator) -> "Solution":
+        """The corner of one objective.
+
+        Args:
+            objective: `eq2` (L_neg^i at L_pos = 0), `unit` (unit i alone) or `random` (a random
+                direction of the pixels); the latter two keep inactive units at most 0.
+            unit: flat index i; `random` ignores it.
+            generator: decides the direction.
+
+        Raises:
+            CollisionError: when there is no such image.
+        """
+        weight, bias = self.map.weight, self.map.bias
+        count, pixels = weight.shape
+        if objective == "eq2":
+            others = ~self.active & (np.arange(count) != unit)
+            # |f0_j| = p + n where f0_j = p - n and both are at least 0
+            split = eye_array(int(others.sum()))
+            equal = block_array(
+                [[weight[self.active], None, None], [weight[others], -split, split]], format="csc"
+            )
+            value = np.concatenate([(self.features - bias)[self.active], -bias[others]])
+            cost = np.concatenate([weight[unit], np.ones(2 * int(others.sum()))])
+            bounds = [(0, 1)] * pixels + [(0, None)] * (2 * int(others.sum()))
+            # scipy takes sparse matrices here; its type hints do not say so
+            result = linprog(  # type: ignore[call-overload]
+                cost, A_eq=equal, b_eq=value, bounds=bounds, method="highs"
+            )
+        else:
+            cost = weight[unit]
+            if objective == "random":
+                cost = torch.randn(pixels, generator=generator, dtype=torch.float64).numpy()
+            result = linprog(
+                cost,
+                A_ub=weight[~self.active],
+                b_ub=-bias[~self.active],
+                A_eq=weight[self.active],
+                b_eq=(self.features - bias)[self.active],
+                bounds=(0, 1),
+                method="highs",
+            )
+        if result.status == 2:
+            raise CollisionError(
+                "the polytope is empty: no image in [0, 1] has the target's features; choose "
+                "another target"
+            )
+        if result.status != 0:
+            raise CollisionError(f"unit {unit} has no corner: HiGHS says: {result.message}")
+        image = torch.from_numpy(result.x[:pixels]).clamp(0, 1)
+        offset = bias[unit] if objective != "random" else 0.0
+        return Solution(image, float(result.fun + offset), int(result.nit))
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A corner's pixels (C H W,) float64, the objective's value there, HiGHS's iterations."""
+
+    pixels: Tensor
+    value: float
+    iterations: int
+
+
+@dataclass
+class LinearPrograms:
+    """Corners as linear programs: checked when made, solved by `run`, as `Search` is.
+
+    Args:
+        model, layer, target: as `Search` takes them.
+        initial: (C, H, W), for the pictures, and for `corner_order`; no corner depends on it.
+        corners: which of the target's inactive units to push down; `random`: just their numbers.
+        objective: `eq2`, `unit` or `random`.
+        seed: decides random directions; the other objectives have one answer.
+        corner_order: how `corners` count units: `flat`, or `inactive_first`, as `Search` does for
+            pixels, so that a corner has one unit with both.
+
+    A search's other settings are none of these: the answer is exact, and found in float64.
+
+    Raises:
+        SettingError: for images that cannot be used, a layer that is not affine in the pixels, a
+            corner that does not exist, or an unknown objective or order.
+    """
+
+    model: nn.Module
+    layer: str
+    initial: Tensor
+    target: Tensor
+    corners: Sequence[int]
+    objective: str = "eq2"
+    seed: int = 0
+    corner_order: str = "flat"
+
+    def __post_init__(self) -> None:
+        one_of("objective", self.objective, OBJECTIVES)
+        one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
+        at_least("seed", self.seed, 0)
+        if self.objective == "random" and self.seed >= _SEEDS:
+            raise SettingError(
+                f"seed={self.seed}: must be less than {_SEEDS} for random directions"
+            )
+        self.corners = parse_corners(self.corners)
+        check_pair(self.initial, self.target)
+        self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
+        self.model = accepted(self.model)
+        self.features = target_features(self.model, self.layer, self.target, torch.float64)
+        cut = TargetLayer(self.model, self.layer).double()
+        pair = torch.stack([self.initial, self.target])
+        with passing(self.target.shape):
+            check_agreement(self.model, self.layer, pair, Observed(self.model, self.layer), [cut])
+        start = None
+        if self.corner_order == "inactive_first":
+            start = preactivation_of(self.model, self.layer, self.initial[None], torch.float64)[0]
+        self.units = self.features.units(self.corners, start)
+        try:
+            affine = affine_map(cut, self.target.shape)
+        except NotPiecewiseLinear as error:
+            raise SettingError(
+                f"solver=linear_program: layer {self.layer} is not affine in the pixels ({error}); "
+                "choose the first affine layer, or solver=gradient"
+            ) from None
+        active = self.features.active.numpy()
+        self.polytope = Polytope(affine, self.features.features.numpy(), active)
+        self.cut = cut
+
+    def run(self, logger: Logger | None = None) -> Hull:
+        """Solve for every corner.
+
+        Raises:
+            CollisionError: when the polytope is empty.
+        """
+        started = time.perf_counter()
+        found = list(self.solutions())
+        seconds = time.perf_counter() - started
+        exact = torch.stack([solution.pixels for solution in found])
+        _warn_of_same(exact, self.corners)
+        images = exact.float().view(-1, *self.target.shape)
+        if self.objective == "random":  # a corner's name is then the unit that it has lowest
+            inactive = torch.where(self.features.active, torch.inf, self.cut(images.double()))
+            self.units = inactive.argmin(1)
+        summary = self._summary(images)
+        summary |= {
+            "steps": sum(solution.iterations for solution in found),
+            "seconds": seconds,
+            "seconds_total": time.perf_counter() - started,
+        }
+        return Hull(
+            self.model, self.layer, images, self.initial, self.target, self.units, summary
+        )  # fmt: skip
+
+    def solutions(self, name: str = "Linear programs") -> list[Solution]:
+        """Every corner's solution, in order."""
+        units = tqdm(self.units.tolist(), name, unit="corner", mininterval=0.5, delay=1)
+        generator = torch.Generator()
+        return [
+            self.polytope.solve(
+                self.objective, unit, generator.manual_seed(self.seed * 2**20 + corner)
+            )
+            for corner, unit in zip(self.corners, units, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _summary(self, images: Tensor) -> dict[str, Any]:
+        """The figures of `summary.json`, of the corners as they are saved (float32)."""
+        every = torch.stack([self.initial, self.target, *images])
+        probabilities = class_probabilities(self.model, every)
+        preactivation = self.cut(images.double())
+        summary = summary_of(self.corners, self.units, preactivation, self.features, probabilities)
+        limit = _EXACT * float(self.features.features.norm())
+        far = [each["corner"] for each in summary["corners"] if not each["positive"] <= limit]
+        if far:
+            warnings.warn(
+                f"not converged: L_pos of corners {far} is not under {_EXACT:g} ||f(t)||: features "
+                "this small are within the solver's tolerance of 1e-7; scale the network's weights",
+                stacklevel=3,
+            )
+        return summary | {
+            "experiment": "linear_program",
+            "classifier": type(self.model).__name__,
+            "classifier_hash": weights_hash(self.model),
+            "layer": self.layer,
+            "solver": "linear_program",
+            "objective": self.objective,
+            "distance_scale": 1 if len(self.initial) == 1 else 255,
+            "converged": not far,
+        }
+
+
+def _warn_of_same(exact: Tensor, corners: Sequence[int]) -> None:
+    distances = torch.cdist(exact, exact)
+    same = [
+        f"{corners[j]} is {corners[i]}"
+        for i in range(len(exact))
+        for j in range(i + 1, len(exact))
+        if distances[i, j] < _SAME
+    ]
+    if same:
+        warnings.warn(
+            f"some corners do not exist on their own: corner {', '.join(same)}; the polytope has "
+            "fewer corners than were asked for",
+            stacklevel=3,
+        )

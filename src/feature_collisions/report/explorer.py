@@ -1,0 +1,72 @@
+"""The hull on a lattice of its simplex, for the page on which it is explored."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..hull.hull import Hull, batch_sizes
+from ..networks.logits import ask
+from ..networks.target_layer import evaluating
+
+_MOST_POINTS = 1500
+_FINEST = 100
+_MOST_CLASSES = 20
+_LEAST_CLASSES = 5
+_STEPS = 1_000_000  # probabilities are kept as multiples of 1 / _STEPS
+
+
+def fineness(corners: int) -> int:
+    """How many steps the lattice makes along an edge: as many as keep its points under 1,500."""
+    fits = (n for n in range(_FINEST, 1, -1) if math.comb(n + corners - 1, n) <= _MOST_POINTS)
+    return next(fits, 1)
+
+
+def lattice(corners: int, steps: int) -> Tensor:
+    """All weights that are multiples of 1 / `steps`.
+
+    Returns:
+        (comb(steps + K - 1, K - 1), K) float64. A point with partial sums s_0 <= s_1 <= ... of
+        `steps` times its weights is at place sum_j comb(s_j + j, j + 1), which `page.js` relies on.
+    """
+    sums = itertools.combinations_with_replacement(range(steps + 1), corners - 1)
+    ordered = torch.tensor(sorted(sums, key=lambda s: s[::-1]), dtype=torch.float64)
+    ends = (ordered.new_zeros(len(ordered), 1), ordered, ordered.new_full((len(ordered), 1), steps))
+    return torch.cat(ends, 1).diff(dim=1) / steps
+
+
+@torch.inference_mode()
+def explored(hull: Hull, class_names: Sequence[str]) -> dict[str, Any]:
+    """Classify the lattice.
+
+    Returns:
+        What the page's explorer needs: `corners` (their names), `steps` of the lattice, `classes`
+        (names, the target's first, then those the classifier gives on the lattice, then the next
+        likely), `scale` and, point by point, `values`: the classes' probabilities times `scale`.
+    """
+    count = len(hull.corners)
+    steps = fineness(count)
+    weights = lattice(count, steps)
+    parts = weights.split(list(batch_sizes(len(weights), hull.batch)))
+    bar = tqdm(parts, "Explorer", unit="batch", mininterval=0.5, delay=1)
+    with evaluating(hull.model):
+        found = torch.cat([ask(hull.model, hull.points(part)).softmax(1).cpu() for part in bar])
+    given = Counter(found.argmax(1).tolist())
+    likely = found.mean(0).argsort(descending=True)[:_LEAST_CLASSES].tolist()
+    ranked = [hull.target_class, *(k for k, _ in given.most_common(_MOST_CLASSES))]
+    listed = list(dict.fromkeys(ranked))
+    for k in likely:
+        if len(listed) < _LEAST_CLASSES and k not in listed:
+            listed.append(k)
+    return {
+        "corners": [f"corner {entry['corner']}" for entry in hull.summary["corners"]],
+        "steps": steps,
+        "classes": [class_names[k] for k in listed],
+        "scale": _STEPS,
+        "values": (found[:, listed] * _STEPS).round().int().flatten().tolist(),
+    }

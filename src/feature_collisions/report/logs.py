@@ -1,0 +1,218 @@
+"""Weights & Biases: one run a job, grouped by sweep. An evaluation goes on in the job's own run."""
+
+import re
+import secrets
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.loggers import WandbLogger
+
+from ..data.files import read_json, write_json
+from ..data.images import to_uint8
+from ..errors import SettingError
+from ..hull.hull import Hull
+from ..hull.run import Run
+from ..settings.train import WandbSettings
+
+if TYPE_CHECKING:
+    import wandb
+
+IDENTITY = Path("wandb") / "run.json"
+_PATIENCE = 30.0  # seconds for an answer of W&B's server, which itself would wait for 90
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a W&B run is called; kept in `wandb/run.json`, so that it can be gone on with."""
+
+    id: str
+    project: str
+    name: str
+    group: str
+    job_type: str
+
+
+def new_id() -> str:
+    """An id that no other W&B run has."""
+    return secrets.token_hex(4)
+
+
+def known(path: Path) -> Identity | None:
+    """The identity kept at `path`, or None where there is none.
+
+    Raises:
+        SettingError: when the file holds something else; it may be a stranger's.
+    """
+    if not path.exists():
+        return None
+    found = read_json(path)
+    if not _is_identity(found):
+        raise SettingError(
+            f"{path}: not what train.py writes; delete it, or leave W&B out with "
+            "wandb.mode=disabled"
+        )
+    return Identity(**found)
+
+
+def _is_identity(found: Any) -> bool:
+    names = {each.name for each in fields(Identity)}
+    if not (isinstance(found, dict) and found.keys() == names):
+        return False
+    if not all(isinstance(value, str) for value in found.values()):
+        return False
+    if not all(value.isprintable() for value in found.values()):
+        return False
+    project = found["project"].strip()  # no path, which could lead into another account
+    return bool(re.fullmatch(r"[\w-]+", found["id"]) and re.fullmatch(r"[^/\\#?%:]+", project))
+
+
+def kept(path: Path, identity: Identity) -> Identity:
+    """The identity kept at `path`; where there is none, `identity`, which is kept from now on."""
+    found = known(path)
+    if found is None:
+        write_json(path, asdict(identity))
+    return found or identity
+
+
+def check_login(mode: str) -> None:
+    """Ask W&B's server whether the key is right, before anything is computed or written.
+
+    Raises:
+        SettingError: when it is not, or nobody answers.
+    """
+    if mode != "online":
+        return
+    import wandb
+
+    try:
+        found = wandb.login(verify=True, prompt=sys.stdin.isatty())
+    except (wandb.Error, ValueError, OSError) as error:
+        raise SettingError(_refused(mode, error)) from None
+    if not found:
+        raise SettingError(_refused(mode, "no API key is configured"))
+
+
+def _refused(mode: str, error: object) -> str:
+    return (
+        f"wandb.mode={mode}: {_first_line(error)}; log in with `wandb login`, or write files alone "
+        "with wandb.mode=offline"
+    )
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def wandb_run(
+    mode: str, directory: Path, identity: Identity, config: dict[str, Any] | None = None
+) -> "Iterator[wandb.Run]":
+    """A W&B run, new or gone on with, whose files lie in `directory`.
+
+    It is always finished, for the jobs of a sweep share a process.
+
+    Raises:
+        SettingError: when W&B refuses it.
+    """
+    import wandb
+
+    try:
+        run = wandb.init(
+            project=identity.project,
+            dir=directory.absolute(),  # W&B's own process may have been started elsewhere
+            id=identity.id,
+            resume="allow",
+            name=identity.name,
+            group=identity.group,
+            job_type=identity.job_type,
+            mode=mode,  # type: ignore[arg-type]
+            config=config,
+            settings=wandb.Settings(silent=True, init_timeout=_PATIENCE),
+        )
+    except (wandb.Error, OSError) as error:
+        raise SettingError(_refused(mode, error)) from None
+    failed = True
+    try:
+        yield run
+        failed = False
+    finally:
+        with spared("finish"):
+            run.finish(exit_code=int(failed))
+
+
+@contextmanager
+def spared(what: str) -> Iterator[None]:
+    """Go on with a warning where W&B fails: nothing that was computed may be lost for it."""
+    try:
+        yield
+    except Exception as error:  # whatever it is
+        warnings.warn(
+            f"W&B could not {what} ({type(error).__name__}: {_first_line(error)}); the run's own "
+            "files are whole",
+            stacklevel=4,
+        )
+
+
+@contextmanager
+def wandb_logger(
+    settings: WandbSettings, directory: Path, name: str, group: str, config: dict[str, Any]
+) -> Iterator[WandbLogger | None]:
+    """A logger for the time of one job, or None when `wandb.mode=disabled`.
+
+    A continued job goes on in the same W&B run. Where W&B's server fails although it knew the key,
+    the job writes files alone.
+    """
+    if settings.mode == "disabled":
+        yield None
+        return
+    fresh = Identity(new_id(), settings.project, name, group, "train")
+    identity = kept(directory / IDENTITY, fresh)
+    with ExitStack() as stack:
+        try:
+            run = stack.enter_context(wandb_run(settings.mode, directory, identity, config))
+        except SettingError as error:
+            if settings.mode == "offline":
+                raise
+            warnings.warn(f"{error}. Going on with wandb.mode=offline", stacklevel=3)
+            run = stack.enter_context(wandb_run("offline", directory, identity, config))
+        yield StepLogger(experiment=run)
+
+
+class StepLogger(WandbLogger):
+    """Counts W&B's steps as the search does, so that curves and sliders say the search's steps."""
+
+    _silent = False  # since W&B failed
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Log at `step`; what a continued job repeats is left as it is."""
+        if self._silent:
+            return
+        self._silent = True
+        with spared("log"):
+            self.experiment.log(dict(metrics), step=step)
+            self._silent = False
+
+
+def log_hull(run: "wandb.Run", hull: Hull | Run) -> None:
+    """Add the end of the search to a W&B run: the image grid, the table, the summary."""
+    import wandb
+
+    entries = hull.summary["corners"]
+    names = ["initial", *(f"corner {entry['corner']}" for entry in entries), "target"]
+    images = [hull.initial, *hull.corners, hull.target]
+    run.log(
+        {
+            "images": [
+                wandb.Image(to_uint8(image), caption=name)
+                for image, name in zip(images, names, strict=True)
+            ],
+            "corners": wandb.Table(list(entries[0]), [list(entry.values()) for entry in entries]),
+        },
+        step=max(run.step, hull.summary["steps"]),
+    )
+    run.summary.update({k: v for k, v in hull.summary.items() if k != "corners"})

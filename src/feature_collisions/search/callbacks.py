@@ -1,0 +1,188 @@
+"""What happens between the steps: curves, intermediate images, checkpoints, stopping, the bar."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.files import read_text, write_text
+from ..data.images import save_png, to_uint8
+from ..patches.composite import Sources
+from .collision import Collision
+
+
+class CollisionCallback(Callback):
+    """Calls `look` after every `training_step`, and `finish` once at the end of the search."""
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Pass the typed module on."""
+        assert isinstance(module, Collision)
+        self.look(trainer, module)
+
+    def look(self, trainer: Trainer, module: Collision) -> None:
+        """Act on the state after `module.step` steps."""
+
+
+def due(module: Collision, every: int) -> bool:
+    """Whether the last `training_step` reached or passed a multiple of `every`."""
+    return module.step // every > module.step_before // every
+
+
+class Stop(CollisionCallback):
+    """Ends the search when it is finished, or when the process was told to end."""
+
+    def look(self, trainer: Trainer, module: Collision) -> None:
+        """Tell the trainer."""
+        trainer.should_stop = module.finished or module.ending()
+
+
+class Progress(CollisionCallback):
+    """A progress bar over the steps, with the corners' largest L_pos."""
+
+    bar: Any = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Open the bar, at the step that is resumed from."""
+        assert isinstance(module, Collision)
+        total = module.stop.max_steps
+        self.bar = tqdm(total=total, initial=module.step, desc="Finding corners", unit="step",
+                        mininterval=0.5)  # fmt: skip
+
+    def look(self, trainer: Trainer, module: Collision) -> None:
+        """Move the bar."""
+        largest = f"largest L_pos {module.curves['positive'].max():.3g}"
+        self.bar.set_postfix_str(largest, refresh=False)
+        self.bar.update(module.step - self.bar.n)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Close the bar."""
+        self.bar.refresh()
+        self.bar.close()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, error: BaseException) -> None:
+        """Close the bar before the error is shown; the error may be older than the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def curve_terms(sources: Sources | None) -> tuple[str, ...]:
+    """Which of `Collision.curves` are drawn: R only of composites."""
+    terms = ("positive", "negative", "unit_preactivation", "total")
+    return terms if sources is None else (*terms, "total_variation")
+
+
+def has_row(module: Collision) -> bool:
+    """Whether the last `training_step` ended where the curves have a row."""
+    between = module.step % module.every != 0 and not module.finished
+    return not between and module.step != module.step_before
+
+
+class Curves(CollisionCallback):
+    """Writes each term of each corner to `metrics.csv`, and to W&B where it is on.
+
+    Args:
+        path: the CSV file.
+        corners: names of the K corners.
+        terms: of `Collision.curves`.
+    """
+
+    def __init__(self, path: Path, corners: Sequence[int], terms: Sequence[str]) -> None:
+        self.path, self.corners, self.terms = path, corners, terms
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Drop rows later than the step that is resumed from; they will be written again.
+
+        A row that a kill cut off is dropped, too.
+        """
+        assert isinstance(module, Collision)
+        rows = []
+        if module.step and self.path.exists():
+            lines = read_text(self.path, None).splitlines()[1:]
+            whole = [line for line in lines if line.count(",") == len(self.names()) - 1]
+            rows = [line for line in whole if int(line.split(",")[0]) <= module.step]
+        write_text(self.path, "\n".join([",".join(self.names()), *rows]) + "\n")
+
+    def look(self, trainer: Trainer, module: Collision) -> None:
+        """Add one row; none where no step was taken, or a signal ended them on the way to one."""
+        if has_row(module):
+            table = torch.stack([module.curves[name] for name in self.terms])
+            self.add(trainer, module.step, table)
+
+    def add(self, trainer: Trainer, step: int, table: Tensor) -> None:
+        """Add one row of the terms of each corner, (terms, K)."""
+        values = table.flatten().tolist()
+        with self.path.open("a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow([step, *values])
+        if trainer.logger:
+            named = dict(zip(self.names()[1:], values, strict=True))
+            trainer.logger.log_metrics(named, step=step)
+
+    def names(self) -> list[str]:
+        """The columns' names."""
+        return ["step"] + [f"{term}/corner_{c}" for term in self.terms for c in self.corners]
+
+
+class IntermediateImages(CollisionCallback):
+    """Saves the corners as they change (appendix C), and shows them in W&B.
+
+    Args:
+        folder: where `step_000250_corner_3.png` goes.
+        corners: names of the K corners.
+        every: steps between pictures.
+    """
+
+    def __init__(self, folder: Path, corners: Sequence[int], every: int) -> None:
+        self.folder, self.corners, self.every = folder, corners, every
+
+    @torch.no_grad()
+    def look(self, trainer: Trainer, module: Collision) -> None:
+        """Save one picture a corner, when due and at the end."""
+        if not (due(module, self.every) or module.finished):
+            return
+        images = module.parameterisation().float()
+        for corner, image in zip(self.corners, images, strict=True):
+            save_png(self.folder / f"step_{module.step:06d}_corner_{corner}.png", image)
+        if isinstance(trainer.logger, WandbLogger):
+            import wandb
+
+            pictures = {
+                f"intermediate/corner_{corner}": wandb.Image(to_uint8(image))
+                for corner, image in zip(self.corners, images, strict=True)
+            }
+            trainer.logger.log_metrics(pictures, step=module.step)  # type: ignore[arg-type]
+
+
+class Checkpoints(CollisionCallback):
+    """Keeps `last.ckpt`: written beside it and renamed, so that a kill leaves a whole one.
+
+    Args:
+        folder: the checkpoints' folder.
+        every: steps between checkpoints.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder, self.every = folder, every
+
+    def look(self, trainer: Trainer, module: Collision) -> None:
+        """Save when due, and at the end, also when the process was told to end.
+
+        Raises:
+            OSError: when it cannot be written; the one before is still there.
+        """
+        if not (due(module, self.every) or module.finished or module.ending()):
+            return
+        path, temporary = self.folder / "last.ckpt", self.folder / ".last.ckpt.tmp"
+        try:
+            trainer.save_checkpoint(temporary)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,67 @@
+"""What a checkpoint must agree on, to be continued from; it is read as data."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..data.files import DAMAGED, load_saved
+from ..errors import SettingError
+from ..networks.weights import weights_hash
+from ..settings.search import OptimizerSettings
+
+
+def problem_of(
+    model: nn.Module,
+    layer: str,
+    initial: Tensor,
+    target: Tensor,
+    units: Tensor,
+    optimizer: OptimizerSettings,
+) -> dict[str, Any]:
+    """What a checkpoint must agree on; loss weights and limits may change on the way."""
+
+    return {
+        "classifier": weights_hash(model),
+        "layer": layer,
+        "initial": f"image {digest(initial)}",
+        "target": f"image {digest(target)}",
+        "units": units.tolist(),
+        "optimizer": optimizer.name,
+    }
+
+
+def digest(tensor: Tensor) -> str:
+    """Eight hexadecimal digits of a tensor's values."""
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:8]
+
+
+def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:
+    """Raise SettingError unless `path` is a checkpoint of this problem; nothing in it is executed.
+
+    Args:
+        path: the checkpoint.
+        problem: what it must agree on.
+    """
+    try:
+        saved = load_saved(path, mmap=True)
+        needed = ("problem", "step", "seconds", "seconds_total")
+        found, *_ = [saved["collision"][name] for name in needed]
+    except FileNotFoundError:
+        raise SettingError(f"ckpt_path={path}: there is no such file") from None
+    except (*DAMAGED, OSError):
+        raise SettingError(
+            f"ckpt_path={path}: not a whole checkpoint of feature_collisions; give another, or "
+            "leave ckpt_path out to start anew"
+        ) from None
+    differing = [
+        f"{key} was {found.get(key)}, is {value}"
+        for key, value in problem.items()
+        if found.get(key) != value
+    ]
+    if differing:
+        raise SettingError(
+            f"ckpt_path={path}: a checkpoint of another experiment ({'; '.join(differing)}); "
+            "continue it with its own settings, or leave ckpt_path out to start anew"
+        )

@@ -1,0 +1,271 @@
+"""The LightningModule: a frozen network, and corners as the trainable parameter (Eq. 3)."""
+
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from ..data.memory import corners_that_fit
+from ..errors import CollisionError
+from ..networks.logits import ask
+from ..networks.target import TargetFeatures
+from ..networks.target_layer import Observed, TargetLayer
+from ..settings.search import LossSettings, OptimizerSettings, StopSettings
+from .goal import Goal, all_met
+from .losses import CollisionLoss, positive, settings_at
+from .optimizers import make_optimizer, rate_at
+from .parameterisations import PatchComposite, Pixels
+
+_LOOKED_AT = 1000  # points between the corners that must be of the target's class before a stop
+
+
+class Collision(LightningModule):
+    """Moves all corners at once until each collides with the target.
+
+    One `training_step` takes up to `every` optimiser steps, for Lightning's own loop costs
+    several times an MNIST step. Its batch is ignored: there is no data to iterate over.
+
+    Args:
+        network: images to pre-activations, and to logits, too, where the loss compares them.
+        target: the target's features at that layer.
+        units: (K,) the unit each corner pushes down.
+        parameterisation: module whose forward gives the corners, (K, C, H, W).
+        loss, optimizer, stop: settings.
+        every: steps between looks at the terms.
+        goal: what every corner must reach.
+        classifier: images to logits, where the goal speaks of classes.
+        target_logits: (classes,) of the target, where the loss compares them.
+        per_batch: images in one forward pass, corners and points between them; None for as many
+            as memory holds.
+        problem: what a checkpoint must agree on to be continued from.
+
+    Attributes:
+        step: optimiser steps taken; `step_before`: before the last `training_step`.
+        seconds: time spent in them; `earlier`: all time up to the checkpoint it went on from.
+        converged: whether every corner had reached the goal after `step`, and, with `loss.hull`,
+            points between them its classes.
+        curves: (K,) `positive` (the norm), `negative`, `unit_preactivation`, `total`
+            and `total_variation` (R) after `step`.
+    """
+
+    def __init__(
+        self,
+        network: TargetLayer | Observed,
+        target: TargetFeatures,
+        units: Tensor,
+        parameterisation: Pixels | PatchComposite,
+        loss: LossSettings,
+        optimizer: OptimizerSettings,
+        stop: StopSettings,
+        every: int,
+        goal: Goal,
+        classifier: nn.Module | None = None,
+        target_logits: Tensor | None = None,
+        per_batch: int | None = None,
+        problem: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # a checkpoint holds the parameterisation only
+        self.network = network
+        self.parameterisation = parameterisation
+        self.loss = CollisionLoss(target, units, loss, target_logits)
+        self.loss_settings, self.optimizer_settings, self.stop = loss, optimizer, stop
+        self.every, self.goal, self.per_batch = every, goal, per_batch
+        self.classifier = classifier
+        self.problem = problem or {}
+        self.step = self.step_before = 0
+        self.seconds = self.earlier = 0.0
+        self.started = time.perf_counter()
+        self.curves: dict[str, Tensor] = {}
+        self.converged = self.resumed = False
+        self.agree: Callable[[bool], bool] = bool  # other processes may have corners, too
+        self.ending: Callable[[], bool] = bool  # whether the process was told to end
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser of the parameterisation."""
+        return make_optimizer(self.optimizer_settings, self.parameterisation.parameters())
+
+    def training_step(self, batch: Any, batch_index: int) -> None:
+        """Take the steps up to the next multiple of `every`, then look at the terms.
+
+        Raises:
+            CollisionError: when a loss or a gradient is not finite; it names the step.
+        """
+        start = time.perf_counter()
+        if self.resumed:  # the checkpoint may be that of the end
+            self.resumed = False
+            self._look([], [])
+            if self.finished:
+                return
+        # Only the loss scaling of 16-mixed needs Lightning's wrapped optimiser and backward,
+        # which cost a fifth of an MNIST step.
+        scaled = self.trainer.precision == "16-mixed"
+        optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=scaled))
+        backward = self.manual_backward if scaled else Tensor.backward
+        group = optimizer.param_groups[0]
+        end = min(self.step + self.every - self.step % self.every, self.stop.max_steps)
+        totals = []
+        for step in range(self.step, end):
+            group["lr"] = rate_at(self.optimizer_settings, step, self.stop.max_steps)
+            self.loss.settings = settings_at(self.loss_settings, step)
+            optimizer.zero_grad()
+            totals.append(self._descend(step, backward))
+            optimizer.step()
+            self.parameterisation.project()
+            if self.ending():
+                end = step + 1
+                break
+        self._look(totals, _optimised(optimizer, not scaled))
+        self.step_before, self.step = self.step, end
+        self.seconds += time.perf_counter() - start
+
+    def _descend(self, step: int, backward: Callable[[Tensor], None]) -> Tensor:
+        """Leave the loss's gradient in the parameters; the loss, summed over the corners."""
+        images, variation = self.parameterisation.penalised()
+        inside = self._points_inside(self.loss.settings.hull, step, images)
+        own = [self.loss.of_images(images, variation)] if self.loss.concerns_images else []
+        own = [loss for loss in own if loss.requires_grad]  # R of pixels is 0 and has none
+        if self._most(images) >= len(images) + len(inside):
+            together = torch.cat([images, inside]) if len(inside) else images
+            total = sum(own, self._loss_of(together, slice(len(images))))
+            backward(total)
+            return total.detach()
+        # In parts: each part's gradient with respect to its images, then all through the images.
+        totals: list[Tensor] = list(own)
+        gradients: list[Any] = []
+        for points, corners in ((images, True), (inside, False)):
+            for rows in self._parts(points):
+                part = points[rows].detach().requires_grad_()
+                totals.append(self._loss_of(part, rows if corners else slice(0)))
+                backward(totals[-1])
+                gradients.append(part.grad)
+        torch.cat([images, inside]).backward(torch.cat(gradients), retain_graph=bool(own))
+        for loss in own:
+            backward(loss)
+        return torch.stack(totals).detach().sum()
+
+    def _loss_of(self, images: Tensor, rows: slice) -> Tensor:
+        """The loss, summed, of the corners `rows` and of points between corners after them."""
+        preactivation, logits = self._observe(images)
+        count = len(self.loss.units[rows])
+        total = self.loss.total(preactivation[:count], rows).sum()
+        weight = self.loss.settings.hull_weight
+        if count < len(images):
+            total = total + weight * self.loss.interior(preactivation[count:]).sum()
+        if logits is not None:
+            output = self.loss.output(logits)
+            total = total + output[:count].sum() + weight * output[count:].sum()
+        return total
+
+    def _observe(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """f0 (B, N), and logits where the loss compares them, in the loss's own precision."""
+        dtype = self.loss.features.dtype
+        if isinstance(self.network, Observed):
+            logits, preactivation = self.network(images)
+            return preactivation.to(dtype), logits.to(dtype)
+        return self.network(images).to(dtype), None
+
+    def _points_inside(self, count: int, seed: int, images: Tensor) -> Tensor:
+        """Random points of the hull, (count, C, H, W)."""
+        if count == 0:
+            return images[:0]
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.empty(count, len(images)).exponential_(generator=generator)
+        weights = (weights / weights.sum(1, keepdim=True)).to(images)
+        points: Tensor = torch.tensordot(weights, images, 1)
+        return points
+
+    def _most(self, images: Tensor) -> int:
+        """How many of `images`, and of points between them, go through the network at once."""
+        if self.per_batch is None:
+            inside = self.loss_settings.hull
+            self.per_batch = corners_that_fit(self.network, images, inside)
+        return self.per_batch
+
+    def _parts(self, images: Tensor) -> list[slice]:
+        count, size = len(images), self._most(images)
+        return [slice(start, start + size) for start in range(0, count, size)]
+
+    @torch.no_grad()
+    def _look(self, totals: list[Tensor], optimised: list[Tensor]) -> None:
+        images, variation = self.parameterisation.penalised()
+        parts = self._parts(images)
+        preactivation = torch.cat([self._observe(images[rows])[0] for rows in parts])
+        terms = self.loss(preactivation)
+        losses = torch.stack([*totals, terms.total.sum()]).isfinite()
+        # A network can hide what is not a number, and clipping an infinite step does.
+        rest = torch.stack([tensor.isfinite().all() for tensor in (images, variation, *optimised)])
+        if not (losses.all() & rest.all()):
+            step = self.step + (len(totals) if losses.all() else int(losses.int().argmin()))
+            what = "gradient" if losses.all() else "loss"
+            raise CollisionError(
+                f"the {what} is not finite at step {step}; lower optimizer.rate, loss.alpha or "
+                "loss.beta. Checkpoints written before are kept"
+            )
+        self.curves = {
+            "positive": positive(preactivation, self.loss.features, self.loss.active),
+            "negative": terms.negative,
+            "unit_preactivation": preactivation.gather(1, self.loss.units[:, None])[:, 0],
+            "total": terms.total + self.loss.settings.gamma * variation,
+            "total_variation": variation,
+        }
+        norms = self.curves["positive"]
+        self.converged = self.agree(
+            all_met(self.goal.late(norms)) and self._classified_as_target(images)
+        )
+
+    def _classified_as_target(self, images: Tensor) -> bool:
+        """Whether the goal is met at the corners and, with `loss.hull`, at points between them.
+
+        These cost a step each, so they are looked at last, and to the first that fails.
+        """
+        if self.classifier is None:
+            return True
+        inside = self._points_inside(_LOOKED_AT if self.loss.settings.hull else 0, 0, images)
+        for points in (images, inside):
+            for rows in self._parts(points):
+                probabilities = ask(self.classifier, points[rows]).float().softmax(1)
+                if not all_met(self.goal.misclassified(probabilities)):
+                    return False
+        return True
+
+    @property
+    def finished(self) -> bool:
+        """Whether the search stops here."""
+        looked_at = self.step % self.every == 0  # not so where a signal ended the steps
+        enough = looked_at and self.step >= self.stop.min_steps and self.converged
+        return self.step >= self.stop.max_steps or enough
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the parameterisation and the counters, nothing of the classifier."""
+        kept = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("param")}
+        checkpoint["state_dict"] = kept
+        checkpoint["collision"] = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "seconds_total": self.earlier + time.perf_counter() - self.started,
+            "problem": self.problem,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the counters up again."""
+        saved = checkpoint["collision"]
+        self.step = self.step_before = saved["step"]
+        self.seconds, self.resumed = saved["seconds"], True
+        self.earlier = saved["seconds_total"]
+
+
+def _optimised(optimizer: torch.optim.Optimizer, gradients: bool) -> list[Tensor]:
+    """The parameters, what the optimiser keeps of their earlier gradients, and the last ones.
+
+    Without `gradients` for 16-mixed, whose loss scaling leaves steps out that overflow.
+    """
+    found: list[Tensor] = []
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        kept = [*optimizer.state.get(parameter, {}).values(), parameter.grad if gradients else None]
+        found += [parameter, *(each for each in kept if isinstance(each, Tensor) and each.dim())]
+    return found

@@ -1,0 +1,322 @@
+"""The one way from a classifier and two images to a hull: `find_corners`, in two halves."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+
+from ..data.images import check_pair, save_png
+from ..ends import between_steps
+from ..errors import SettingError
+from ..hull.hull import Hull
+from ..networks.agreement import accepted, check_agreement, check_gradient, is_double
+from ..networks.frozen import frozen_copy, network_of, quicken
+from ..networks.target import logits_of, passing, preactivation_of, target_features
+from ..networks.target_layer import Observed, TargetLayer
+from ..patches.composite import Sources
+from ..settings.rules import one_of
+from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
+from ..settings.train import parse_corners, parse_corners_per_batch
+from ..settings.trainer import MIXED, check_trainer, device_ids
+from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
+from .checkpoints import check_checkpoint, digest, problem_of
+from .collision import Collision
+from .goal import Goal, unmet
+from .losses import visible_distances
+from .parameterisations import PatchComposite, Pixels
+from .sharing import search_shared
+from .summary import class_probabilities, summary_of
+from .trainer import fit, make_trainer
+
+_SETTINGS: dict[str, type] = {
+    "loss": LossSettings,
+    "optimizer": OptimizerSettings,
+    "stop": StopSettings,
+    "log": LogSettings,
+}
+
+
+@dataclass
+class Search:
+    """A search that is ready to run: everything it was given has been checked.
+
+    Args:
+        model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed. What
+            `model(images)` gives in eval mode is compared with what is searched.
+        layer: the target layer, a node whose output feeds a ReLU.
+        initial: (C, H, W) float32 in [0, 1], where every corner starts.
+        target: (C, H, W) likewise, whose features are matched.
+        corners: which of the target's inactive units to push down, counted in flat order.
+        loss, optimizer, stop, log: settings; the defaults are `experiment=mnist`'s.
+        trainer: arguments of Lightning's Trainer: accelerator, devices, precision.
+        directory: where curves, intermediate images and checkpoints go; None keeps none.
+        ckpt_path: a checkpoint to continue from.
+        corners_per_batch: images in one forward pass, corners and the points of `loss.hull`, or
+            `auto` for as many as memory holds.
+        channels_last: keep images and filters with the channels last.
+        compile: translate the frozen network with torch.compile.
+        sources: pasted patches: the corners are composites of them, and start at Eq. 5's (sec. 4);
+            None: they are pixels, and start at `initial` (sec. 3).
+        grid: of PatchComposite: a grid of logits a window, or None for a logit a pixel.
+        corner_order: `flat`, or `inactive_first`: units already inactive at the start come first.
+
+    Raises:
+        SettingError: for images, a model, a layer, corners or a checkpoint that cannot be used.
+    """
+
+    model: nn.Module
+    layer: str
+    initial: Tensor
+    target: Tensor
+    corners: Sequence[int] = range(5)
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    stop: StopSettings = field(default_factory=StopSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    directory: Path | None = None
+    ckpt_path: Path | None = None
+    corners_per_batch: int | str = "auto"
+    channels_last: bool = False
+    compile: bool = False
+    sources: Sources | None = None
+    grid: int | None = None
+    corner_order: str = "flat"
+
+    def __post_init__(self) -> None:
+        self._check_arguments()
+        self.model = accepted(self.model)
+        self.corners = parse_corners(self.corners)
+        self.trainer = check_trainer(self.trainer)
+        self.dtype = self._dtype()
+        self.module = self._collision()
+        if self.ckpt_path is not None:
+            check_checkpoint(self.ckpt_path, self.module.problem)
+        self.lightning = make_trainer(self.trainer, self._callbacks(), self.directory)
+
+    def _check_arguments(self) -> None:
+        """Refuse what is of the wrong kind or out of range; paths may be given as text."""
+        if torch.is_inference_mode_enabled():
+            raise SettingError(
+                "find_corners: is called under torch.inference_mode(), which keeps no gradients; "
+                "call it outside"
+            )
+        check_pair(self.initial, self.target)
+        self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
+        if not isinstance(self.trainer, dict):
+            raise SettingError(f"trainer={self.trainer}: must be a dict of Trainer's arguments")
+        if not isinstance(self.layer, str):
+            raise SettingError(f"layer={self.layer}: must be a name, such as 'features.0'")
+        one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
+        for name, kind in _SETTINGS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise SettingError(
+                    f"{name}={getattr(self, name)}: must be a {kind.__name__}; give "
+                    f"feature_collisions.{kind.__name__}(...)"
+                )
+            getattr(self, name).check()
+        if self.loss.distance:
+            visible_distances(torch.stack([self.initial, self.target]))  # refuses small images
+        self.directory = None if self.directory is None else Path(self.directory)
+        self.ckpt_path = None if self.ckpt_path is None else Path(self.ckpt_path)
+
+    def _dtype(self) -> torch.dtype:
+        """What the search computes in: float64 where it is asked for, or the model does."""
+        if is_double(self.model):
+            if self.trainer["precision"] in MIXED:
+                raise SettingError(
+                    f"trainer.precision={self.trainer['precision']}: the model computes in "
+                    "float64; leave precision out, or give model.float()"
+                )
+            self.trainer["precision"] = "64-true"
+        return torch.float64 if self.trainer["precision"] == "64-true" else torch.float32
+
+    def _collision(self) -> Collision:
+        """The search's module: what every step runs, compared with the model."""
+        self.features = features = target_features(self.model, self.layer, self.target, self.dtype)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        parameterisation = self._parameterisation(layout)
+        self.start = parameterisation().detach()[:1].float()
+        first = self.corner_order == "inactive_first"
+        units = features.units(self.corners, self._preactivation(self.start)[0] if first else None)
+        with passing(self.target.shape):
+            logits = logits_of(self.model, self.target[None])[0]
+            network, classifier = self._frozen(layout)
+        self.goal = self._goal(float(features.features.norm()), logits.softmax(0))
+        return Collision(
+            network,
+            features,
+            units,
+            parameterisation,
+            self.loss,
+            self.optimizer,
+            self.stop,
+            self.log.every,
+            self.goal,
+            classifier,
+            logits.to(self.dtype) if self.loss.output else None,
+            parse_corners_per_batch(self.corners_per_batch),
+            problem_of(self.model, self.layer, self.initial, self.target, units, self.optimizer)
+            | self._problem_of_sources(),
+        )
+
+    def run(self, logger: Logger | None = None) -> Hull:
+        """Find the corners.
+
+        Args:
+            logger: a Lightning logger for curves and pictures.
+
+        Raises:
+            CollisionError: when the loss stops being finite, or memory runs out.
+        """
+        self.module.started = time.perf_counter()
+        if len(device_ids(self.trainer)) > 1 and len(self.corners) > 1:
+            found = self._share(logger)
+        else:
+            with between_steps() as self.module.ending:
+                fit(self.lightning, self.module, logger, self.ckpt_path)
+            found = self.module.parameterisation().detach().float().cpu()
+        summary = self._summary(found)
+        if self.sources is not None:
+            for entry, variation in zip(
+                summary["corners"], self.module.curves["total_variation"].tolist(), strict=True
+            ):
+                entry["total_variation"] = variation
+            if self.directory is not None:
+                save_png(self.directory / "images" / "composite.png", self.start[0])
+        now = time.perf_counter()
+        summary["seconds_total"] = self.module.earlier + now - self.module.started
+        if summary["unmet"]:
+            warnings.warn(
+                f"not converged: {'; '.join(summary['unmet'])} after {summary['steps']} steps; "
+                "raise stop.max_steps or loss.alpha",
+                stacklevel=2,
+            )
+        return Hull(
+            self.model,
+            self.layer,
+            found,
+            self.initial,
+            self.target,
+            self.module.loss.units.cpu(),
+            summary,
+        )
+
+    def _frozen(
+        self, layout: torch.memory_format
+    ) -> tuple[TargetLayer | Observed, nn.Module | None]:
+        """What the steps run, and what is asked for classes: compared with the model itself."""
+        network = network_of(self.model, self.layer, self.loss.output > 0, self.dtype, layout)
+        classifier = None if self.stop.probability is None else frozen_copy(self.model, layout)
+        pair = torch.stack([self.initial, self.target])
+        frozen = [network] if classifier is None else [network, classifier]
+        observed = Observed(self.model, self.layer)
+        check_agreement(self.model, self.layer, pair, observed, frozen)
+        check_gradient(network, pair)
+        quicken(network, self.trainer["precision"], self.compile)
+        return network, classifier
+
+    def _parameterisation(self, layout: torch.memory_format) -> Pixels | PatchComposite:
+        if self.sources is None:
+            return Pixels(self.initial.to(self.dtype), len(self.corners), layout)
+        sources = replace(self.sources, windows=self.sources.windows.to(self.dtype))
+        return PatchComposite(sources, len(self.corners), self.grid)
+
+    def _problem_of_sources(self) -> dict[str, Any]:
+        if self.sources is None:
+            return {}
+        return {"sources": digest(self.sources.windows), "grid": self.grid}
+
+    def _share(self, logger: Logger | None) -> Tensor:
+        """Search on several devices; the corners, (K, C, H, W)."""
+        arguments = {each.name: getattr(self, each.name) for each in fields(self)}
+        found = search_shared(arguments, logger)
+        self.module.step, self.module.seconds = found.steps, found.seconds
+        self.module.curves["total_variation"] = found.variation
+        self.module.earlier = found.earlier
+        return found.corners
+
+    def _callbacks(self) -> list[Callback]:
+        callbacks: list[Callback] = [Progress()]
+        if self.directory is not None:
+            steps, checkpoints = self.directory / "images" / "steps", self.directory / "checkpoints"
+            callbacks += [
+                Curves(self.directory / "metrics.csv", self.corners, curve_terms(self.sources)),
+                IntermediateImages(steps, self.corners, self.log.images_every),
+                Checkpoints(checkpoints, self.log.checkpoint_every),
+            ]
+        return callbacks
+
+    def _preactivation(self, images: Tensor) -> Tensor:
+        return preactivation_of(self.model, self.layer, images, self.dtype)
+
+    def _goal(self, norm: float, target: Tensor) -> Goal:
+        target_class = int(target.argmax())
+        return Goal(self.stop, norm, target_class, float(target[target_class]))
+
+    def _summary(self, found: Tensor) -> dict[str, Any]:
+        """The figures of `summary.json`, of the corners as they are saved (float32)."""
+        units = self.module.loss.units.cpu()
+        probabilities = class_probabilities(
+            self.model, torch.stack([self.initial, self.target, *found])
+        )
+        preactivation = self._preactivation(found)
+        summary = summary_of(self.corners, units, preactivation, self.features, probabilities)
+        norms = torch.tensor([entry["positive"] for entry in summary["corners"]])
+        reasons = self.goal.late(norms) | self.goal.misclassified(probabilities[2:])
+        late = unmet(reasons, list(self.corners))
+        return summary | {
+            "experiment": "find_corners",
+            "classifier": type(self.model).__name__,
+            "classifier_hash": self.module.problem["classifier"],
+            "layer": self.layer,
+            "distance_scale": 1 if len(self.initial) == 1 else 255,
+            "converged": not late,
+            "unmet": late,
+            "steps": self.module.step,
+            "seconds": self.module.seconds,
+        }
+
+
+def find_corners(
+    model: nn.Module,
+    layer: str,
+    initial: Tensor,
+    target: Tensor,
+    corners: Sequence[int] = range(5),
+    *,
+    logger: Logger | None = None,
+    **settings: Any,
+) -> Hull:
+    """Find images that the classifier cannot tell from the target, one a corner (Eq. 3 and 4).
+
+    Args:
+        model, layer, initial, target, corners, settings: see Search.
+        logger: see Search.run.
+
+    Returns:
+        The hull of the corners. Whether they converged is in its `summary`.
+
+    Raises:
+        SettingError: for images, a layer or corners that cannot be used.
+        CollisionError: when the loss stops being finite.
+
+    Example:
+        >>> generator = torch.manual_seed(0)
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> initial, target = torch.rand(2, 1, 8, 8)
+        >>> stop = StopSettings(positive=0.01)
+        >>> hull = find_corners(network, "1", initial, target, corners=range(3), stop=stop)
+        >>> hull.corners.shape
+        torch.Size([3, 1, 8, 8])
+        >>> hull.sample(2000)["accuracy"]
+        1.0
+    """
+    return Search(model, layer, initial, target, corners, **settings).run(logger)

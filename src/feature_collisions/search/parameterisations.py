@@ -1,0 +1,102 @@
+"""What is optimised: modules whose forward gives the images of all corners."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..patches import composite_kernel
+from ..patches.composite import Sources, blend, layers, tent
+
+
+class Pixels(nn.Module):
+    """The corners' pixels themselves, all starting from one image (sec. 3).
+
+    Args:
+        initial: (C, H, W) in [0, 1].
+        count: number of corners K.
+        memory_format: how their numbers lie in memory.
+    """
+
+    def __init__(
+        self,
+        initial: Tensor,
+        count: int,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        super().__init__()
+        pixels = initial.repeat(count, 1, 1, 1).contiguous(memory_format=memory_format)
+        self.pixels = nn.Parameter(pixels)
+
+    def forward(self) -> Tensor:
+        """The corners, (K, C, H, W)."""
+        return self.pixels
+
+    def penalised(self) -> tuple[Tensor, Tensor]:
+        """The corners, and R(x) = 0 for each (sec. 3)."""
+        return self.pixels, self.pixels.new_zeros(len(self.pixels))
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Clip to [0, 1], as the authors do after every step (they to [0, 255])."""
+        self.pixels.clamp_(0, 1)
+
+
+class PatchComposite(nn.Module):
+    """Composites of the same sources, one a corner, by control parameters P (section 4).
+
+    All corners start at Eq. 5's weights: the logits are their logarithm, but for a constant at each
+    pixel, which softmax takes away. (Eq. 5 in the paper; softmax in its section 4.2.)
+
+    Args:
+        sources: M pasted patches with windows of w x w pixels.
+        count: number of corners K.
+        grid: None for a logit a pixel of a window, (K, M, w, w), as in the paper; or g: what is
+            added to Eq. 5's logits is a g x g grid a window, (K, M, g, g), enlarged by bicubic
+            interpolation, so that neighbouring pixels change together.
+    """
+
+    start: Tensor
+    enlarge: Tensor
+
+    def __init__(self, sources: Sources, count: int, grid: int | None = None) -> None:
+        super().__init__()
+        patches, side = len(sources.windows), sources.windows.shape[-1]
+        self.sources, self.grid = sources, grid
+        start = tent(side).log().to(sources.windows)
+        self.register_buffer("start", start, persistent=False)
+        self.planes: Tensor | None = None
+        if grid is None:
+            self.control = nn.Parameter(start.repeat(count, patches, 1, 1))
+            return
+        identity = torch.eye(grid).to(start)[None, None]
+        enlarge = F.interpolate(identity, (side, grid), mode="bicubic", align_corners=True)[0, 0]
+        self.register_buffer("enlarge", enlarge, persistent=False)
+        self.control = nn.Parameter(start.new_zeros(count, patches, grid, grid))
+
+    def forward(self) -> Tensor:
+        """The corners, (K, C, H, W)."""
+        return self.penalised()[0]
+
+    def penalised(self) -> tuple[Tensor, Tensor]:
+        """The corners x = G(P, Q), (K, C, H, W), and R(P), (K,)."""
+        self.sources = self.sources.like(self.control)  # it may have been moved
+        # Half precision is for the network: a P rounded to it would draw steps into the image.
+        with torch.autocast(self.control.device.type, enabled=False):
+            logits = self.logits()
+            if composite_kernel.usable(logits):
+                return blend(logits, self.sources)
+            if self.planes is None:
+                self.planes = layers(self.sources)
+            self.planes = self.planes.to(logits.device)
+            return blend(logits, self.sources, self.planes)
+
+    def logits(self) -> Tensor:
+        """P before its softmax, (K, M, w, w)."""
+        if self.grid is None:
+            return self.control
+        # Two products of matrices, the second one wide: many small ones take longer.
+        taller = torch.matmul(self.enlarge, self.control)
+        return (taller @ self.enlarge.T).add_(self.start)
+
+    def project(self) -> None:
+        """Softmax keeps every composite within its sources: there is nothing to clip."""

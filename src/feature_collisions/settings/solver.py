@@ -1,0 +1,40 @@
+"""Which settings a solver has a use for: what the command line sets in vain is refused."""
+
+from collections.abc import Sequence
+
+from ..errors import SettingError
+
+_OF_A_SEARCH = {
+    "loss", "rates", "optimizer", "stop", "log", "patches", "trainer", "corners_per_batch",
+    "channels_last", "compile",
+}  # fmt: skip
+_AS_IT_IS = {"trainer.precision=64-true", "trainer.precision=64"}  # linear programs are in float64
+
+
+def check_used(solver: str, overrides: Sequence[str]) -> None:
+    """Raise SettingError for an override that `solver` would ignore.
+
+    An experiment's file holds the settings of its search, and linear programs leave them out: with
+    `experiment=mnist solver=linear_program` they solve that experiment's problem. Only what the
+    command line sets beside the solver was meant for it.
+
+    Args:
+        solver: `gradient` or `linear_program`.
+        overrides: the command line's, as Hydra takes them.
+
+    Example:
+        >>> check_used("linear_program", ["solver=linear_program", "corner_order=inactive_first"])
+    """
+    for override in overrides:
+        name = override.lstrip("+~").partition("=")[0]
+        group = name.partition(".")[0].partition("@")[0]
+        if solver == "gradient" and group == "objective":
+            raise SettingError(
+                f"{override}: only linear programs have an objective; set solver=linear_program, "
+                "or leave it out"
+            )
+        if solver == "linear_program" and group in _OF_A_SEARCH and override not in _AS_IT_IS:
+            raise SettingError(
+                f"{override}: linear programs solve for the corners exactly, in float64, and have "
+                f"no use for {name}; leave it out, or leave out solver=linear_program"
+            )

@@ -1,0 +1,111 @@
+"""What `trainer` may ask of a machine."""
+
+import os
+from typing import Any
+
+import torch
+
+from ..errors import SettingError
+
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_PRECISIONS = ("32-true", "64-true", *MIXED)
+_ARGUMENTS = ("accelerator", "devices", "precision", "strategy", "num_nodes", "benchmark",
+              "deterministic", "detect_anomaly", "profiler")  # fmt: skip
+_ALIASES = {"32": "32-true", "64": "64-true"}
+
+
+def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
+    """The Trainer's arguments with their defaults.
+
+    Raises:
+        SettingError: for an argument that is not the user's to give, and for a precision or a
+            number of devices that the machine does not have.
+    """
+    for name, value in trainer.items():
+        if name not in _ARGUMENTS:
+            raise SettingError(
+                f"trainer.{name}={value}: is not for a search to take; of Lightning's arguments "
+                f"these are {', '.join(_ARGUMENTS)}. How long it runs is stop's to say"
+            )
+    trainer = {"accelerator": "auto", "devices": 1, "precision": "32-true"} | trainer
+    if trainer["accelerator"] not in ("auto", "cpu", "gpu", "cuda", "mps"):
+        raise SettingError(
+            f"trainer.accelerator={trainer['accelerator']}: must be one of auto, cpu, gpu, mps"
+        )
+    gpus = torch.cuda.device_count()
+    if trainer["accelerator"] == "auto":
+        trainer["accelerator"] = "gpu" if gpus else "cpu"
+    asked = str(trainer["precision"])
+    precision = trainer["precision"] = _ALIASES.get(asked, asked)
+    if precision not in _PRECISIONS:
+        raise SettingError(
+            f"trainer.precision={precision}: must be one of {', '.join(_PRECISIONS)}; the pixels "
+            "themselves stay in float32 or float64"
+        )
+    if precision == "16-mixed" and trainer["accelerator"] == "cpu":
+        raise SettingError(
+            "trainer.precision=16-mixed: this device, the CPU, has no float16 arithmetic; use "
+            "32-true, or bf16-mixed to save memory"
+        )
+    if precision == "bf16-mixed" and trainer["accelerator"] in ("gpu", "cuda"):
+        _check_bfloat16(gpus)
+    _check_devices(trainer, gpus)
+    if trainer.setdefault("strategy", "auto") not in ("auto", "ddp"):
+        raise SettingError(
+            f"trainer.strategy={trainer['strategy']}: must be auto or ddp, which shares the "
+            "corners out over the devices"
+        )
+    if trainer.get("num_nodes", 1) != 1:
+        raise SettingError(
+            f"trainer.num_nodes={trainer['num_nodes']}: a search stays on one machine; sweep over "
+            "machines with -m hydra/launcher=submitit_slurm"
+        )
+    if len(device_ids(trainer)) == 1:
+        trainer["strategy"] = "auto"
+    return trainer
+
+
+def device_ids(trainer: dict[str, Any]) -> list[int]:
+    """The devices a search runs on."""
+    devices = trainer["devices"]
+    return list(devices) if isinstance(devices, list) else list(range(devices))
+
+
+def _check_bfloat16(gpus: int) -> None:
+    if gpus and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise SettingError(
+            f"trainer.precision=bf16-mixed: {torch.cuda.get_device_name()} has no bfloat16 "
+            "arithmetic; use 16-mixed or 32-true"
+        )
+
+
+def _check_devices(trainer: dict[str, Any], gpus: int) -> None:
+    accelerator, devices = trainer["accelerator"], trainer["devices"]
+    if devices in ("auto", -1, "-1"):
+        devices = trainer["devices"] = max(1, gpus) if accelerator in ("gpu", "cuda") else 1
+    there = {"cpu": os.cpu_count() or 1, "gpu": gpus, "cuda": gpus}.get(accelerator)
+    count = len(devices) if isinstance(devices, list) else int(devices) if _whole(devices) else 0
+    if isinstance(devices, list) and not _numbers(devices):
+        count = 0
+    if count < 1:
+        raise SettingError(
+            f"trainer.devices={devices}: must be a whole number of at least 1, auto, or a list of "
+            "different devices' numbers, [0,2]"
+        )
+    if there is not None and count > there:
+        kind = "CPU cores" if accelerator == "cpu" else "GPUs"
+        raise SettingError(
+            f"trainer.devices={devices}: there are {there} {kind} here; ask for at most that many"
+        )
+    if not isinstance(devices, list):
+        trainer["devices"] = count
+
+
+def _whole(devices: Any) -> bool:
+    text = str(devices)
+    return text.isdecimal() and len(text) < 10 and not isinstance(devices, bool)
+
+
+def _numbers(devices: list[Any]) -> bool:
+    """Whether these are numbers of devices, each once."""
+    return all(map(_whole, devices)) and len(set(map(int, devices))) == len(devices)
