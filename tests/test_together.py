@@ -122,7 +122,7 @@ def alone(search):
     arguments = {name: getattr(search, name) for name in Search.__dataclass_fields__}
     heard, report = multiprocessing.get_context("spawn").Pipe(duplex=False)
     found = torch.zeros(3, 1, 8, 8)
-    work = Task(arguments, [[0, 1, 2]], [0], [[]], [report], found, torch.zeros(3), 1)
+    work = Task(Search, arguments, [[0, 1, 2]], [0], [[]], [report], found, torch.zeros(3), 1)
     _search_share(0, work)
     return found, heard.recv()
 
@@ -152,7 +152,7 @@ def test_an_error_of_the_disk_keeps_its_reason(tmp_path):
     (tmp_path / "metrics.csv").mkdir()
     arguments = {name: getattr(search, name) for name in Search.__dataclass_fields__}
     heard, report = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    work = Task(arguments, [[0]], [0], [[]], [report], torch.zeros(3, 1, 8, 8), torch.zeros(3), 1)
+    work = Task(Search, arguments, [[0]], [0], [[]], [report], torch.zeros(3, 1, 8, 8), torch.zeros(3), 1)
     with pytest.raises(OSError, match=r"metrics\.csv"):
         _search_share(0, work)
     assert "metrics.csv" in heard.recv()[1][2]

@@ -1,4 +1,4 @@
-"""Folders of images, one a class, as ImageNet is laid out; files are read when they are asked for."""
+"""Folders of images, one per class, as ImageNet is laid out; read when they are asked for."""
 
 import hashlib
 import re

@@ -237,7 +237,7 @@ class Search:
     def _share(self, logger: Logger | None) -> Tensor:
         """Search on several devices; the corners, (K, C, H, W)."""
         arguments = {each.name: getattr(self, each.name) for each in fields(self)}
-        found = search_shared(arguments, logger)
+        found = search_shared(Search, arguments, logger)
         self.module.step, self.module.seconds = found.steps, found.seconds
         self.module.curves["total_variation"] = found.variation
         self.module.earlier = found.earlier

@@ -9,7 +9,7 @@ import csv
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -58,7 +58,8 @@ class Task(NamedTuple):
     """What every process is given.
 
     Attributes:
-        arguments: of `Search`.
+        search: the class `Search`, which each process makes one of.
+        arguments: of it.
         rows: of each process, its corners' places among all.
         devices: one a process.
         pipes: between the processes, as `Together` takes them.
@@ -67,6 +68,7 @@ class Task(NamedTuple):
         threads: of torch, in each process.
     """
 
+    search: Callable[..., Any]
     arguments: dict[str, Any]
     rows: list[list[int]]
     devices: list[int]
@@ -77,11 +79,14 @@ class Task(NamedTuple):
     threads: int
 
 
-def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
+def search_shared(
+    search: Callable[..., Any], arguments: dict[str, Any], logger: Logger | None
+) -> Shared:
     """Run one search on several devices.
 
     Args:
-        arguments: of `Search`; `trainer` names the devices.
+        search: the class `Search`.
+        arguments: of it; `trainer` names the devices.
         logger: gets the curves at the end.
 
     Raises:
@@ -100,6 +105,7 @@ def search_shared(arguments: dict[str, Any], logger: Logger | None) -> Shared:
     heard, reports = zip(*(context.Pipe(duplex=False) for _ in range(count)), strict=True)
     shape = (len(corners), *arguments["initial"].shape)
     task = Task(
+        search,
         arguments,
         [list(range(rank, len(corners), count)) for rank in range(count)],
         devices,
@@ -148,8 +154,6 @@ def _search_share(rank: int, task: Task) -> None:
 
 
 def _search_rows(rank: int, task: Task) -> dict[str, Any]:
-    from .find_corners import Search  # which imports this file
-
     torch.set_num_threads(task.threads)
     arguments, rows = task.arguments, task.rows
     directory, last = arguments["directory"], arguments["ckpt_path"]
@@ -160,7 +164,7 @@ def _search_rows(rank: int, task: Task) -> dict[str, Any]:
         "directory": None,
         "ckpt_path": None,  # it is of all corners, and has been checked
     }
-    search = Search(**(arguments | own))
+    search = task.search(**(arguments | own))
     module = search.module
     module.agree = together.agree
     callbacks: list[Callback] = [Progress()] if rank == 0 else []
