@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from feature_collisions.data.datasets import load_data
 from feature_collisions.networks.classifiers import load_classifier
-from feature_collisions.report.logs import wandb_logger
+from feature_collisions.report.wandb_logs import wandb_logger
 from feature_collisions.search.find_corners import Search
 from feature_collisions.settings.search import StopSettings
 from feature_collisions.settings.train import ClassifierSettings, DataSettings, WandbSettings

@@ -34,7 +34,7 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     ["lightning.pytorch", "torchmetrics", "hydra", "wandb", "feature_collisions.commands.train",
      "feature_collisions.search.find_corners", "feature_collisions.evaluation.evaluate",
-     "feature_collisions.report.report", "feature_collisions.report.logs"]
+     "feature_collisions.report.report", "feature_collisions.report.wandb_logs"]
 )  # fmt: skip
 
 

@@ -14,9 +14,17 @@ from wandb_file import records
 from feature_collisions.data.images import save_png
 from feature_collisions.errors import SettingError
 from feature_collisions.hull.run import load_run
-from feature_collisions.report.evaluation_logs import hull_figures, log_evaluation, log_table
-from feature_collisions.report.logs import IDENTITY, Identity, kept, known, wandb_run
 from feature_collisions.report.many import hulls_below, row_of
+from feature_collisions.report.wandb_logs import (
+    IDENTITY,
+    Identity,
+    hull_figures,
+    kept,
+    known,
+    log_evaluation,
+    log_table,
+    wandb_run,
+)
 from feature_collisions.settings.evaluate import EvaluateSettings
 
 

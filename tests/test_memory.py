@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from feature_collisions.data import memory
 from feature_collisions.data.memory import free_bytes
+from feature_collisions.search.collision import Goal
 from feature_collisions.search.find_corners import Search
-from feature_collisions.search.goal import Goal
 from feature_collisions.settings.search import LogSettings, LossSettings, StopSettings
 
 CPU = torch.device("cpu")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from feature_collisions.search.optimizers import make_optimizer, rate_at
+from feature_collisions.search.collision import make_optimizer, rate_at
 from feature_collisions.settings.search import OptimizerSettings, RateStage
 
 

@@ -192,8 +192,8 @@ class OnlyCorners(torch.nn.Module):
 
 
 def test_a_search_with_interior_points_does_not_stop_at_good_corners(shift, shift_images):
+    from feature_collisions.search.collision import Goal
     from feature_collisions.search.find_corners import Search
-    from feature_collisions.search.goal import Goal
 
     stop = StopSettings(None, probability=1.0)
     for points, converged in ((0, True), (1, False)):

@@ -5,7 +5,7 @@ from feature_collisions.data.datasets import Images
 from feature_collisions.errors import SettingError
 from feature_collisions.patches.database import open_database
 from feature_collisions.patches.search import query_patches, search_patches
-from feature_collisions.report.patch_figure import match_figure
+from feature_collisions.report.figures import match_figure
 from feature_collisions.settings.patches import PatchSettings
 
 

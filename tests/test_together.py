@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from feature_collisions.errors import CollisionError
-from feature_collisions.search.checkpoint_files import JointCheckpointFile, join_checkpoints
+from feature_collisions.search.checkpoints import JointCheckpointFile, join_checkpoints
 from feature_collisions.search.find_corners import Search
 from feature_collisions.search.sharing import Task, _search_share
 from feature_collisions.search.together import Together, pipes_of
@@ -152,7 +152,9 @@ def test_an_error_of_the_disk_keeps_its_reason(tmp_path):
     (tmp_path / "metrics.csv").mkdir()
     arguments = {name: getattr(search, name) for name in Search.__dataclass_fields__}
     heard, report = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    work = Task(Search, arguments, [[0]], [0], [[]], [report], torch.zeros(3, 1, 8, 8), torch.zeros(3), 1)
+    work = Task(
+        Search, arguments, [[0]], [0], [[]], [report], torch.zeros(3, 1, 8, 8), torch.zeros(3), 1
+    )
     with pytest.raises(OSError, match=r"metrics\.csv"):
         _search_share(0, work)
     assert "metrics.csv" in heard.recv()[1][2]

@@ -51,8 +51,8 @@ def measure_all(
 ) -> None:
     """Measure the hulls, write their reports, and a table where there is more than one."""
     from ..evaluation.evaluate import reason_of
-    from ..report.evaluation_logs import log_evaluation, log_table
     from ..report.many import row_of, write_table
+    from ..report.wandb_logs import log_evaluation, log_table
 
     mode, found = settings.wandb.mode, []
     if len(runs) + len(refused) == 1:

@@ -79,8 +79,8 @@ def train(
     from ..data.datasets import load_data
     from ..data.files import write_text
     from ..networks.classifiers import load_classifier  # imported here: it takes seconds
-    from ..report.logs import check_login
     from ..report.report import classes_of, print_corners
+    from ..report.wandb_logs import check_login
     from .deciding import deciding, hashes
     from .pairs import (
         Pair,
@@ -143,8 +143,8 @@ def search_pair(
     from ..data.files import refuse_links, write_text
     from ..hull.hull import Hull
     from ..proofs.linear_program import LinearPrograms
-    from ..report.logs import log_hull, spared, wandb_logger
     from ..report.report import classes_of
+    from ..report.wandb_logs import log_hull, spared, wandb_logger
     from ..search.find_corners import Search
     from .deciding import deciding, finished_run, keep
 
@@ -210,8 +210,7 @@ def paste_patches(settings: Settings, data: DataSplit, seed: Tensor, directory: 
     """What composites are made of; some of the matches are drawn as Figure 4 shows them."""
     from ..patches.database import patch_images
     from ..patches.paste import find_neighbours, paste
-    from ..report.figures import save_figure
-    from ..report.patch_figure import match_figure
+    from ..report.figures import match_figure, save_figure
 
     images = patch_images(settings.patches, settings.data, data.train)
     found = find_neighbours(seed, images, settings.patches, settings.seed)

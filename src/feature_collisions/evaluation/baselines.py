@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..hull.hull import Hull, batch_sizes, dirichlet
 from ..networks.target_layer import TargetLayer
-from ..search.optimizers import make_optimizer, rate_at
+from ..search.collision import make_optimizer, rate_at
 from ..settings.search import OptimizerSettings
 
 _SIMPLICES = 20  # how many simplices share the samples

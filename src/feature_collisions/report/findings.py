@@ -1,6 +1,9 @@
-"""What an evaluation found, in sentences and tables: sampled, searched, walked, proved."""
+"""What an evaluation found, in sentences and tables: sampled, searched, walked, proved.
 
-from typing import Any
+With the tables of the paper (Tables 1 to 5), and this run beside them.
+"""
+
+from typing import Any, NamedTuple
 
 from .tables import markdown_table, number
 
@@ -137,3 +140,73 @@ def sizes_table(result: dict[str, Any]) -> str:
         text = ", ".join(number(share, ".3f") for share in shares)
         rows.append(["L_neg over Eq. 2's exact optimum, each corner", text])
     return markdown_table(["", "this run"], rows)
+
+
+class Case(NamedTuple):
+    """One row of the paper's tables; distances are L2, on its own pixel scale."""
+
+    name: str
+    images_distance: float
+    corners_distance: float
+    accuracy: float
+    target_probability: float
+    sampled_probability: float
+    ball_accuracy: float | None = None
+
+
+_IMAGENET = 37_538.22
+_MNIST = (Case("paper, Table 1 (Figure 2): 3 to 7", 10.21, 1.28, 1.0, 1.0, 1.0),)
+_PIXELS = (
+    Case("paper, Table 2 (Figure 3a): home theater to jeep", _IMAGENET, 4906.56, 1, 0.993, 0.995),
+    Case("paper, Table 2 (Figure 3b): spaniel to goldfish", _IMAGENET, 8959.69, 1, 0.999, 0.999),
+)
+_MACRO = (
+    Case("paper, Table 3 (Figure 7a): trimaran to obelisk",
+         _IMAGENET, 5909.37, 1, 0.997, 0.992, 0.248),
+    Case("paper, Table 3 (Figure 7b): eggnog to eraser",
+         _IMAGENET, 6074.86, 1, 0.579, 0.585, 0.035),
+    Case("paper, Table 4 (Figure 8): church", _IMAGENET, 8597.34, 1, 0.952, 0.877, 0.092),
+    Case("paper, Table 4 (Figure 9): cleaver", _IMAGENET, 9587.92, 1, 0.999, 0.8, 0.0),
+)  # fmt: skip
+
+CASES = {
+    "mnist": _MNIST,
+    "vgg_pixel": _PIXELS,
+    "squeezenet_pixel": _PIXELS,
+    "vgg_macro": _MACRO,
+    "squeezenet_macro": _MACRO,
+}
+"""The rows of the paper that an experiment stands for; other experiments have none."""
+
+
+def comparison(experiment: str, result: dict[str, Any], target: str) -> str:
+    """Tables 1 to 5 as one: this run, and the paper's rows of the same experiment."""
+    sample = result.get("dirichlet", {})
+    unknown = float("nan")
+    here = Case(
+        "this run",
+        result.get("dataset_distance_mean", unknown),
+        result.get("corner_distance_mean", unknown),
+        sample.get("accuracy", unknown),
+        result["target_probability"],
+        sample.get("probability_mean", unknown),
+        result.get("ball_accuracy"),
+    )
+    header = [
+        "",
+        "distance between images of the data set",
+        "distance between corners",
+        f"interpolations that are {target}",
+        "probability, target",
+        "probability, interpolations",
+        "ball of that size (Table 5)",
+    ]
+    return markdown_table(header, [_row(case) for case in (here, *CASES.get(experiment, ()))])
+
+
+def _row(case: Case) -> list[str]:
+    """Shares as percentages, everything else to four places; the paper's as it prints them."""
+    probability = ".4f" if case.name == "this run" else ""
+    forms = (",.2f", ",.2f", ".2%", probability, probability, ".1%")
+    values = [None if value != value else value for value in case[1:]]
+    return [case.name, *(number(v, form) for v, form in zip(values, forms, strict=True))]

@@ -15,11 +15,9 @@ from ..evaluation.macro import composite_at_start, composites_figure
 from ..hull.hull import SAMPLERS, Hull
 from .command_line import command, override
 from .escaping import for_line, for_markdown, for_terminal
-from .figures import save_figure
-from .findings import baselines_table, claims, edges_table, sizes_table
+from .figures import Step, histogram_figure, intermediate_figure, intermediate_images, save_figure
+from .findings import baselines_table, claims, comparison, edges_table, sizes_table
 from .page import write_up
-from .paper import comparison
-from .pictures import Step, histogram_figure, intermediate_figure, intermediate_images
 from .tables import markdown_table, number, text_table
 
 

@@ -1,7 +1,11 @@
-"""The LightningModule: a frozen network, and corners as the trainable parameter (Eq. 3)."""
+"""The LightningModule: a frozen network, and corners as the trainable parameter (Eq. 3).
+
+With the goal that ends a search, and the optimisers: Adam and the authors' descent.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -14,12 +18,78 @@ from ..networks.logits import ask
 from ..networks.target import TargetFeatures
 from ..networks.target_layer import Observed, TargetLayer
 from ..settings.search import LossSettings, OptimizerSettings, StopSettings
-from .goal import Goal, all_met
 from .losses import CollisionLoss, positive, settings_at
-from .optimizers import make_optimizer, rate_at
 from .parameterisations import PatchComposite, Pixels
 
 _LOOKED_AT = 1000  # points between the corners that must be of the target's class before a stop
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the corners must have reached, as `stop` says.
+
+    Args:
+        stop: the limits.
+        norm: ||f(t)||, which `stop.positive_relative` is relative to.
+        target_class: the class the classifier gives the target.
+        target_probability: the probability it gives that class there.
+    """
+
+    stop: StopSettings
+    norm: float
+    target_class: int
+    target_probability: float
+
+    def late(self, positive: Tensor) -> dict[str, Tensor]:
+        """Which corners' features are too far off, by reason.
+
+        Args:
+            positive: (K,) L_pos, the norm.
+
+        Returns:
+            (K,) bool by reason; `{}` in a reason stands for the corners it is true of.
+        """
+        stop, reasons = self.stop, {}
+        if stop.positive is not None:
+            reason = f"L_pos of corners {{}} is not under stop.positive={stop.positive:g}"
+            reasons[reason] = ~(positive < stop.positive)
+        if stop.positive_relative is not None:
+            limit = stop.positive_relative
+            reason = f"L_pos of corners {{}} is not under stop.positive_relative={limit:g} ||f(t)||"
+            reasons[reason] = ~(positive < limit * self.norm)
+        return reasons
+
+    def misclassified(self, probabilities: Tensor) -> dict[str, Tensor]:
+        """Which corners the classifier tells from the target, by reason.
+
+        Args:
+            probabilities: (K, classes).
+        """
+        if self.stop.probability is None:
+            return {}
+        off = (probabilities[:, self.target_class] - self.target_probability).abs()
+        limit = self.stop.probability
+        reason = f"the probability of corners {{}} is not within stop.probability={limit:g} "
+        return {
+            "corners {} are not of the target's class": (
+                probabilities.argmax(1) != self.target_class
+            ),
+            reason + "of the target's": ~(off <= limit),
+        }
+
+
+def unmet(reasons: dict[str, Tensor], corners: Sequence[int]) -> list[str]:
+    """The reasons that are true of some corner, with those corners named."""
+    return [
+        reason.format([corner for corner, true in zip(corners, late.tolist(), strict=True) if true])
+        for reason, late in reasons.items()
+        if late.any()
+    ]
+
+
+def all_met(reasons: dict[str, Tensor]) -> bool:
+    """Whether no reason is true of any corner."""
+    return not reasons or not bool(torch.stack(list(reasons.values())).any())
 
 
 class Collision(LightningModule):
@@ -269,3 +339,27 @@ def _optimised(optimizer: torch.optim.Optimizer, gradients: bool) -> list[Tensor
         kept = [*optimizer.state.get(parameter, {}).values(), parameter.grad if gradients else None]
         found += [parameter, *(each for each in kept if isinstance(each, Tensor) and each.dim())]
     return found
+
+
+def make_optimizer(
+    settings: OptimizerSettings, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimiser that `optimizer` names.
+
+    `descent` with `average` a > 0 steps along a running mean of the gradient, a times the old
+    plus 1 - a times the new, as the authors' experiments do; the mean starts at the first gradient.
+    """
+    if settings.name == "adam":
+        betas = (0.9, float(settings.square_average))
+        return torch.optim.Adam(parameters, lr=settings.rate, betas=betas, fused=True)
+    average = settings.average
+    return torch.optim.SGD(parameters, lr=settings.rate, momentum=average, dampening=average)
+
+
+def rate_at(settings: OptimizerSettings, step: int, max_steps: int) -> float:
+    """The rate of step `step`: of its stage, or on the line from `rate` to `final_rate`."""
+    if settings.stages:
+        rates = [stage.rate for stage in settings.stages if step >= stage.step]
+        return rates[-1] if rates else settings.rate
+    share = step / max_steps
+    return settings.rate * (1 - share) + settings.final_rate * share

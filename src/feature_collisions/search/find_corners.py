@@ -27,8 +27,7 @@ from ..settings.train import parse_corners, parse_corners_per_batch
 from ..settings.trainer import MIXED, check_trainer, device_ids
 from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
 from .checkpoints import check_checkpoint, digest, problem_of
-from .collision import Collision
-from .goal import Goal, unmet
+from .collision import Collision, Goal, unmet
 from .losses import visible_distances
 from .parameterisations import PatchComposite, Pixels
 from .sharing import search_shared

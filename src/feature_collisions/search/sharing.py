@@ -33,7 +33,7 @@ from .callbacks import (
     due,
     has_row,
 )
-from .checkpoint_files import JointCheckpointFile, join_rows
+from .checkpoints import JointCheckpointFile, join_rows
 from .collision import Collision
 from .together import Together, pipes_of
 from .trainer import fit, make_trainer

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from ..errors import CollisionError, SettingError
 from ..settings.trainer import device_ids
 from .callbacks import Stop
-from .checkpoint_files import CheckpointFile
+from .checkpoints import CheckpointFile
 from .collision import Collision
 
 
