@@ -19,6 +19,7 @@ from feature_collisions import find_corners
 from feature_collisions.commands.evaluate import evaluate_all
 from feature_collisions.data.files import load_tensors, save_tensors
 from feature_collisions.errors import SettingError
+from feature_collisions.report.wandb_logs import Identity, wandb_run
 from feature_collisions.settings.evaluate import (
     ClassifierPlace,
     EdgeSettings,
@@ -178,6 +179,19 @@ def test_nothing_is_written_through_a_linked_folder(evaluate, whole, tmp_path, f
     (run / folder).unlink()
     (tmp_path / "link").symlink_to(run)
     evaluate(tmp_path / "link")  # the run itself may be reached through one
+
+
+def test_wandb_writes_nothing_through_a_link(tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (tmp_path / "wandb").symlink_to(victim)
+    identity = Identity("id", "project", "name", "group", "search")
+    with (
+        pytest.raises(SettingError, match="is a link to another folder"),
+        wandb_run("offline", tmp_path, identity),
+    ):
+        raise AssertionError("it was opened")
+    assert not list(victim.iterdir())
 
 
 def rewrite(run, change):

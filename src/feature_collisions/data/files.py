@@ -63,11 +63,17 @@ def refuse_links(directory: Path) -> None:
     for place, folders, _ in os.walk(directory):
         for name in folders:
             path = Path(place, name)
-            if path.is_symlink() and not (path.parent.name == "wandb" and name == "latest-run"):
-                raise SettingError(
-                    f"{path}: is a link to another folder, and nothing is written through links; "
-                    "put a folder in its place, or remove it"
-                )
+            if not (path.parent.name == "wandb" and name == "latest-run"):
+                refuse_link(path)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise SettingError where `path`, a folder that is to be written to, is a link."""
+    if path.is_symlink():
+        raise SettingError(
+            f"{path}: is a link to another folder, and nothing is written through links; put a "
+            "folder in its place, or remove it"
+        )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning.pytorch.loggers import WandbLogger
 
-from ..data.files import read_json, write_json
+from ..data.files import read_json, refuse_link, write_json
 from ..data.images import to_uint8
 from ..errors import SettingError
 from ..hull.hull import SAMPLERS, Hull
@@ -118,10 +118,11 @@ def wandb_run(
     It is always finished, for the jobs of a sweep share a process.
 
     Raises:
-        SettingError: when W&B refuses it.
+        SettingError: when W&B refuses it, or its folder is a link to another.
     """
     import wandb
 
+    refuse_link(directory / "wandb")
     try:
         run = wandb.init(
             project=identity.project,
