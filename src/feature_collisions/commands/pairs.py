@@ -20,13 +20,13 @@ from ..errors import CollisionError, SettingError
 from ..hull.hull import Hull
 from ..hull.places import CHECKPOINT, CORNERS
 from ..hull.run import load_run
+from ..hull.statistics import shortcomings
 from ..report.tables import markdown_table
 from ..search.summary import class_probabilities
 from .deciding import differences_to
 from .pairs_file import read_pairs_file, shown
 
 OUTCOME = "outcome.json"
-_NEAR = 0.05
 _DRAWS = 100  # a pair, before no more are expected
 _RULE = (
     "give a CSV file with initial,target a line, random:N, or random:N:P for targets that the "
@@ -225,18 +225,11 @@ def measure(hull: Hull, samples: int) -> dict[str, Any]:
     """
     found, target = hull.sample(samples), hull.summary["target_probability"]
     mean, accuracy = found["probability_mean"], found["accuracy"]
-    assert mean is not None
-    assert accuracy is not None
     if not (math.isfinite(mean) and math.isfinite(target)):
         raise CollisionError(
             f"the classifier's probabilities are not finite (mean {mean}, the target's {target})"
         )
-    reasons = []
-    if accuracy < 1:
-        wrong = samples - round(accuracy * samples)
-        reasons.append(f"{wrong} of {samples} interpolations are of another class")
-    if abs(mean - target) > _NEAR:
-        reasons.append(f"mean probability {mean:.3f}, the target's is {target:.3f}")
+    reasons = shortcomings(found, target)
     distances = hull.corner_distances()
     return {
         "success": not reasons,

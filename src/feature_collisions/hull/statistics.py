@@ -108,3 +108,26 @@ class HullStatistics(Metric):
             "kl_mean": float(self.kl_sum) / samples,
             "kl_max": float(self.kl_max),
         }
+
+
+NEAR = 0.05  # of the target's probability, for the mean over the hull
+
+
+def shortcomings(sample: dict[str, Any], target_probability: float) -> list[str]:
+    """Why sampled points of a hull are no success; empty where they are one.
+
+    A success: every point is of the target's class, and their mean probability is within 0.05 of
+    the target's.
+
+    Args:
+        sample: what `HullStatistics.compute` gives.
+        target_probability: the class's, at the target.
+    """
+    reasons = []
+    if sample["accuracy"] < 1:
+        wrong = sample["samples"] - round(sample["accuracy"] * sample["samples"])
+        reasons.append(f"{wrong} of {sample['samples']} interpolations are of another class")
+    mean = sample["probability_mean"]
+    if not abs(mean - target_probability) <= NEAR:
+        reasons.append(f"mean probability {mean:.3f}, the target's is {target_probability:.3f}")
+    return reasons

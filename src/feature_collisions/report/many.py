@@ -14,12 +14,10 @@ from ..data.files import write_text
 from ..errors import SettingError
 from ..hull.places import CONFIG, CORNERS
 from ..hull.run import Run, join, load_run
+from ..hull.statistics import shortcomings
 from .escaping import for_csv
 from .figures import save_figure
 from .tables import markdown_table, number
-
-NEAR = 0.05
-"""How near the mean probability must be to the target's for a success, as for `pairs`."""
 
 _FORMS = {
     "accuracy": ".2%",
@@ -112,9 +110,8 @@ def _outcome(result: dict[str, Any]) -> str:
     """A success or not, or what could not be measured."""
     if failed := result.get("failed"):
         return "not measured: " + "; ".join(f"{name}: {why}" for name, why in failed.items())
-    sample = result["dirichlet"]
-    near = abs(sample["probability_mean"] - result["target_probability"]) <= NEAR
-    return "success" if sample["accuracy"] == 1 and near else "no success"
+    unlike = shortcomings(result["dirichlet"], result["target_probability"])
+    return "no success" if unlike else "success"
 
 
 def write_table(directory: Path, rows: list[dict[str, Any]]) -> str:
