@@ -277,6 +277,7 @@ class Search:
             "classifier_hash": self.module.problem["classifier"],
             "layer": self.layer,
             "distance_scale": 1 if len(self.initial) == 1 else 255,
+            "hull_relative": float(self.stop.hull_relative),
             "converged": not late,
             "unmet": late,
             "steps": self.module.step,

@@ -133,7 +133,8 @@ class StopSettings:
     """Stop once every corner has reached all limits that are given, or at `max_steps`.
 
     `positive` bounds L_pos (the norm), `positive_relative` L_pos over ||f(t)||; `probability`
-    asks for the target's class, with a probability that close to the target's.
+    asks for the target's class, with a probability that close to the target's. `hull_relative`
+    ends nothing: up to this largest L_pos over ||f(t)|| a hull's features are said to collide.
     """
 
     positive: float | None = 5.0
@@ -141,6 +142,7 @@ class StopSettings:
     max_steps: int = 1000
     positive_relative: float | None = None
     probability: float | None = None
+    hull_relative: float = 0.3
 
     def check(self) -> None:
         """Raise SettingError for limits that contradict each other."""
@@ -148,6 +150,7 @@ class StopSettings:
             value = getattr(self, name)
             if value is not None:
                 at_least(f"stop.{name}", value, 0)
+        at_least("stop.hull_relative", self.hull_relative, 0)
         whole("stop.min_steps", self.min_steps, 0, STEPS)
         whole("stop.max_steps", self.max_steps, 1, STEPS)
         if self.min_steps > self.max_steps:
