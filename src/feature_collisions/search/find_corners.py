@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..data.images import check_pair, save_png
 from ..ends import between_steps
 from ..errors import SettingError
+from ..hull.distances import SQUARE
 from ..hull.hull import Hull
 from ..networks.agreement import accepted, check_agreement, check_gradient, is_double
 from ..networks.frozen import frozen_copy, network_of, quicken
@@ -28,7 +29,6 @@ from ..settings.trainer import MIXED, check_trainer, device_ids
 from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
 from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Goal, unmet
-from .losses import visible_distances
 from .parameterisations import PatchComposite, Pixels
 from .sharing import search_shared
 from .summary import class_probabilities, summary_of
@@ -121,8 +121,12 @@ class Search:
                     f"feature_collisions.{kind.__name__}(...)"
                 )
             getattr(self, name).check()
-        if self.loss.distance:
-            visible_distances(torch.stack([self.initial, self.target]))  # refuses small images
+        if self.loss.distance and min(self.initial.shape[1:]) < SQUARE:
+            raise SettingError(
+                f"loss.distance={self.loss.distance}: is taken over squares of {SQUARE}x{SQUARE} "
+                f"pixels, and the images have {self.initial.shape[1]}x{self.initial.shape[2]}; set "
+                "loss.distance=0"
+            )
         self.directory = None if self.directory is None else Path(self.directory)
         self.ckpt_path = None if self.ckpt_path is None else Path(self.ckpt_path)
 
