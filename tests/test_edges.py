@@ -9,14 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.hull.hull import Hull
+from feature_collisions.networks.graph import NotPiecewiseLinear, kinds
 from feature_collisions.proofs.edges import failures, prove_edges
-from feature_collisions.proofs.piecewise import (
-    Line,
-    NotPiecewiseLinear,
-    TooManyPieces,
-    kinds,
-    traced,
-)
+from feature_collisions.proofs.piecewise import Line, TooManyPieces, traced
 from feature_collisions.settings.evaluate import EdgeSettings
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.errors import CollisionError, SettingError
+from feature_collisions.networks.graph import NotPiecewiseLinear
 from feature_collisions.networks.target_layer import TargetLayer
 from feature_collisions.proofs.linear_program import (
     OBJECTIVES,
@@ -14,7 +15,6 @@ from feature_collisions.proofs.linear_program import (
     Polytope,
     affine_map,
 )
-from feature_collisions.proofs.piecewise import NotPiecewiseLinear
 
 
 def random_net(pixels: int = 36, units: int = 12) -> nn.Sequential:

@@ -8,9 +8,10 @@ from test_edges import everything, valley
 from torch import Tensor, nn
 
 from feature_collisions.hull.hull import Hull, dirichlet
+from feature_collisions.networks.graph import NotPiecewiseLinear
 from feature_collisions.proofs.bounds import Bounds
 from feature_collisions.proofs.linear_program import LinearPrograms
-from feature_collisions.proofs.piecewise import NotPiecewiseLinear, traced
+from feature_collisions.proofs.piecewise import traced
 from feature_collisions.proofs.whole_hull import class_proof, collision_proof, depth
 
 

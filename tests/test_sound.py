@@ -13,9 +13,10 @@ from test_edges import valley
 from torch import Tensor, nn
 
 from feature_collisions.hull.hull import Hull
+from feature_collisions.networks.graph import NotPiecewiseLinear, kinds
 from feature_collisions.proofs.bounds import Bounds
 from feature_collisions.proofs.edges import prove_edges
-from feature_collisions.proofs.piecewise import Line, NotPiecewiseLinear, kinds, traced
+from feature_collisions.proofs.piecewise import Line, traced
 from feature_collisions.proofs.whole_hull import class_proof
 from feature_collisions.settings.evaluate import EdgeSettings
 
