@@ -6,12 +6,11 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, start
 
 from feature_collisions.data.files import load_tensors, save_tensors
 from feature_collisions.data.images import save_png
-
-QUICK = ("wandb.mode=disabled", "stop.min_steps=0")
+from helpers.commands import ROOT, start
+from helpers.runs import QUICK
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
-from made_patches import SETTINGS, images_of
 
 from feature_collisions.data.files import save_tensors
 from feature_collisions.networks.classifiers import MnistMLP
+from helpers.commands import ROOT
+from helpers.patches import SETTINGS, images_of
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(3600)]
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_hull import NASTY
 from torch import nn
 
 from feature_collisions import find_corners
@@ -30,6 +29,7 @@ from feature_collisions.settings.evaluate import (
     WorstCaseSettings,
 )
 from feature_collisions.settings.search import StopSettings
+from helpers.hulls import NASTY
 
 CONFIG = """name: toy
 data: {name: digits, root: null}

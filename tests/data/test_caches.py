@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_patches import FAISS, SETTINGS, images_of
 
 from feature_collisions.data.caches import cache_path, keep, writable_folder
 from feature_collisions.data.datasets import DataSplit, Images
@@ -18,6 +17,7 @@ from feature_collisions.patches import index as patch_index
 from feature_collisions.patches.database import open_database
 from feature_collisions.patches.paste import find_neighbours
 from feature_collisions.settings.train import ClassifierSettings
+from helpers.patches import FAISS, SETTINGS, images_of
 
 MLP = ClassifierSettings("mnist_mlp", None, "hidden1")
 

@@ -4,10 +4,10 @@ import os
 
 import pytest
 import torch
-from conftest import SHARED
 from torch import Tensor
 
 from feature_collisions.evaluation.differences import boxes, lpips_mean, lpips_weights, ssim_mean
+from helpers.commands import SHARED
 
 
 def test_boxes_lie_where_the_corners_differ_and_do_not_touch() -> None:

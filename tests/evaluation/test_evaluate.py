@@ -11,31 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from feature_collisions.data.files import save_tensors
-from feature_collisions.proofs.linear_program import LinearPrograms
-
-CONFIG = """
-data: {name: digits, root: null}
-classifier: {name: mnist_mlp, weights: null, layer: hidden1}
-seed: 0
-"""
-
-
-@pytest.fixture(scope="module")
-def exact(classifier, digits, tmp_path_factory):
-    """A run of three exact corners."""
-    initial, target = (digits.test.find("", digit).image for digit in (3, 7))
-    hull = LinearPrograms(classifier, "hidden1", initial, target, range(3), "unit").run()
-    folder = tmp_path_factory.mktemp("exact") / "run"
-    hull.summary |= {"classifier": "mnist_mlp"}
-    hull.save(folder)
-    (folder / "config.yaml").write_text(CONFIG)
-    return folder
-
-
-@pytest.fixture
-def run(exact, tmp_path):
-    """A copy of that run, to be tampered with."""
-    return shutil.copytree(exact, tmp_path / "run")
+from helpers.runs import CONFIG
 
 
 def change(run, part, **entries):

@@ -5,9 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made_hull import evaluated, made_hull
-from test_evaluate import exact, run  # noqa: F401
-from test_many import FAST
 
 from feature_collisions.data.datasets import Images
 from feature_collisions.evaluation import evaluate as evaluation
@@ -22,6 +19,8 @@ from feature_collisions.report.report import (
     print_evaluation,
     write_report,
 )
+from helpers.hulls import evaluated, made_hull
+from helpers.runs import FAST
 
 NAMES = ("a", "b", "c", "d")
 
@@ -99,7 +98,7 @@ def test_what_was_measured_before_a_kill_is_kept(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("pixels", "mean"), [([0], None), ([7, 7], 0.0)])
 def test_a_data_set_without_two_different_images_has_no_relative_size(
-    command, run, monkeypatch, pixels, mean  # noqa: F811
+    command, run, monkeypatch, pixels, mean
 ):  # fmt: skip
     from feature_collisions.data.datasets import DataSplit
 
@@ -120,7 +119,7 @@ def test_a_data_set_without_two_different_images_has_no_relative_size(
     assert found["relative_size_reason"] in (run / "report.md").read_text()
 
 
-def test_a_failed_measurement_ends_with_a_status(command, run, monkeypatch):  # noqa: F811
+def test_a_failed_measurement_ends_with_a_status(command, run, monkeypatch):
     failing(monkeypatch, "worst_case")
     answer = command("evaluate.py", "run=run", *FAST)
     assert "run: worst_case (OutOfMemoryError: no memory" in answer
@@ -128,7 +127,7 @@ def test_a_failed_measurement_ends_with_a_status(command, run, monkeypatch):  # 
     assert (run / "report.html").exists()
 
 
-def test_a_report_that_fails_leaves_the_figures(command, run, monkeypatch):  # noqa: F811
+def test_a_report_that_fails_leaves_the_figures(command, run, monkeypatch):
     from feature_collisions.report import report
 
     def fails(*arguments):
@@ -142,7 +141,7 @@ def test_a_report_that_fails_leaves_the_figures(command, run, monkeypatch):  # n
     assert "worst_case_probability" in found
 
 
-def test_a_run_that_fails_is_a_row_of_its_own(command, run, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_that_fails_is_a_row_of_its_own(command, run, tmp_path, monkeypatch):
     import shutil
 
     for name in ("one", "two"):

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_hull import evaluated, made_hull
 
 from feature_collisions.data.files import write_text
 from feature_collisions.data.images import save_png
 from feature_collisions.evaluation.macro import composite_at_start, macro_entries, macro_share
 from feature_collisions.report.report import write_report
+from helpers.hulls import evaluated, made_hull
 
 
 def test_differences_of_whole_squares_keep_all_their_distance() -> None:

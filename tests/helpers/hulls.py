@@ -1,4 +1,6 @@
-"""A hull and its evaluation, made quickly, of any number of corners and any image size."""
+"""Hulls made quickly: random ones of any size with their evaluation, and one that is known."""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from feature_collisions.settings.evaluate import (
     ProofSettings,
     WorstCaseSettings,
 )
+from helpers.networks import Valley
 
 NASTY = "<img src=x onerror=window.broken=1></script></script x><!--<script><b>&amp;|$"
 NAMES = ("tench", NASTY, "`tick` \"quote\" 'apostrophe'", "plain")
@@ -74,3 +77,13 @@ def evaluated(hull, directory, samples=40):
         proof=ProofSettings(0.0, False),
     )
     return evaluate(hull, lambda: 2.0, settings, directory)
+
+
+def valley() -> Hull:
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).view(3, 1, 1, 2)
+    summary: dict[str, Any] = {
+        "target_class": 0,
+        "distance_scale": 1,
+        "corners": [{"corner": 4}, {"corner": 5}, {"corner": 9}],
+    }
+    return Hull(Valley(), "bend", corners, corners[0], corners[1], torch.arange(3), summary)

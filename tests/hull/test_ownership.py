@@ -7,13 +7,13 @@ import sys
 
 import pytest
 import torch
-from conftest import run_command
-from made_hull import made_hull
 
 from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import SettingError
 from feature_collisions.hull.places import LOCK, claimed, remove_if_empty
 from feature_collisions.networks.classifiers import MnistMLP
+from helpers.commands import run_command
+from helpers.hulls import made_hull
 
 QUICK = ("wandb.mode=disabled", "corner=0", "stop.min_steps=50", "stop.max_steps=50",
          "classifier.weights=drawn.safetensors")  # fmt: skip

@@ -2,7 +2,6 @@ import sys
 
 import pytest
 import torch
-from conftest import SHARED
 from PIL import Image
 from torch import nn
 from torchvision import models
@@ -19,6 +18,7 @@ from feature_collisions.networks.torchvision_models import Classifier
 from feature_collisions.search.find_corners import Search, find_corners
 from feature_collisions.settings.search import LossSettings, StopSettings
 from feature_collisions.settings.train import ClassifierSettings, DataSettings
+from helpers.commands import SHARED
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

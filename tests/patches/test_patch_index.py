@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_patches import FAISS, SETTINGS, assert_same, slow_search
 
 from feature_collisions.patches import index as patch_index
 from feature_collisions.patches import search as patch_search
@@ -17,6 +16,7 @@ from feature_collisions.patches.search import (
 from feature_collisions.patches.windows import (
     windows_at,
 )
+from helpers.patches import FAISS, SETTINGS, assert_same, slow_search
 
 
 @pytest.mark.parametrize("neighbours", [1, 2])

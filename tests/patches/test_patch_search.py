@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made_patches import SETTINGS, assert_same, images_of, slow_search
 
 from feature_collisions.errors import SettingError
 from feature_collisions.patches.database import open_database
@@ -21,6 +20,7 @@ from feature_collisions.patches.windows import (
     windows_at,
 )
 from feature_collisions.settings.patches import PatchSettings
+from helpers.patches import SETTINGS, assert_same, images_of, slow_search
 
 
 @pytest.mark.parametrize("neighbours", [1, 3])
@@ -142,10 +142,9 @@ def test_the_seeds_own_picture_is_left_out_however_it_was_reduced(database):
 
 
 def test_the_samples_own_images_are_told_from_all_others(tmp_path, monkeypatch):
-    from conftest import SHARED
-
     from feature_collisions.data.image_folder import ImageFolder
     from feature_collisions.settings.train import DataSettings
+    from helpers.commands import SHARED
 
     root = SHARED / "data" / "imagenet-sample"
     if not root.exists():

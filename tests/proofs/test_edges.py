@@ -18,39 +18,8 @@ from feature_collisions.proofs.piecewise import (
     traced,
 )
 from feature_collisions.settings.evaluate import EdgeSettings
-
-
-class Everything(nn.Module):
-    """Every kind of layer that the walk knows, with a residual sum, a concatenation, in-place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(0.4))
-        self.first = nn.Conv2d(2, 6, 3, padding=1)
-        self.norm = nn.BatchNorm2d(6)
-        self.relu = nn.ReLU(inplace=True)
-        self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.left, self.right = nn.Conv2d(6, 4, 1), nn.Conv2d(6, 4, 3, padding=1)
-        self.back = nn.Conv2d(8, 6, 1)
-        self.average, self.adaptive = nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1)
-        self.dropout, self.last = nn.Dropout(), nn.Linear(12, 4)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.pool(self.relu(self.norm(self.first((images - self.mean) / 0.3))))
-        y = torch.cat([self.relu(self.left(x)), self.relu(self.right(x))], 1)
-        x = nn.functional.relu(x + self.back(y))
-        x = nn.functional.max_pool2d(self.average(x), 2, stride=1, padding=1)
-        x = torch.cat([self.adaptive(x), 0.5 * self.adaptive(x)], 1)
-        logits: Tensor = self.last(self.dropout(torch.flatten(x, 1)))
-        return logits
-
-
-def everything(seed: int = 0) -> Everything:
-    torch.manual_seed(seed)
-    model = Everything().eval()
-    model.norm.running_mean.uniform_(-0.5, 0.5)  # type: ignore[operator,union-attr]
-    model.norm.running_var.uniform_(0.5, 2)  # type: ignore[operator,union-attr]
-    return model
+from helpers.hulls import valley
+from helpers.networks import everything
 
 
 def direct(network: nn.Module, start: Tensor, end: Tensor, places: Tensor) -> Tensor:
@@ -102,35 +71,6 @@ def test_a_max_pool_bends_where_its_largest_line_changes() -> None:
     expected = torch.tensor([0, 0.16, 0.64, 1], dtype=torch.float64)
     torch.testing.assert_close(places, expected)
     torch.testing.assert_close(logits[:, 0], torch.tensor([1, 0.52, 0.28, 1], dtype=torch.float64))
-
-
-class Valley(nn.Module):
-    """Class 0 but for places of pixel 0 between 0.3 and 0.3125, where class 1 wins."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bend = nn.Linear(2, 3)
-        self.relu = nn.ReLU()
-        self.out = nn.Linear(3, 2)
-        self.bend.weight.data = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
-        self.bend.bias.data = torch.tensor([-0.30625, 0, 0])
-        # |a - 0.30625| - 0.00625 = 2 relu(a - 0.30625) - a + 0.3
-        self.out.weight.data = torch.tensor([[2.0, -1, 0], [0, 0, 0]])
-        self.out.bias.data = torch.tensor([0.3, 0])
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.out(self.relu(self.bend(images.flatten(1))))
-        return logits
-
-
-def valley() -> Hull:
-    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).view(3, 1, 1, 2)
-    summary: dict[str, Any] = {
-        "target_class": 0,
-        "distance_scale": 1,
-        "corners": [{"corner": 4}, {"corner": 5}, {"corner": 9}],
-    }
-    return Hull(Valley(), "bend", corners, corners[0], corners[1], torch.arange(3), summary)
 
 
 def test_a_planted_class_change_is_found_with_its_interval(tmp_path: Path) -> None:

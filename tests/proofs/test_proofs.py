@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_edges import everything, valley
 from torch import Tensor, nn
 
 from feature_collisions.hull.hull import Hull, dirichlet
@@ -12,6 +11,8 @@ from feature_collisions.proofs.bounds import Bounds
 from feature_collisions.proofs.linear_program import LinearPrograms
 from feature_collisions.proofs.piecewise import NotPiecewiseLinear, traced
 from feature_collisions.proofs.whole_hull import class_proof, collision_proof, depth
+from helpers.hulls import valley
+from helpers.networks import everything
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.05, 0.001])

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_edges import valley
 from torch import Tensor, nn
 
 from feature_collisions.hull.hull import Hull
@@ -18,6 +17,7 @@ from feature_collisions.proofs.edges import prove_edges
 from feature_collisions.proofs.piecewise import Line, NotPiecewiseLinear, kinds, traced
 from feature_collisions.proofs.whole_hull import class_proof
 from feature_collisions.settings.evaluate import EdgeSettings
+from helpers.hulls import valley
 
 WHOLE = EdgeSettings(share=1)
 

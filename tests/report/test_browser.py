@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 import torch
-from made_hull import NAMES, NASTY, evaluated, made_hull
 
 from feature_collisions.report import report
 from feature_collisions.report.explorer import explored, lattice
+from helpers.hulls import NAMES, NASTY, evaluated, made_hull
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

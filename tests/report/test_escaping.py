@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_hull import NAMES, evaluated, made_hull
 
 from feature_collisions.errors import SettingError
 from feature_collisions.networks.weights import read_weights
@@ -12,6 +11,7 @@ from feature_collisions.report.escaping import for_csv, for_line, for_markdown, 
 from feature_collisions.report.page import html_table
 from feature_collisions.report.report import write_report
 from feature_collisions.report.tables import markdown_table
+from helpers.hulls import NAMES, evaluated, made_hull
 
 
 @given(st.text())

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from made_hull import NAMES, made_hull
 
 from feature_collisions.report.explorer import explored, fineness, lattice
+from helpers.hulls import NAMES, made_hull
 
 
 @pytest.mark.parametrize(("corners", "steps"), [(2, 7), (3, 4), (4, 3), (5, 2), (6, 1)])

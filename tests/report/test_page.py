@@ -8,13 +8,13 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from made_hull import NAMES, NASTY, evaluated, made_hull
 from PIL import Image
 
 from feature_collisions.data.images import save_png, to_uint8
 from feature_collisions.report.figures import intermediate_images, spread
 from feature_collisions.report.page import data_uri, html_table
 from feature_collisions.report.report import write_report
+from helpers.hulls import NAMES, NASTY, evaluated, made_hull
 
 
 class Reader(HTMLParser):

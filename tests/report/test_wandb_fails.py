@@ -3,13 +3,13 @@
 import pytest
 import torch
 import wandb
-from conftest import run_command
 
 from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import SettingError
 from feature_collisions.networks.classifiers import MnistMLP
 from feature_collisions.report.wandb_logs import check_login, wandb_logger
 from feature_collisions.settings.train import WandbSettings
+from helpers.commands import run_command
 
 QUICK = ("corner=0", "stop.min_steps=100", "stop.max_steps=100", "hydra.run.dir=run",
          "classifier.weights=drawn.safetensors")  # fmt: skip

@@ -6,10 +6,6 @@ import time
 from dataclasses import asdict
 
 import pytest
-from conftest import run_command
-from made_hull import NAMES, evaluated, made_hull
-from test_many import FAST, make_run
-from wandb_file import records
 
 from feature_collisions.data.images import save_png
 from feature_collisions.errors import SettingError
@@ -26,6 +22,10 @@ from feature_collisions.report.wandb_logs import (
     wandb_run,
 )
 from feature_collisions.settings.evaluate import EvaluateSettings
+from helpers.commands import run_command
+from helpers.hulls import NAMES, evaluated, made_hull
+from helpers.runs import FAST, make_run
+from helpers.wandb_records import records
 
 
 class Told:

@@ -2,7 +2,6 @@ import csv
 
 import pytest
 import torch
-from conftest import start
 from torch import nn
 
 from feature_collisions.data.files import save_tensors
@@ -16,6 +15,7 @@ from feature_collisions.settings.search import (
     OptimizerSettings,
     StopSettings,
 )
+from helpers.commands import start
 
 
 def convolutions():

@@ -1,21 +1,10 @@
-from pathlib import Path
-
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 
-from feature_collisions.commands.start import register_schemas
 from feature_collisions.errors import SettingError
-from feature_collisions.settings.train import expand_corner_sweep, parse_corners, to_settings
+from feature_collisions.settings.train import expand_corner_sweep, parse_corners
+from helpers.settings import CONF, settings
 
-CONF = Path(__file__).parent.parent / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-
-
-def settings(*overrides, name="config"):
-    register_schemas(ConfigStore.instance())
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_settings(compose(name, list(overrides)))
 
 
 @pytest.mark.parametrize(

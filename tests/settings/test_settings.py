@@ -13,7 +13,6 @@ from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
-from test_config import settings as composed
 
 from feature_collisions.commands.start import expand_or_exit, explain
 from feature_collisions.errors import CollisionError, SettingError
@@ -38,6 +37,7 @@ from feature_collisions.settings.train import (
     parse_corners_per_batch,
 )
 from feature_collisions.settings.trainer import check_trainer
+from helpers.settings import settings as composed
 
 ODD = [None, True, "5", "", [], {}, -1, 0, 1, 2, 1.5, -0.0, 1e-320, 1e308, 2**63, 10**400,
        math.nan, math.inf, -math.inf]  # fmt: skip
