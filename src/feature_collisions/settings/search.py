@@ -28,9 +28,10 @@ class LossSettings:
     many random points of the hull L_pos is taken at, too, in every step, each with `hull_weight`
     times alpha. `output` adds KL(p(t) || p(x)) of the class probabilities, at the corners and at
     those points; a divergence of 1 weighs `output` times what an L_pos of ||f(t)|| does.
-    `distance` rewards the mean distance between two corners that a person sees: over
-    8x8 pixels' means, in [0, 1]. `stages` changes the weights on the way, as the authors do from
-    step 14,000 of their macro runs.
+    `distance` rewards the mean distance between two corners that a person sees: of pixels in
+    [0, 1], after a Gaussian low-pass. `nearness` / 2 times the squared L2 distance to the initial
+    image, of pixels in [0, 1], holds corners near it: they keep its picture. `stages` changes the
+    weights on the way, as the authors do from step 14,000 of their macro runs.
     """
 
     alpha: float = 1.0
@@ -42,12 +43,13 @@ class LossSettings:
     hull_weight: float = 1.0
     output: float = 0.0
     distance: float = 0.0
+    nearness: float = 0.0
     rectified: bool = False
     stages: list[LossStage] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise SettingError for a weight or form that makes no loss."""
-        for name in ("alpha", "beta", "gamma", "hull_weight", "output", "distance"):
+        for name in ("alpha", "beta", "gamma", "hull_weight", "output", "distance", "nearness"):
             at_least(f"loss.{name}", getattr(self, name), 0)
         whole("loss.hull", self.hull, 0, 10_000)
         one_of("loss.positive_form", self.positive_form, ("norm", "half_square"))
