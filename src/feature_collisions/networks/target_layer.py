@@ -111,8 +111,45 @@ def to_trace(model: nn.Module) -> nn.Module:
     return _Called(model) if hooks or own_call or "forward" in vars(model) else model
 
 
-def _trace(model: nn.Module, layer: str) -> tuple[nn.Module, fx.Graph, fx.Node] | None:
-    """The graph, its root and the target layer's node in it; None where fx cannot trace."""
+def last_hidden_layer(model: nn.Module) -> str:
+    """The last layer that feeds a ReLU and that all of the logits depend on the image through.
+
+    Raises:
+        SettingError: where there is none, or `torch.fx` cannot tell.
+    """
+    with evaluating(model):
+        traced = _graph_of(model)
+    if traced is None:
+        raise SettingError(
+            "layer=auto: torch.fx cannot trace this network, so that its layers have to be named; "
+            "give the module whose output feeds a ReLU"
+        )
+    root, graph, nodes = traced
+    through = [name for name, node in nodes.items() if _feeds_relu(root, node)]
+    through = [name for name in through if not _passes_by(graph, nodes[name])]
+    if not through:
+        raise SettingError(
+            "layer=auto: this network has no layer that feeds a ReLU and that everything flows "
+            "through; name one"
+        )
+    return through[-1]
+
+
+def _passes_by(graph: fx.Graph, node: fx.Node) -> bool:
+    """Whether the output depends on the image in a way that does not lead through `node`."""
+    seen, waiting = {node}, [next(iter(reversed(graph.nodes)))]
+    while waiting:
+        current = waiting.pop()
+        if current.op == "placeholder":
+            return True
+        if current not in seen:
+            seen.add(current)
+            waiting += current.all_input_nodes
+    return False
+
+
+def _graph_of(model: nn.Module) -> tuple[nn.Module, fx.Graph, dict[str, fx.Node]] | None:
+    """The root, its graph and the nodes by their layers' names; None where fx cannot trace."""
     tracer, root = NodePathTracer(), to_trace(model)
     try:
         graph = tracer.trace(root)
@@ -120,6 +157,14 @@ def _trace(model: nn.Module, layer: str) -> tuple[nn.Module, fx.Graph, fx.Node] 
         return None
     prefix = ("" if root is model else "model.") + _prefix(model)
     nodes = {name.removeprefix(prefix): node for node, name in tracer.node_to_qualname.items()}
+    return root, graph, nodes
+
+
+def _trace(model: nn.Module, layer: str) -> tuple[nn.Module, fx.Graph, fx.Node] | None:
+    """The graph, its root and the target layer's node in it; None where fx cannot trace."""
+    if (traced := _graph_of(model)) is None:
+        return None
+    root, graph, nodes = traced
     before_relu = [name for name, node in nodes.items() if _feeds_relu(root, node)]
     if layer not in before_relu:
         rule = "is not a layer of this network" if layer not in nodes else "feeds no ReLU"
