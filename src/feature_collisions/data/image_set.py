@@ -28,7 +28,7 @@ class ImageSet(ABC):
     """Labelled images.
 
     Attributes:
-        class_names: one a class, by index.
+        class_names: one per class, by index.
         labels: (M,) int64.
         resize: how a file is brought to `size`.
     """

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from ..errors import SettingError
 from ..networks.agreement import accepted, check_agreement
+from ..networks.graph import evaluating
 from ..networks.logits import ask, like_weights
 from ..networks.target import TargetFeatures
-from ..networks.target_layer import Observed, evaluating
+from ..networks.target_layer import Observed
 from ..settings.rules import one_of
 from .run import write_run
 from .statistics import HullStatistics
