@@ -15,6 +15,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torchvision.models.feature_extraction import NodePathTracer
 
+from ..data.devices import able
+from ..networks.logits import device_of
 from ..networks.target_layer import evaluating, to_trace
 
 Kind = Literal["fixed", "affine", "relu", "max_pool"]
@@ -53,7 +55,7 @@ class TooManyPieces(RuntimeError):
 def traced(
     model: nn.Module, dtype: torch.dtype = torch.float64, images: Tensor | None = None
 ) -> fx.GraphModule:
-    """A frozen copy of the model in eval mode, as a graph.
+    """A frozen copy of the model in eval mode, as a graph, where the model lies if that can.
 
     Args:
         model: any classifier.
@@ -75,8 +77,8 @@ def traced(
         network = fx.GraphModule(root, graph)
         if images is not None:
             _check_faithful(model, network, images)
-        whole = copy.deepcopy(network).cpu()
-    whole.requires_grad_(False).eval().to(dtype)
+        whole = copy.deepcopy(network)
+    whole.requires_grad_(False).eval().to(able(device_of(model), dtype), dtype)
     return whole
 
 
