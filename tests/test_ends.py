@@ -8,12 +8,12 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, run_command, start
 
 from feature_collisions import ends
 from feature_collisions.data.files import load_tensors, save_tensors
 from feature_collisions.ends import Stopped, between_steps, stopping
 from feature_collisions.networks.classifiers import MnistMLP
+from helpers.commands import ROOT, run_command, start
 
 SHORT = ("wandb.mode=disabled", "stop.min_steps=400", "stop.max_steps=400", "corner=[0,1]",
          "log.every=20", "log.checkpoint_every=1000",

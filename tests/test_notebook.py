@@ -11,7 +11,8 @@ import re
 
 import matplotlib as mpl
 import pytest
-from conftest import ROOT
+
+from helpers.commands import ROOT
 
 NOTEBOOK = ROOT / "docs" / "example.ipynb"
 DPI = 80

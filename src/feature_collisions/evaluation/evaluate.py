@@ -18,7 +18,7 @@ from ..hull.hull import SAMPLERS, Hull
 from ..hull.run import Run
 from ..hull.run_checks import check_figures, check_units
 from ..networks.classifiers import load_classifier
-from ..networks.target_layer import evaluating
+from ..networks.graph import evaluating
 from ..networks.weights import weights_hash
 from ..proofs.edges import prove_edges
 from ..proofs.whole_hull import class_proof, collision_proof, depth

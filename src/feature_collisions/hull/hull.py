@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from ..errors import SettingError
 from ..networks.agreement import accepted, check_agreement
+from ..networks.graph import evaluating
 from ..networks.logits import ask, device_of, like_weights
 from ..networks.target import TargetFeatures
-from ..networks.target_layer import Observed, evaluating
+from ..networks.target_layer import Observed
 from ..settings.rules import one_of
 from .run import write_run
 from .statistics import HullStatistics
@@ -71,7 +72,7 @@ _LARGE = 10_000  # numbers an image, over which a batch must be small
 class Hull:
     """Corners that collide with a target, and the classifier they do it to.
 
-    All of it lies where the classifier lies: tensors are brought there, and results come from there.
+    It lies where the classifier lies: tensors are brought there, and what comes out lies there.
 
     Attributes:
         model: the classifier.

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ..data.devices import able
 from ..errors import SettingError
+from .graph import evaluating
 from .logits import ask
-from .target_layer import TargetLayer, evaluating
+from .target_layer import TargetLayer
 
 _TOGETHER = 16  # images that go through the network at once
 

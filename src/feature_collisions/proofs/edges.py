@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from ..data.devices import able
 from ..hull.hull import Hull
+from ..networks.graph import NotPiecewiseLinear
 from ..settings.evaluate import EdgeSettings
 from .edge_cache import EdgeCache, proof_key
-from .piecewise import Line, NotPiecewiseLinear, TooManyPieces, traced
+from .piecewise import Line, TooManyPieces, traced
 
 _SAVE_EVERY = 10.0  # seconds
 _FIRST = 1 / 32  # of an edge, while nobody knows how long it takes

@@ -18,13 +18,13 @@ from ..data.images import check_pair
 from ..errors import CollisionError, SettingError
 from ..hull.hull import Hull
 from ..networks.agreement import accepted, check_agreement
+from ..networks.graph import NotPiecewiseLinear, kinds
 from ..networks.target import passing, preactivation_of, target_features
 from ..networks.target_layer import Observed, TargetLayer
 from ..networks.weights import weights_hash
 from ..search.summary import class_probabilities, summary_of
 from ..settings.rules import at_least, one_of
 from ..settings.train import parse_corners
-from .piecewise import NotPiecewiseLinear, kinds
 
 OBJECTIVES = ("eq2", "unit", "random")
 _LARGEST = 2**28  # entries of the map: 2 GiB
@@ -46,7 +46,7 @@ def check_affine(layer: TargetLayer) -> None:
     if not isinstance(layer.network, fx.GraphModule):
         raise NotPiecewiseLinear("torch.fx cannot trace the network")
     found = kinds(layer.network).items()
-    bends = [node.name for node, kind in found if kind in ("relu", "max_pool")]
+    bends = [node.name for node, kind in found if kind not in ("fixed", "affine")]
     if bends:
         raise NotPiecewiseLinear(f"the pixels pass through {bends[0]} first, which is not linear")
 

@@ -10,12 +10,13 @@ from tqdm import tqdm
 from ..data.devices import able
 from ..errors import CollisionError
 from ..hull.hull import Hull
+from ..networks.graph import NotPiecewiseLinear
 from ..networks.target import TargetFeatures
 from ..networks.target_layer import TargetLayer
 from ..search.losses import negative, positive
 from .bounds import Bounds, rounding
 from .linear_program import Polytope, affine_map, check_affine
-from .piecewise import NotPiecewiseLinear, traced
+from .piecewise import traced
 
 
 def collision_proof(hull: Hull) -> dict[str, Any]:
