@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.errors import SettingError
+from feature_collisions.hull.distances import visible_distances
 from feature_collisions.patches.composite import Sources
 from feature_collisions.search.find_corners import Search, find_corners
-from feature_collisions.search.losses import visible_distances
 from feature_collisions.settings.search import LossSettings, OptimizerSettings, StopSettings
 
 ALL = LossSettings(

@@ -48,7 +48,8 @@ def deciding(
     Args:
         settings: of the run.
         hashes: of the classifier and the patches.
-        initial, target: (C, H, W).
+        initial: (C, H, W).
+        target: (C, H, W).
     """
     images = {"initial.image": digest(initial), "target.image": digest(target)}
     return dict(_flat(asdict(settings), "")) | hashes | images

@@ -23,7 +23,8 @@ def network_of(
     """The classifier up to the target layer, or all of it where the loss compares logits.
 
     Args:
-        model, layer: the classifier and its target layer.
+        model: the classifier.
+        layer: its target layer.
         logits: whether the loss compares them.
         dtype: of images and features.
         layout: how images and filters lie in memory.

@@ -6,6 +6,7 @@ All that reads a network's structure starts here: the cut at the target layer, t
 import copy
 import math
 import operator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -70,8 +71,31 @@ def frozen_graph(model: nn.Module, dtype: torch.dtype = torch.float64) -> fx.Gra
         if not isinstance(next(iter(reversed(graph.nodes))).args[0], fx.Node):
             raise NotPiecewiseLinear("the network returns more than one tensor of logits")
         network = copy.deepcopy(fx.GraphModule(root, graph))
+    _name_what_is_written(network)
     network.requires_grad_(False).eval().to(able(device_of(model), dtype), dtype)
     return network
+
+
+def _name_what_is_written(network: fx.GraphModule) -> None:
+    """Let who reads what was written over in place read the node that wrote it."""
+    for node in network.graph.nodes:
+        if _writes(network, node):
+            source, after = node.all_input_nodes[0], set(_after(node))
+            source.replace_all_uses_with(node, delete_user_cb=after.__contains__)
+    network.recompile()
+
+
+def _after(node: fx.Node) -> Iterator[fx.Node]:
+    while (node := node.next).op != "root":
+        yield node
+
+
+def _writes(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node writes its result over its first input."""
+    written = node.target in IN_PLACE or (
+        ceiling_of(network, node) is not None and in_place(network, node)
+    )
+    return written and bool(node.all_input_nodes)
 
 
 @contextmanager
@@ -245,19 +269,23 @@ def kinds(network: fx.GraphModule) -> dict[fx.Node, Kind]:
             found[node] = "fixed"
         else:
             found[node] = _kind(network, node, moving)
-            _check_views(network, node, found[node])
+            _check_views(network, node)
     return found
 
 
-def _check_views(network: fx.GraphModule, node: fx.Node, kind: Kind) -> None:
-    """Refuse to write in place through a view of what is used otherwise too."""
-    if not (node.target in IN_PLACE or (kind in ("relu", "clipped") and in_place(network, node))):
+def _check_views(network: fx.GraphModule, node: fx.Node) -> None:
+    """Refuse to write in place through a view of what is used otherwise too, or under one."""
+    if not _writes(network, node):
         return
-    source = node.all_input_nodes[0]
+    source = written = node.all_input_nodes[0]
     while _is_view(network, source):
         source = source.all_input_nodes[0]
         if len(source.users) > 1:
             raise NotPiecewiseLinear(f"{node.name} writes over {source.name}, which is used again")
+    after = set(_after(node))
+    for view in written.users:
+        if _is_view(network, view) and view not in after and view is not node:
+            raise NotPiecewiseLinear(f"{node.name} writes over {written.name}, seen by {view.name}")
 
 
 def _is_view(network: fx.GraphModule, node: fx.Node) -> bool:

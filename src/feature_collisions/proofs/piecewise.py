@@ -17,7 +17,6 @@ from ..networks.graph import (
     NotPiecewiseLinear,
     ceiling_of,
     frozen_graph,
-    in_place,
     kinds,
     pooling,
 )
@@ -95,10 +94,7 @@ class Line(fx.Interpreter):
             self._insert(*_zeros(self.env[source]))
             if kind == "clipped":
                 self._insert(*_zeros(self.env[source] - ceiling))
-            result = self.env[source].clamp(0, ceiling)
-            if in_place(self.module, node):
-                self.env[source] = result
-            return result
+            return self.env[source].clamp(0, ceiling)
         if kind == "max_pool":
             values, options = self.env[node.all_input_nodes[0]], pooling(self.module, node)
             self._insert(*_switches(values, *options))

@@ -29,7 +29,6 @@ def problem_of(
     optimizer: OptimizerSettings,
 ) -> dict[str, Any]:
     """What a checkpoint must agree on; loss weights and limits may change on the way."""
-
     return {
         "classifier": weights_hash(model),
         "layer": layer,

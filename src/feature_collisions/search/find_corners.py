@@ -16,6 +16,7 @@ from ..data.devices import able
 from ..data.images import check_pair, save_png
 from ..ends import between_steps
 from ..errors import SettingError
+from ..hull.distances import SQUARE
 from ..hull.hull import Hull
 from ..networks.agreement import accepted, check_agreement, check_gradient, is_double
 from ..networks.frozen import frozen_copy, network_of, quicken
@@ -30,7 +31,6 @@ from ..settings.trainer import MIXED, check_trainer, device_ids, where
 from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
 from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Goal, unmet
-from .losses import visible_distances
 from .parameterisations import PatchComposite, Pixels
 from .sharing import search_shared
 from .summary import class_probabilities, summary_of
@@ -48,26 +48,7 @@ _SETTINGS: dict[str, type] = {
 class Search:
     """A search that is ready to run: everything it was given has been checked.
 
-    Args:
-        model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed, and stays where
-            it lies. What `model(images)` gives in eval mode is compared with what is searched.
-        layer: the target layer, a node whose output feeds a ReLU.
-        initial: (C, H, W) float32 in [0, 1], where every corner starts.
-        target: (C, H, W) likewise, whose features are matched.
-        corners: which of the target's inactive units to push down, counted in flat order.
-        loss, optimizer, stop, log: settings; the defaults are `experiment=mnist`'s.
-        trainer: arguments of Lightning's Trainer: accelerator, devices, precision. Without the
-            first two the search runs where the model lies; the hull lies there anyway.
-        directory: where curves, intermediate images and checkpoints go; None keeps none.
-        ckpt_path: a checkpoint to continue from.
-        corners_per_batch: images in one forward pass, corners and the points of `loss.hull`, or
-            `auto` for as many as memory holds.
-        channels_last: keep images and filters with the channels last.
-        compile: translate the frozen network with torch.compile.
-        sources: pasted patches: the corners are composites of them, and start at Eq. 5's (sec. 4);
-            None: they are pixels, and start at `initial` (sec. 3).
-        grid: of PatchComposite: a grid of logits a window, or None for a logit a pixel.
-        corner_order: `flat`, or `inactive_first`: units already inactive at the start come first.
+    Its fields are what `find_corners` takes.
 
     Raises:
         SettingError: for images, a model, a layer, corners or a checkpoint that cannot be used.
@@ -126,8 +107,12 @@ class Search:
                     f"feature_collisions.{kind.__name__}(...)"
                 )
             getattr(self, name).check()
-        if self.loss.distance:
-            visible_distances(torch.stack([self.initial, self.target]))  # refuses small images
+        if self.loss.distance and min(self.initial.shape[1:]) < SQUARE:
+            raise SettingError(
+                f"loss.distance={self.loss.distance}: is taken over squares of {SQUARE}x{SQUARE} "
+                f"pixels, and the images have {self.initial.shape[1]}x{self.initial.shape[2]}; set "
+                "loss.distance=0"
+            )
         self.directory = None if self.directory is None else Path(self.directory)
         self.ckpt_path = None if self.ckpt_path is None else Path(self.ckpt_path)
 
@@ -300,11 +285,36 @@ def find_corners(
     logger: Logger | None = None,
     **settings: Any,
 ) -> Hull:
-    """Find images that the classifier cannot tell from the target, one a corner (Eq. 3 and 4).
+    """Find images that the classifier cannot tell from the target, one per corner (Eq. 3 and 4).
 
     Args:
-        model, layer, initial, target, corners, settings: see Search.
-        logger: see Search.run.
+        model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed, and stays where
+            it lies. What `model(images)` gives in eval mode is compared with what is searched.
+        layer: the target layer, a node whose output feeds a ReLU.
+        initial: (C, H, W) float32 in [0, 1], where every corner starts.
+        target: (C, H, W) likewise, whose features are matched.
+        corners: which of the target's inactive units to push down, counted in flat order.
+        logger: a Lightning logger for curves and pictures.
+        **settings: what follows, by keyword.
+
+    Keyword Args:
+        loss (LossSettings): the loss's weights.
+        optimizer (OptimizerSettings): Adam or the authors' descent, and its rate.
+        stop (StopSettings): when the search stops.
+        log (LogSettings): cadences of curves, pictures and checkpoints.
+        trainer (dict): arguments of Lightning's Trainer: accelerator, devices, precision. Without
+            the first two the search runs where the model lies; the hull lies there anyway.
+        directory (Path): where curves, intermediate images and checkpoints go; None keeps none.
+        ckpt_path (Path): a checkpoint to continue from.
+        corners_per_batch (int | str): images in one forward pass, corners and the points of
+            `loss.hull`, or `auto` for as many as memory holds.
+        channels_last (bool): keep images and filters with the channels last.
+        compile (bool): compile the frozen network with torch.compile.
+        sources (Sources): pasted patches: the corners are composites of them, and start at
+            Eq. 5's (sec. 4); None: they are pixels, and start at `initial` (sec. 3).
+        grid (int): of composites: a grid of logits per window, or None for a logit per pixel.
+        corner_order (str): `flat`, or `inactive_first`: units already inactive at the start
+            come first.
 
     Returns:
         The hull of the corners. Whether they converged is in its `summary`.
