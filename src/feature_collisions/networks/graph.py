@@ -16,6 +16,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torchvision.models.feature_extraction import NodePathTracer
 
+from ..data.devices import able
+from .logits import device_of
 from .torchvision_models import Classifier
 
 Kind = Literal["fixed", "affine", "relu", "clipped", "max_pool"]
@@ -59,6 +61,8 @@ def trace(model: nn.Module) -> Traced:
 def frozen_graph(model: nn.Module, dtype: torch.dtype = torch.float64) -> fx.GraphModule:
     """A frozen copy of the model in eval mode, computing in `dtype`, as a graph.
 
+    It lies where the model lies, or on the CPU where that does not compute in `dtype`.
+
     Raises:
         NotPiecewiseLinear: when torch.fx cannot trace it, or it returns more than a tensor.
     """
@@ -68,7 +72,7 @@ def frozen_graph(model: nn.Module, dtype: torch.dtype = torch.float64) -> fx.Gra
             raise NotPiecewiseLinear("the network returns more than one tensor of logits")
         network = copy.deepcopy(fx.GraphModule(root, graph))
     _name_what_is_written(network)
-    network.requires_grad_(False).eval().to(dtype)
+    network.requires_grad_(False).eval().to(able(device_of(model), dtype), dtype)
     return network
 
 

@@ -23,9 +23,9 @@ from .logits import logits_in
 class TargetLayer(nn.Module):
     """f0: images to the target layer's pre-activations; what comes after is not computed.
 
-    It holds its own frozen copy of the part of `model` it needs, so that moving it to a device
-    or to float64 leaves the user's model alone. Models that `torch.fx` cannot trace are run
-    until the layer has its output, and stopped there.
+    It holds its own frozen copy of the part of `model` it needs, where that lies, so that moving it
+    to another device or to float64 leaves the user's model alone. Models that `torch.fx` cannot
+    trace are run until the layer has its output, and stopped there.
 
     Args:
         model: any classifier.
@@ -39,7 +39,7 @@ class TargetLayer(nn.Module):
     def __init__(self, model: nn.Module, layer: str) -> None:
         super().__init__()
         with evaluating(model):
-            self.network = _cut(model, layer).cpu()  # where images lie until Lightning moves both
+            self.network = _cut(model, layer)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to (B, N), before the ReLU, flattened."""
