@@ -5,12 +5,12 @@ import torch
 
 from feature_collisions.commands.pairs import (
     OUTCOME,
-    Pair,
     measure,
     parse_pairs,
     run_pairs,
     summary_table,
 )
+from feature_collisions.commands.random_pairs import Pair
 from feature_collisions.errors import SettingError
 from feature_collisions.search.find_corners import find_corners
 from feature_collisions.settings.search import LossSettings, StopSettings
@@ -32,9 +32,9 @@ def images(digits):
 def test_a_file_has_a_pair_a_line(images, tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("initial,target\n3,7\n\n1:2, 4\n")
-    assert parse_pairs(str(path), images, 0, Ink()) == [("3", "7"), ("1:2", "4")]
+    assert parse_pairs(str(path), images, 0, [Ink()]) == [("3", "7"), ("1:2", "4")]
     path.write_text("3,7\n")
-    assert parse_pairs(str(path), images, 0, Ink()) == [("3", "7")]
+    assert parse_pairs(str(path), images, 0, [Ink()]) == [("3", "7")]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_bad_line_is_named_by_its_number(images, tmp_path, text, message):
     path = tmp_path / "pairs.csv"
     path.write_text(text)
     with pytest.raises(SettingError, match=message):
-        parse_pairs(str(path), images, 0, Ink())
+        parse_pairs(str(path), images, 0, [Ink()])
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,13 @@ def test_a_bad_line_is_named_by_its_number(images, tmp_path, text, message):
 )
 def test_what_names_no_pairs_is_refused(images, setting):
     with pytest.raises(SettingError, match=rf"pairs={setting}: .*give a CSV file"):
-        parse_pairs(setting, images, 0, Ink())
+        parse_pairs(setting, images, 0, [Ink()])
 
 
 def test_random_pairs_are_of_two_classes_and_depend_on_the_seed(images):
-    pairs = parse_pairs("random:50", images, 0, Ink())
-    assert pairs == parse_pairs("random:50", images, 0, Ink())
-    assert pairs != parse_pairs("random:50", images, 1, Ink())
+    pairs = parse_pairs("random:50", images, 0, [Ink()])
+    assert pairs == parse_pairs("random:50", images, 0, [Ink()])
+    assert pairs != parse_pairs("random:50", images, 1, [Ink()])
     for pair in pairs:
         first, second = images.find("initial", pair.initial), images.find("target", pair.target)
         assert first.label != second.label
@@ -74,15 +74,15 @@ def test_random_pairs_are_of_two_classes_and_depend_on_the_seed(images):
 
 def test_random_targets_are_those_the_classifier_is_sure_of(images):
     """Sure of the second class is who sees little ink."""
-    for pair in parse_pairs("random:20:.9", images, 0, Ink()):
+    for pair in parse_pairs("random:20:.9", images, 0, [Ink()]):
         assert (images.find("target", pair.target).image > 0.5).float().mean() < 0.1
     inks = [
         float((images.find("target", pair.target).image > 0.5).float().mean())
-        for pair in parse_pairs("random:20", images, 0, Ink())
+        for pair in parse_pairs("random:20", images, 0, [Ink()])
     ]
     assert max(inks) > 0.1
     with pytest.raises(SettingError, match=r"pairs=random:2:.9999: only 0 of 200 draws have"):
-        parse_pairs("random:2:.9999", images, 0, Ink())
+        parse_pairs("random:2:.9999", images, 0, [Ink()])
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from scipy.stats import beta
 from torch import Tensor
 from torchmetrics import Metric
 
+from ..data.devices import able
 from ..networks.target import TargetFeatures
 from ..settings.search import StopSettings
 
@@ -31,6 +32,9 @@ def clopper_pearson_lower(successes: int, trials: int, confidence: float = 0.95)
 class HullStatistics(Metric):
     """Accuracy, probability and feature error over points of a hull (Tables 1 to 4).
 
+    It is kept where the target's features lie (in float64, so on the CPU where they have none), and
+    waits for nothing before `compute`.
+
     Args:
         target: the target's features.
         target_class: the class the target is given.
@@ -52,9 +56,10 @@ class HullStatistics(Metric):
         self, target: TargetFeatures, target_class: int, target_logits: Tensor, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.target, self.target_class = target, target_class
-        self.inactive = ~target.active
-        self.target_log = target_logits.double().log_softmax(0)
+        self.place, self.target_class = able(target_logits.device), target_class
+        self.features, self.active = target.features.to(self.place), target.active.to(self.place)
+        self.inactive = ~self.active
+        self.target_log = target_logits.to(self.place).double().log_softmax(0)
         for name in ("samples", "correct", "kept"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
         zero = torch.tensor(0.0, dtype=torch.float64)
@@ -64,6 +69,7 @@ class HullStatistics(Metric):
         self.add_state("probability_min", zero + 1, dist_reduce_fx="min")
         for name in ("positive_max", "kl_max"):
             self.add_state(name, zero.clone(), dist_reduce_fx="max")
+        self.to(self.place)
 
     def update(self, logits: Tensor, preactivation: Tensor) -> None:
         """Take in points.
@@ -72,16 +78,16 @@ class HullStatistics(Metric):
             logits: (B, classes).
             preactivation: (B, N) at the target layer.
         """
-        target = self.target
+        logits, preactivation = logits.to(self.place), preactivation.to(self.place)
         log = logits.double().log_softmax(1)
         probability = log[:, self.target_class].exp()
         divergence = (self.target_log.exp() * (self.target_log - log)).sum(1)
-        error = preactivation * target.active - target.features
+        error = preactivation * self.active - self.features
         self.samples += len(logits)
         self.correct += (logits.argmax(1) == self.target_class).sum()
         self.probability_sum += probability.sum()
         places = (probability * _BINS).long().clamp(0, _BINS - 1)  # NaN goes to a bin too
-        self.histogram += places.bincount(minlength=_BINS)
+        self.histogram.index_add_(0, places, torch.ones_like(places))
         self.probability_min = torch.minimum(self.probability_min, probability.min())
         self.positive_max = torch.maximum(self.positive_max, error.norm(dim=1).max().double())
         self.kept += ((preactivation <= 0) & self.inactive).sum()
@@ -96,7 +102,7 @@ class HullStatistics(Metric):
         probability of the target's class, in equal bins from 0 to 1.
         """
         samples, correct = int(self.samples), int(self.correct)
-        norm = float(self.target.features.norm())
+        norm = float(self.features.norm())
         inactive = int(self.inactive.sum())
         return {
             "samples": samples,
