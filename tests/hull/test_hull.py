@@ -6,7 +6,8 @@ from torch import nn
 
 from feature_collisions import Hull
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.hull import dirichlet, mixes, project_to_simplex
+from feature_collisions.hull.hull import dirichlet, mixes
+from feature_collisions.hull.worst_case import project_to_simplex
 
 
 def hull_of(model, corners, target_class, layer="hidden", **summary):
