@@ -81,6 +81,7 @@ def train(
     from ..networks.classifiers import load_classifier  # imported here: it takes seconds
     from ..report.report import classes_of, print_corners
     from ..report.wandb_logs import check_login
+    from ..settings.trainer import single_device
     from .deciding import deciding, hashes
     from .pairs import (
         check_earlier,
@@ -94,6 +95,8 @@ def train(
     check_login(settings.wandb.mode)
     data = load_data(settings.data)
     model = load_classifier(settings.classifier, data, settings.seed)
+    if place := single_device(settings.trainer):  # the hull is measured there, too
+        model.to(place)
     settings, config = with_layer(settings, config, model)
     known = hashes(settings, model, data)
     if settings.pairs is None:
