@@ -1,8 +1,4 @@
-"""Many pairs of images, one run directory each: which of them succeed, and why the others do not.
-
-A pair succeeds when every sampled interpolation is of the target's class and their mean
-probability is within 0.05 of the target's.
-"""
+"""Many pairs of images, one run directory each: which outcome each has (`Outcome`), and why."""
 
 import errno
 import math
@@ -19,13 +15,14 @@ from ..errors import CollisionError, SettingError
 from ..hull.hull import Hull
 from ..hull.places import CHECKPOINT, CORNERS
 from ..hull.run import load_run
-from ..hull.statistics import shortcomings
+from ..hull.statistics import OUTCOMES, counted
 from ..report.tables import markdown_table
 from .deciding import differences_to
 from .pairs_file import read_pairs_file, shown
 from .random_pairs import Pair, random_pairs
 
 OUTCOME = "outcome.json"
+FAILED = "not measured"
 _RULE = (
     "give a CSV file with initial,target a line, random:N, random:N:0 for images that the "
     "classifier is right about, or random:N:P for targets that it gives a probability above P"
@@ -146,7 +143,7 @@ def run_pairs(
 
 
 def evaluated(outcome: dict[str, Any]) -> bool:
-    """Whether a pair's hull was found and measured, be it a success or not."""
+    """Whether a pair's hull was found and measured, whatever its outcome."""
     return "accuracy" in outcome
 
 
@@ -167,7 +164,8 @@ def _known_outcome(place: Path) -> dict[str, Any] | None:
         saved = read_json(place / OUTCOME)
     except SettingError:
         return None
-    return saved if isinstance(saved, dict) and evaluated(saved) else None
+    whole = isinstance(saved, dict) and evaluated(saved) and saved.get("outcome") in OUTCOMES
+    return saved if whole else None
 
 
 def _outcome(
@@ -180,12 +178,12 @@ def _outcome(
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         reason = (str(error).splitlines() or [""])[0]
-        return {"success": False, "reasons": [f"{type(error).__name__}: {reason}"]}
+        return {"outcome": FAILED, "reasons": [f"{type(error).__name__}: {reason}"]}
     return outcome
 
 
 def measure(hull: Hull, samples: int) -> dict[str, Any]:
-    """Whether a hull is a success, by `samples` uniform interpolations of its corners.
+    """Which outcome a hull has, by `samples` uniform interpolations of its corners.
 
     Raises:
         CollisionError: when the classifier's answers are not finite.
@@ -196,10 +194,10 @@ def measure(hull: Hull, samples: int) -> dict[str, Any]:
         raise CollisionError(
             f"the classifier's probabilities are not finite (mean {mean}, the target's {target})"
         )
-    reasons = shortcomings(found, target)
+    name, reasons = hull.outcome(found)
     distances = hull.corner_distances()
     return {
-        "success": not reasons,
+        "outcome": name,
         "reasons": reasons,
         "search": hull.summary.get("unmet", []),
         "samples": samples,
@@ -214,11 +212,14 @@ def measure(hull: Hull, samples: int) -> dict[str, Any]:
 
 
 def _verdict(outcome: dict[str, Any]) -> str:
-    return "success" if outcome["success"] else "; ".join(outcome["reasons"])
+    reasons = "; ".join(outcome["reasons"])
+    if outcome["outcome"] == FAILED:
+        return reasons
+    return f"{outcome['outcome']} ({reasons})" if reasons else outcome["outcome"]
 
 
 def summary_table(outcomes: Sequence[dict[str, Any]]) -> str:
-    """The pairs as Markdown, with the share that succeeded.
+    """The pairs as Markdown; above them, how many have which outcome.
 
     The largest L_pos of the interpolations is over ||f(t)||: how near the features really are.
     """
@@ -239,8 +240,8 @@ def summary_table(outcomes: Sequence[dict[str, Any]]) -> str:
         ]
         for outcome in outcomes
     ]
-    good = sum(outcome["success"] for outcome in outcomes)
-    return f"{good} of {len(outcomes)} pairs succeeded\n\n{markdown_table(header, rows)}\n"
+    counts = counted(outcome["outcome"] for outcome in outcomes)
+    return f"{counts}\n\n{markdown_table(header, rows)}\n"
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -17,7 +17,7 @@ from ..networks.target import TargetFeatures
 from ..networks.target_layer import Observed, ceiling_at
 from ..settings.rules import one_of
 from .run import write_run
-from .statistics import HullStatistics
+from .statistics import HullStatistics, Outcome, limit_of, outcome_of
 
 
 def dirichlet(count: int, corners: int, generator: torch.Generator) -> Tensor:
@@ -122,6 +122,10 @@ class Hull:
         """The class the classifier gives the target, right or wrong."""
         target_class: int = self.summary["target_class"]
         return target_class
+
+    def outcome(self, sample: dict[str, Any]) -> Outcome:
+        """What `sample`, of this hull, says it is: see Outcome."""
+        return outcome_of(sample, self.summary["target_probability"], limit_of(self.summary))
 
     def points(self, weights: Tensor) -> Tensor:
         """Convex mixes of the corners: (B, K) weights to (B, C, H, W) images."""

@@ -1,6 +1,7 @@
 """What a set of points says about a hull, as torchmetrics; memory does not grow with the points."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import beta
@@ -9,6 +10,7 @@ from torchmetrics import Metric
 
 from ..data.devices import able
 from ..networks.target import TargetFeatures
+from ..settings.search import StopSettings
 
 _BINS = 50
 
@@ -118,17 +120,38 @@ class HullStatistics(Metric):
 
 
 NEAR = 0.05  # of the target's probability, for the mean over the hull
+FEATURES, CLASS, NEITHER = OUTCOMES = ("features collide", "class only", "neither")
 
 
-def shortcomings(sample: dict[str, Any], target_probability: float) -> list[str]:
-    """Why sampled points of a hull are no success; empty where they are one.
+class Outcome(NamedTuple):
+    """What sampled points say a hull is, and why it is no more than that.
 
-    A success: every point is of the target's class, and their mean probability is within 0.05 of
-    the target's.
+    `features collide`: all points are of the target's class, their mean probability is within 0.05
+    of the target's, and the largest L_pos over ||f(t)|| is at most the experiment's limit,
+    `stop.hull_relative`. `class only`: all of this but for the last. `neither`: anything else.
+    """
+
+    name: str
+    reasons: list[str]
+
+
+def limit_of(summary: dict[str, Any]) -> float:
+    """The largest L_pos over ||f(t)|| that `summary.json` calls a collision; else the default."""
+    return float(summary.get("hull_relative", StopSettings.hull_relative))
+
+
+def outcome_of(sample: dict[str, Any], target_probability: float, limit: float) -> Outcome:
+    """Which of the three outcomes a hull has; what is claimed is sampled, not proved.
 
     Args:
         sample: what `HullStatistics.compute` gives.
         target_probability: the class's, at the target.
+        limit: of the largest L_pos over ||f(t)||.
+
+    Example:
+        >>> sample = {"accuracy": 1.0, "probability_mean": 0.7, "positive_relative_max": 0.4}
+        >>> outcome_of(sample, 0.7, limit=0.3)
+        Outcome(name='class only', reasons=['largest L_pos 0.400 ||f(t)||, the limit is 0.3'])
     """
     reasons = []
     if sample["accuracy"] < 1:
@@ -137,4 +160,25 @@ def shortcomings(sample: dict[str, Any], target_probability: float) -> list[str]
     mean = sample["probability_mean"]
     if not abs(mean - target_probability) <= NEAR:
         reasons.append(f"mean probability {mean:.3f}, the target's is {target_probability:.3f}")
-    return reasons
+    name, largest = NEITHER if reasons else CLASS, sample["positive_relative_max"]
+    if largest is None:
+        reasons.append("the target has no active unit, so there is no ||f(t)|| to compare with")
+    elif not largest <= limit:
+        reasons.append(f"largest L_pos {largest:.3f} ||f(t)||, the limit is {limit:g}")
+    return Outcome(name if reasons else FEATURES, reasons)
+
+
+def counted(outcomes: Iterable[str]) -> str:
+    """How many hulls have which outcome, in words; what could not be measured is its reason.
+
+    Example:
+        >>> counted(["class only", "features collide", "RuntimeError: x", "features collide"])
+        '2 of 4: features collide; 1: class only; 0: neither; 1: not measured'
+    """
+    found = list(outcomes)
+    numbers = [found.count(name) for name in OUTCOMES]
+    parts = [f"{n}: {name}" for n, name in zip(numbers, OUTCOMES, strict=True)]
+    parts[0] = f"{numbers[0]} of {len(found)}: {FEATURES}"
+    if sum(numbers) < len(found):
+        parts.append(f"{len(found) - sum(numbers)}: not measured")
+    return "; ".join(parts)

@@ -16,7 +16,7 @@ from ..data.devices import able
 from ..data.images import check_pair, save_png
 from ..ends import between_steps
 from ..errors import SettingError
-from ..hull.distances import SQUARE
+from ..hull.distances import SIGMA
 from ..hull.hull import Hull
 from ..networks.agreement import accepted, check_agreement, check_gradient, is_double
 from ..networks.frozen import frozen_copy, network_of, quicken
@@ -107,11 +107,11 @@ class Search:
                     f"feature_collisions.{kind.__name__}(...)"
                 )
             getattr(self, name).check()
-        if self.loss.distance and min(self.initial.shape[1:]) < SQUARE:
+        if self.loss.distance and min(self.initial.shape[1:]) < 2 * SIGMA:
             raise SettingError(
-                f"loss.distance={self.loss.distance}: is taken over squares of {SQUARE}x{SQUARE} "
-                f"pixels, and the images have {self.initial.shape[1]}x{self.initial.shape[2]}; set "
-                "loss.distance=0"
+                f"loss.distance={self.loss.distance}: is taken after a low-pass over some "
+                f"{2 * SIGMA}x{2 * SIGMA} pixels, and the images have {self.initial.shape[1]}x"
+                f"{self.initial.shape[2]}; set loss.distance=0"
             )
         self.directory = None if self.directory is None else Path(self.directory)
         self.ckpt_path = None if self.ckpt_path is None else Path(self.ckpt_path)
@@ -152,6 +152,7 @@ class Search:
             self.goal,
             classifier,
             logits.to(self.dtype) if self.loss.output else None,
+            self.initial.to(self.dtype) if self.loss.nearness else None,
             parse_corners_per_batch(self.corners_per_batch),
             problem_of(self.model, self.layer, self.initial, self.target, units, self.optimizer)
             | self._problem_of_sources(),
@@ -268,6 +269,7 @@ class Search:
             "classifier_hash": self.module.problem["classifier"],
             "layer": self.layer,
             "distance_scale": 1 if len(self.initial) == 1 else 255,
+            "hull_relative": float(self.stop.hull_relative),
             "converged": not late,
             "unmet": late,
             "steps": self.module.step,
