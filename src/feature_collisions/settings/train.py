@@ -27,13 +27,15 @@ from .search import (
 class ClassifierSettings:
     """A network, its weights, and the layer whose features collide.
 
-    `name` is `mnist_mlp`, `file` (imported from `path`, MODULE:NAME) or torchvision's.
+    `name` is `mnist_mlp`, `file` (imported from `path`, MODULE:NAME) or torchvision's. `train`
+    trains mnist_mlp anew, on the data and with the run's seed, in place of what ships.
     """
 
     name: str = MISSING
     weights: str | None = None
     layer: str = MISSING
     path: str | None = None
+    train: bool = False
 
 
 @dataclass
