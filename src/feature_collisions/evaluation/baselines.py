@@ -66,7 +66,7 @@ def plain_corners(hull: Hull, count: int, steps: int, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(count, *hull.target.shape, generator=generator)
-    images = images.to(hull.features.features.dtype).requires_grad_()
+    images = images.to(hull.features.features).requires_grad_()
     settings = OptimizerSettings()
     optimizer = make_optimizer(settings, [images])  # type: ignore[list-item]
     layer = TargetLayer(hull.model, hull.layer)

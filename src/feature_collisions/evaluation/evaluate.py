@@ -208,6 +208,16 @@ def _sampled(law: str, uint8: bool) -> "Measurement":
     return measure
 
 
+def outcome(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
+    """Which of the three outcomes the hull has, by the uniform sample, and why it is no better."""
+    if "dirichlet" not in known:
+        return {}
+    name, reasons = hull.outcome(known["dirichlet"])
+    return {"outcome": name, "outcome_reasons": reasons}
+
+
 def distances(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
@@ -302,7 +312,7 @@ SAMPLED: dict[str, Measurement] = {
     law + suffix: _sampled(law, uint8)
     for suffix, uint8 in (("", False), ("_uint8", True))
     for law in SAMPLERS
-}
+} | {"outcome": outcome}
 OF_TWO_CORNERS: dict[str, Measurement] = {
     "distances": distances, "looks": looks, "balls": ball, "simplices": turned_simplices,
     "plain": plain_hull, "worst_case": worst_case, "edges": edges, "collision_proof": collision,

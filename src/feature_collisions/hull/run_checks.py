@@ -35,6 +35,8 @@ def check_summary(directory: Path, summary: dict[str, Any]) -> None:
             raise SettingError(f"run={directory}: a corner in summary.json is no entry of its own")
         for key, kind in kinds.items():
             _check_entry(directory, key, part.get(key), kind)
+    if "hull_relative" in summary:
+        _check_entry(directory, "hull_relative", summary["hull_relative"], (0, _COUNT))
     _check_text(directory, summary)
     numbers = [entry["corner"] for entry in summary["corners"]]
     if len(set(numbers)) < len(numbers):

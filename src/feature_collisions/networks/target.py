@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..data.devices import able
 from ..errors import SettingError
 from .graph import evaluating
 from .logits import ask
@@ -103,9 +104,10 @@ def passing(size: Sequence[int], where: str = "") -> Iterator[None]:
 
 @torch.no_grad()
 def preactivation_of(model: nn.Module, layer: str, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """f0 (B, N) of images (B, C, H, W), computed in `dtype`."""
-    cut = TargetLayer(model, layer).to(dtype)
-    return torch.cat([cut(part) for part in images.to(dtype).split(_TOGETHER)])
+    """f0 (B, N) of images (B, C, H, W), computed in `dtype`, where the images lie if that can."""
+    place = able(images.device, dtype)
+    cut = TargetLayer(model, layer).to(place, dtype)
+    return torch.cat([cut(part) for part in images.to(place, dtype).split(_TOGETHER)])
 
 
 @torch.no_grad()

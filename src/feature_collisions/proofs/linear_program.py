@@ -191,7 +191,7 @@ class LinearPrograms:
         self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
         self.model = accepted(self.model)
         self.features = target_features(self.model, self.layer, self.target, torch.float64)
-        cut = TargetLayer(self.model, self.layer).double()
+        cut = TargetLayer(self.model, self.layer).cpu().double()  # where HiGHS solves
         pair = torch.stack([self.initial, self.target])
         with passing(self.target.shape):
             check_agreement(self.model, self.layer, pair, Observed(self.model, self.layer), [cut])

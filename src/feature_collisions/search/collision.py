@@ -108,6 +108,7 @@ class Collision(LightningModule):
         goal: what every corner must reach.
         classifier: images to logits, where the goal speaks of classes.
         target_logits: (classes,) of the target, where the loss compares them.
+        initial: (C, H, W), where the loss holds corners near it.
         per_batch: images in one forward pass, corners and points between them; None for as many
             as memory holds.
         problem: what a checkpoint must agree on to be continued from.
@@ -134,6 +135,7 @@ class Collision(LightningModule):
         goal: Goal,
         classifier: nn.Module | None = None,
         target_logits: Tensor | None = None,
+        initial: Tensor | None = None,
         per_batch: int | None = None,
         problem: dict[str, Any] | None = None,
     ) -> None:
@@ -142,7 +144,7 @@ class Collision(LightningModule):
         self.strict_loading = False  # a checkpoint holds the parameterisation only
         self.network = network
         self.parameterisation = parameterisation
-        self.loss = CollisionLoss(target, units, loss, target_logits)
+        self.loss = CollisionLoss(target, units, loss, target_logits, initial)
         self.loss_settings, self.optimizer_settings, self.stop = loss, optimizer, stop
         self.every, self.goal, self.per_batch = every, goal, per_batch
         self.classifier = classifier

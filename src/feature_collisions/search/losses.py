@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..hull.distances import visible_distances
+from ..hull.distances import smooth_distances
 from ..networks.target import TargetFeatures
 from ..settings.search import LossSettings
 
@@ -105,6 +105,7 @@ class CollisionLoss(nn.Module):
         units: (K,) each corner's unit.
         settings: alpha, beta, gamma, the form of L_pos, and what goes beyond the paper.
         target_logits: (classes,), where `loss.output` compares classes.
+        initial: (C, H, W), where `loss.nearness` holds corners near it.
     """
 
     features: Tensor
@@ -112,6 +113,7 @@ class CollisionLoss(nn.Module):
     inactive: Tensor
     units: Tensor
     target_logits: Tensor | None
+    initial: Tensor | None
 
     def __init__(
         self,
@@ -119,6 +121,7 @@ class CollisionLoss(nn.Module):
         units: Tensor,
         settings: LossSettings,
         target_logits: Tensor | None = None,
+        initial: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings
@@ -129,6 +132,7 @@ class CollisionLoss(nn.Module):
         self.register_buffer("inactive", (~target.active).to(target.features))
         self.register_buffer("units", units)
         self.register_buffer("target_logits", target_logits)
+        self.register_buffer("initial", initial)
 
     @property
     def alpha(self) -> float:
@@ -170,7 +174,10 @@ class CollisionLoss(nn.Module):
         if settings.gamma:
             terms.append(settings.gamma * variation.sum())
         if settings.distance and len(images) > 1:
-            terms.append(-settings.distance * len(images) * visible_distances(images).mean())
+            terms.append(-settings.distance * len(images) * smooth_distances(images).mean())
+        if settings.nearness:
+            assert self.initial is not None
+            terms.append(settings.nearness / 2 * (images - self.initial).square().sum())
         return terms
 
     def curves(self, preactivation: Tensor, variation: Tensor) -> dict[str, Tensor]:
