@@ -57,7 +57,11 @@ def hull_of(
             str(named_data.get("resize", DataSettings.resize)),
         )
         settings = ClassifierSettings(
-            str(named["name"]), weights or named["weights"], str(named["layer"]), path
+            str(named["name"]),
+            weights or named["weights"],
+            str(named["layer"]),
+            path,
+            train=weights is None and named.get("train") is True,
         )
         seed = int(run.config["seed"])
         places = (named_data["root"], named["weights"])
