@@ -78,8 +78,9 @@ def plain_corners(
         optimizer.param_groups[0]["lr"] = rate_at(settings, step, steps)
         with in_half(images.device, precision):
             preactivation = layer(images).to(images.dtype)
-        kept = torch.where(hull.features.active, preactivation, preactivation.relu())
-        error = (kept - hull.features.features).norm(dim=1)
+        oriented = hull.features.oriented(preactivation)
+        kept = torch.where(hull.features.active, oriented, oriented.relu())
+        error = (kept - hull.features.values).norm(dim=1)
         optimizer.zero_grad()
         error.sum().backward()
         optimizer.step()
@@ -137,7 +138,7 @@ def plain(
     corners = plain_corners(hull, len(hull.corners), steps, seed, precision)
     with torch.no_grad():
         preactivation = TargetLayer(hull.model, hull.layer)(corners)
-    errors = (preactivation.relu() - hull.features.features).norm(dim=1)
+    errors = (hull.features.rectified(preactivation) - hull.features.features).norm(dim=1)
     norm = float(hull.features.features.norm())
     found = hull.sample(samples, seed=seed, corners=corners, name="Hull of plain Eq. 1")
     distance = float(torch.pdist(corners.flatten(1)).mean())

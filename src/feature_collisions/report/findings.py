@@ -88,17 +88,23 @@ def _class(of_class: dict[str, Any], target: str) -> str:
 
 
 def baselines_table(result: dict[str, Any]) -> str:
-    """Table 5, and the other sets the hull is compared with."""
-    rows = [
-        ("the hull, Dirichlet(1)", result.get("dirichlet", {}).get("accuracy")),
-        ("ball, any direction (appendix B)", result.get("ball_accuracy")),
-        ("the same, clipped to [0, 1]", result.get("ball_clipped_accuracy")),
-        ("ball in the corners' own span", result.get("ball_span_accuracy")),
-        ("the corners' simplex, turned at random", result.get("random_simplex_accuracy")),
-        ("hull of plain Eq. 1 solutions", result.get("plain_accuracy")),
-    ]
+    """Table 5, and the other sets the hull is compared with, each with how many points it had."""
+    sets = {
+        "ball, any direction (appendix B)": "ball_",
+        "the same, clipped to [0, 1]": "ball_clipped_",
+        "ball in the corners' own span": "ball_span_",
+        "the corners' simplex, turned at random": "random_simplex_",
+        "hull of plain Eq. 1 solutions": "plain_",
+    }
+    rows = [("the hull, Dirichlet(1)", result.get("dirichlet", {}), "")]
+    rows += [(name, result, prefix) for name, prefix in sets.items()]
+    keys = (("samples", ""), ("accuracy", ".2%"), ("accuracy_lower_95", ".2%"))
     return markdown_table(
-        ["points of", "target's class"], [[name, number(share, ".2%")] for name, share in rows]
+        ["points of", "points", "target's class", "at least (95 %)"],
+        [
+            [name, *(number(found.get(prefix + key), form) for key, form in keys)]
+            for name, found, prefix in rows
+        ],
     )
 
 

@@ -110,7 +110,7 @@ class EvaluateSettings:
 
     run: str | None = None
     samples: int = 2000
-    samples_beside: int = 500
+    samples_beside: int = 300
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     worst_case: WorstCaseSettings = field(default_factory=WorstCaseSettings)
