@@ -7,7 +7,7 @@ import pytest
 import torch
 from made_hull import NAMES, made_hull
 
-from feature_collisions.report.explorer import explored, fineness, lattice
+from feature_collisions.evaluation.lattice import explored, fineness, lattice
 
 
 @pytest.mark.parametrize(("corners", "steps"), [(2, 7), (3, 4), (4, 3), (5, 2), (6, 1)])

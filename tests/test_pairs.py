@@ -6,12 +6,13 @@ import torch
 from feature_collisions.commands.pairs import (
     OUTCOME,
     Pair,
-    measure,
+    outcome_of,
+    outcomes_table,
     parse_pairs,
     run_pairs,
-    summary_table,
 )
 from feature_collisions.errors import SettingError
+from feature_collisions.report.tables import as_markdown, as_text
 from feature_collisions.search.find_corners import find_corners
 from feature_collisions.settings.search import LossSettings, StopSettings
 
@@ -94,14 +95,14 @@ def hull(shift, shift_images):
 
 
 def test_a_pair_succeeds_by_its_interpolations(hull):
-    outcome = measure(hull, 50)
+    outcome = outcome_of(hull, 50)
     assert outcome["accuracy"] == 1
     expected = abs(outcome["probability_mean"] - outcome["target_probability"]) <= 0.05
     assert outcome["success"] == expected
     hull.summary["target_probability"] = outcome["probability_mean"] + 0.051
-    assert measure(hull, 50)["reasons"][0].startswith("mean probability")
+    assert outcome_of(hull, 50)["reasons"][0].startswith("mean probability")
     hull.summary["target_class"] = (hull.summary["target_class"] + 1) % 3
-    assert measure(hull, 50)["reasons"][0] == "50 of 50 interpolations are of another class"
+    assert outcome_of(hull, 50)["reasons"][0] == "50 of 50 interpolations are of another class"
 
 
 def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull, tmp_path):
@@ -121,8 +122,9 @@ def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull
     assert outcomes[1]["reasons"] == ["RuntimeError: the machine"]
     assert json.loads((tmp_path / "pairs.json").read_text()) == outcomes
     table = (tmp_path / "pairs.md").read_text()
-    assert table.startswith("2 of 3 pairs succeeded\n")
-    assert "| c/d | e | - | - | - | - | - | - | - | RuntimeError: the machine |" in table
+    assert table.startswith("# 2 of 3 pairs succeeded\n")
+    cells = " ".join(table.split())  # columns are filled up with spaces
+    assert "| c/d | e | - | - | - | - | - | - | - | RuntimeError: the machine |" in cells
 
     again = run_pairs(pairs, tmp_path, search, samples=20)
     assert searched[3:] == [pairs[1]]
@@ -137,7 +139,10 @@ def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull
 
 
 def test_no_pair_is_a_table_without_rows():
-    assert summary_table([]).startswith("0 of 0 pairs succeeded")
+    table = outcomes_table([])
+    assert table.heading == "0 of 0 pairs succeeded"
+    assert as_text(table).startswith("initial")
+    assert as_markdown(table).count("\n") == 3  # note, gap, columns, rule
 
 
 @pytest.mark.parametrize("output", [0.0, 0.3])
