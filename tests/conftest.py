@@ -1,9 +1,5 @@
 import functools
 import os
-import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 # Before torch is imported: threads that spin while they wait starve each other on a busy machine,
 # and training the classifier then takes minutes instead of seconds.
@@ -13,16 +9,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
-from filelock import FileLock
-from torch import nn
 
-ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared"
+from helpers.commands import SHARED, run_command
+from helpers.networks import Shift
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """One cache folder for the whole session, all workers': the classifier is trained once."""
+    """One cache folder for the whole session, all workers'."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -51,32 +45,12 @@ def digits():
 
 
 @pytest.fixture(scope="session")
-def classifier(cache, digits):
-    """The classifier of the main job."""
+def classifier(digits):
+    """The classifier of the main job, which ships with the package."""
     from feature_collisions.networks.classifiers import load_classifier
     from feature_collisions.settings.train import ClassifierSettings
 
-    with FileLock(cache / "classifier.lock"):
-        return load_classifier(ClassifierSettings("mnist_mlp", None, "hidden1"), digits)
-
-
-class Shift(nn.Module):
-    """f0(x) = x - 1/2 pixel by pixel, then ReLU and a readout: its polytope is known exactly."""
-
-    def __init__(self, pixels=9, classes=3):
-        super().__init__()
-        self.hidden = nn.Linear(pixels, pixels)
-        self.relu = nn.ReLU(inplace=True)
-        self.output = nn.Linear(pixels, classes)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            self.hidden.weight.copy_(torch.eye(pixels))
-            self.hidden.bias.fill_(-0.5)
-            self.output.weight.normal_(generator=generator)
-            self.output.bias.zero_()
-
-    def forward(self, images):
-        return self.output(self.relu(self.hidden(images.flatten(1))))
+    return load_classifier(ClassifierSettings("mnist_mlp", None, "hidden1"), digits)
 
 
 @pytest.fixture
@@ -91,18 +65,6 @@ def shift_images():
     return torch.full((1, 3, 3), 0.25), target
 
 
-def run_command(folder, script, *arguments):
-    """Run train.py or evaluate.py in this process, in `folder`; gives the exit message."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", [script, *arguments])
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except SystemExit as stop:
-            return stop.code
-        return None
-
-
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """`run_command` in an empty folder."""
@@ -110,25 +72,12 @@ def command(tmp_path, monkeypatch):
     return functools.partial(run_command, tmp_path)
 
 
-def start(script, *arguments, cwd, **options):
-    """Start train.py or evaluate.py as a user would."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *arguments],
-        cwd=cwd,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        **options,
-    )
-
-
 @pytest.fixture
 def database(tmp_path, monkeypatch):
     """40 smooth pictures in colour, so that near windows exist; the last equals the first."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    from made_patches import SETTINGS, images_of
-
     from feature_collisions.patches.database import open_database
+    from helpers.patches import SETTINGS, images_of
 
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(40, 3, 6, 6, generator=generator)

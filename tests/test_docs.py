@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_command
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from feature_collisions.commands.start import register_schemas
 from feature_collisions.settings.train import expand_corner_sweep, to_settings
+from helpers.commands import ROOT, run_command
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^ {4}\S.*\n)+", re.MULTILINE)
@@ -117,7 +117,10 @@ def test_commands_are_found():
     pages = {page for page, _ in listed()}
     assert {
         "README.md",
-        *(f"docs/{name}.md" for name in ("method", "own_classifier", "scale")),
+        *(
+            f"docs/{name}.md"
+            for name in ("explanation/method", "tutorials/own_network", "how-to/scale")
+        ),
     } <= pages
 
 
@@ -205,7 +208,7 @@ def test_every_python_example(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = [body for kind, body in FENCED.findall(page.read_text()) if kind == "python"]
     if not blocks:
-        assert page not in (ROOT / "README.md", ROOT / "docs" / "own_classifier.md")
+        assert page not in (ROOT / "README.md", ROOT / "docs" / "tutorials" / "own_network.md")
         return
     x0, xt = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     names = {"model": example_network(), "x0": x0, "xt": xt}
@@ -244,7 +247,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_function_that_the_method_names_exists():
-    text = (ROOT / "docs" / "method.md").read_text()
+    text = (ROOT / "docs" / "explanation" / "method.md").read_text()
     named = {
         name for name in re.findall(r"`(\w+(?:\.\w+)+)`", text)
         if ".".join(name.split(".")[:2]) in MODULES

@@ -1,4 +1,4 @@
-"""docs/example.ipynb: its cells run, and the outputs it is stored with are theirs.
+"""The notebook of docs/tutorials: its cells run, and the outputs it is stored with are theirs.
 
 `python tests/test_notebook.py` runs them and stores the outputs anew; no Jupyter is needed.
 """
@@ -11,9 +11,10 @@ import re
 
 import matplotlib as mpl
 import pytest
-from conftest import ROOT
 
-NOTEBOOK = ROOT / "docs" / "example.ipynb"
+from helpers.commands import ROOT
+
+NOTEBOOK = ROOT / "docs" / "tutorials" / "first_collision.ipynb"
 DPI = 80
 
 

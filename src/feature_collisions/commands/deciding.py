@@ -25,8 +25,8 @@ from ..settings.train import Settings
 SETTINGS = "settings.json"
 
 _LEFT_OUT = {
-    "name", "pairs", "initial", "target", "ckpt_path", "rates", "wandb", "corners_per_batch",
-    "classifier.weights", "classifier.path", "data.root", "patches.root",
+    "name", "pairs", "networks", "initial", "target", "ckpt_path", "rates", "wandb",
+    "corners_per_batch", "classifier.weights", "classifier.path", "data.root", "patches.root",
     "log.images_every", "log.checkpoint_every", "trainer.devices", "trainer.strategy",
 }  # fmt: skip
 
@@ -48,7 +48,8 @@ def deciding(
     Args:
         settings: of the run.
         hashes: of the classifier and the patches.
-        initial, target: (C, H, W).
+        initial: (C, H, W).
+        target: (C, H, W).
     """
     images = {"initial.image": digest(initial), "target.image": digest(target)}
     return dict(_flat(asdict(settings), "")) | hashes | images

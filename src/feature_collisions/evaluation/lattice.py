@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..hull.hull import Hull, batch_sizes
+from ..networks.graph import evaluating
 from ..networks.logits import ask
-from ..networks.target_layer import evaluating
 
 _MOST_POINTS = 1500
 _FINEST = 100

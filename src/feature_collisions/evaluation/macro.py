@@ -5,8 +5,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..hull.distances import SQUARE, visible_distances
 from ..hull.hull import Hull
-from ..search.losses import visible_distances
 from .differences import similarity
 
 
@@ -23,7 +23,7 @@ def macro_share(images: Tensor) -> float | None:
     Returns:
         The share, or None for equal images, and for images under 8 pixels.
     """
-    if min(images.shape[2:]) < 8:
+    if min(images.shape[2:]) < SQUARE:
         return None
     whole = F.pdist(images.flatten(1)).mean()
     return float(visible_distances(images).mean() / whole) if whole > 0 else None

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import SettingError
+from .graph import evaluating
 from .logits import ask, first_weight, like_weights
-from .target_layer import Observed, TargetLayer, copied, evaluating, module_named
+from .target_layer import Observed, TargetLayer, copied, module_named
 
 _HALF = (torch.float16, torch.bfloat16)
 _REDUCED = 1e-2  # where float32 is multiplied with the ten bits of TF32, as GPUs may
@@ -97,6 +98,24 @@ def check_agreement(
             alike(what, preactivation, found, _suspects(model))
 
 
+@torch.no_grad()
+def check_graph(model: nn.Module, network: nn.Module, images: Tensor) -> None:
+    """Raise SettingError unless a graph of all images gives what the model does of each alone.
+
+    Args:
+        model: the classifier, called as its user would, in eval mode.
+        network: a copy of it as a graph, in any precision, which returns the logits alone.
+        images: (B, C, H, W), on which they are compared.
+    """
+    with evaluating(model):
+        alone = torch.cat([ask(model, image[None]) for image in images])
+    found = network(like_weights(network, images))
+    if not isinstance(found, Tensor):
+        raise SettingError(f"model: returns {type(found).__name__}, not logits alone")
+    what = "as torch.fx traces it, it gives other logits than image by image"
+    _check_alike(_reduces(model), what, alone, found, f"{_suspects(model)}. {_BATCH}")
+
+
 @torch.enable_grad()
 def check_gradient(network: TargetLayer | Observed, images: Tensor) -> None:
     """Raise SettingError unless the layer's values can be traced back to the images."""
@@ -151,9 +170,9 @@ def _check_alike(reduced: bool, what: str, expected: Tensor, found: Tensor, caus
         raise SettingError(
             f"model: {what}: of shape {tuple(found.shape)}, not {tuple(expected.shape)}. {cause}"
         )
-    there = found.to(expected.device)
-    difference = float((expected - there).abs().max())
-    scale = float(torch.maximum(expected.abs().max(), there.abs().max()))
+    here, there = expected.cpu(), found.cpu()  # one of them may be where there is no float64
+    difference = float((here - there).abs().max())
+    scale = float(torch.maximum(here.abs().max(), there.abs().max()))
     if not difference <= _rounding(reduced, expected, found) * scale:
         raise SettingError(
             f"model: {what}: they differ by {difference:.3g}, the largest is {scale:.3g}. {cause}"

@@ -1,25 +1,31 @@
 """The network cut before the target layer's ReLU, or watched there on its way to the logits."""
 
 import copy
-from contextlib import contextmanager
+import math
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torchvision.models.feature_extraction import NodePathTracer
 
 from ..errors import SettingError
+from .graph import (
+    NotPiecewiseLinear,
+    Traced,
+    ceiling_after,
+    evaluating,
+    not_flat_after,
+    rectifiers_after,
+    shell_of,
+    trace,
+)
 from .logits import logits_in
-from .torchvision_models import Classifier
 
 
 class TargetLayer(nn.Module):
     """f0: images to the target layer's pre-activations; what comes after is not computed.
 
-    It holds its own frozen copy of the part of `model` it needs, so that moving it to a device
-    or to float64 leaves the user's model alone. Models that `torch.fx` cannot trace are run
-    until the layer has its output, and stopped there.
+    It holds its own frozen copy of the part of `model` it needs, where that lies, so that moving it
+    to another device or to float64 leaves the user's model alone. Models that `torch.fx` cannot
+    trace are run until the layer has its output, and stopped there.
 
     Args:
         model: any classifier.
@@ -33,7 +39,7 @@ class TargetLayer(nn.Module):
     def __init__(self, model: nn.Module, layer: str) -> None:
         super().__init__()
         with evaluating(model):
-            self.network = _cut(model, layer).cpu()  # where images lie until Lightning moves both
+            self.network = _cut(model, layer)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to (B, N), before the ReLU, flattened."""
@@ -64,18 +70,6 @@ class Observed(nn.Module):
         return logits_in(output, len(images)), preactivation.flatten(1)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Any:
-    """Put every module in eval mode, and each back as it was afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def copied(module: nn.Module) -> nn.Module:
     """A deep copy.
 
@@ -93,51 +87,81 @@ def copied(module: nn.Module) -> nn.Module:
         ) from None
 
 
-class _Called(nn.Module):
-    """Calls a model: torch.fx follows the root's class alone, but of what it calls everything."""
+def last_hidden_layer(model: nn.Module) -> str:
+    """The last layer that feeds a ReLU which all of the logits depend on the image through.
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Any:
-        return self.model(images)
-
-
-def to_trace(model: nn.Module) -> nn.Module:
-    """The root that torch.fx must start from to see all that a call of the model does."""
-    hooks = model._forward_pre_hooks or model._forward_hooks
-    own_call = type(model).__call__ is not nn.Module.__call__
-    return _Called(model) if hooks or own_call or "forward" in vars(model) else model
-
-
-def _trace(model: nn.Module, layer: str) -> tuple[nn.Module, fx.Graph, fx.Node] | None:
-    """The graph, its root and the target layer's node in it; None where fx cannot trace."""
-    tracer, root = NodePathTracer(), to_trace(model)
+    Raises:
+        SettingError: where there is none, or `torch.fx` cannot tell.
+    """
     try:
-        graph = tracer.trace(root)
-    except Exception:  # fx raises whatever the model's own code meets in a proxy
+        root, _, nodes = trace(model)
+    except NotPiecewiseLinear:
+        raise SettingError(
+            "layer=auto: torch.fx cannot trace this network, so that its layers have to be named; "
+            "give the module whose output feeds a ReLU"
+        ) from None
+    for name, node in reversed(nodes.items()):
+        rectifiers = rectifiers_after(root, node)
+        if rectifiers and not _passes_by(node.graph, rectifiers):
+            return name
+    raise SettingError(
+        "layer=auto: this network has no layer that feeds a ReLU and that everything flows "
+        "through; name one"
+    )
+
+
+def ceiling_at(model: nn.Module, layer: str) -> float:
+    """Where the rectifier behind the layer is clipped: infinity for a ReLU.
+
+    Behind a network that `torch.fx` cannot trace it is taken for a ReLU: units above the ceiling of
+    a clipped one are then held at their values, which is more than they need.
+    """
+    traced = _trace(model, layer)
+    ceiling = ceiling_after(traced[0].root, traced[1]) if traced else None
+    return math.inf if ceiling is None else ceiling
+
+
+def _passes_by(graph: fx.Graph, through: list[fx.Node]) -> bool:
+    """Whether the output depends on the image in a way that leads through none of the nodes."""
+    seen, waiting = set(through), [next(iter(reversed(graph.nodes)))]
+    while waiting:
+        current = waiting.pop()
+        if current.op == "placeholder":
+            return True
+        if current not in seen:
+            seen.add(current)
+            waiting += current.all_input_nodes
+    return False
+
+
+def _trace(model: nn.Module, layer: str) -> tuple[Traced, fx.Node] | None:
+    """The graph and the target layer's node in it; None where fx cannot trace."""
+    try:
+        traced = trace(model)
+    except NotPiecewiseLinear:
         return None
-    prefix = ("" if root is model else "model.") + _prefix(model)
-    nodes = {name.removeprefix(prefix): node for node, name in tracer.node_to_qualname.items()}
-    before_relu = [name for name, node in nodes.items() if _feeds_relu(root, node)]
+    root, nodes = traced.root, traced.nodes
+    before_relu = [name for name, node in nodes.items() if rectifiers_after(root, node)]
     if layer not in before_relu:
-        rule = "is not a layer of this network" if layer not in nodes else "feeds no ReLU"
+        rule = "is not a layer of this network"
+        if layer in nodes:
+            other = not_flat_after(root, nodes[layer])
+            rule = "feeds no ReLU" + (f" ({other})" if other else "")
         choices = ", ".join(before_relu) or "none: this classifier has no ReLU"
         raise SettingError(f"layer={layer}: {rule}; layers that feed one: {choices}")
-    return root, graph, nodes[layer]
+    return traced, nodes[layer]
 
 
 def _cut(model: nn.Module, layer: str) -> nn.Module:
-    traced = _trace(model, layer)
-    return _before(*traced) if traced else _StopAt(model, layer)
+    found = _trace(model, layer)
+    return _before(*found) if found else _StopAt(model, layer)
 
 
 def _with_output(model: nn.Module, layer: str) -> nn.Module:
-    traced = _trace(model, layer)
-    if traced is None:
+    found = _trace(model, layer)
+    if found is None:
         return _ListenAt(model, layer)
-    root, graph, node = traced
+    (root, graph, _), node = found
     with graph.inserting_after(node):
         copied = graph.call_method("clone", (node,))
     end = next(iter(reversed(graph.nodes)))
@@ -145,13 +169,9 @@ def _with_output(model: nn.Module, layer: str) -> nn.Module:
     return _module_of(root, graph)
 
 
-def _prefix(model: nn.Module) -> str:
-    """What stands before a layer's own name: a `Classifier` is only a shell round its network."""
-    return "network." if isinstance(model, Classifier) else ""
-
-
-def _before(root: nn.Module, graph: fx.Graph, end: fx.Node) -> nn.Module:
+def _before(traced: Traced, end: fx.Node) -> nn.Module:
     """The part of the graph that `end` depends on: an in-place ReLU after it must not run."""
+    root, graph, _ = traced
     needed = {end}
     for node in reversed(graph.nodes):
         if node in needed:
@@ -166,28 +186,6 @@ def _before(root: nn.Module, graph: fx.Graph, end: fx.Node) -> nn.Module:
 def _module_of(root: nn.Module, graph: fx.Graph) -> nn.Module:
     network: nn.Module = fx.GraphModule(root, graph)
     return network
-
-
-_RELU_FUNCTIONS = {F.relu, torch.relu, torch.relu_, "relu", "relu_"}
-_KEEPING_VALUES = {torch.flatten, F.dropout, "flatten", "view", "reshape", "contiguous"}
-
-
-def _feeds_relu(model: nn.Module, node: fx.Node) -> bool:
-    """Whether a ReLU takes the node's values, directly or through nothing but a new shape."""
-    return any(
-        _is(user, model, (nn.ReLU,), _RELU_FUNCTIONS)
-        or (
-            _is(user, model, (nn.Flatten, nn.Dropout, nn.Identity), _KEEPING_VALUES)
-            and _feeds_relu(model, user)
-        )
-        for user in node.users
-    )
-
-
-def _is(node: fx.Node, model: nn.Module, modules: tuple[type, ...], functions: set[Any]) -> bool:
-    if node.op == "call_module":
-        return isinstance(model.get_submodule(str(node.target)), modules)
-    return node.op in ("call_function", "call_method") and node.target in functions
 
 
 class _Reached(Exception):
@@ -241,7 +239,7 @@ def module_named(model: nn.Module, layer: str) -> nn.Module | None:
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    prefix = _prefix(model)
+    prefix = shell_of(model)
     return {name.removeprefix(prefix): module for name, module in model.named_modules()}
 
 

@@ -93,8 +93,10 @@ def cut_out(
     """Each match with its surround from its image, mirrored where the image runs out.
 
     Args:
-        database, settings, size: as `paste` takes them.
+        database: where the matches were found.
         matches: (Q, k) of any of the seed's patches.
+        settings: the windows' geometry.
+        size: S, the composite's side in pixels.
 
     Returns:
         (Q k, C, w, w) in [0, 1]; a match's place, scaled to S, is rounded to whole pixels.

@@ -46,7 +46,8 @@ def squared_distances(
     Args:
         database: the images.
         queries: (Q, C, window, window) in [0, 1].
-        query, patches: (N,) the pairs to measure; patches may repeat.
+        query: (N,) numbers of queries, one per pair.
+        patches: (N,) the windows to measure them with; they may repeat.
     """
     flat = queries.flatten(1)
     found = [flat.new_empty(0)]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from .piecewise import IN_PLACE, NotPiecewiseLinear, in_place, kinds, pooling
+from ..networks.graph import IN_PLACE, NotPiecewiseLinear, in_place, kinds, pooling
 
 _DIFFERENCES = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
 _AVERAGES = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean"}
@@ -60,6 +60,8 @@ class Bounds(fx.Interpreter):
             return super().run_node(node)
         if kind == "affine":
             return self._affine(node)
+        if kind == "clipped":
+            raise NotPiecewiseLinear(f"no bounds are known for {node.name} ({node.target})")
         source = node.all_input_nodes[0]
         if kind == "max_pool":
             return _max_pool(self.env[source], pooling(self.module, node))

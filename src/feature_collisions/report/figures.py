@@ -12,11 +12,12 @@ from matplotlib.patches import Rectangle
 
 from ..data.files import write_atomically
 from ..data.images import to_uint8
+from ..hull.statistics import OUTCOMES
 from .findings import LAWS
 from .sheets import Sheet
 from .tables import number
 
-_BLUE, _VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito's, told apart by the colour-blind
+_COLOURS = _BLUE, _, _VERMILION = "#0072B2", "#E69F00", "#D55E00"  # Okabe and Ito's
 _LINE = "#dfe3e8"  # round a picture, so that a white one has an edge
 _WIDTH = 6.5  # inches, a page's text
 _LINES = 0.12  # inches, a line of 7 points
@@ -109,10 +110,11 @@ def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
     figure = _figure(min(_WIDTH, 3.25 * len(differing)), 2.6)
     panels = figure.subplots(1, len(differing), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, differing, strict=True):
-        for outcome, colour, marker in (("success", _BLUE, "o"), ("no success", _VERMILION, "x")):
+        for outcome, colour, marker in zip(OUTCOMES, _COLOURS, "osx", strict=True):
             chosen = [row for row in known if row["outcome"] == outcome and name in row]
             weights, sizes = ([row[key] for row in chosen] for key in (name, "relative_size"))
-            axes.plot(weights, sizes, marker, color=colour, label=outcome, ms=5)
+            if chosen:
+                axes.plot(weights, sizes, marker, color=colour, label=outcome, ms=5)
         if all(row.get(name, 1) > 0 for row in known):
             axes.set_xscale("log")
         axes.set_xlabel(name.removeprefix("loss."), fontsize=8)

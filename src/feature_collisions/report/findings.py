@@ -9,7 +9,6 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from ..hull.hull import SAMPLERS
-from ..hull.statistics import shortcomings
 from .tables import Table, number
 
 
@@ -135,12 +134,6 @@ def corners_table(summary: dict[str, Any], class_names: Sequence[str]) -> Table:
     return Table("The corners", columns, rows)
 
 
-def outcome(result: dict[str, Any]) -> tuple[str, list[str]]:
-    """Whether a measured hull is a success, and why not."""
-    reasons = shortcomings(result["dirichlet"], result["target_probability"])
-    return ("no success" if reasons else "success"), reasons
-
-
 # Claims: each reads its entries of evaluation.json, and yields nothing where they are not there.
 
 
@@ -152,9 +145,9 @@ def _not_measured(result: dict[str, Any], names: Sequence[str]) -> Iterator[Find
 
 
 def _outcome(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
-    if "dirichlet" in result:
-        verdict, reasons = outcome(result)
-        yield Finding("outcome", verdict, Known.SAMPLED, "; ".join(reasons))
+    if "outcome" in result:
+        note = "; ".join(result["outcome_reasons"])
+        yield Finding("outcome", result["outcome"], Known.SAMPLED, note)
 
 
 def _sampled(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:

@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 from ..data.files import write_text
 from ..hull.run import Run
+from ..hull.statistics import counted, limit_of, outcome_of
 from .escaping import for_csv
 from .figures import save_figure, sizes_figure
-from .findings import outcome
 from .page import runs_page
 from .tables import Table, as_markdown, number
 
@@ -37,7 +37,7 @@ _NOTE = "Sampled, not proved; the largest L_pos is over ||f(t)||: how near the f
 def row_of(
     name: str, run: Run, result: dict[str, Any], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """One hull's row: what was run, what was found, whether it is a success."""
+    """One hull's row: what was run, what was found, which outcome it has."""
     summary, sample = run.summary, result.get("dirichlet", {})
     loss = run.config.get("loss")
     weights = loss if isinstance(loss, dict) else {}
@@ -60,15 +60,16 @@ def row_of(
         "worst_case_probability": result.get("worst_case_probability"),
         "corner_distance_mean": result.get("corner_distance_mean"),
         "relative_size": result.get("relative_size"),
-        "outcome": _outcome(result),
+        "outcome": _outcome(run, result),
     }
 
 
-def _outcome(result: dict[str, Any]) -> str:
-    """A success or not, or what could not be measured."""
+def _outcome(run: Run, result: dict[str, Any]) -> str:
+    """One of the three, or what could not be measured."""
     if failed := result.get("failed"):
         return "not measured: " + "; ".join(f"{name}: {why}" for name, why in failed.items())
-    return outcome(result)[0]
+    limit = limit_of(run.summary)
+    return outcome_of(result["dirichlet"], result["target_probability"], limit).name
 
 
 def runs_table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -79,11 +80,10 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> Table:
         values = {row[name] for row in rows if name in row}
         if (name in _SETTINGS or name.startswith("loss.")) and len(values) == 1:
             same[name] = _cell(name, values.pop())
-    good = sum(row["outcome"] == "success" for row in rows)
     said = ", ".join(f"{name} {value}" for name, value in same.items())
     note = f"{_NOTE} All: {said}." if said else _NOTE
     shown = [name for name in names if name not in same]
-    return rows_table(f"{good} of {len(rows)} are a success", shown, rows, note)
+    return rows_table(counted(row["outcome"] for row in rows), shown, rows, note)
 
 
 def rows_table(

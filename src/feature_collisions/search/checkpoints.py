@@ -29,7 +29,6 @@ def problem_of(
     optimizer: OptimizerSettings,
 ) -> dict[str, Any]:
     """What a checkpoint must agree on; loss weights and limits may change on the way."""
-
     return {
         "classifier": weights_hash(model),
         "layer": layer,
@@ -42,7 +41,7 @@ def problem_of(
 
 def digest(tensor: Tensor) -> str:
     """Eight hexadecimal digits of a tensor's values."""
-    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:8]
+    return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()[:8]
 
 
 def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:

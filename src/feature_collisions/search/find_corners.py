@@ -12,23 +12,25 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
+from ..data.devices import able
 from ..data.images import check_pair, save_png
 from ..ends import between_steps
 from ..errors import SettingError
+from ..hull.distances import SIGMA
 from ..hull.hull import Hull
 from ..networks.agreement import accepted, check_agreement, check_gradient, is_double
 from ..networks.frozen import frozen_copy, network_of, quicken
+from ..networks.logits import device_of
 from ..networks.target import logits_of, passing, preactivation_of, target_features
 from ..networks.target_layer import Observed, TargetLayer
 from ..patches.composite import Sources
 from ..settings.rules import one_of
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from ..settings.train import parse_corners, parse_corners_per_batch
-from ..settings.trainer import MIXED, check_trainer, device_ids
+from ..settings.trainer import MIXED, check_trainer, device_ids, where
 from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
 from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Goal, unmet
-from .losses import visible_distances
 from .parameterisations import PatchComposite, Pixels
 from .sharing import search_shared
 from .summary import class_probabilities, summary_of
@@ -46,25 +48,7 @@ _SETTINGS: dict[str, type] = {
 class Search:
     """A search that is ready to run: everything it was given has been checked.
 
-    Args:
-        model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed. What
-            `model(images)` gives in eval mode is compared with what is searched.
-        layer: the target layer, a node whose output feeds a ReLU.
-        initial: (C, H, W) float32 in [0, 1], where every corner starts.
-        target: (C, H, W) likewise, whose features are matched.
-        corners: which of the target's inactive units to push down, counted in flat order.
-        loss, optimizer, stop, log: settings; the defaults are `experiment=mnist`'s.
-        trainer: arguments of Lightning's Trainer: accelerator, devices, precision.
-        directory: where curves, intermediate images and checkpoints go; None keeps none.
-        ckpt_path: a checkpoint to continue from.
-        corners_per_batch: images in one forward pass, corners and the points of `loss.hull`, or
-            `auto` for as many as memory holds.
-        channels_last: keep images and filters with the channels last.
-        compile: translate the frozen network with torch.compile.
-        sources: pasted patches: the corners are composites of them, and start at Eq. 5's (sec. 4);
-            None: they are pixels, and start at `initial` (sec. 3).
-        grid: of PatchComposite: a grid of logits a window, or None for a logit a pixel.
-        corner_order: `flat`, or `inactive_first`: units already inactive at the start come first.
+    Its fields are what `find_corners` takes.
 
     Raises:
         SettingError: for images, a model, a layer, corners or a checkpoint that cannot be used.
@@ -93,8 +77,10 @@ class Search:
         self._check_arguments()
         self.model = accepted(self.model)
         self.corners = parse_corners(self.corners)
-        self.trainer = check_trainer(self.trainer)
+        self.trainer = check_trainer(where(device_of(self.model)) | self.trainer)
         self.dtype = self._dtype()
+        place = able(device_of(self.model), self.dtype)
+        self.initial, self.target = self.initial.to(place), self.target.to(place)
         self.module = self._collision()
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
@@ -108,7 +94,7 @@ class Search:
                 "call it outside"
             )
         check_pair(self.initial, self.target)
-        self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
+        self.initial, self.target = self.initial.detach(), self.target.detach()
         if not isinstance(self.trainer, dict):
             raise SettingError(f"trainer={self.trainer}: must be a dict of Trainer's arguments")
         if not isinstance(self.layer, str):
@@ -121,8 +107,12 @@ class Search:
                     f"feature_collisions.{kind.__name__}(...)"
                 )
             getattr(self, name).check()
-        if self.loss.distance:
-            visible_distances(torch.stack([self.initial, self.target]))  # refuses small images
+        if self.loss.distance and min(self.initial.shape[1:]) < 2 * SIGMA:
+            raise SettingError(
+                f"loss.distance={self.loss.distance}: is taken after a low-pass over some "
+                f"{2 * SIGMA}x{2 * SIGMA} pixels, and the images have {self.initial.shape[1]}x"
+                f"{self.initial.shape[2]}; set loss.distance=0"
+            )
         self.directory = None if self.directory is None else Path(self.directory)
         self.ckpt_path = None if self.ckpt_path is None else Path(self.ckpt_path)
 
@@ -144,7 +134,8 @@ class Search:
         parameterisation = self._parameterisation(layout)
         self.start = parameterisation().detach()[:1].float()
         first = self.corner_order == "inactive_first"
-        units = features.units(self.corners, self._preactivation(self.start)[0] if first else None)
+        start = self._preactivation(self.start)[0] if first else None
+        self.units = units = features.units(self.corners, start)
         with passing(self.target.shape):
             logits = logits_of(self.model, self.target[None])[0]
             network, classifier = self._frozen(layout)
@@ -161,6 +152,7 @@ class Search:
             self.goal,
             classifier,
             logits.to(self.dtype) if self.loss.output else None,
+            self.initial.to(self.dtype) if self.loss.nearness else None,
             parse_corners_per_batch(self.corners_per_batch),
             problem_of(self.model, self.layer, self.initial, self.target, units, self.optimizer)
             | self._problem_of_sources(),
@@ -181,7 +173,8 @@ class Search:
         else:
             with between_steps() as self.module.ending:
                 fit(self.lightning, self.module, logger, self.ckpt_path)
-            found = self.module.parameterisation().detach().float().cpu()
+            found = self.module.parameterisation().detach()
+        found = found.to(self.initial)  # Lightning leaves what it has moved on the CPU
         summary = self._summary(found)
         if self.sources is not None:
             for entry, variation in zip(
@@ -204,7 +197,7 @@ class Search:
             found,
             self.initial,
             self.target,
-            self.module.loss.units.cpu(),
+            self.units,
             summary,
         )
 
@@ -262,12 +255,11 @@ class Search:
 
     def _summary(self, found: Tensor) -> dict[str, Any]:
         """The figures of `summary.json`, of the corners as they are saved (float32)."""
-        units = self.module.loss.units.cpu()
         probabilities = class_probabilities(
             self.model, torch.stack([self.initial, self.target, *found])
         )
         preactivation = self._preactivation(found)
-        summary = summary_of(self.corners, units, preactivation, self.features, probabilities)
+        summary = summary_of(self.corners, self.units, preactivation, self.features, probabilities)
         norms = torch.tensor([entry["positive"] for entry in summary["corners"]])
         reasons = self.goal.late(norms) | self.goal.misclassified(probabilities[2:])
         late = unmet(reasons, list(self.corners))
@@ -277,6 +269,7 @@ class Search:
             "classifier_hash": self.module.problem["classifier"],
             "layer": self.layer,
             "distance_scale": 1 if len(self.initial) == 1 else 255,
+            "hull_relative": float(self.stop.hull_relative),
             "converged": not late,
             "unmet": late,
             "steps": self.module.step,
@@ -294,11 +287,36 @@ def find_corners(
     logger: Logger | None = None,
     **settings: Any,
 ) -> Hull:
-    """Find images that the classifier cannot tell from the target, one a corner (Eq. 3 and 4).
+    """Find images that the classifier cannot tell from the target, one per corner (Eq. 3 and 4).
 
     Args:
-        model, layer, initial, target, corners, settings: see Search.
-        logger: see Search.run.
+        model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed, and stays where
+            it lies. What `model(images)` gives in eval mode is compared with what is searched.
+        layer: the target layer, a node whose output feeds a ReLU.
+        initial: (C, H, W) float32 in [0, 1], where every corner starts.
+        target: (C, H, W) likewise, whose features are matched.
+        corners: which of the target's inactive units to push down, counted in flat order.
+        logger: a Lightning logger for curves and pictures.
+        **settings: what follows, by keyword.
+
+    Keyword Args:
+        loss (LossSettings): the loss's weights.
+        optimizer (OptimizerSettings): Adam or the authors' descent, and its rate.
+        stop (StopSettings): when the search stops.
+        log (LogSettings): cadences of curves, pictures and checkpoints.
+        trainer (dict): arguments of Lightning's Trainer: accelerator, devices, precision. Without
+            the first two the search runs where the model lies; the hull lies there anyway.
+        directory (Path): where curves, intermediate images and checkpoints go; None keeps none.
+        ckpt_path (Path): a checkpoint to continue from.
+        corners_per_batch (int | str): images in one forward pass, corners and the points of
+            `loss.hull`, or `auto` for as many as memory holds.
+        channels_last (bool): keep images and filters with the channels last.
+        compile (bool): compile the frozen network with torch.compile.
+        sources (Sources): pasted patches: the corners are composites of them, and start at
+            Eq. 5's (sec. 4); None: they are pixels, and start at `initial` (sec. 3).
+        grid (int): of composites: a grid of logits per window, or None for a logit per pixel.
+        corner_order (str): `flat`, or `inactive_first`: units already inactive at the start
+            come first.
 
     Returns:
         The hull of the corners. Whether they converged is in its `summary`.

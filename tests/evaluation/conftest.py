@@ -1,0 +1,24 @@
+import shutil
+
+import pytest
+
+from feature_collisions.proofs.linear_program import LinearPrograms
+from helpers.runs import CONFIG
+
+
+@pytest.fixture(scope="module")
+def exact(classifier, digits, tmp_path_factory):
+    """A run of three exact corners."""
+    initial, target = (digits.test.find("", digit).image for digit in (3, 7))
+    hull = LinearPrograms(classifier, "hidden1", initial, target, range(3), "unit").run()
+    folder = tmp_path_factory.mktemp("exact") / "run"
+    hull.summary |= {"classifier": "mnist_mlp"}
+    hull.save(folder)
+    (folder / "config.yaml").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture
+def run(exact, tmp_path):
+    """A copy of that run, to be tampered with."""
+    return shutil.copytree(exact, tmp_path / "run")

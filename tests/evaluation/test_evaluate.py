@@ -1,0 +1,168 @@
+"""evaluate.py on a hull of exact corners, and on run directories made by strangers."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from feature_collisions.data.files import save_tensors
+from helpers.runs import CONFIG
+
+
+def change(run, part, **entries):
+    """Change the summary, or one of its corners."""
+    summary = json.loads((run / "summary.json").read_text())
+    (summary if part == "summary" else summary["corners"][part]).update(entries)
+    (run / "summary.json").write_text(json.dumps(summary))
+
+
+def test_a_hull_of_exact_corners_is_proved(command, run, capsys):
+    assert command("evaluate.py", "run=run", "samples=200") is None
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["dirichlet"]["samples"] == 200
+    assert found["dirichlet"]["kl_max"] < 1e-4
+    assert found["edges"]["share_proved"] == 1
+    assert found["proof"]["class"]["share_proved"] == 1
+    assert found["proof"]["collision"]["positive_relative_max"] < 1e-6
+    assert found["proof"]["collision"]["inactive_max"] < 1e-5
+    assert "depth" not in found  # these corners are not gradient descent's
+    assert 0 < found["ball_accuracy"] < 1
+    assert 0 < found["corner_ssim_mean"] < 1
+    assert len(found["boxes"]) == 3
+    assert found["worst_case_correct"]
+    assert found["worst_case_class"] == 7
+    report = (run / "report.md").read_text()
+    assert re.search(r"\| class of every mix +\| 7; its logit is at least .* \| proved ", report)
+    assert re.search(r"features of every mix +L_pos at most .*proved", capsys.readouterr().out)
+    for name in ("differences.png", "images/worst_case.png"):
+        assert (run / name).stat().st_size > 0
+
+
+def test_one_corner_alone_is_measured_and_what_needs_two_is_named(command, run, capsys):
+    tensors = load_file(run / "collision.safetensors")
+    kept = {k: v[:1] if k in ("corners", "units") else v for k, v in tensors.items()}
+    save_tensors(run / "collision.safetensors", kept)
+    summary = json.loads((run / "summary.json").read_text())
+    change(run, "summary", corners=summary["corners"][:1])
+    (run / "evaluation.json").write_text('{"dirichlet": {')  # an evaluation that was cut off
+    (run / "report.html").write_text("<html>")
+    (run / "images" / "corner_0.png").unlink()
+    assert command("evaluate.py", "run=run", "samples=50") is None
+    assert re.search(r"needs two corners +distances, looks", capsys.readouterr().out)
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["dirichlet"]["accuracy"] == 1
+    assert "ball_accuracy" not in found
+    assert found["left_out"]["edges"] == "needs two corners"
+    assert (run / "report.html").read_text().rstrip().endswith("</html>")
+
+
+def test_a_strangers_config_is_data(command, run, tmp_path):
+    marker = tmp_path / "executed"
+    target = f"{{_target_: pathlib.Path.touch, _args_: [{marker}], name: mnist_mlp, "
+    config = CONFIG.replace("classifier: {name: mnist_mlp,", f"classifier: {target}")
+    config += f"trainer: {{_target_: os.mkdir, path: {marker}}}\ninitial: ${{oc.create:1}}\n"
+    (run / "config.yaml").write_text(config)
+    assert command("evaluate.py", "run=run", "samples=10", "edges.seconds=0") is None
+    assert not marker.exists()
+    (run / "config.yaml").write_text(f"data: !!python/object/apply:os.mkdir [{marker}]\n")
+    assert "config.yaml: not a settings file" in command("evaluate.py", "run=run")
+    assert not marker.exists()
+
+
+def test_nothing_is_downloaded_to_a_place_that_a_run_names(command, run, tmp_path):
+    place = tmp_path / "elsewhere"
+    config = CONFIG.replace("name: digits, root: null", f"name: mnist, root: {place}")
+    (run / "config.yaml").write_text(config)
+    assert "elsewhere: the run's data is not there" in command("evaluate.py", "run=run")
+    assert not place.exists()
+
+
+class Payload:
+    """A pickle that makes a folder when it is read."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("write", [pickle.dumps, torch.save], ids=["pickle", "torch.save"])
+def test_a_pickled_payload_is_not_read(command, run, tmp_path, write):
+    marker, place = tmp_path / "executed", run / "collision.safetensors"
+    if write is torch.save:
+        torch.save(Payload(marker), place)
+    else:
+        place.write_bytes(pickle.dumps(Payload(marker)))
+    assert "not a whole safetensors file" in command("evaluate.py", "run=run")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "entries", "message"),
+    [
+        ("summary", {"classifier_hash": None}, "summary.json has no classifier_hash"),
+        ("summary", {"classifier_hash": "00"}, "were found with other weights (hash 00, here"),
+        ("summary", {"target_class": 3}, "gives classes that the classifier does not"),
+        ("summary", {"target_class": "7"}, "target_class in summary.json is missing or no int"),
+        ("summary", {"distance_scale": None}, "distance_scale in summary.json is missing"),
+        (1, {"predicted_class": 10}, "gives classes that the classifier does not"),
+        (1, {"unit_preactivation": "low"}, "unit_preactivation in summary.json is missing"),
+    ],
+)
+def test_a_summary_that_cannot_be_true_is_refused(command, run, part, entries, message):
+    change(run, part, **entries)
+    answer = command("evaluate.py", "run=run")
+    assert answer.startswith("error: run=run: ")
+    assert message in answer
+    assert not (run / "evaluation.json").exists()
+
+
+def test_corners_of_another_size_are_refused(command, run, tmp_path):
+    sweep = tmp_path / "sweep"
+    for job in "01":
+        shutil.copytree(run, sweep / job)
+    tensors = load_file(run / "collision.safetensors")
+    small = {k: v[..., :14] if k != "units" else v for k, v in tensors.items()}
+    save_tensors(sweep / "1" / "collision.safetensors", small)
+    answer = command("evaluate.py", "run=sweep", "samples=20", "plain.steps=0")
+    assert answer.startswith("error: not everything was measured; what was is written. 1: run=")
+    table = (sweep / "runs.md").read_text()
+    assert "1 of 2: features collide" in table  # each is a hull of its own
+    assert "its images are (1, 28, 14), those of its data (1, 28, 28)" in table
+    answer = command("evaluate.py", "run=sweep/1")
+    assert "its images are (1, 28, 14), those of its data (1, 28, 28)" in answer
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("samples=0", "samples=0: must be a finite number of at least 1"),
+        ("edges.share=1.5", "edges.share=1.5: must be in [0, 1]"),
+        ("edges.precision=16", "edges.precision=16: must be 32 or 64"),
+        ("worst_case.steps=0", "worst_case.steps=0: must be"),
+        ("plain.steps=-1", "plain.steps=-1: must be"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(command, setting, message):
+    assert message in command("evaluate.py", setting)
+
+
+@pytest.mark.parametrize("objective", ["unit", "random"])
+def test_train_solves_for_exact_corners(command, tmp_path, classifier, objective, capsys):
+    arguments = ["solver=linear_program", f"objective={objective}", "corner=0..1"]
+    assert command("train.py", *arguments, "wandb.mode=disabled", "hydra.run.dir=new") is None
+    summary = json.loads((tmp_path / "new" / "summary.json").read_text())
+    assert summary["objective"] == objective
+    assert all(entry["positive"] < 1e-4 for entry in summary["corners"])
+    assert re.search(r"next: python \S*evaluate\.py run=", capsys.readouterr().out)
+
+
+def test_exact_corners_of_a_deeper_layer_are_refused(command, classifier):
+    answer = command("train.py", "solver=linear_program", "classifier.layer=hidden2")
+    assert "layer hidden2 is not affine in the pixels" in answer

@@ -1,0 +1,147 @@
+"""What a node of the graph does to the pixels: rectifies, with which ceiling, or is affine."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from feature_collisions.errors import SettingError
+from feature_collisions.networks.graph import (
+    NotPiecewiseLinear,
+    ceiling_after,
+    ceiling_of,
+    in_place,
+    kinds,
+    trace,
+)
+from feature_collisions.networks.target_layer import TargetLayer
+from feature_collisions.proofs.piecewise import Line, traced
+
+
+class Applies(nn.Module):
+    """images, flattened, through a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, images):
+        return self.function(2 * images.flatten(1) - 1)
+
+
+RECTIFIERS = {
+    "relu": (lambda: nn.ReLU(), math.inf),
+    "function": (lambda: F.relu, math.inf),
+    "clamp from 0": (lambda: lambda x: x.clamp(min=0), math.inf),
+    "clamp_min": (lambda: lambda x: x.clamp_min(0), math.inf),
+    "relu6": (lambda: nn.ReLU6(), 6.0),
+    "F.relu6": (lambda: F.relu6, 6.0),
+    "hardtanh": (lambda: nn.Hardtanh(0.0, 0.5), 0.5),
+    "F.hardtanh": (lambda: lambda x: F.hardtanh(x, 0.0, max_val=2.0), 2.0),
+    "clamp": (lambda: lambda x: torch.clamp(x, 0, 0.25), 0.25),
+    "clamp_": (lambda: lambda x: x.clamp_(0.0, max=3), 3.0),
+}
+NONE = {
+    "identity": lambda: nn.Identity(),
+    "hardtanh": lambda: nn.Hardtanh(),
+    "F.hardtanh": lambda: F.hardtanh,
+    "not from 0": lambda: lambda x: x.clamp(0.1, 1),
+    "from above alone": lambda: lambda x: x.clamp(max=1),
+    "empty": lambda: lambda x: x.clamp(0, 0),
+    "of the values": lambda: lambda x: x.clamp(0, x.max()),
+}
+
+
+def ceilings(function):
+    root, graph, _ = trace(Applies(function))
+    return [c for c in (ceiling_of(root, node) for node in graph.nodes) if c is not None]
+
+
+@pytest.mark.parametrize("name", RECTIFIERS)
+def test_a_rectifier_has_its_ceiling(name):
+    make, ceiling = RECTIFIERS[name]
+    assert ceilings(make()) == [ceiling]
+    network = traced(Applies(make()))
+    kind = "relu" if ceiling == math.inf else "clipped"
+    assert [k for k in kinds(network).values() if k in ("relu", "clipped")] == [kind]
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_what_is_no_rectifier_has_no_ceiling(name):
+    assert ceilings(NONE[name]()) == []
+
+
+def test_the_ceiling_after_a_layer_is_seen_through_a_new_shape():
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Dropout(), nn.ReLU6(), nn.Linear(2, 2)
+    )
+    root, _, nodes = trace(model)
+    assert ceiling_after(root, nodes["0"]) == 6
+    assert ceiling_after(root, nodes["4"]) is None
+
+
+@pytest.mark.parametrize(
+    ("activation", "reason"),
+    [
+        (nn.LeakyReLU(), "LeakyReLU has no flat side"),
+        (nn.GELU(), "GELU is only nearly flat"),
+        (F.silu, "SiLU is only nearly flat"),
+        (nn.ELU(), "ELU is only nearly flat"),
+        (nn.Hardswish(), "Hardswish is flat below -3 alone"),
+    ],
+)
+def test_activations_that_hide_nothing_are_refused_by_name(activation, reason):
+    class Smooth(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.activation = nn.Linear(4, 3), activation
+
+        def forward(self, images):
+            return self.activation(self.hidden(images.flatten(1)))
+
+    with pytest.raises(SettingError, match=f"layer=hidden: feeds no ReLU .{reason}"):
+        TargetLayer(Smooth(), "hidden")
+    with pytest.raises(NotPiecewiseLinear, match=reason):
+        kinds(traced(Smooth()))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.relu(x, True),
+        lambda x: F.relu(x, inplace=True),
+        lambda x: F.hardtanh(x, 0.0, 0.5, True),
+        lambda x: x.clamp_(0, 0.5),
+    ],
+)
+def test_a_rectifier_that_writes_over_its_input_is_walked_as_it_runs(function):
+    def both(x):
+        return function(x) + x
+
+    root, graph, _ = trace(Applies(both))
+    rectifier = next(node for node in graph.nodes if ceiling_of(root, node))
+    assert in_place(root, rectifier)
+    network = traced(Applies(both))
+    start, end = torch.zeros(1, 1, 2).double(), torch.ones(1, 1, 2).double()
+    places, values = Line(network).walk(start, end)
+    torch.testing.assert_close(values, network(torch.lerp(start, end, places.view(-1, 1, 1, 1))))
+
+
+def test_a_clipped_relu_bends_twice_on_a_segment():
+    network = traced(Applies(lambda x: 4 * x.clamp(0, 0.5)))
+    places, values = Line(network).walk(torch.zeros(1, 1, 1).double(), torch.ones(1, 1, 1).double())
+    assert places.tolist() == [0, 0.5, 0.75, 1]
+    assert values.flatten().tolist() == [0, 0, 2, 2]
+
+
+def test_slices_and_padding_are_linear_but_not_across_the_images():
+    class Slices(nn.Module):
+        def forward(self, images):
+            return F.pad(images[:, :, ::2, 1:], (0, 1, 0, 0)).flatten(1)
+
+    assert set(kinds(traced(Slices())).values()) == {"affine"}
+    for function in (lambda x: x[1:] - 0 * x[:1], lambda x: x[:, None, 0] * x[0], lambda x: x[x]):
+        with pytest.raises(NotPiecewiseLinear):
+            kinds(traced(Applies(function)))

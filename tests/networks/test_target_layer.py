@@ -1,0 +1,153 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from feature_collisions.errors import SettingError
+from feature_collisions.networks.target import TargetFeatures
+from feature_collisions.networks.target_layer import TargetLayer, last_hidden_layer
+
+
+class Convolutional(nn.Module):
+    """In-place ReLUs, a residual sum, a flatten before a ReLU: the shapes real networks have."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.drop = nn.Dropout(0.5)
+        self.third = nn.Linear(36, 8)
+        self.output = nn.Linear(8, 2)
+
+    def forward(self, images):
+        first = self.relu(self.first(images))
+        second = self.second(first)
+        second += first
+        second = F.relu(second, inplace=True)
+        third = self.relu(self.drop(self.third(second.flatten(1))))
+        return self.output(third)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return Convolutional()
+
+
+def reference(network, images):
+    """Each layer's pre-activations, with no in-place operation."""
+    first = network.first(images)
+    added = network.second(first.relu()) + first.relu()
+    return {"first": first, "add": added, "third": network.third(added.relu().flatten(1))}
+
+
+@pytest.mark.parametrize("layer", ["first", "add", "third"])
+def test_the_cut_sees_values_before_an_in_place_relu(network, layer):
+    images = torch.rand(3, 1, 3, 3)
+    with torch.no_grad():
+        expected = reference(network, images)[layer].flatten(1)
+    assert (expected < 0).any()
+    assert torch.allclose(TargetLayer(network, layer)(images), expected, atol=1e-6)
+
+
+def test_nothing_after_the_layer_is_kept(network):
+    cut = TargetLayer(network, "first")
+    assert [name for name, _ in cut.network.named_parameters()] == ["first.weight", "first.bias"]
+
+
+def test_the_users_model_is_left_alone(network):
+    network.train()
+    network.drop.eval()
+    cut = TargetLayer(network, "third").double()
+    assert network.training
+    assert not network.drop.training
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in network.parameters())
+    assert all(not p.requires_grad and p.dtype == torch.float64 for p in cut.parameters())
+    assert not any(module.training for module in cut.network.modules())
+
+
+def test_a_layer_that_does_not_exist_is_refused(network):
+    with pytest.raises(
+        SettingError, match=r"layer=fourth: is not a layer .*: first, add, third, drop$"
+    ):
+        TargetLayer(network, "fourth")
+
+
+def test_a_layer_that_feeds_no_relu_is_refused(network):
+    with pytest.raises(
+        SettingError, match=r"layer=output: feeds no ReLU; .*: first, add, third, drop$"
+    ):
+        TargetLayer(network, "output")
+
+
+def test_a_classifier_without_relu_is_refused():
+    with pytest.raises(SettingError, match="this classifier has no ReLU"):
+        TargetLayer(nn.Sequential(nn.Flatten(), nn.Linear(9, 3), nn.Sigmoid()), "1")
+
+
+class Untraceable(nn.Module):
+    """Its forward depends on values, which torch.fx cannot follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(9, 5)
+        self.relu = nn.ReLU(inplace=True)
+        self.unused = nn.Linear(1, 1)
+        self.went_on = False
+
+    def forward(self, images):
+        if images.sum() < 0:
+            return images
+        hidden = self.relu(self.hidden(images.flatten(1)))
+        self.went_on = True
+        return hidden
+
+
+def test_models_that_cannot_be_traced_are_stopped_at_the_layer():
+    torch.manual_seed(0)
+    network, images = Untraceable(), torch.rand(7, 1, 3, 3)
+    expected = F.linear(images.flatten(1), network.hidden.weight, network.hidden.bias)
+    assert (expected < 0).any()
+    cut = TargetLayer(network, "hidden")
+    assert torch.equal(cut(images), expected)
+    assert not cut.network.model.went_on
+    with pytest.raises(SettingError, match=r"layer=nope: .* its modules are hidden, relu, unused"):
+        TargetLayer(network, "nope")
+    with pytest.raises(SettingError, match="the network never runs it"):
+        TargetLayer(network, "unused")(images)
+
+
+def test_corners_beyond_the_inactive_units_are_refused():
+    target = TargetFeatures(torch.tensor([1.0, -1.0, -2.0]))
+    with pytest.raises(SettingError, match=r"corner=2: the target has 2 inactive units.*0 to 1"):
+        target.units([0, 2])
+
+
+def test_units_inactive_at_the_start_may_be_counted_first():
+    target = TargetFeatures(torch.tensor([-1.0, 1.0, -2.0, -3.0, -4.0, 2.0]))
+    start = torch.tensor([0.5, -9.0, -1.0, 2.0, 0.0, 1.0])
+    assert target.units(range(4)).tolist() == [0, 2, 3, 4]
+    assert target.units(range(4), start).tolist() == [2, 4, 0, 3]
+
+
+class Beside(nn.Module):
+    """Two ReLUs: one that all goes through, and a later one that only a part does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.gate, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, images):
+        hidden = self.first(images.flatten(1)).relu()
+        return self.last(hidden * self.gate(hidden).relu())
+
+
+def test_the_last_layer_is_one_that_everything_flows_through():
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+    )
+    assert last_hidden_layer(network) == "3"
+    assert last_hidden_layer(Beside()) == "first"
+    with pytest.raises(SettingError, match="layer=auto: this network has no layer that feeds a R"):
+        last_hidden_layer(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))

@@ -1,0 +1,251 @@
+import csv
+
+import pytest
+import torch
+from torch import nn
+
+from feature_collisions.data.files import save_tensors
+from feature_collisions.data.memory import bytes_of_one, corners_that_fit, free_bytes
+from feature_collisions.errors import CollisionError, SettingError
+from feature_collisions.networks.mnist_mlp import MnistMLP
+from feature_collisions.search.find_corners import Search, find_corners
+from feature_collisions.settings.search import (
+    LogSettings,
+    LossSettings,
+    OptimizerSettings,
+    StopSettings,
+)
+from helpers.commands import start
+
+
+def convolutions():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3, stride=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(6 * 36, 4),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pair():
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def search(pair, **changes):
+    settings = {
+        "loss": LossSettings(10.0, 0.1, positive_form="half_square"),
+        "optimizer": OptimizerSettings("adam", 0.01),
+        "stop": StopSettings(None, 0, 60, positive_relative=0.1),
+        "log": LogSettings(20, 20, 20),
+        "trainer": {"accelerator": "cpu"},
+    }
+    return find_corners(convolutions(), "2", *pair, range(5), **(settings | changes))
+
+
+@pytest.fixture(params=[0.0, 0.5], ids=["features", "output"])
+def loss(request):
+    """With and without the class probabilities, for which the whole network runs."""
+    return LossSettings(10.0, 0.1, positive_form="half_square", output=request.param)
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
+def test_two_processes_find_what_one_finds(pair, loss, tmp_path):
+    """1e-5 in float32; and one run directory, as one process would write it."""
+    one = search(pair, loss=loss, directory=tmp_path / "one")
+    trainer = {"accelerator": "cpu", "strategy": "ddp", "devices": 2}
+    two = search(pair, loss=loss, directory=tmp_path / "two", trainer=trainer)
+    assert (one.corners - two.corners).abs().max() < 1e-5
+    assert torch.equal(one.units, two.units)
+    assert one.summary["steps"] == two.summary["steps"]
+    tables = []
+    for name in ("one", "two"):
+        lines = (tmp_path / name / "metrics.csv").read_text().splitlines()
+        tables.append(list(csv.reader(lines)))
+    assert tables[0][0] == tables[1][0]
+    assert [row[0] for row in tables[0]] == [row[0] for row in tables[1]]
+    pictures = [sorted(p.name for p in (tmp_path / n).rglob("step_*")) for n in ("one", "two")]
+    assert pictures[0] == pictures[1]
+    longer = {"stop": StopSettings(None, 80, 80, positive_relative=0.1), "loss": loss}
+    alone, other = (  # one file, which any number of processes goes on from
+        search(pair, **longer, ckpt_path=tmp_path / name / "checkpoints" / "last.ckpt")
+        for name in ("one", "two")
+    )
+    assert (alone.corners - one.corners).abs().max() > 1e-3
+    assert (alone.corners - other.corners).abs().max() < 1e-4
+    both = search(
+        pair, **longer, directory=tmp_path / "one", trainer=trainer,
+        ckpt_path=tmp_path / "one" / "checkpoints" / "last.ckpt",
+    )  # fmt: skip
+    assert (both.corners - alone.corners).abs().max() < 1e-5
+    steps = [row.split(",")[0] for row in (tmp_path / "one" / "metrics.csv").read_text().split()]
+    assert steps == ["step", "20", "40", "60", "80"]
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_an_error_in_a_process_is_told_in_its_own_words(pair):
+    with pytest.raises(CollisionError, match=r"the loss is not finite at step \d+; lower"):
+        search(
+            pair,
+            trainer={"accelerator": "cpu", "strategy": "ddp", "devices": 2},
+            loss=LossSettings(3e38, 3e38, positive_form="half_square"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"devices": 4096}, r"trainer\.devices=4096: there are \d+ CPU cores here"),
+        (
+            {"accelerator": "gpu", "devices": 99},
+            r"devices=99: there are \d+ GPUs here|sees no GPU here",
+        ),
+        ({"devices": 0}, r"trainer\.devices=0: must be a whole number of at least 1"),
+        ({"devices": "two"}, r"trainer\.devices=two: must be a whole number"),
+        ({"precision": "8-true"}, r"trainer\.precision=8-true: must be one of 32-true"),
+        ({"precision": "16-mixed"}, r"the CPU, has no float16 arithmetic; use 32-true"),
+        ({"strategy": "fsdp"}, r"trainer\.strategy=fsdp: must be auto or ddp"),
+        ({"num_nodes": 2}, r"trainer\.num_nodes=2: .* -m hydra/launcher=submitit_slurm"),
+    ],
+)
+def test_what_the_machine_lacks_is_refused(pair, trainer, message):
+    with pytest.raises(SettingError, match=message):
+        search(pair, trainer={"accelerator": "cpu"} | trainer)
+
+
+def test_points_between_corners_are_not_shared_out(pair):
+    with pytest.raises(SettingError, match=r"loss\.hull=2: .*all corners on one device"):
+        search(
+            pair,
+            loss=LossSettings(10.0, 0.1, positive_form="half_square", hull=2),
+            trainer={"accelerator": "cpu", "devices": 2},
+        )
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
+@pytest.mark.parametrize(
+    "changes", [{"corners_per_batch": 2}, {"channels_last": True}, {"corners_per_batch": 1}]
+)
+def test_parts_and_layouts_find_the_same_corners(pair, loss, changes):
+    whole, other = search(pair, loss=loss), search(pair, loss=loss, **changes)
+    assert (whole.corners - other.corners).abs().max() < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
+def test_a_compiled_network_finds_the_same_corners(pair, loss, monkeypatch):
+    """By torch.compile's tracing alone: its C++ takes minutes to build on a busy machine."""
+    compiled = []
+
+    def trace(function):
+        compiled.append(function)
+        return torch._dynamo.optimize("aot_eager")(function)
+
+    monkeypatch.setattr(torch, "compile", trace)
+    whole, other = search(pair, loss=loss), search(pair, loss=loss, compile=True)
+    assert len(compiled) == 1
+    assert (whole.corners - other.corners).abs().max() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
+def test_half_precision_leaves_the_pixels_in_float32(pair, loss):
+    hull = search(pair, loss=loss, trainer={"accelerator": "cpu", "precision": "bf16-mixed"})
+    whole = search(pair, loss=loss)
+    assert hull.corners.dtype == torch.float32
+    assert (hull.corners * 255 % 1).abs().max() > 0.01  # finer than bfloat16 or bytes
+    near = [entry["positive_relative"] for entry in hull.summary["corners"]]
+    best = [entry["positive_relative"] for entry in whole.summary["corners"]]
+    assert max(near) < max(best) + 0.1
+
+
+def test_what_fits_is_measured_on_one_corner(pair, monkeypatch):
+    layer = Search(convolutions(), "2", *pair, trainer={"accelerator": "cpu"}).module.network
+    one = bytes_of_one(layer, pair[:1])
+    assert one > 8 * 14 * 14 * 4  # the first layer's output must be kept
+    images = pair[:1].expand(64, -1, -1, -1)
+    for free, expected in [(one * 10 / 0.69, 10), (1, 1), (1e12, 64), (None, 64)]:
+        told = free if free is None else int(free)
+        monkeypatch.setattr("feature_collisions.data.memory.free_bytes", lambda _, told=told: told)
+        assert corners_that_fit(layer, images) == expected
+    monkeypatch.undo()
+    free_now = free_bytes(torch.device("cpu"))
+    assert free_now is None or free_now > 2**20
+
+
+def test_running_out_of_memory_says_what_to_lower(pair, monkeypatch):
+    task = Search(convolutions(), "2", *pair, trainer={"accelerator": "cpu"})
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(task.module, "_descend", full)
+    with pytest.raises(
+        CollisionError, match=r"out of memory at step 0 .*corners_per_batch=auto; low"
+    ):
+        task.run()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+        ),
+    ],
+)
+def test_running_out_of_memory_leaves_the_last_checkpoint(pair, tmp_path, monkeypatch, error):
+    settings = {
+        "trainer": {"accelerator": "cpu"}, "stop": StopSettings(None, 60, 60),
+        "log": LogSettings(10, 10, 20), "directory": tmp_path,
+    }  # fmt: skip
+    task = Search(convolutions(), "2", *pair, **settings)
+    descend = task.module._descend
+
+    def full(step, backward):
+        if step == 47:
+            raise error
+        return descend(step, backward)
+
+    monkeypatch.setattr(task.module, "_descend", full)
+    with pytest.raises(CollisionError, match=r"out of memory at step 40 .* ckpt_path=last"):
+        task.run()
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    resumed = find_corners(convolutions(), "2", *pair, **settings, ckpt_path=last)
+    assert resumed.summary["steps"] == 60
+    steps = [row.split(",")[0] for row in (tmp_path / "metrics.csv").read_text().splitlines()]
+    assert steps == ["step", "10", "20", "30", "40", "50", "60"]
+
+
+@pytest.mark.parametrize("value", ["none", 0, -1, "1.5"])
+def test_parts_must_have_corners(pair, value):
+    with pytest.raises(SettingError, match=rf"corners_per_batch={value}: must be auto, or a numb"):
+        search(pair, corners_per_batch=value)
+
+
+def jobs_of_a_sweep(run, tmp_path, *arguments):
+    """Sweep with a classifier that costs no training; the folders of the jobs with corners."""
+    weights = MnistMLP(torch.Generator().manual_seed(0)).state_dict()
+    save_tensors(tmp_path / "weights.safetensors", weights)
+    quick = ("stop.min_steps=0", "stop.max_steps=50", "wandb.mode=disabled")
+    options = ("-m", "classifier.weights=weights.safetensors", "hydra.sweep.dir=sweep")
+    run("train.py", *options, *quick, *arguments)
+    return sorted(path.parent.name for path in tmp_path.rglob("collision.safetensors"))
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
+def test_a_sweep_over_two_processes_each_does_not_start_again(command, tmp_path):
+    """Were the command line replayed, each process would make a sweep of its own."""
+    arguments = ("trainer=ddp", "trainer.devices=2", "corner=[0,1],[2]")
+    assert jobs_of_a_sweep(command, tmp_path, *arguments) == ["0", "1"]
+    assert len(list(tmp_path.rglob("multirun.yaml"))) == 1
+
+
+def test_joblib_runs_a_sweep_with_two_workers(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the launcher is not there")
+
+    def run(*arguments):  # as a user does: the workers import train.py by its path
+        process = start(*arguments, cwd=tmp_path)
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+
+    options = ("corner=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert jobs_of_a_sweep(run, tmp_path, *options) == ["0", "1"]
