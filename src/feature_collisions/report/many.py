@@ -23,9 +23,12 @@ _FORMS = {
     "accuracy": ".2%",
     "accuracy_lower_95": ".3%",
     "corner_distance_mean": ",.2f",
+    "initial_distance_mean": ",.2f",
     "relative_size": ".3f",
     "seconds": ".2f",
 }
+_FROM_INITIAL = "initial_distance_mean"
+_LABELS = {_FROM_INITIAL: "distance from the initial image"}
 _BLUE, _ORANGE, _VERMILION = "#0072B2", "#E69F00", "#D55E00"
 
 
@@ -102,6 +105,7 @@ def row_of(
         "worst_case_probability": result.get("worst_case_probability"),
         "corner_distance_mean": result.get("corner_distance_mean"),
         "relative_size": result.get("relative_size"),
+        "initial_distance_mean": result.get("initial_distance_mean"),
         "outcome": _outcome(run, result),
     }
 
@@ -155,12 +159,17 @@ def _plain(value: Any) -> Any:
 
 
 def sizes_figure(rows: list[dict[str, Any]]) -> Figure | None:
-    """Hull size against every weight of the loss that differs; None where none does."""
+    """Hull size against every weight of the loss that differs; None where none does.
+
+    What nearness costs is seen beside it: hull size against the distance from the initial image.
+    """
     known = [row for row in rows if row.get("relative_size") is not None]
     names = dict.fromkeys(name for row in known for name in row if name.startswith("loss."))
     differing = [name for name in names if len({row.get(name) for row in known}) > 1]
     if not differing:
         return None
+    if "loss.nearness" in differing:
+        differing.append(_FROM_INITIAL)
     figure = Figure(figsize=(min(6.5, 3.25 * len(differing)), 2.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(differing), sharey=True, squeeze=False)[0]
@@ -174,9 +183,9 @@ def sizes_figure(rows: list[dict[str, Any]]) -> Figure | None:
             places, sizes = [row[name] for row in chosen], [row["relative_size"] for row in chosen]
             if chosen:
                 axes.plot(places, sizes, marker, color=colour, label=outcome, ms=5)
-        if all(row.get(name, 1) > 0 for row in known):
+        if name != _FROM_INITIAL and all(row.get(name, 1) > 0 for row in known):
             axes.set_xscale("log")
-        axes.set_xlabel(name.removeprefix("loss."), fontsize=8)
+        axes.set_xlabel(_LABELS.get(name, name.removeprefix("loss.")), fontsize=8)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("distance between corners\nover the data set's", fontsize=8)
