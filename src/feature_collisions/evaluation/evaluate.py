@@ -57,7 +57,11 @@ def hull_of(
             str(named_data.get("resize", DataSettings.resize)),
         )
         settings = ClassifierSettings(
-            str(named["name"]), weights or named["weights"], str(named["layer"]), path
+            str(named["name"]),
+            weights or named["weights"],
+            str(named["layer"]),
+            path,
+            train=weights is None and named.get("train") is True,
         )
         seed = int(run.config["seed"])
         places = (named_data["root"], named["weights"])
@@ -110,7 +114,7 @@ def _checked_hull(model: torch.nn.Module, layer: str, run: Run) -> Hull:
             f"run={run.directory}: images of {tuple(run.target.shape)} do not pass through "
             f"{run.summary['classifier']} ({str(error).splitlines()[0]})"
         ) from None
-    check_units(run.directory, run.units, _numbers(run), hull.features.preactivation)
+    check_units(run.directory, run.units, _numbers(run), hull.features.seen_by)
     images = torch.stack([run.initial, run.target, *run.corners])
     with torch.inference_mode(), evaluating(model):
         parts = [hull.observed(part) for part in images.split(hull.batch)]

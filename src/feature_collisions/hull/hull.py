@@ -14,7 +14,7 @@ from ..networks.agreement import accepted, check_agreement
 from ..networks.graph import evaluating
 from ..networks.logits import ask, device_of, like_weights
 from ..networks.target import TargetFeatures
-from ..networks.target_layer import Observed
+from ..networks.target_layer import Observed, ceiling_at
 from ..settings.rules import one_of
 from .run import write_run
 from .statistics import HullStatistics, Outcome, limit_of, outcome_of
@@ -107,7 +107,10 @@ class Hull:
         check_agreement(self.model, self.layer, pair, self.observed)
         with torch.no_grad(), evaluating(self.model):
             logits, preactivation = self._observe(self.target[None])
-        self.features, self.target_logits = TargetFeatures(preactivation[0]), logits[0]
+        self.features, self.target_logits = (
+            TargetFeatures(preactivation[0], ceiling_at(self.model, self.layer)),
+            logits[0],
+        )
 
     def _observe(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and pre-activations, where the classifier lies."""

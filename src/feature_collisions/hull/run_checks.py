@@ -144,6 +144,11 @@ def check_figures(
     for said, seen in zip(summary["corners"], found["corners"], strict=True):
         pairs += [("probability", said, seen, 1.0), ("positive", said, seen, norm)]
         pairs += [("unit_preactivation", said, seen, norm)]
+        if said.get("side", seen["side"]) != seen["side"]:
+            raise SettingError(
+                f"run={directory}: unit {seen['unit']} is {said['side']} what the layer sees in "
+                f"summary.json, and {seen['side']} it in truth; make the run again"
+            )
         pairs += [("negative", said, seen, norm + abs(seen["negative"]))]
         if said.get("positive_relative") is not None:
             pairs += [("positive_relative", said, seen, 1.0)]
@@ -168,7 +173,8 @@ def check_units(
         directory: the run's, for the message.
         units: (K,) flat indices.
         numbers: of the corners, where these count inactive units in flat order.
-        preactivation: (N,) f0(t). Units next to zero may be inactive or not: devices differ.
+        preactivation: (N,) how far f0(t) is within what the layer sees (`TargetFeatures.seen_by`).
+            Units next to zero may be inactive or not: devices differ.
     """
     count = len(preactivation)
     if units.max() >= count:

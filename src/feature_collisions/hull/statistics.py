@@ -57,8 +57,8 @@ class HullStatistics(Metric):
     ) -> None:
         super().__init__(**kwargs)
         self.place, self.target_class = able(target_logits.device), target_class
-        self.features, self.active = target.features.to(self.place), target.active.to(self.place)
-        self.inactive = ~self.active
+        self.target = TargetFeatures(target.preactivation.to(self.place), target.ceiling)
+        self.inactive = ~self.target.active
         self.target_log = target_logits.to(self.place).double().log_softmax(0)
         for name in ("samples", "correct", "kept"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
@@ -82,7 +82,8 @@ class HullStatistics(Metric):
         log = logits.double().log_softmax(1)
         probability = log[:, self.target_class].exp()
         divergence = (self.target_log.exp() * (self.target_log - log)).sum(1)
-        error = preactivation * self.active - self.features
+        oriented = self.target.oriented(preactivation)
+        error = oriented * self.target.active - self.target.values
         self.samples += len(logits)
         self.correct += (logits.argmax(1) == self.target_class).sum()
         self.probability_sum += probability.sum()
@@ -90,7 +91,7 @@ class HullStatistics(Metric):
         self.histogram.index_add_(0, places, torch.ones_like(places))
         self.probability_min = torch.minimum(self.probability_min, probability.min())
         self.positive_max = torch.maximum(self.positive_max, error.norm(dim=1).max().double())
-        self.kept += ((preactivation <= 0) & self.inactive).sum()
+        self.kept += ((oriented <= 0) & self.inactive).sum()
         self.kl_sum += divergence.sum()
         self.kl_max = torch.maximum(self.kl_max, divergence.max())
 
@@ -102,7 +103,7 @@ class HullStatistics(Metric):
         probability of the target's class, in equal bins from 0 to 1.
         """
         samples, correct = int(self.samples), int(self.correct)
-        norm = float(self.features.norm())
+        norm = float(self.target.features.norm())
         inactive = int(self.inactive.sum())
         return {
             "samples": samples,

@@ -110,6 +110,17 @@ def last_hidden_layer(model: nn.Module) -> str:
     )
 
 
+def ceiling_at(model: nn.Module, layer: str) -> float:
+    """Where the rectifier behind the layer is clipped: infinity for a ReLU.
+
+    Behind a network that `torch.fx` cannot trace it is taken for a ReLU: units above the ceiling of
+    a clipped one are then held at their values, which is more than they need.
+    """
+    traced = _trace(model, layer)
+    ceiling = ceiling_after(traced[0].root, traced[1]) if traced else None
+    return math.inf if ceiling is None else ceiling
+
+
 def _passes_by(graph: fx.Graph, through: list[fx.Node]) -> bool:
     """Whether the output depends on the image in a way that leads through none of the nodes."""
     seen, waiting = set(through), [next(iter(reversed(graph.nodes)))]
@@ -130,7 +141,7 @@ def _trace(model: nn.Module, layer: str) -> tuple[Traced, fx.Node] | None:
     except NotPiecewiseLinear:
         return None
     root, nodes = traced.root, traced.nodes
-    before_relu = [name for name, node in nodes.items() if ceiling_after(root, node) == math.inf]
+    before_relu = [name for name, node in nodes.items() if rectifiers_after(root, node)]
     if layer not in before_relu:
         rule = "is not a layer of this network"
         if layer in nodes:

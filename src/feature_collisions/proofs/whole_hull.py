@@ -27,7 +27,8 @@ def collision_proof(hull: Hull) -> dict[str, Any]:
 
     Returns:
         `positive_relative_max`, the largest L_pos over ||f(t)||; `inactive_max`, the largest
-        pre-activation of a unit that is inactive in the target (at most 0: all of them stay off);
+        pre-activation of a unit that is inactive in the target (at most 0: all of them stay off),
+        or what one is below the ceiling that it was above;
         `feature_error_max`, the largest difference of a post-activation. All are of the corners
         as saved, float32, computed in float64. Or the `reason` why nothing is proved.
     """
@@ -40,14 +41,16 @@ def collision_proof(hull: Hull) -> dict[str, Any]:
     with torch.no_grad():
         images = torch.stack([hull.target, *hull.corners]).to(place, torch.float64)
         target, *corners = cut(images)
-    preactivation, active, features = torch.stack(corners), target >= 0, target.relu()
-    norm = float(features.norm())
-    distance = float(positive(preactivation, features, active).max())
-    inactive = preactivation[:, ~active]
+    features = TargetFeatures(target, hull.features.ceiling)
+    preactivation = torch.stack(corners)
+    oriented, norm = features.oriented(preactivation), float(features.features.norm())
+    distance = float(positive(oriented, features.values, features.active).max())
+    inactive = oriented[:, ~features.active]
+    off = (features.rectified(preactivation) - features.features).abs().max()
     return {
         "positive_relative_max": distance / norm if norm else None,
         "inactive_max": float(inactive.max()) if inactive.numel() else None,
-        "feature_error_max": float((preactivation.relu() - features).abs().max()),
+        "feature_error_max": float(off),
     }
 
 
@@ -132,13 +135,15 @@ def depth(hull: Hull) -> dict[str, Any]:
         return {}
     with torch.no_grad():
         target, *corners = cut(torch.stack([hull.target, *hull.corners]).cpu().double())
-    features = TargetFeatures(target)
-    polytope = Polytope(affine, features.features.numpy(), features.active.numpy())
+    features = TargetFeatures(target, hull.features.ceiling)
+    polytope = Polytope.around(features, affine)
     units = tqdm(hull.units.tolist(), "Eq. 2's optima", unit="corner", mininterval=0.5, delay=1)
     try:
         optima = [polytope.solve("eq2", unit, torch.Generator()).value for unit in units]
     except CollisionError as error:
         return {"depth": {"reason": str(error)}}
-    found = negative(torch.stack(corners), ~features.active, hull.units.cpu()).tolist()
+    found = negative(
+        features.oriented(torch.stack(corners)), ~features.active, hull.units.cpu()
+    ).tolist()
     shares = [f / best if best < 0 else None for f, best in zip(found, optima, strict=True)]
     return {"depth": {"optimum": optima, "share": shares}}

@@ -5,8 +5,8 @@ value per corner. Corners share nothing there, so the sum over them has each cor
 
 A new term of the features or of the logits is a function here, and a line in the method of
 `CollisionLoss` that is given what it looks at; a term of the images is one entry of `of_images`.
-Units that are blind on another side than below zero enter where `preactivation` does: mirrored, so
-that what the layer cannot see is negative.
+The functions take pre-activations as `TargetFeatures.oriented` gives them: units that the layer is
+blind to above a ceiling are mirrored, so that what it cannot see is negative.
 """
 
 from dataclasses import replace
@@ -34,7 +34,7 @@ def positive(
 
     Args:
         preactivation: (K, N) f0(x).
-        features: (N,) f(t).
+        features: (N,) f(t) of active units, 0 for inactive ones.
         active: (N,) psgn(f0(t)), 1 for active units and 0 for inactive ones.
         form: `norm`, as the paper prints it, or `half_square`, half its square, as the authors
             optimise it. The norm's gradient at an exact collision is 0.
@@ -125,9 +125,10 @@ class CollisionLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.target = TargetFeatures(target.preactivation, target.ceiling)  # to be moved
         self.norm = float(target.features.norm())
         self.scale = self.norm if settings.normalise else 1.0
-        self.register_buffer("features", target.features)
+        self.register_buffer("features", target.values)
         self.register_buffer("active", target.active.to(target.features))
         self.register_buffer("inactive", (~target.active).to(target.features))
         self.register_buffer("units", units)
@@ -146,13 +147,17 @@ class CollisionLoss(nn.Module):
 
     def forward(self, preactivation: Tensor, rows: slice = _ALL) -> Tensor:
         """Eq. 4 (K,) of the corners `rows`, whose pre-activations (K, N) these are."""
-        pushed = negative(preactivation, self.inactive, self.units[rows])
-        return self.interior(preactivation) + self.beta * pushed
+        oriented = self.target.oriented(preactivation)
+        pushed = negative(oriented, self.inactive, self.units[rows])
+        return self._interior(oriented) + self.beta * pushed
 
     def interior(self, preactivation: Tensor) -> Tensor:
         """alpha L_pos (M,) of any points' pre-activations (M, N)."""
+        return self._interior(self.target.oriented(preactivation))
+
+    def _interior(self, oriented: Tensor) -> Tensor:
         form, rectified = self.settings.positive_form, self.settings.rectified
-        return self.alpha * positive(preactivation, self.features, self.active, form, rectified)
+        return self.alpha * positive(oriented, self.features, self.active, form, rectified)
 
     def output(self, logits: Tensor) -> Tensor:
         """output alpha L_pos(0) KL(p(t) || p(x)), (B,), of any points' logits (B, classes).
@@ -190,9 +195,10 @@ class CollisionLoss(nn.Module):
         total = self(preactivation)
         if self.settings.gamma:  # 0 times what is not a number is none either
             total = total + self.settings.gamma * variation
+        oriented = self.target.oriented(preactivation)
         return {
-            "positive": positive(preactivation, self.features, self.active),
-            "negative": negative(preactivation, self.inactive, self.units),
+            "positive": positive(oriented, self.features, self.active),
+            "negative": negative(oriented, self.inactive, self.units),
             "unit_preactivation": preactivation.gather(1, self.units[:, None])[:, 0],
             "total": total,
             "total_variation": variation,

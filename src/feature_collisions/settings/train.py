@@ -29,13 +29,15 @@ class ClassifierSettings:
     """A network, its weights, and the layer whose features collide.
 
     `name` is `mnist_mlp`, `file` (imported from `path`, MODULE:NAME) or torchvision's. `layer` may
-    be `auto`: the last that feeds a ReLU and that everything flows through.
+    be `auto`: the last that feeds a ReLU and that everything flows through. `train` trains
+    mnist_mlp anew, on the data and with the run's seed, in place of what ships.
     """
 
     name: str = MISSING
     weights: str | None = None
     layer: str = MISSING
     path: str | None = None
+    train: bool = False
 
 
 @dataclass
