@@ -81,7 +81,7 @@ def test_every_measurement_has_a_row(hull, tmp_path):
     result = evaluated(hull, tmp_path)
     whole = describe(hull.summary, result, NAMES)
     entries = {
-        "distances": ("corner_distance_mean", "relative_size"),
+        "distances": ("corner_distance_mean", "relative_size", "initial_distance_mean"),
         "looks": ("corner_distance_min", "corner_ssim_mean"),
         "balls": ("ball_accuracy", "ball_span_accuracy", "ball_clipped_accuracy"),
         "simplices": ("random_simplex_accuracy",),
@@ -91,7 +91,7 @@ def test_every_measurement_has_a_row(hull, tmp_path):
         "collision_proof": ("proof",),
         "class_proof": ("proof",),
         "depth": ("depth",),
-        **{name: (name,) for name in SAMPLED},
+        **{name: (name,) for name in SAMPLED},  # the outcome among them
     }
     result |= {"plain_accuracy": 0.5, "depth": {"share": [0.5, 0.5, 0.5]}}
     whole = describe(hull.summary, result, NAMES)

@@ -147,6 +147,18 @@ def test_size_is_drawn_against_the_weights_that_differ():
     assert sizes_figure(rows_of([1.0, 1.0], [0.5, 0.25])) is None
 
 
+def test_what_nearness_costs_is_drawn_beside_it():
+    rows = rows_of([1.0, 1.0], [0.5, 0.25])
+    for row, nearness, apart in zip(rows, [3.0, 10.0], [8.0, 6.0], strict=True):
+        row |= {"loss.nearness": nearness, "initial_distance_mean": apart}
+    weight, distance = sizes_figure(rows).axes
+    assert (weight.get_xlabel(), weight.get_xscale()) == ("nearness", "log")
+    assert (distance.get_xlabel(), distance.get_xscale()) == (
+        "distance from the initial image", "linear",
+    )  # fmt: skip
+    assert distance.lines[0].get_xydata().tolist() == [[8.0, 0.5], [6.0, 0.25]]
+
+
 def test_evaluate_a_sweep_over_weights(command, classifier, tmp_path):
     sweep = (
         "corner=0,1",

@@ -43,7 +43,7 @@ def main(config: DictConfig) -> None:
     directory = output = Path(hydra.runtime.output_dir)
     try:
         settings = to_settings(config)
-        check_used(settings.solver, hydra.overrides.task)
+        check_used(settings.solver, hydra.overrides.task, settings.objective)
         directory, checkpoint = place_of_run(settings.ckpt_path, output, sweep, named)
         group = directory.parent.name if sweep else directory.name
         with claimed(directory, "hydra.sweep.dir" if sweep else "hydra.run.dir"):
@@ -209,7 +209,13 @@ def search_pair(
     )
     search: Search | LinearPrograms
     if settings.solver == "linear_program":
-        search = LinearPrograms(*problem, settings.objective, settings.seed, settings.corner_order)
+        search = LinearPrograms(
+            *problem,
+            settings.objective,
+            settings.seed,
+            settings.corner_order,
+            settings.loss.nearness,
+        )
     else:
         search = Search(
             *problem,
@@ -237,6 +243,7 @@ def search_pair(
         hull.summary |= {
             "experiment": settings.name,
             "classifier": settings.classifier.name,
+            "hull_relative": settings.stop.hull_relative,
             # Of another number of classes: a label then names no class of the classifier.
             "target_label": target.label if len(classes) == len(hull.target_logits) else None,
             "seconds_total": hull.summary["seconds_total"] + built - started,

@@ -18,6 +18,8 @@ from .sheets import Sheet
 from .tables import number
 
 _COLOURS = _BLUE, _, _VERMILION = "#0072B2", "#E69F00", "#D55E00"  # Okabe and Ito's
+_FROM_INITIAL = "initial_distance_mean"
+_LABELS = {_FROM_INITIAL: "distance from the initial image"}
 _LINE = "#dfe3e8"  # round a picture, so that a white one has an edge
 _WIDTH = 6.5  # inches, a page's text
 _LINES = 0.12  # inches, a line of 7 points
@@ -101,12 +103,17 @@ def histogram_figure(result: dict[str, Any], target: str) -> Figure:
 
 
 def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
-    """Hull size against every weight of the loss that differs; None where none does."""
+    """Hull size against every weight of the loss that differs; None where none does.
+
+    What nearness costs is seen beside it: hull size against the distance from the initial image.
+    """
     known = [row for row in rows if row.get("relative_size") is not None]
     names = dict.fromkeys(name for row in known for name in row if name.startswith("loss."))
     differing = [name for name in names if len({row.get(name) for row in known}) > 1]
     if not differing:
         return None
+    if "loss.nearness" in differing:
+        differing.append(_FROM_INITIAL)
     figure = _figure(min(_WIDTH, 3.25 * len(differing)), 2.6)
     panels = figure.subplots(1, len(differing), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, differing, strict=True):
@@ -115,9 +122,9 @@ def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
             weights, sizes = ([row[key] for row in chosen] for key in (name, "relative_size"))
             if chosen:
                 axes.plot(weights, sizes, marker, color=colour, label=outcome, ms=5)
-        if all(row.get(name, 1) > 0 for row in known):
+        if name != _FROM_INITIAL and all(row.get(name, 1) > 0 for row in known):
             axes.set_xscale("log")
-        axes.set_xlabel(name.removeprefix("loss."), fontsize=8)
+        axes.set_xlabel(_LABELS.get(name, name.removeprefix("loss.")), fontsize=8)
         _plain(axes)
     panels[0].set_ylabel("distance between corners\nover the data set's", fontsize=8)
     panels[0].set_ylim(bottom=0)

@@ -284,6 +284,7 @@ SIZES = (
     Entry("distance between corners over that between images of the data set",
           "relative_size", ".3f"),
     Entry("smallest distance between two corners", "corner_distance_min", ",.2f"),
+    Entry("mean distance of a corner from the initial image", "initial_distance_mean", ",.2f"),
     Entry("share of the distance that 8x8 pixels' averages keep", "macro_share", ".3f"),
     Entry("SSIM between corners", "corner_ssim_mean"),
     Entry("SSIM to the initial image", "ssim_to_initial"),
