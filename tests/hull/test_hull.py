@@ -172,5 +172,5 @@ def test_the_paths_that_go_on_are_the_ones_that_fall_lowest(steps):
     assert len(lowest) <= 30
     assert margins_of(lowest).min() <= margins_of(starts).min()
     if steps == 50:
-        assert sum(given) == 30 * 5 + 10 * 10 + 4 * 36 + len(lowest) + 30  # the last two: asked here
+        assert sum(given) == 30 * 5 + 10 * 10 + 4 * 36 + len(lowest) + 30
         assert margins_of(lowest).min() < 0.01
