@@ -2,13 +2,15 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
 
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.run import Run
-from feature_collisions.report.many import hulls_below, row_of, sizes_figure, write_table
+from feature_collisions.hull.run import Run, hulls_below
+from feature_collisions.report.figures import sizes_figure
+from feature_collisions.report.runs import row_of, write_runs
 from helpers.runs import FAST, QUICK, make_run
 
 
@@ -63,7 +65,7 @@ def test_different_experiments_stand_in_one_table(tmp_path):
     assert refused == {}
     result, names = {"dirichlet": SAMPLE, "target_probability": 0.9}, tuple("0123456789")
     rows = [row_of(hull.directory.name, hull, result, names) for hull in hulls]
-    write_table(tmp_path, rows)
+    write_runs(tmp_path, rows)
     with (tmp_path / "runs.csv").open(newline="") as file:
         a, b = csv.DictReader(file)
     assert (a["experiment"], b["experiment"]) == ("mnist", "squeezenet_pixel")
@@ -103,9 +105,10 @@ def rows_of(alphas, sizes, mean=0.9, largest=0.25):
 def test_the_table_as_markdown_and_csv(tmp_path):
     rows = [*rows_of([1.0, 10.0], [0.5, 0.25]), {"run": "x", "outcome": "broken | <i>"}]
     rows += [*rows_of([3.0], [0.1], mean=0.84), *rows_of([4.0], [0.2], largest=0.31)]
-    table = write_table(tmp_path, rows)
-    counts = "2 of 5: features collide; 1: class only; 1: neither; 1: not measured"
-    assert table.startswith(f"{counts} (sampled, not proved).")
+    heading = write_runs(tmp_path, rows).heading
+    assert heading == "2 of 5: features collide; 1: class only; 1: neither; 1: not measured"
+    table = (tmp_path / "runs.md").read_text()
+    assert table.startswith(f"# {heading}")
     assert "broken \\| &lt;i&gt;" in table
     assert "<b>" not in table
     with (tmp_path / "runs.csv").open(newline="") as file:
@@ -119,6 +122,21 @@ def test_the_table_as_markdown_and_csv(tmp_path):
     assert "positive_form" not in read[0]
     for ending in ("png", "pdf"):
         assert (tmp_path / f"sizes.{ending}").stat().st_size > 0
+
+
+def test_the_table_as_a_page_leads_to_the_reports(tmp_path):
+    name = "javascript:alert(1)//<b>"
+    rows = [row | {"run": name} for row in rows_of([1.0], [0.5])]
+    rows += rows_of([10.0], [0.25])
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "report.html").touch()
+    write_runs(tmp_path, rows)
+    text = (tmp_path / "runs.html").read_text()
+    links = re.findall(r'href="(.*?)"', text)
+    assert links == ["./javascript%3Aalert%281%29//%3Cb%3E/report.html"]
+    assert "<b>" not in text
+    assert "All: experiment mnist, initial &lt;b&gt;|, target =7" in text  # said once
+    assert text.count("data:image/svg+xml") == 1
 
 
 def test_size_is_drawn_against_the_weights_that_differ():
