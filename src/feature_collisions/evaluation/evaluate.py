@@ -223,10 +223,11 @@ def outcome(
 def distances(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
-    """How far apart the corners are, absolutely and beside the data set's images."""
+    """How far apart the corners are, also beside the data set's images, and from the initial."""
     mean, other = float(hull.corner_distances().mean()), known.get("dataset_distance_mean")
     found: dict[str, Any] = {
         "corner_distance_mean": mean,
+        "initial_distance_mean": float(hull.initial_distances().mean()),
         "relative_size": mean / other if other else None,
     }
     if other == 0:

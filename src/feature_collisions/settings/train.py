@@ -21,6 +21,7 @@ from .search import (
     RateSettings,
     StopSettings,
 )
+from .solver import OBJECTIVES
 
 
 @dataclass
@@ -110,7 +111,7 @@ class Settings:
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
         one_of("solver", self.solver, ("gradient", "linear_program"))
-        one_of("objective", self.objective, ("eq2", "unit", "random"))
+        one_of("objective", self.objective, OBJECTIVES)
         one_of("parameterisation", self.parameterisation, ("pixels", "composite"))
         one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
         if self.solver == "linear_program" and self.parameterisation == "composite":
