@@ -238,8 +238,9 @@ def test_a_reward_so_large_that_features_are_given_up_is_what_limits(
     pair = images[0], start.clamp(0.01, 0.99)
     with pytest.warns(UserWarning, match="the search limits them; .* Lower loss.distance"):
         hull = find_corners(
-            model, "1", *pair, [0, 1], sources=bright, loss=LossSettings(1.0, 0.1, distance=1000.0),
-            optimizer=OptimizerSettings(rate=0.1), stop=StopSettings(None, 40, 40, hull_relative=0.05),
+            model, "1", *pair, [0, 1], sources=bright,
+            loss=LossSettings(1.0, 0.1, distance=1000.0), optimizer=OptimizerSettings(rate=0.1),
+            stop=StopSettings(None, 40, 40, hull_relative=0.05),
         )  # fmt: skip
     assert hull.summary["floor"] < 0.05
 
