@@ -16,7 +16,7 @@ from ..errors import CollisionError, SettingError
 from ..hull.hull import Hull
 from ..hull.places import CHECKPOINT, CORNERS
 from ..hull.run import load_run
-from ..hull.statistics import OUTCOMES, counted
+from ..hull.statistics import FEATURES, OUTCOMES, counted
 from ..report.runs import rows_table
 from ..report.tables import Table, as_markdown
 from .deciding import differences_to
@@ -203,6 +203,8 @@ def outcome_of(hull: Hull, samples: int) -> dict[str, Any]:
             f"the classifier's probabilities are not finite (mean {mean}, the target's {target})"
         )
     name, reasons = hull.outcome(found)
+    if name != FEATURES and "limits" in hull.summary:
+        reasons.append(hull.summary["limits"])
     distances = hull.corner_distances()
     return {
         "outcome": name,

@@ -60,7 +60,7 @@ def hull_of(
         data_settings = DataSettings(
             str(named_data["name"]),
             root or named_data["root"],
-            int(named_data.get("size", DataSettings.size)),
+            None if (size := named_data.get("size", 224)) is None else int(size),
             str(named_data.get("resize", DataSettings.resize)),
         )
         settings = ClassifierSettings(
@@ -68,7 +68,8 @@ def hull_of(
             weights or named["weights"],
             str(named["layer"]),
             path,
-            train=weights is None and named.get("train") is True,
+            weights is None and named.get("train") is True,
+            str(named.get("library", ClassifierSettings.library)),
         )
         seed = int(run.config["seed"])
         places = (named_data["root"], named["weights"])
@@ -80,6 +81,7 @@ def hull_of(
             "evaluate a hull that was made in Python with Hull.sample"
         ) from None
     data_settings.check()
+    settings.check()
     expected = run.summary.get("classifier_hash")
     if not expected:
         raise SettingError(

@@ -289,6 +289,8 @@ SIZES = (
     Entry("SSIM between corners", "corner_ssim_mean"),
     Entry("SSIM to the initial image", "ssim_to_initial"),
     Entry("SSIM to the target", "ssim_to_target"),
+    Entry("correlation with the initial image, low-passed", "outline_of_initial", ".3f"),
+    Entry("correlation with the target, low-passed", "outline_of_target", ".3f"),
     Entry("LPIPS between corners", "corner_lpips_mean"),
     Entry("R(P), mean over the corners", "total_variation", ",.0f"),
     Entry("L_neg over Eq. 2's exact optimum, per corner", "depth.share", ".3f"),
