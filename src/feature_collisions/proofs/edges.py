@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..hull.hull import Hull
 from ..networks.graph import NotPiecewiseLinear
 from ..settings.evaluate import EdgeSettings
-from .edge_cache import EdgeCache, proof_key
+from .cache import EdgeCache, proof_key
 from .piecewise import Line, TooManyPieces, traced
 
 _SAVE_EVERY = 10.0  # seconds
