@@ -64,7 +64,7 @@ def test_total_is_equation_4(features, form):
     target = TargetFeatures(t)
     units = target.units(range(6))
     loss = CollisionLoss(target, units, LossSettings(alpha=3.0, beta=0.7, positive_form=form))
-    for row, unit, total in zip(x, units, loss(x).total, strict=True):
+    for row, unit, total in zip(x, units, loss(x), strict=True):
         slow = slow_positive(row.tolist(), t.tolist())
         slow = slow if form == "norm" else slow**2 / 2
         expected = 3.0 * slow + 0.7 * slow_negative(row.tolist(), t.tolist(), int(unit))

@@ -62,7 +62,7 @@ def test_the_main_job_from_nothing_to_a_report(trained, tmp_path, capsys):
 def test_table_1_on_the_full_set(trained, mnist_root, tmp_path):
     """The paper: 96.64 % test accuracy, L_pos < 5, 2000 of 2000, probability 1.0."""
     from feature_collisions.data.datasets import load_data
-    from feature_collisions.networks.classifiers import accuracy, train_mnist_classifier
+    from feature_collisions.networks.mnist_mlp import accuracy, train_mnist_classifier
     from feature_collisions.settings.train import DataSettings
 
     data = load_data(DataSettings("mnist", str(mnist_root)))
@@ -114,7 +114,7 @@ def test_same_seed_same_tensors(trained, tmp_path):
 
 
 def test_another_seed_is_another_classifier(digits):
-    from feature_collisions.networks.classifiers import train_mnist_classifier
+    from feature_collisions.networks.mnist_mlp import train_mnist_classifier
     from feature_collisions.networks.weights import weights_hash
 
     hashes = [weights_hash(train_mnist_classifier(digits.train, seed, 5)) for seed in (0, 0, 1)]

@@ -79,7 +79,7 @@ SAMPLE = {
 }  # fmt: skip
 
 
-def rows_of(alphas, sizes, mean=0.9):
+def rows_of(alphas, sizes, mean=0.9, largest=0.25):
     image = torch.zeros(1, 2, 2)
     rows = []
     for alpha, size in zip(alphas, sizes, strict=True):
@@ -91,7 +91,7 @@ def rows_of(alphas, sizes, mean=0.9):
         config = {"loss": {"alpha": alpha, "beta": 1.0, "positive_form": "norm", "share": True}}
         run = Run(None, image[None], image, image, units, summary, config)
         result = {
-            "dirichlet": SAMPLE | {"probability_mean": mean},
+            "dirichlet": SAMPLE | {"probability_mean": mean, "positive_relative_max": largest},
             "target_probability": 0.9,
             "relative_size": size,
             "corner_distance_mean": 2.0 * size,
@@ -102,17 +102,20 @@ def rows_of(alphas, sizes, mean=0.9):
 
 def test_the_table_as_markdown_and_csv(tmp_path):
     rows = [*rows_of([1.0, 10.0], [0.5, 0.25]), {"run": "x", "outcome": "broken | <i>"}]
-    rows += rows_of([3.0], [0.1], mean=0.84)
+    rows += [*rows_of([3.0], [0.1], mean=0.84), *rows_of([4.0], [0.2], largest=0.31)]
     table = write_table(tmp_path, rows)
-    assert table.startswith("2 of 4 are a success (sampled, not proved).")
+    counts = "2 of 5: features collide; 1: class only; 1: neither; 1: not measured"
+    assert table.startswith(f"{counts} (sampled, not proved).")
     assert "broken \\| &lt;i&gt;" in table
     assert "<b>" not in table
     with (tmp_path / "runs.csv").open(newline="") as file:
         read = list(csv.DictReader(file))
-    assert [row["loss.alpha"] for row in read] == ["1.0", "10.0", "", "3.0"]
+    assert [row["loss.alpha"] for row in read] == ["1.0", "10.0", "", "3.0", "4.0"]
     assert read[0]["initial"] == "<b>|"
     assert read[0]["target"] == "'=7"
-    assert [row["outcome"] for row in read] == ["success", "success", "broken | <i>", "no success"]
+    assert [row["outcome"] for row in read] == [
+        "features collide", "features collide", "broken | <i>", "neither", "class only",
+    ]  # fmt: skip
     assert "positive_form" not in read[0]
     for ending in ("png", "pdf"):
         assert (tmp_path / f"sizes.{ending}").stat().st_size > 0

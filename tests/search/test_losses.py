@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from feature_collisions.networks.target import TargetFeatures
-from feature_collisions.search.losses import CollisionLoss, positive, settings_at
+from feature_collisions.search.losses import CollisionLoss, negative, positive, settings_at
 from feature_collisions.settings.search import LossSettings, LossStage
 
 
@@ -25,35 +25,39 @@ KINDS = [(form, rectified) for form in ("norm", "half_square") for rectified in 
 def test_gradients_in_float64():
     for form, rectified in KINDS:
         loss, _, x = problem(form, rectified=rectified)
-        assert torch.autograd.gradcheck(lambda value, loss=loss: loss(value).total, (x,))
-        assert torch.autograd.gradcheck(loss.total, (x,))
+        assert torch.autograd.gradcheck(loss, (x,))
 
 
-def test_the_searchs_total_is_the_terms_total():
-    for form, rectified in KINDS:
-        loss, target, x = problem(form, rectified=rectified)
-        with torch.no_grad():
-            x[1] = target.features  # an exact collision
-            x[2, loss.units[2]] = 0.0  # the pushed unit at its kink
-        slow, fast = loss(x).total, loss.total(x)
-        assert torch.allclose(slow, fast, rtol=1e-12)
-        gradients = [torch.autograd.grad(total.sum(), x)[0] for total in (slow, fast)]
-        assert torch.allclose(*gradients, rtol=1e-12)
-        part = loss.total(x[1:3], slice(1, 3))
-        assert torch.allclose(part, slow[1:3], rtol=1e-12)
+def test_the_gradient_of_the_product_with_signs_is_that_of_the_papers_terms():
+    """Bit for bit, at the kinks, too: |.| has the gradient 0 at 0, and unit i is pushed there."""
+    loss, target, x = problem("norm")
+    with torch.no_grad():
+        x[1] = target.features  # an exact collision
+        x[2, loss.units[2]] = 0.0  # the pushed unit at its kink
+    unit = x.gather(1, loss.units[:, None])[:, 0]
+    paper = unit - unit.abs() + (x * loss.inactive).abs().sum(1)
+    ours = negative(x, loss.inactive, loss.units)
+    assert torch.allclose(ours, paper, rtol=1e-12)
+    assert torch.equal(*[torch.autograd.grad(total.sum(), x)[0] for total in (ours, paper)])
+
+
+def test_rows_are_the_corners_of_the_whole():
+    loss, _, x = problem("half_square")
+    assert torch.equal(loss(x[1:3], slice(1, 3)), loss(x)[1:3])
 
 
 def test_what_is_rectified_is_what_later_layers_see():
     """Unit by unit: an active unit's f0 - f(t), an inactive one's max(f0, 0)."""
     loss, target, x = problem("norm", rectified=True)
-    for row, norm in zip(x.tolist(), loss._positive(x).tolist(), strict=True):
+    found = positive(x, target.features, loss.active, rectified=True)
+    for row, norm in zip(x.tolist(), found.tolist(), strict=True):
         squares = [
             (f0 - t) ** 2 if t >= 0 else max(f0, 0) ** 2
             for f0, t in zip(row, target.preactivation.tolist(), strict=True)
         ]
         assert norm == pytest.approx(sum(squares) ** 0.5)
-    assert (loss._positive(x) > positive(x, target.features, target.active)).all()
-    assert loss.interior(x).tolist() == pytest.approx((2.0 * loss._positive(x)).tolist())
+    assert (found > positive(x, target.features, target.active)).all()
+    assert loss.interior(x).tolist() == pytest.approx((2.0 * found).tolist())
 
 
 def test_the_outputs_weight_is_a_share_of_the_loss_without_features():
@@ -91,15 +95,15 @@ def test_the_pushed_unit_goes_down_from_either_side_of_zero():
     loss = CollisionLoss(target, target.units([0]), LossSettings(0.0, 1.0))
     for start in (2.0, 0.0, -2.0):
         x = torch.tensor([[1.0, start, 0.5]], dtype=torch.float64, requires_grad=True)
-        (gradient,) = torch.autograd.grad(loss(x).total.sum(), x)
+        (gradient,) = torch.autograd.grad(loss(x).sum(), x)
         assert gradient.tolist() == [[0.0, 1.0, 1.0]]
 
 
 def test_corners_do_not_touch_each_other():
     loss, _, x = problem("norm")
-    (together,) = torch.autograd.grad(loss(x).total.sum(), x)
+    (together,) = torch.autograd.grad(loss(x).sum(), x)
     for k in range(4):
-        (alone,) = torch.autograd.grad(loss(x).total[k], x)
+        (alone,) = torch.autograd.grad(loss(x)[k], x)
         assert torch.equal(alone[k], together[k])
         assert alone.count_nonzero() == alone[k].count_nonzero()
 

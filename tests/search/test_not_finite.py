@@ -10,8 +10,12 @@ from feature_collisions.errors import CollisionError, SettingError
 from feature_collisions.patches import composite_kernel
 from feature_collisions.patches.composite import Sources, blend, layers
 from feature_collisions.search.find_corners import Search, find_corners
-from feature_collisions.search.losses import visible_distances
-from feature_collisions.settings.search import LogSettings, OptimizerSettings, StopSettings
+from feature_collisions.settings.search import (
+    LogSettings,
+    LossSettings,
+    OptimizerSettings,
+    StopSettings,
+)
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 
@@ -179,5 +183,7 @@ def test_a_search_that_stays_finite_does_not_notice() -> None:
 
 
 def test_images_too_small_for_visible_distances_are_told() -> None:
-    with pytest.raises(SettingError, match=r"loss\.distance: .* the images have 6x9; set"):
-        visible_distances(torch.rand(2, 1, 6, 9))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(54, 12), nn.ReLU(), nn.Linear(12, 3))
+    loss = LossSettings(distance=2.0)
+    with pytest.raises(SettingError, match=r"loss\.distance=2\.0: .* the images have 6x9; set"):
+        find_corners(model, "1", *torch.rand(2, 1, 6, 9), [0], loss=loss)

@@ -57,6 +57,34 @@ def test_every_mix_of_exact_corners_keeps_the_features(shift, shift_images):
     assert result["positive_relative_max"] < 1e-6
 
 
+def test_the_main_job_is_a_bare_loop_over_equation_4(classifier, digits):
+    """Bit for bit: Eq. 2 as it is printed, autograd, Adam with a falling rate, clipping."""
+    initial, target = digits.test.find("initial", 3).image, digits.test.find("target", 7).image
+    steps, alpha, beta = 150, 1.0, 0.1
+    hidden = classifier.hidden1.weight.double(), classifier.hidden1.bias.double()
+    f0 = torch.nn.functional.linear(target.double().flatten(), *hidden)
+    units = (f0 < 0).nonzero().flatten()[:5]
+    pixels = torch.nn.Parameter(initial.double().repeat(5, 1, 1, 1))
+    adam = torch.optim.Adam([pixels], fused=True)
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = 0.1 * (1 - step / steps)
+        f = torch.nn.functional.linear(pixels.flatten(1), *hidden)
+        positive = torch.linalg.vector_norm(f * (f0 >= 0).double() - f0.relu(), dim=1)
+        unit = f.gather(1, units[:, None])[:, 0]
+        negative = unit - unit.abs() + (f * (f0 < 0).double()).abs().sum(1)
+        adam.zero_grad()
+        (alpha * positive + beta * negative).sum().backward()
+        adam.step()
+        with torch.no_grad():
+            pixels.clamp_(0, 1)
+    trainer = {"precision": "64-true", "accelerator": "cpu"}
+    hull = find_corners(
+        classifier, "hidden1", initial, target, range(5), trainer=trainer,
+        loss=LossSettings(alpha, beta), stop=StopSettings(5.0, steps, steps),
+    )  # fmt: skip
+    assert torch.equal(hull.corners, pixels.detach().float())
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "descent"])
 def test_a_batch_and_one_by_one_find_the_same_corners(classifier, digits, optimizer):
     initial, target = digits.test.find("initial", 3).image, digits.test.find("target", 7).image

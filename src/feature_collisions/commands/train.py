@@ -83,23 +83,27 @@ def train(
     from ..report.wandb_logs import check_login
     from .deciding import deciding, hashes
     from .pairs import (
-        Pair,
         check_earlier,
         evaluated,
         parse_pairs,
         run_pairs,
         summary_table,
     )
+    from .random_pairs import Pair
 
     check_login(settings.wandb.mode)
     data = load_data(settings.data)
     model = load_classifier(settings.classifier, data, settings.seed)
+    settings, config = with_layer(settings, config, model)
     known = hashes(settings, model, data)
     if settings.pairs is None:
         hull = search_pair(settings, config, data, model, directory, checkpoint, group, known)
         print_corners(hull, classes_of(hull, data.test.class_names), directory)
         return
-    pairs = parse_pairs(settings.pairs, data.test, settings.seed, model)
+    others = settings.classifiers() if settings.networks else []
+    models = [load_classifier(each, data, settings.seed) for each in others] or [model]
+    pairs = parse_pairs(settings.pairs, data.test, settings.seed, models)
+    del models
 
     def search(pair: Pair, place: Path) -> Hull:
         last = place / CHECKPOINT
@@ -126,6 +130,21 @@ def train(
             f"why. The first: {outcomes[0]['reasons'][0]}"
         )
     print(f"next: {command('evaluate.py', override('run', directory))}")
+
+
+def with_layer(
+    settings: Settings, config: DictConfig, model: nn.Module
+) -> tuple[Settings, DictConfig]:
+    """The settings with a layer that has a name, where `classifier.layer=auto` left it open."""
+    from ..networks.target_layer import last_hidden_layer
+
+    if settings.classifier.layer != "auto":
+        return settings, config
+    layer = last_hidden_layer(model)
+    print(f"classifier.layer=auto: {layer}", flush=True)
+    merged = OmegaConf.merge(config, {"classifier": {"layer": layer}})
+    assert isinstance(merged, DictConfig)
+    return replace(settings, classifier=replace(settings.classifier, layer=layer)), merged
 
 
 def search_pair(

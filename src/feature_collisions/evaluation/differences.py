@@ -79,7 +79,7 @@ def lpips_mean(corners: Tensor) -> float | None:
     """Mean LPIPS (SqueezeNet) between two corners, 0 for equal ones; None without its weights."""
     if not lpips_weights().exists() or min(corners.shape[2:]) < 32:
         return None
-    metric = LearnedPerceptualImagePatchSimilarity("squeeze", normalize=True)
+    metric = LearnedPerceptualImagePatchSimilarity("squeeze", normalize=True).to(corners.device)
     coloured = corners.expand(-1, 3, -1, -1)
     for first, second in zip(*torch.triu_indices(len(corners), len(corners), 1), strict=True):
         metric.update(coloured[first][None], coloured[second][None])

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..data.images import load_image, to_uint8
 from ..errors import SettingError
+from ..hull.distances import SQUARE, visible_distances
 from ..hull.hull import Hull
-from ..search.losses import visible_distances
 from .differences import similarity
 
 
@@ -28,7 +28,7 @@ def macro_share(images: Tensor) -> float | None:
     Returns:
         The share, or None for equal images, and for images under 8 pixels.
     """
-    if min(images.shape[2:]) < 8:
+    if min(images.shape[2:]) < SQUARE:
         return None
     whole = F.pdist(images.flatten(1)).mean()
     return float(visible_distances(images).mean() / whole) if whole > 0 else None

@@ -19,7 +19,7 @@ from ..errors import CollisionError, SettingError
 from ..hull.hull import Hull
 from ..networks.agreement import accepted, check_agreement
 from ..networks.graph import NotPiecewiseLinear, kinds
-from ..networks.target import passing, preactivation_of, target_features
+from ..networks.target import TargetFeatures, passing, preactivation_of, target_features
 from ..networks.target_layer import Observed, TargetLayer
 from ..networks.weights import weights_hash
 from ..search.summary import class_probabilities, summary_of
@@ -78,14 +78,25 @@ class Polytope:
     """The images of section 2: active units at the target's values, the others at most 0.
 
     Attributes:
-        map: images to pre-activations.
-        features: (N,) f(t).
+        map: images to oriented pre-activations, z of `TargetFeatures`.
+        features: (N,) f(t) of active units.
         active: (N,) bool.
     """
 
     map: AffineMap
     features: np.ndarray
     active: np.ndarray
+
+    @classmethod
+    def around(cls, target: TargetFeatures, affine: AffineMap) -> "Polytope":
+        """The polytope of a target, whose layer is `affine` in the pixels."""
+        above = target.above.numpy()
+        weight, bias = affine.weight, affine.bias
+        if above.any():
+            sign = np.where(above, -1.0, 1.0)
+            weight = sign[:, None] * weight
+            bias = sign * bias + np.where(above, target.ceiling, 0.0)
+        return cls(AffineMap(weight, bias), target.values.numpy(), target.active.numpy())
 
     def solve(self, objective: str, unit: int, generator: torch.Generator) -> "Solution":
         """The corner of one objective.
@@ -191,7 +202,7 @@ class LinearPrograms:
         self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
         self.model = accepted(self.model)
         self.features = target_features(self.model, self.layer, self.target, torch.float64)
-        cut = TargetLayer(self.model, self.layer).double()
+        cut = TargetLayer(self.model, self.layer).cpu().double()  # where HiGHS solves
         pair = torch.stack([self.initial, self.target])
         with passing(self.target.shape):
             check_agreement(self.model, self.layer, pair, Observed(self.model, self.layer), [cut])
@@ -206,8 +217,7 @@ class LinearPrograms:
                 f"solver=linear_program: layer {self.layer} is not affine in the pixels ({error}); "
                 "choose the first affine layer, or solver=gradient"
             ) from None
-        active = self.features.active.numpy()
-        self.polytope = Polytope(affine, self.features.features.numpy(), active)
+        self.polytope = Polytope.around(self.features, affine)
         self.cut = cut
 
     def run(self, logger: Logger | None = None) -> Hull:
@@ -223,7 +233,8 @@ class LinearPrograms:
         _warn_of_same(exact, self.corners)
         images = exact.float().view(-1, *self.target.shape)
         if self.objective == "random":  # a corner's name is then the unit that it has lowest
-            inactive = torch.where(self.features.active, torch.inf, self.cut(images.double()))
+            oriented = self.features.oriented(self.cut(images.double()))
+            inactive = torch.where(self.features.active, torch.inf, oriented)
             self.units = inactive.argmin(1)
         summary = self._summary(images)
         summary |= {

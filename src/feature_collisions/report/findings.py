@@ -11,6 +11,9 @@ from .tables import markdown_table, number
 def claims(result: dict[str, Any], target: str) -> list[str]:
     """What the numbers show, and no more, from the weakest evidence to the strongest."""
     found = [f"Not measured: {name}: {why}." for name, why in result.get("failed", {}).items()]
+    if "outcome" in result:
+        why = f" ({'; '.join(result['outcome_reasons'])})" if result["outcome_reasons"] else ""
+        found.append(f"Outcome: {result['outcome']}{why}.")
     if sample := result.get("dirichlet"):
         found.append(
             f"Sampled, not proved: of {sample['samples']} points drawn uniformly from the hull "

@@ -14,7 +14,7 @@ from ..data.files import write_text
 from ..errors import SettingError
 from ..hull.places import CONFIG, CORNERS
 from ..hull.run import Run, join, load_run
-from ..hull.statistics import shortcomings
+from ..hull.statistics import CLASS, FEATURES, NEITHER, counted, limit_of, outcome_of
 from .escaping import for_csv
 from .figures import save_figure
 from .tables import markdown_table, number
@@ -26,7 +26,7 @@ _FORMS = {
     "relative_size": ".3f",
     "seconds": ".2f",
 }
-_BLUE, _VERMILION = "#0072B2", "#D55E00"
+_BLUE, _ORANGE, _VERMILION = "#0072B2", "#E69F00", "#D55E00"
 
 
 def hulls_below(directory: Path) -> tuple[list[Run], dict[str, str]]:
@@ -79,7 +79,7 @@ def _unfinished(directory: Path) -> dict[str, str]:
 def row_of(
     name: str, run: Run, result: dict[str, Any], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """One hull's row: what was run, what was found, whether it is a success."""
+    """One hull's row: what was run, what was found, which outcome it has."""
     summary, sample = run.summary, result.get("dirichlet", {})
     loss = run.config.get("loss")
     weights = loss if isinstance(loss, dict) else {}
@@ -102,16 +102,16 @@ def row_of(
         "worst_case_probability": result.get("worst_case_probability"),
         "corner_distance_mean": result.get("corner_distance_mean"),
         "relative_size": result.get("relative_size"),
-        "outcome": _outcome(result),
+        "outcome": _outcome(run, result),
     }
 
 
-def _outcome(result: dict[str, Any]) -> str:
-    """A success or not, or what could not be measured."""
+def _outcome(run: Run, result: dict[str, Any]) -> str:
+    """One of the three, or what could not be measured."""
     if failed := result.get("failed"):
         return "not measured: " + "; ".join(f"{name}: {why}" for name, why in failed.items())
-    unlike = shortcomings(result["dirichlet"], result["target_probability"])
-    return "no success" if unlike else "success"
+    limit = limit_of(run.summary)
+    return outcome_of(result["dirichlet"], result["target_probability"], limit).name
 
 
 def write_table(directory: Path, rows: list[dict[str, Any]]) -> str:
@@ -122,8 +122,7 @@ def write_table(directory: Path, rows: list[dict[str, Any]]) -> str:
         rows: one a hull or a refused run, which has `run` and `outcome` alone.
 
     Returns:
-        The Markdown table. A success is a hull of which every sampled point is the target's class,
-        with a mean probability within 0.05 of the target's.
+        The Markdown table; above it, how many hulls have which outcome.
     """
     columns = [name for row in rows for name in row if name != "outcome"]
     columns = [*dict.fromkeys(columns), "outcome"]
@@ -132,11 +131,10 @@ def write_table(directory: Path, rows: list[dict[str, Any]]) -> str:
     writer.writerow(map(for_csv, columns))
     writer.writerows([_plain(row.get(name)) for name in columns] for row in rows)
     write_text(directory / "runs.csv", text.getvalue())
-    good = sum(row["outcome"] == "success" for row in rows)
     table = markdown_table(
         columns, [[_cell(name, row.get(name)) for name in columns] for row in rows]
     )
-    table = f"{good} of {len(rows)} are a success (sampled, not proved).\n\n{table}\n"
+    table = f"{counted(row['outcome'] for row in rows)} (sampled, not proved).\n\n{table}\n"
     figure = sizes_figure(rows)
     if figure:
         for ending in ("png", "pdf"):
@@ -168,12 +166,14 @@ def sizes_figure(rows: list[dict[str, Any]]) -> Figure | None:
     panels = figure.subplots(1, len(differing), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, differing, strict=True):
         for outcome, colour, marker in (
-            ("success", _BLUE, "o"),
-            ("no success", _VERMILION, "x"),
+            (FEATURES, _BLUE, "o"),
+            (CLASS, _ORANGE, "s"),
+            (NEITHER, _VERMILION, "x"),
         ):
             chosen = [row for row in known if row["outcome"] == outcome and name in row]
             places, sizes = [row[name] for row in chosen], [row["relative_size"] for row in chosen]
-            axes.plot(places, sizes, marker, color=colour, label=outcome, ms=5)
+            if chosen:
+                axes.plot(places, sizes, marker, color=colour, label=outcome, ms=5)
         if all(row.get(name, 1) > 0 for row in known):
             axes.set_xscale("log")
         axes.set_xlabel(name.removeprefix("loss."), fontsize=8)

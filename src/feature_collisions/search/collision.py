@@ -18,7 +18,7 @@ from ..networks.logits import ask
 from ..networks.target import TargetFeatures
 from ..networks.target_layer import Observed, TargetLayer
 from ..settings.search import LossSettings, OptimizerSettings, StopSettings
-from .losses import CollisionLoss, positive, settings_at
+from .losses import CollisionLoss, settings_at
 from .parameterisations import PatchComposite, Pixels
 
 _LOOKED_AT = 1000  # points between the corners that must be of the target's class before a stop
@@ -108,6 +108,7 @@ class Collision(LightningModule):
         goal: what every corner must reach.
         classifier: images to logits, where the goal speaks of classes.
         target_logits: (classes,) of the target, where the loss compares them.
+        initial: (C, H, W), where the loss holds corners near it.
         per_batch: images in one forward pass, corners and points between them; None for as many
             as memory holds.
         problem: what a checkpoint must agree on to be continued from.
@@ -134,6 +135,7 @@ class Collision(LightningModule):
         goal: Goal,
         classifier: nn.Module | None = None,
         target_logits: Tensor | None = None,
+        initial: Tensor | None = None,
         per_batch: int | None = None,
         problem: dict[str, Any] | None = None,
     ) -> None:
@@ -142,7 +144,7 @@ class Collision(LightningModule):
         self.strict_loading = False  # a checkpoint holds the parameterisation only
         self.network = network
         self.parameterisation = parameterisation
-        self.loss = CollisionLoss(target, units, loss, target_logits)
+        self.loss = CollisionLoss(target, units, loss, target_logits, initial)
         self.loss_settings, self.optimizer_settings, self.stop = loss, optimizer, stop
         self.every, self.goal, self.per_batch = every, goal, per_batch
         self.classifier = classifier
@@ -197,8 +199,8 @@ class Collision(LightningModule):
         """Leave the loss's gradient in the parameters; the loss, summed over the corners."""
         images, variation = self.parameterisation.penalised()
         inside = self._points_inside(self.loss.settings.hull, step, images)
-        own = [self.loss.of_images(images, variation)] if self.loss.concerns_images else []
-        own = [loss for loss in own if loss.requires_grad]  # R of pixels is 0 and has none
+        own = self.loss.of_images(images, variation)
+        own = [term for term in own if term.requires_grad]  # R of pixels is 0 and has none
         if self._most(images) >= len(images) + len(inside):
             together = torch.cat([images, inside]) if len(inside) else images
             total = sum(own, self._loss_of(together, slice(len(images))))
@@ -214,15 +216,15 @@ class Collision(LightningModule):
                 backward(totals[-1])
                 gradients.append(part.grad)
         torch.cat([images, inside]).backward(torch.cat(gradients), retain_graph=bool(own))
-        for loss in own:
-            backward(loss)
+        if own:
+            backward(sum(own[1:], own[0]))
         return torch.stack(totals).detach().sum()
 
     def _loss_of(self, images: Tensor, rows: slice) -> Tensor:
         """The loss, summed, of the corners `rows` and of points between corners after them."""
         preactivation, logits = self._observe(images)
         count = len(self.loss.units[rows])
-        total = self.loss.total(preactivation[:count], rows).sum()
+        total: Tensor = self.loss(preactivation[:count], rows).sum()
         weight = self.loss.settings.hull_weight
         if count < len(images):
             total = total + weight * self.loss.interior(preactivation[count:]).sum()
@@ -265,8 +267,8 @@ class Collision(LightningModule):
         images, variation = self.parameterisation.penalised()
         parts = self._parts(images)
         preactivation = torch.cat([self._observe(images[rows])[0] for rows in parts])
-        terms = self.loss(preactivation)
-        losses = torch.stack([*totals, terms.total.sum()]).isfinite()
+        curves = self.loss.curves(preactivation, variation)
+        losses = torch.stack([*totals, curves["total"].sum()]).isfinite()
         # A network can hide what is not a number, and clipping an infinite step does.
         rest = torch.stack([tensor.isfinite().all() for tensor in (images, variation, *optimised)])
         if not (losses.all() & rest.all()):
@@ -276,16 +278,9 @@ class Collision(LightningModule):
                 f"the {what} is not finite at step {step}; lower optimizer.rate, loss.alpha or "
                 "loss.beta. Checkpoints written before are kept"
             )
-        self.curves = {
-            "positive": positive(preactivation, self.loss.features, self.loss.active),
-            "negative": terms.negative,
-            "unit_preactivation": preactivation.gather(1, self.loss.units[:, None])[:, 0],
-            "total": terms.total + self.loss.settings.gamma * variation,
-            "total_variation": variation,
-        }
-        norms = self.curves["positive"]
+        self.curves = curves
         self.converged = self.agree(
-            all_met(self.goal.late(norms)) and self._classified_as_target(images)
+            all_met(self.goal.late(curves["positive"])) and self._classified_as_target(images)
         )
 
     def _classified_as_target(self, images: Tensor) -> bool:

@@ -12,23 +12,25 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
+from ..data.devices import able
 from ..data.images import check_pair, save_png
 from ..ends import between_steps
 from ..errors import SettingError
+from ..hull.distances import SIGMA
 from ..hull.hull import Hull
 from ..networks.agreement import accepted, check_agreement, check_gradient, is_double
 from ..networks.frozen import frozen_copy, network_of, quicken
+from ..networks.logits import device_of
 from ..networks.target import logits_of, passing, preactivation_of, target_features
 from ..networks.target_layer import Observed, TargetLayer
 from ..patches.composite import Sources
 from ..settings.rules import one_of
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from ..settings.train import parse_corners, parse_corners_per_batch
-from ..settings.trainer import MIXED, check_trainer, device_ids
+from ..settings.trainer import MIXED, check_trainer, device_ids, where
 from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
 from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Goal, unmet
-from .losses import visible_distances
 from .parameterisations import PatchComposite, Pixels
 from .sharing import search_shared
 from .summary import class_probabilities, summary_of
@@ -75,8 +77,10 @@ class Search:
         self._check_arguments()
         self.model = accepted(self.model)
         self.corners = parse_corners(self.corners)
-        self.trainer = check_trainer(self.trainer)
+        self.trainer = check_trainer(where(device_of(self.model)) | self.trainer)
         self.dtype = self._dtype()
+        place = able(device_of(self.model), self.dtype)
+        self.initial, self.target = self.initial.to(place), self.target.to(place)
         self.module = self._collision()
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
@@ -90,7 +94,7 @@ class Search:
                 "call it outside"
             )
         check_pair(self.initial, self.target)
-        self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
+        self.initial, self.target = self.initial.detach(), self.target.detach()
         if not isinstance(self.trainer, dict):
             raise SettingError(f"trainer={self.trainer}: must be a dict of Trainer's arguments")
         if not isinstance(self.layer, str):
@@ -103,8 +107,12 @@ class Search:
                     f"feature_collisions.{kind.__name__}(...)"
                 )
             getattr(self, name).check()
-        if self.loss.distance:
-            visible_distances(torch.stack([self.initial, self.target]))  # refuses small images
+        if self.loss.distance and min(self.initial.shape[1:]) < 2 * SIGMA:
+            raise SettingError(
+                f"loss.distance={self.loss.distance}: is taken after a low-pass over some "
+                f"{2 * SIGMA}x{2 * SIGMA} pixels, and the images have {self.initial.shape[1]}x"
+                f"{self.initial.shape[2]}; set loss.distance=0"
+            )
         self.directory = None if self.directory is None else Path(self.directory)
         self.ckpt_path = None if self.ckpt_path is None else Path(self.ckpt_path)
 
@@ -126,7 +134,8 @@ class Search:
         parameterisation = self._parameterisation(layout)
         self.start = parameterisation().detach()[:1].float()
         first = self.corner_order == "inactive_first"
-        units = features.units(self.corners, self._preactivation(self.start)[0] if first else None)
+        start = self._preactivation(self.start)[0] if first else None
+        self.units = units = features.units(self.corners, start)
         with passing(self.target.shape):
             logits = logits_of(self.model, self.target[None])[0]
             network, classifier = self._frozen(layout)
@@ -143,6 +152,7 @@ class Search:
             self.goal,
             classifier,
             logits.to(self.dtype) if self.loss.output else None,
+            self.initial.to(self.dtype) if self.loss.nearness else None,
             parse_corners_per_batch(self.corners_per_batch),
             problem_of(self.model, self.layer, self.initial, self.target, units, self.optimizer)
             | self._problem_of_sources(),
@@ -163,7 +173,8 @@ class Search:
         else:
             with between_steps() as self.module.ending:
                 fit(self.lightning, self.module, logger, self.ckpt_path)
-            found = self.module.parameterisation().detach().float().cpu()
+            found = self.module.parameterisation().detach()
+        found = found.to(self.initial)  # Lightning leaves what it has moved on the CPU
         summary = self._summary(found)
         if self.sources is not None:
             for entry, variation in zip(
@@ -186,7 +197,7 @@ class Search:
             found,
             self.initial,
             self.target,
-            self.module.loss.units.cpu(),
+            self.units,
             summary,
         )
 
@@ -244,12 +255,11 @@ class Search:
 
     def _summary(self, found: Tensor) -> dict[str, Any]:
         """The figures of `summary.json`, of the corners as they are saved (float32)."""
-        units = self.module.loss.units.cpu()
         probabilities = class_probabilities(
             self.model, torch.stack([self.initial, self.target, *found])
         )
         preactivation = self._preactivation(found)
-        summary = summary_of(self.corners, units, preactivation, self.features, probabilities)
+        summary = summary_of(self.corners, self.units, preactivation, self.features, probabilities)
         norms = torch.tensor([entry["positive"] for entry in summary["corners"]])
         reasons = self.goal.late(norms) | self.goal.misclassified(probabilities[2:])
         late = unmet(reasons, list(self.corners))
@@ -259,6 +269,7 @@ class Search:
             "classifier_hash": self.module.problem["classifier"],
             "layer": self.layer,
             "distance_scale": 1 if len(self.initial) == 1 else 255,
+            "hull_relative": float(self.stop.hull_relative),
             "converged": not late,
             "unmet": late,
             "steps": self.module.step,
@@ -279,8 +290,8 @@ def find_corners(
     """Find images that the classifier cannot tell from the target, one per corner (Eq. 3 and 4).
 
     Args:
-        model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed. What
-            `model(images)` gives in eval mode is compared with what is searched.
+        model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed, and stays where
+            it lies. What `model(images)` gives in eval mode is compared with what is searched.
         layer: the target layer, a node whose output feeds a ReLU.
         initial: (C, H, W) float32 in [0, 1], where every corner starts.
         target: (C, H, W) likewise, whose features are matched.
@@ -293,7 +304,8 @@ def find_corners(
         optimizer (OptimizerSettings): Adam or the authors' descent, and its rate.
         stop (StopSettings): when the search stops.
         log (LogSettings): cadences of curves, pictures and checkpoints.
-        trainer (dict): arguments of Lightning's Trainer: accelerator, devices, precision.
+        trainer (dict): arguments of Lightning's Trainer: accelerator, devices, precision. Without
+            the first two the search runs where the model lies; the hull lies there anyway.
         directory (Path): where curves, intermediate images and checkpoints go; None keeps none.
         ckpt_path (Path): a checkpoint to continue from.
         corners_per_batch (int | str): images in one forward pass, corners and the points of
