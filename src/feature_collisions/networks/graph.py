@@ -295,6 +295,7 @@ def _check_views(network: fx.GraphModule, node: fx.Node) -> None:
 
 
 def is_view(network: nn.Module, node: fx.Node) -> bool:
+    """Whether a node shows its input's values, all or some, in another shape."""
     if node.op == "call_module":
         module = module_of(network, node)
         return isinstance(module, nn.Flatten | nn.Dropout | nn.Dropout2d | nn.Identity)
@@ -413,4 +414,5 @@ def pooling(network: nn.Module, node: fx.Node) -> tuple[Any, ...]:
 
 
 def module_of(root: nn.Module, node: fx.Node) -> nn.Module:
+    """The module that a node calls."""
     return root.get_submodule(str(node.target))

@@ -23,6 +23,7 @@ from .steps import Affine, Input, MaxPool, Rectifier, Step
 
 _NARROW = 256  # units of a layer that are bounded backward, too
 _MEMORY = 2**27  # bytes of the rows that are carried backward at once
+_HARDLY = 1e-9  # of the largest deviation: what is smaller counts as rounding
 
 
 def rounding(terms: int, size: Tensor) -> Tensor:
@@ -227,20 +228,24 @@ class Bounds:
 
     def spread(self, number: int, rows: Tensor) -> "Spread":
         """Linear functions of one step's values, and all that can move them away (see `Spread`)."""
-        descents = self._descents(_Centred, number, rows)
-        self.met = {k: torch.cat([each.met[k] for each in descents], 1) for k in descents[0].met}
-        found = [each.spread() for each in descents]
-        radii = found[0].radii
-        columns = torch.cat([each.columns for each in found], 1)
-        middle = torch.cat([each.middle for each in found], 1)
-        toll = torch.cat([each.toll for each in found], 1)
-        return Spread(middle, columns, radii, toll)
+        found = self._descents(_Centred, number, rows)
+        self.met = {k: torch.stack([each.met[k] for each in found]).sum(0) for k in found[0].met}
+        columns = [
+            torch.cat([torch.cat(parts, 1) for parts in every])
+            for every in zip(*(each.columns for each in found), strict=True)
+        ]
+        radii = [torch.cat(parts, 1) for parts in found[0].radii]
+        middle, reach, toll = (
+            torch.cat([getattr(each, name) for each in found], 1)
+            for name in ("total", "reach", "toll")
+        )
+        return Spread(middle, reach, toll, columns, radii)
 
     def edge_to_halve(self, weights: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
         """The edge of each piece along which the rectifiers bend most, by what they weigh.
 
         Args:
-            weights: (P, N) of some rectifiers' units.
+            weights: (P, N) of some rectifiers' units, by the number of their step.
 
         Returns:
             The numbers (P,) of its two vertices; of the longest edge where nothing bends.
@@ -252,13 +257,18 @@ class Bounds:
         for number, weight in weights.items():
             step = self.steps[number]
             assert isinstance(step, Rectifier)
-            units = (weight > 0).any(0)
-            given = self.at[step.sources[0]].middle.flatten(2)[..., units]
+            source = self.at[step.sources[0]]
+            bends = (source.low < 0) & (source.high > 0)
+            bends |= (source.low < step.ceiling) & (source.high > step.ceiling)
+            weight = weight * bends.flatten(1)
+            units = (weight > 0).any(0).nonzero().flatten()
+            weight = weight.index_select(1, units)
+            given = source.middle.flatten(2).index_select(2, units)
             value = given.clamp(0, step.ceiling)
             for k, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
                 middle = ((given[:, i] + given[:, j]) / 2).clamp(0, step.ceiling)
                 gap = ((value[:, i] + value[:, j]) / 2 - middle).abs()
-                scores[:, k] += (gap * weight[:, units]).sum(1)
+                scores[:, k] += (gap * weight).sum(1)
         flat = ~(scores > 0).any(1, keepdim=True)
         edge = torch.where(flat, lengths, scores).argmax(1)
         return first.to(edge.device)[edge], second.to(edge.device)[edge]
@@ -277,25 +287,26 @@ class Bounds:
 
 
 class Spread(NamedTuple):
-    """Functions s of a piece's points: s = middle + columns e for some |e| <= radii, +- toll.
+    """S functions of a piece's points: s = middle + columns e for some |e| <= radii, +- toll.
 
     Attributes:
         middle: (P, S, K) linear on the piece, by its vertices' values.
-        columns: (P, S, M) what each of M deviations does to each function.
-        radii: (P, K, M) how large these are, linear on the piece.
+        reach: (P, S, K) the most that the deviations e can make of each function alone.
         toll: (P, S) for rounding.
+        columns: of each piece, (S, M): what each of its M deviations does to each function.
+        radii: of each piece, (K, M): how large these are, linear on the piece. Those of hardly any
+            size are paid for in `toll`.
     """
 
     middle: Tensor
-    columns: Tensor
-    radii: Tensor
+    reach: Tensor
     toll: Tensor
+    columns: list[Tensor]
+    radii: list[Tensor]
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The functions' bounds, (P, S, K) each."""
-        reach = self.columns.abs() @ self.radii.mT
-        reach = reach + rounding(self.radii.shape[2] + 8, reach + self.middle.abs())
-        reach = reach + self.toll[..., None]
+        reach = self.reach + self.toll[..., None]
         return self.middle - reach, self.middle + reach
 
 
@@ -305,7 +316,7 @@ class _Descent:
     Attributes:
         total: (P, S, K) what is known of the functions, by its vertices' values.
         toll: (P, S) what rounding may have changed.
-        met: the rows that met each rectifier.
+        met: the rows that met each rectifier, by the number of its step.
     """
 
     def __init__(self, bounds: Bounds, count: int) -> None:
@@ -322,19 +333,19 @@ class _Descent:
         for k in range(number, -1, -1):
             if (mine := waiting.pop(k, None)) is None:
                 continue
-            step, here = steps[k], at[k]
+            step, here, size = steps[k], at[k], mine.abs()
             if isinstance(step, Rectifier):
-                self.met[k] = mine
+                self._meet(k, mine, size)
             if step.bends == 0 or (step.bends == 1 and not isinstance(step, Affine)):
-                self._stop(mine, here)
+                self._stop(mine, size, here)
                 continue
-            self.toll += _inner(mine.abs(), here.toll)
+            self.toll += _inner(size, here.toll)
             if isinstance(step, Affine):
                 self.total += (mine @ step.offset.flatten())[..., None]
                 flat = mine.flatten(0, 1).unflatten(1, step.shape)
                 passed = [each.reshape(*mine.shape[:2], -1) for each in step.back(flat)]
             elif isinstance(step, Rectifier):
-                passed = [self._through_lines(mine, here)]
+                passed = [self._through_lines(mine, size, here)]
             else:
                 passed = [self._through_tops(mine, here, steps[step.sources[0]])]
             for source, each in zip(step.sources, passed, strict=True):
@@ -345,14 +356,17 @@ class _Descent:
         found = self.total - self.toll[..., None] - torch.finfo(self.total.dtype).tiny ** 0.5
         return torch.where(found.isfinite(), found, -torch.inf)
 
-    def _stop(self, rows: Tensor, here: Enclosure) -> None:
+    def _meet(self, number: int, rows: Tensor, size: Tensor) -> None:
+        self.met[number] = rows
+
+    def _stop(self, rows: Tensor, size: Tensor, here: Enclosure) -> None:
         """Where the forward bounds are the best there are."""
         self.total += rows @ here.middle.flatten(2).mT
-        paid = rows.abs() @ torch.cat([here.radius.flatten(2), here.toll[:, None]], 1).mT
+        paid = size @ torch.cat([here.radius.flatten(2), here.toll[:, None]], 1).mT
         self.total -= paid[..., :-1]
         self.toll += paid[..., -1]
 
-    def _through_lines(self, rows: Tensor, here: Enclosure) -> Tensor:
+    def _through_lines(self, rows: Tensor, size: Tensor, here: Enclosure) -> Tensor:
         assert here.lines is not None
         lines = here.lines
         up = rows.clamp_min(0)
@@ -367,7 +381,8 @@ class _Descent:
         assert here.tops is not None
         alone = here.tops.alone.flatten(1)[:, None]
         up = torch.where(alone, rows, self._from_below(rows))
-        self._stop(rows - up, here)
+        rest = rows - up
+        self._stop(rest, rest.abs(), here)
         shape = here.tops.cell.shape
         up = up.unflatten(2, shape[1:])
         index = here.tops.cell[:, None].expand_as(up)
@@ -379,32 +394,42 @@ class _Descent:
 
 
 class _Centred(_Descent):
-    """Between two lines of one slope everywhere: what lies off their middle is a deviation."""
+    """Between two lines of one slope everywhere: what lies off their middle is a deviation.
+
+    `met` holds the sums (P, N) of the rows' absolute values.
+    """
 
     def __init__(self, bounds: Bounds, count: int) -> None:
         super().__init__(bounds, count)
-        self.columns, self.radii = list[Tensor](), list[Tensor]()
+        self.reach = torch.zeros_like(self.total)
+        self.columns: list[list[Tensor]] = [[] for _ in range(bounds.pieces)]
+        self.radii: list[list[Tensor]] = [[] for _ in range(bounds.pieces)]
 
-    def spread(self) -> Spread:
-        """What was found; deviations of no size are left out."""
-        columns, radii = torch.cat(self.columns, 2), torch.cat(self.radii, 2)
-        kept = (radii > 0).any(1).any(0)
-        return Spread(self.total, columns[..., kept], radii[..., kept], self.toll)
+    def _meet(self, number: int, rows: Tensor, size: Tensor) -> None:
+        self.met[number] = size.sum(1)
 
-    def _stop(self, rows: Tensor, here: Enclosure) -> None:
-        self._deviate(rows, here.middle.flatten(2), here.radius.flatten(2))
-        self.toll += _inner(rows.abs(), here.toll)
+    def _stop(self, rows: Tensor, size: Tensor, here: Enclosure) -> None:
+        self.toll += _inner(size, here.toll)
+        self._deviate(rows, size, here.middle.flatten(2), here.radius.flatten(2))
 
-    def _deviate(self, rows: Tensor, middle: Tensor, radius: Tensor) -> None:
+    def _deviate(self, rows: Tensor, size: Tensor, middle: Tensor, radius: Tensor) -> None:
         self.total += rows @ middle.mT
-        self.columns.append(rows)
-        self.radii.append(radius)
+        most = radius.amax(1)
+        wide = most > _HARDLY * most.amax(1, keepdim=True)
+        narrow = torch.where(wide, 0, most)[:, None]
+        reach = size @ torch.cat([radius, narrow], 1).mT
+        self.reach += reach[..., :-1] * (1 + rounding(rows.shape[2] + 8, reach.new_ones(())))
+        self.toll += 2 * reach[..., -1]
+        for piece, units in enumerate(wide):
+            has = units.nonzero().flatten()
+            self.columns[piece].append(rows[piece].index_select(1, has))
+            self.radii[piece].append(radius[piece].index_select(1, has))
 
-    def _through_lines(self, rows: Tensor, here: Enclosure) -> Tensor:
+    def _through_lines(self, rows: Tensor, size: Tensor, here: Enclosure) -> Tensor:
         assert here.lines is not None
         lines = here.lines
         middle, radius = _between(lines.floor.flatten(2), lines.high_start.flatten(2))
-        self._deviate(rows, middle, radius)
+        self._deviate(rows, size, middle, radius)
         return rows * lines.high_slope.flatten(1)[:, None]
 
     def _from_below(self, rows: Tensor) -> Tensor:

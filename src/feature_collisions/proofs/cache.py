@@ -18,7 +18,9 @@ _METHOD = 3  # raise it when the walk or its judgement changes: what was proved 
 _SIMPLE = (bool, int, float, str, tuple, type(None))
 
 
-def proof_key(network: fx.GraphModule, corners: Tensor, target_class: int) -> str:
+def proof_key(
+    network: fx.GraphModule, corners: Tensor, target_class: int, target: Tensor | None = None
+) -> str:
     """A SHA-256 of everything that a proof depends on.
 
     Args:
@@ -26,6 +28,7 @@ def proof_key(network: fx.GraphModule, corners: Tensor, target_class: int) -> st
             options count as its weights do: two networks may share a state dict.
         corners: (K, C, H, W), in the order that counts the edges.
         target_class: the class that is proved.
+        target: the image that the corners collide with, where that matters.
     """
     digest = hashlib.sha256(f"{_METHOD} {torch.__version__} {target_class}\n".encode())
     digest.update(f"{network.code}\n{weights_hash(network)}\n".encode())
@@ -33,6 +36,8 @@ def proof_key(network: fx.GraphModule, corners: Tensor, target_class: int) -> st
         options = {k: v for k, v in sorted(vars(module).items()) if isinstance(v, _SIMPLE)}
         digest.update(f"{name} {type(module).__qualname__} {options}\n".encode())
     digest.update(f"{corners.dtype} {tuple(corners.shape)}\n".encode())
+    if target is not None:
+        digest.update(target.detach().cpu().contiguous().numpy().tobytes())
     digest.update(corners.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

@@ -1,7 +1,8 @@
 """A hull cut into pieces until each is settled: halved where it helps, until time is up.
 
-A piece is a simplex of K points of the hull, by their weights; halving an edge gives two of half its
-volume. Weights are multiples of powers of 1/2: float64 holds them exactly for 50 halvings of an edge.
+A piece is a simplex of K points of the hull, by their weights; halving an edge gives two of half
+its volume. After at most 50 halvings weights are multiples of 2^-50, which float64 holds exactly;
+smaller pieces are not halved.
 """
 
 import time
@@ -18,6 +19,7 @@ from .cache import PieceCache
 _MOST = 64  # pieces at once
 _SECONDS = 0.5  # a batch should take at most
 _SAVE_EVERY = 10.0  # seconds
+_SMALLEST = 2.0**-50  # share of the hull's volume
 
 
 class Judged(NamedTuple):
@@ -99,9 +101,11 @@ class Splitting:
         bar = tqdm(total=1.0, initial=self.share, desc=name, mininterval=0.5, delay=1,
                    bar_format="{l_bar}{bar}| [{elapsed}{postfix}]")  # fmt: skip
         with bar:
-            while len(self.weights) and time.monotonic() < started + seconds:
+            first = seconds > 0
+            while self._left() and (first or time.monotonic() < started + seconds):
+                first = False
                 began = time.monotonic()
-                self._advance(judge, best_first)
+                self.advance(judge, best_first)
                 took = time.monotonic() - began
                 if took < _SECONDS / 2:
                     self.most = min(2 * self.most, _MOST, memory)
@@ -116,9 +120,17 @@ class Splitting:
         if cache:
             cache.save(self._kept())
 
-    def _advance(self, judge: Callable[[Tensor], Judged], best_first: bool) -> None:
+    def _left(self) -> bool:
+        """Whether there is a piece to halve."""
+        return bool((self.volume > _SMALLEST).any())
+
+    def advance(self, judge: Callable[[Tensor], Judged], best_first: bool) -> None:
+        """Judge `most` pieces, and halve those that are not settled."""
         order = self.figures[:, 0].argsort(descending=best_first, stable=True)
-        now, later = order[: self.most], order[self.most :]
+        small = self.volume[order] <= _SMALLEST
+        order = torch.cat([order[~small], order[small]])
+        most = min(self.most, int((~small).sum()))
+        now, later = order[:most], order[most:]
         weights, volume, known = self.weights[now], self.volume[now], self.figures[now]
         found = judge(weights)
         settled, edge = found.settled.cpu(), [each.cpu() for each in found.edge]

@@ -28,6 +28,7 @@ from ..networks.graph import (
 )
 
 _AVERAGES = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean"}
+Common = tuple[str, tuple[int, ...], torch.Size]
 _FEW = 4  # operations on a number in steps that only move, add or scale
 
 
@@ -80,12 +81,12 @@ class Affine(Step):
 
     def spread(self, values: Sequence[Tensor]) -> Tensor:
         """sum_i |A_i| x_i, for values that are at least 0."""
-        total = 0
+        found = []
         for place, value in enumerate(values):
             given = self._zeros(len(value))
             given[place] = value
-            total = total + (self.call(*given) - self.offset).abs()
-        return torch.as_tensor(total)
+            found.append((self.call(*given) - self.offset).abs())
+        return torch.stack(found).sum(0)
 
     def back(self, rows: Tensor) -> list[Tensor]:
         """A_i^T applied to rows (B, ...), for each source."""
@@ -264,12 +265,12 @@ class _Recorder(fx.Interpreter):
         return call
 
     def _functional(
-        self, node: fx.Node, moving: list[fx.Node], common: Any, taken: Any, like: Tensor
+        self, node: fx.Node, moving: list[fx.Node], common: Common, taken: Any, like: Tensor
     ) -> Weighted:
         """F.linear and F.conv2d, of weights that do not move."""
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        given = map_arg(given, lambda source: self.env[source])
+        nodes = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        given: dict[str, Any] = dict(map_arg(nodes, lambda source: self.env[source]))
         weight, bias = given.pop("weight"), given.pop("bias", None)
         given.pop("input")
         function: Any = node.target
@@ -287,7 +288,7 @@ def _is_new_shape(network: nn.Module, node: fx.Node) -> bool:
 
 
 def _batch_norm(
-    module: nn.BatchNorm1d | nn.BatchNorm2d, common: Any, taken: Any, like: Tensor
+    module: nn.BatchNorm1d | nn.BatchNorm2d, common: Common, taken: Any, like: Tensor
 ) -> Scaled:
     """Its scale and offset are taken as float64 gives them."""
     assert module.running_mean is not None
@@ -297,11 +298,13 @@ def _batch_norm(
     offset = -module.running_mean * scale
     offset = offset + module.bias if module.affine else offset
     scale, offset = (each.view(-1, *[1] * (len(taken[0]) - 1)) for each in (scale, offset))
-    return Scaled(*common, lambda x: x * scale + offset, taken, _FEW, like, scale)
+    return Scaled(
+        *common, call=lambda x: x * scale + offset, taken=taken, terms=_FEW, like=like, scale=scale
+    )
 
 
 def _layer(
-    module: nn.Linear | nn.Conv1d | nn.Conv2d, common: Any, taken: Any, like: Tensor
+    module: nn.Linear | nn.Conv1d | nn.Conv2d, common: Common, taken: Any, like: Tensor
 ) -> Weighted:
     if isinstance(module, nn.Linear):
         return _weighted(
@@ -329,14 +332,15 @@ def _weighted(
     weight: Tensor,
     bias: Tensor | None,
     transpose: Callable[[Tensor], Tensor] | None,
-    common: Any,
+    common: Common,
     taken: Any,
     like: Tensor,
 ) -> Weighted:
     terms = weight.numel() // min(weight.shape[:2]) + 1
     return Weighted(
-        *common, lambda x: apply(x, weight, bias), taken, terms, like, apply, weight, transpose
-    )
+        *common, call=lambda x: apply(x, weight, bias), taken=taken, terms=terms, like=like,
+        apply=apply, weight=weight, transpose=transpose,
+    )  # fmt: skip
 
 
 def _cells(taken: torch.Size, shape: torch.Size, options: tuple[Any, ...]) -> Tensor:

@@ -62,29 +62,41 @@ def _proved(proof: dict[str, Any], target: str) -> list[str]:
 def _collision(collision: dict[str, Any]) -> str:
     if "reason" in collision:
         return f"Collision not proved: {collision['reason']}. It is an empirical finding here."
+    if collision["by"] == "affine":
+        return (
+            "Proved (section 2: the layer is affine, so the largest error over the hull is at a "
+            "corner; of the corners as saved, float32, computed in float64): at every "
+            f"point of the hull L_pos is at most {number(collision['positive_relative_max'])} of "
+            f"||f(t)||, no inactive unit is "
+            f"above {number(collision['inactive_max'])}, and no activation is off by more than "
+            f"{collision['feature_error_max']:.4g}."
+        )
     return (
-        "Proved (section 2: the layer is affine, so the largest error over the hull is at a "
-        "corner; of the corners as saved, float32, computed in float64): at every "
-        f"point of the hull L_pos is at most {number(collision['positive_relative_max'])} of "
-        f"||f(t)||, no inactive unit is "
-        f"above {number(collision['inactive_max'])}, and no activation is off by more than "
-        f"{collision['feature_error_max']:.4g}."
+        "Proved (bounds in float64, pieces of the hull: "
+        f"{collision['pieces']}): at every point of the hull ||f(x) - f(t)|| is at most "
+        f"{number(collision['feature_relative_max'])} of ||f(t)||, and no activation is off by "
+        f"more than {collision['feature_error_max']:.4g}. The largest that was met is "
+        f"{number(collision['feature_relative_seen'])} of ||f(t)||."
     )
 
 
 def _class(of_class: dict[str, Any], target: str) -> str:
-    if "reason" in of_class:
-        return f"Class not proved: {of_class['reason']}."
-    if of_class["share_proved"] == 1:
+    share = of_class.get("share_proved", 0.0)
+    proved = f"Bounds prove {share:.2%} of the hull's volume to be {target}"
+    if of_class["outcome"] == "proved":
         return (
             f"Proved: every point of the hull is {target}; its logit is at least "
-            f"{of_class['margin_min']:.4g} above any other (bounds in float64, pieces of the hull: "
+            f"{of_class['margin_min']:.4g} above any other, its probability at least "
+            f"{of_class['probability_min']:.4f} (bounds in float64, pieces of the hull: "
             f"{of_class['pieces']})."
         )
-    return (
-        f"Bounds prove {of_class['share_proved']:.2%} of the hull's volume to be {target}; of "
-        "the rest they say nothing."
-    )
+    if of_class["outcome"] == "refuted":
+        weights = ", ".join(f"{weight:.4f}" for weight in of_class["counter_example"]["weights"])
+        why = f" ({of_class['reason']})" if "reason" in of_class else ""
+        return f"Refuted{why}: the point of weights {weights} is not {target}. {proved}."
+    if "reason" in of_class:
+        return f"Class undecided: {of_class['reason']}."
+    return f"Class undecided: {proved.lower()}; of the rest they say nothing."
 
 
 def baselines_table(result: dict[str, Any]) -> str:
