@@ -5,13 +5,14 @@ import torch
 
 from feature_collisions.commands.pairs import (
     OUTCOME,
-    measure,
+    outcome_of,
+    outcomes_table,
     parse_pairs,
     run_pairs,
-    summary_table,
 )
 from feature_collisions.commands.random_pairs import Pair
 from feature_collisions.errors import SettingError
+from feature_collisions.report.tables import as_markdown, as_text
 from feature_collisions.search.find_corners import find_corners
 from feature_collisions.settings.search import LossSettings, StopSettings
 
@@ -94,21 +95,24 @@ def hull(shift, shift_images):
 
 
 def test_a_pairs_outcome_is_that_of_its_interpolations(hull):
-    found = measure(hull, 50)
+    found = outcome_of(hull, 50)
     hull.summary["target_probability"] = found["probability_mean"]
     largest = found["positive_relative_max"]
     hull.summary["hull_relative"] = largest * 1.001
-    assert (measure(hull, 50)["outcome"], measure(hull, 50)["reasons"]) == ("features collide", [])
+    assert (outcome_of(hull, 50)["outcome"], outcome_of(hull, 50)["reasons"]) == (
+        "features collide",
+        [],
+    )
     hull.summary["hull_relative"] = largest * 0.999
-    found = measure(hull, 50)
+    found = outcome_of(hull, 50)
     assert found["outcome"] == "class only"
     assert found["reasons"][0].startswith(f"largest L_pos {largest:.3f} ||f(t)||, the limit is")
     hull.summary["target_probability"] = found["probability_mean"] + 0.051
-    found = measure(hull, 50)
+    found = outcome_of(hull, 50)
     assert found["outcome"] == "neither"
     assert found["reasons"][0].startswith("mean probability")
     hull.summary["target_class"] = (hull.summary["target_class"] + 1) % 3
-    assert measure(hull, 50)["reasons"][0] == "50 of 50 interpolations are of another class"
+    assert outcome_of(hull, 50)["reasons"][0] == "50 of 50 interpolations are of another class"
 
 
 def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull, tmp_path):
@@ -130,9 +134,10 @@ def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull
     assert json.loads((tmp_path / "pairs.json").read_text()) == outcomes
     table = (tmp_path / "pairs.md").read_text()
     assert table.startswith(
-        "2 of 3: features collide; 0: class only; 0: neither; 1: not measured\n"
+        "# 2 of 3: features collide; 0: class only; 0: neither; 1: not measured\n"
     )
-    assert "| c/d | e | - | - | - | - | - | - | - | RuntimeError: the machine |" in table
+    cells = " ".join(table.split())  # columns are filled up with spaces
+    assert "| c/d | e | - | - | - | - | - | - | - | RuntimeError: the machine |" in cells
 
     again = run_pairs(pairs, tmp_path, search, samples=20)
     assert searched[3:] == [pairs[1]]
@@ -147,7 +152,10 @@ def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull
 
 
 def test_no_pair_is_a_table_without_rows():
-    assert summary_table([]).startswith("0 of 0: features collide; 0: class only; 0: neither\n")
+    table = outcomes_table([])
+    assert table.heading == "0 of 0: features collide; 0: class only; 0: neither"
+    assert as_text(table).startswith("initial")
+    assert as_markdown(table).count("\n") == 3  # note, gap, columns, rule
 
 
 @pytest.mark.parametrize("output", [0.0, 0.3])

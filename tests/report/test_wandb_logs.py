@@ -9,9 +9,9 @@ import pytest
 
 from feature_collisions.data.images import save_png
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.run import load_run
+from feature_collisions.hull.run import hulls_below, load_run
 from feature_collisions.hull.statistics import OUTCOMES
-from feature_collisions.report.many import hulls_below, row_of
+from feature_collisions.report.runs import row_of
 from feature_collisions.report.wandb_logs import (
     IDENTITY,
     Identity,

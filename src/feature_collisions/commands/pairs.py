@@ -16,13 +16,18 @@ from ..hull.hull import Hull
 from ..hull.places import CHECKPOINT, CORNERS
 from ..hull.run import load_run
 from ..hull.statistics import OUTCOMES, counted
-from ..report.tables import markdown_table
+from ..report.runs import rows_table
+from ..report.tables import Table, as_markdown
 from .deciding import differences_to
 from .pairs_file import read_pairs_file, shown
 from .random_pairs import Pair, random_pairs
 
 OUTCOME = "outcome.json"
 FAILED = "not measured"
+_COLUMNS = (
+    "initial", "target", "accuracy", "probability_mean", "target_probability",
+    "positive_relative_max", "corner_distance_mean", "steps", "seconds", "outcome",
+)  # fmt: skip
 _RULE = (
     "give a CSV file with initial,target a line, random:N, random:N:0 for images that the "
     "classifier is right about, or random:N:P for targets that it gives a probability above P"
@@ -132,13 +137,14 @@ def run_pairs(
     for number, (pair, place) in enumerate(zip(pairs, places, strict=True)):
         outcome, earlier = known[number], " (found earlier)"
         if outcome is None:
-            outcome, earlier = _outcome(pair, place, search, samples), ""
+            outcome, earlier = _searched(pair, place, search, samples), ""
         named = {"initial": pair.initial, "target": pair.target}
         outcomes.append(named | outcome | {"directory": place.name})
         verdict = _verdict(outcome) + earlier
         print(f"pair {number}: {pair.initial} to {pair.target}: {verdict}", flush=True)
         write_json(directory / "pairs.json", outcomes)
-        write_text(directory / "pairs.md", summary_table(outcomes))
+        table = outcomes_table(outcomes)
+        write_text(directory / "pairs.md", f"# {table.heading}\n\n{as_markdown(table)}\n")
     return outcomes
 
 
@@ -168,11 +174,11 @@ def _known_outcome(place: Path) -> dict[str, Any] | None:
     return saved if whole else None
 
 
-def _outcome(
+def _searched(
     pair: Pair, place: Path, search: Callable[[Pair, Path], Hull], samples: int
 ) -> dict[str, Any]:
     try:
-        outcome = measure(search(pair, place), samples)
+        outcome = outcome_of(search(pair, place), samples)
         write_json(place / OUTCOME, outcome)
     except Exception as error:  # whatever it is, it must not take the other pairs with it
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -182,7 +188,7 @@ def _outcome(
     return outcome
 
 
-def measure(hull: Hull, samples: int) -> dict[str, Any]:
+def outcome_of(hull: Hull, samples: int) -> dict[str, Any]:
     """Which outcome a hull has, by `samples` uniform interpolations of its corners.
 
     Raises:
@@ -218,31 +224,7 @@ def _verdict(outcome: dict[str, Any]) -> str:
     return f"{outcome['outcome']} ({reasons})" if reasons else outcome["outcome"]
 
 
-def summary_table(outcomes: Sequence[dict[str, Any]]) -> str:
-    """The pairs as Markdown; above them, how many have which outcome.
-
-    The largest L_pos of the interpolations is over ||f(t)||: how near the features really are.
-    """
-    header = ["initial", "target", "accuracy", "mean probability", "target's", "largest L_pos",
-              "distance", "steps", "seconds", "outcome"]  # fmt: skip
-    rows = [
-        [
-            outcome["initial"],
-            outcome["target"],
-            _cell(outcome.get("accuracy"), "{:.2%}"),
-            _cell(outcome.get("probability_mean"), "{:.3f}"),
-            _cell(outcome.get("target_probability"), "{:.3f}"),
-            _cell(outcome.get("positive_relative_max"), "{:.3f}"),
-            _cell(outcome.get("corner_distance_mean"), "{:,.0f}"),
-            _cell(outcome.get("steps"), "{}"),
-            _cell(outcome.get("seconds"), "{:.0f}"),
-            _verdict(outcome),
-        ]
-        for outcome in outcomes
-    ]
-    counts = counted(outcome["outcome"] for outcome in outcomes)
-    return f"{counts}\n\n{markdown_table(header, rows)}\n"
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def outcomes_table(outcomes: Sequence[dict[str, Any]]) -> Table:
+    """One row per pair; above them, how many have which outcome."""
+    rows = [outcome | {"outcome": _verdict(outcome)} for outcome in outcomes]
+    return rows_table(counted(outcome["outcome"] for outcome in outcomes), _COLUMNS, rows)

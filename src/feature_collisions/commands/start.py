@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..ends import Stopped, stopping
 from ..errors import CollisionError, SettingError
-from ..report.command_line import changed, command
 from ..report.escaping import for_terminal
 from ..settings.conversions import in_plain_words
 from ..settings.evaluate import EvaluateSettings
@@ -29,6 +28,7 @@ from ..settings.train import (
     is_sweep,
     overrides_first,
 )
+from .command_line import changed, command
 
 _MENDABLE = (SettingError, CollisionError, HydraException, OmegaConfBaseException, OSError)
 

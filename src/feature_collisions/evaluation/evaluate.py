@@ -53,7 +53,7 @@ def hull_of(
         data_settings = DataSettings(
             str(named_data["name"]),
             root or named_data["root"],
-            int(named_data.get("size", DataSettings.size)),
+            None if (size := named_data.get("size", 224)) is None else int(size),
             str(named_data.get("resize", DataSettings.resize)),
         )
         settings = ClassifierSettings(
@@ -61,7 +61,8 @@ def hull_of(
             weights or named["weights"],
             str(named["layer"]),
             path,
-            train=weights is None and named.get("train") is True,
+            weights is None and named.get("train") is True,
+            str(named.get("library", ClassifierSettings.library)),
         )
         seed = int(run.config["seed"])
         places = (named_data["root"], named["weights"])
@@ -73,6 +74,7 @@ def hull_of(
             "evaluate a hull that was made in Python with Hull.sample"
         ) from None
     data_settings.check()
+    settings.check()
     expected = run.summary.get("classifier_hash")
     if not expected:
         raise SettingError(
@@ -221,10 +223,11 @@ def outcome(
 def distances(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
-    """How far apart the corners are, absolutely and beside the data set's images."""
+    """How far apart the corners are, also beside the data set's images, and from the initial."""
     mean, other = float(hull.corner_distances().mean()), known.get("dataset_distance_mean")
     found: dict[str, Any] = {
         "corner_distance_mean": mean,
+        "initial_distance_mean": float(hull.initial_distances().mean()),
         "relative_size": mean / other if other else None,
     }
     if other == 0:

@@ -177,6 +177,12 @@ class Hull:
         found: dict[str, Any] = statistics.compute()
         return found
 
+    def initial_distances(self) -> Tensor:
+        """L2 distances (K,) of the corners from the initial image, in the same units."""
+        scale: float = self.summary["distance_scale"]
+        distances: Tensor = (self.corners - self.initial).flatten(1).norm(dim=1)
+        return distances * scale
+
     def corner_distances(self) -> Tensor:
         """L2 distances (K (K - 1) / 2,) between corners, in pixels of [0, `distance_scale`]."""
         scale: float = self.summary["distance_scale"]

@@ -157,7 +157,7 @@ def rectifiers_after(root: nn.Module, node: fx.Node) -> list[fx.Node]:
     for user in node.users:
         if ceiling_of(root, user) is not None:
             found.append(user)
-        elif _keeps_values(root, user):
+        elif keeps_values(root, user):
             found += rectifiers_after(root, user)
     return found
 
@@ -172,7 +172,7 @@ def not_flat_after(root: nn.Module, node: fx.Node) -> str | None:
     """The activation that takes a node's values and hides none of them, with the reason."""
     for user in node.users:
         found = _not_flat(root, user)
-        if found is None and _keeps_values(root, user):
+        if found is None and keeps_values(root, user):
             found = not_flat_after(root, user)
         if found is not None:
             return found
@@ -213,7 +213,8 @@ def _given(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
     return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
 
 
-def _keeps_values(root: nn.Module, node: fx.Node) -> bool:
+def keeps_values(root: nn.Module, node: fx.Node) -> bool:
+    """Whether a node gives what it takes, in a new shape at most."""
     if node.op == "call_module":
         return isinstance(_module(root, node), nn.Flatten | nn.Dropout | nn.Identity)
     return node.op in ("call_function", "call_method") and node.target in _KEEPING_VALUES

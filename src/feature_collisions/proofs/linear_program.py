@@ -24,9 +24,10 @@ from ..networks.target_layer import Observed, TargetLayer
 from ..networks.weights import weights_hash
 from ..search.summary import class_probabilities, summary_of
 from ..settings.rules import at_least, one_of
+from ..settings.solver import OBJECTIVES
 from ..settings.train import parse_corners
+from .nearest import Constraints, nearest_point
 
-OBJECTIVES = ("eq2", "unit", "random")
 _LARGEST = 2**28  # entries of the map: 2 GiB
 _EXACT = 1e-3  # of ||f(t)||: pixels are rounded to float32
 _SEEDS = 2**43  # a generator's has 64 bits, and each corner its own
@@ -98,6 +99,30 @@ class Polytope:
             bias = sign * bias + np.where(above, target.ceiling, 0.0)
         return cls(AffineMap(weight, bias), target.values.numpy(), target.active.numpy())
 
+    def near(self, unit: int, initial: np.ndarray, nearness: float) -> "Solution":
+        """The image with the least f0_i + nearness / 2 |x - initial|^2: a quadratic program.
+
+        As nearness grows, it is the collision nearest to `initial`.
+
+        Args:
+            unit: flat index i.
+            initial: (C H W,) pixels.
+            nearness: above 0.
+
+        Raises:
+            CollisionError: when there is no such image.
+        """
+        weight, bias = self.map.weight, self.map.bias
+        constraints = Constraints(
+            weight[self.active],
+            (self.features - bias)[self.active],
+            weight[~self.active],
+            -bias[~self.active],
+        )
+        pixels, steps = nearest_point(initial - weight[unit] / nearness, constraints)
+        value = weight[unit] @ pixels + bias[unit] + nearness / 2 * ((pixels - initial) ** 2).sum()
+        return Solution(torch.from_numpy(pixels), float(value), steps)
+
     def solve(self, objective: str, unit: int, generator: torch.Generator) -> "Solution":
         """The corner of one objective.
 
@@ -153,7 +178,7 @@ class Polytope:
 
 @dataclass(frozen=True)
 class Solution:
-    """A corner's pixels (C H W,) float64, the objective's value there, HiGHS's iterations."""
+    """A corner's pixels (C H W,) float64, the objective's value there, the solver's iterations."""
 
     pixels: Tensor
     value: float
@@ -166,12 +191,15 @@ class LinearPrograms:
 
     Args:
         model, layer, target: as `Search` takes them.
-        initial: (C, H, W), for the pictures, and for `corner_order`; no corner depends on it.
+        initial: (C, H, W), for the pictures, and for `corner_order`; corners depend on it with the
+            objective `near` alone.
         corners: which of the target's inactive units to push down; `random`: just their numbers.
-        objective: `eq2`, `unit` or `random`.
+        objective: `eq2`, `unit`, `random`, or `near`: unit i as low as `nearness` / 2 times the
+            squared distance from `initial` lets it go, which keeps the picture.
         seed: decides random directions; the other objectives have one answer.
         corner_order: how `corners` count units: `flat`, or `inactive_first`, as `Search` does for
             pixels, so that a corner has one unit with both.
+        nearness: `loss.nearness`, for `near`.
 
     A search's other settings are none of these: the answer is exact, and found in float64.
 
@@ -188,6 +216,7 @@ class LinearPrograms:
     objective: str = "eq2"
     seed: int = 0
     corner_order: str = "flat"
+    nearness: float = 0.0
 
     def __post_init__(self) -> None:
         one_of("objective", self.objective, OBJECTIVES)
@@ -196,6 +225,11 @@ class LinearPrograms:
         if self.objective == "random" and self.seed >= _SEEDS:
             raise SettingError(
                 f"seed={self.seed}: must be less than {_SEEDS} for random directions"
+            )
+        if self.objective == "near" and not self.nearness > 0:
+            raise SettingError(
+                f"loss.nearness={self.nearness:g}: objective=near weighs the distance to the "
+                "initial image with it: it must be above 0; 10 keeps a digit's picture"
             )
         self.corners = parse_corners(self.corners)
         check_pair(self.initial, self.target)
@@ -249,6 +283,9 @@ class LinearPrograms:
     def solutions(self, name: str = "Linear programs") -> list[Solution]:
         """Every corner's solution, in order."""
         units = tqdm(self.units.tolist(), name, unit="corner", mininterval=0.5, delay=1)
+        if self.objective == "near":
+            initial = self.initial.flatten().double().numpy()
+            return [self.polytope.near(unit, initial, self.nearness) for unit in units]
         generator = torch.Generator()
         return [
             self.polytope.solve(
