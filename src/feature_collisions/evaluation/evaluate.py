@@ -25,6 +25,7 @@ from ..proofs.whole_hull import class_proof, collision_proof, depth
 from ..search.summary import summary_of
 from ..settings.evaluate import EvaluateSettings
 from ..settings.train import ClassifierSettings, DataSettings
+from ..settings.trainer import MIXED, first_device
 from .baselines import balls, plain, simplices
 from .differences import differences
 from .macro import macro_entries
@@ -33,7 +34,11 @@ EVALUATION = "evaluation.json"
 
 
 def hull_of(
-    run: Run, root: str | None, weights: str | None, path: str | None = None
+    run: Run,
+    root: str | None,
+    weights: str | None,
+    path: str | None = None,
+    trainer: dict[str, Any] | None = None,
 ) -> tuple[Hull, DataSplit]:
     """The hull of a run that was read, with its classifier and its data.
 
@@ -44,6 +49,8 @@ def hull_of(
         weights: where the weights lie now, likewise.
         path: MODULE:NAME of a classifier of the user's own. The run's is never used: importing is
             executing, and the run may be a stranger's.
+        trainer: arguments of Lightning's Trainer that say where the hull is measured and in which
+            precision; None: on the CPU in the model's own.
 
     Raises:
         SettingError: when the classifier is not the one the corners were found with.
@@ -104,6 +111,12 @@ def hull_of(
             f"run={run.directory}: its corners were found with other weights (hash {expected}, "
             f"here {found}); give the file with classifier.weights=FILE"
         )
+    if trainer is not None:
+        wide = torch.float64 if trainer["precision"] == "64-true" else None
+        model.to(first_device(trainer), wide)
+    if run.config.get("channels_last") is True:
+        model.to(memory_format=torch.channels_last)
+        run.corners = run.corners.contiguous(memory_format=torch.channels_last)
     return _checked_hull(model, settings.layer, run), data
 
 
@@ -116,14 +129,14 @@ def _checked_hull(model: torch.nn.Module, layer: str, run: Run) -> Hull:
             f"run={run.directory}: images of {tuple(run.target.shape)} do not pass through "
             f"{run.summary['classifier']} ({str(error).splitlines()[0]})"
         ) from None
-    check_units(run.directory, run.units, _numbers(run), hull.features.seen_by)
-    images = torch.stack([run.initial, run.target, *run.corners])
+    check_units(run.directory, run.units, _numbers(run), hull.features.seen_by.cpu())
+    images = torch.stack([hull.initial, hull.target, *hull.corners])
     with torch.inference_mode(), evaluating(model):
-        parts = [hull.observed(part) for part in images.split(hull.batch)]
+        parts = [hull.observe(part) for part in images.split(hull.at_once)]
     logits, preactivation = (torch.cat(each) for each in zip(*parts, strict=True))
     probabilities, norm = logits.softmax(1), float(hull.features.features.norm())
     names = [entry["corner"] for entry in run.summary["corners"]]
-    found = summary_of(names, run.units, preactivation[2:], hull.features, probabilities)
+    found = summary_of(names, hull.units, preactivation[2:], hull.features, probabilities)
     check_figures(run.directory, run.summary, found, norm, probabilities)
     return hull
 
@@ -204,7 +217,8 @@ def _sampled(law: str, uint8: bool) -> "Measurement":
     def measure(
         hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
     ) -> dict[str, Any]:
-        found = hull.sample(settings.samples, law, settings.seed, uint8)
+        count = settings.beside if uint8 else settings.samples
+        found = hull.sample(count, law, settings.seed, uint8)
         return {law + ("_uint8" if uint8 else ""): found}
 
     return measure
@@ -248,14 +262,14 @@ def ball(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """Balls of the hull's size (Table 5)."""
-    return balls(hull, settings.samples, settings.seed)
+    return balls(hull, settings.beside, settings.seed)
 
 
 def turned_simplices(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """The corners' simplex, turned at random."""
-    return simplices(hull, settings.samples, settings.seed)
+    return simplices(hull, settings.beside, settings.seed)
 
 
 def plain_hull(
@@ -263,14 +277,16 @@ def plain_hull(
 ) -> dict[str, Any]:
     """The hull of plain Eq. 1 solutions."""
     steps = settings.plain.steps
-    return plain(hull, settings.samples, settings.seed, steps) if steps else {}
+    half = MIXED.get(settings.trainer.get("precision", ""))
+    return plain(hull, settings.beside, settings.seed, steps, half) if steps else {}
 
 
 def worst_case(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """The worst point a search found: no proof that there is none worse."""
-    worst = hull.worst_case(settings.worst_case.starts, settings.worst_case.steps, settings.seed)
+    given, half = settings.worst_case, MIXED.get(settings.trainer.get("precision", ""))
+    worst = hull.worst_case(given.starts, given.steps, settings.seed, half)
     save_png(directory / "images" / "worst_case.png", worst.image)
     return {
         "worst_case_probability": worst.probability,

@@ -289,6 +289,8 @@ SIZES = (
     Entry("SSIM between corners", "corner_ssim_mean"),
     Entry("SSIM to the initial image", "ssim_to_initial"),
     Entry("SSIM to the target", "ssim_to_target"),
+    Entry("correlation with the initial image, low-passed", "outline_of_initial", ".3f"),
+    Entry("correlation with the target, low-passed", "outline_of_target", ".3f"),
     Entry("LPIPS between corners", "corner_lpips_mean"),
     Entry("R(P), mean over the corners", "total_variation", ",.0f"),
     Entry("L_neg over Eq. 2's exact optimum, per corner", "depth.share", ".3f"),
@@ -309,13 +311,23 @@ def _numbers(entries: Sequence[Entry], result: dict[str, Any], known: Known) -> 
     for label, key, form in entries:
         value: Any = result
         for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
+            holder, value = value, value.get(part) if isinstance(value, dict) else None
         reason = result.get(f"{key.removesuffix('_mean')}_reason", "")
         values = value if isinstance(value, list) else [value]
         if reason or values != [None]:
             shown = ", ".join(number(each, form) for each in values)
-            rows.append(Finding(label, shown, Known.NOT_MEASURED if reason else known, reason))
+            kind, note = (Known.NOT_MEASURED, reason) if reason else (known, _counted(holder, part))
+            rows.append(Finding(label, shown, kind, note))
     return rows
+
+
+def _counted(holder: dict[str, Any], key: str) -> str:
+    """Of how many points a share was counted, and what it says of all."""
+    samples = holder.get(key.removesuffix("accuracy") + "samples")
+    least = holder.get(f"{key}_lower_95")
+    if samples is None or least is None:
+        return ""
+    return f"of {samples:,} points; at least {least:.2%}, at 95 % confidence"
 
 
 def _points_table(result: dict[str, Any]) -> Table:
