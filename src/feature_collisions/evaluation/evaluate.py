@@ -21,7 +21,8 @@ from ..networks.classifiers import load_classifier
 from ..networks.graph import evaluating
 from ..networks.weights import weights_hash
 from ..proofs.edges import prove_edges
-from ..proofs.whole_hull import class_proof, collision_proof, depth
+from ..proofs.linear_program import depth
+from ..proofs.whole_hull import prove_class, prove_collision
 from ..search.summary import summary_of
 from ..settings.evaluate import EvaluateSettings
 from ..settings.train import ClassifierSettings, DataSettings
@@ -300,22 +301,29 @@ def edges(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """The edges between corners, walked exactly as far as the settings allow."""
-    cache = platformdirs.user_cache_path("feature_collisions") / "edges"
-    return {"edges": prove_edges(hull, settings.edges, cache)}
+    return {"edges": prove_edges(hull, settings.edges, _cache() / "edges")}
+
+
+def _cache() -> Path:
+    """Where proofs are kept: the user's own, never a run directory."""
+    return platformdirs.user_cache_path("feature_collisions")
 
 
 def collision(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """What holds of the features at every point of the hull."""
-    return {"proof": known.get("proof", {}) | {"collision": collision_proof(hull)}}
+    found = prove_collision(hull, settings.proof.seconds, _cache() / "hulls")
+    return {"proof": known.get("proof", {}) | {"collision": found}}
 
 
 def of_class(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """Whether every point of the hull is the target's class."""
-    found = class_proof(hull, settings.proof.seconds)
+    worst = known.get("worst_case_weights")
+    suspects = [] if worst is None else [worst]
+    found = prove_class(hull, settings.proof.seconds, _cache() / "hulls", suspects)
     return {"proof": known.get("proof", {}) | {"class": found}}
 
 

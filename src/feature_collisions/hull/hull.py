@@ -1,5 +1,6 @@
 """The hull of the corners: its points, what they are classified as, its worst point, its size."""
 
+import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -240,6 +241,29 @@ class Hull:
         logits = ask(self.model, self.points(weights))
         wide = torch.promote_types(logits.dtype, torch.float32)
         return margin(logits.to(wide), self.target_class)
+
+    def prove(self, seconds: float = 60.0) -> dict[str, Any]:
+        """Prove that every point is the target's class, and how near all are to colliding.
+
+        Bounds over pieces of the hull, halved until they decide or time is up; see
+        `proofs.whole_hull`, and docs/method.md for the argument.
+
+        Args:
+            seconds: for each of the two statements.
+
+        Returns:
+            `class`: its `outcome` is `proved`, `refuted` or `undecided`, with `share_proved` of the
+            hull's volume, `margin_min`, `probability_min`, `pieces` and `seconds`. `collision`:
+            `feature_relative_max`, which ||f(x) - f(t)|| / ||f(t)|| exceeds nowhere. Each has a
+            `reason` where nothing can be stated.
+
+        Raises:
+            SettingError: for a time that is negative or no number.
+        """
+        # Folders import downwards, and proofs are of hulls: what stands above is looked up by name.
+        proofs = importlib.import_module("..proofs.whole_hull", __package__)
+        found: dict[str, Any] = proofs.prove(self, seconds)
+        return found
 
     def save(self, directory: str | Path) -> None:
         """Write the run directory's corners, summary and images."""
