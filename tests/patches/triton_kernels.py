@@ -1,4 +1,6 @@
-"""Run by test_composite_triton.py under TRITON_INTERPRET=1, which must be set before imports."""
+"""Run by test_composite_triton.py: on the CPU under TRITON_INTERPRET=1, or with `cuda` on a GPU."""
+
+import sys
 
 import torch
 
@@ -13,6 +15,9 @@ CASES = [
 ]
 
 
+DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+
+
 def results(work, logits, weights):
     logits = logits.clone().requires_grad_()
     images, variation = work(logits)
@@ -23,9 +28,10 @@ def results(work, logits, weights):
 for side, places, size, channels, corners in CASES:
     torch.manual_seed(0)
     top, left = torch.tensor(places).unbind(1)
-    sources = Sources(torch.rand(len(places), channels, side, side), top, left, size)
-    logits = 3 * torch.randn(corners, len(places), side, side)
-    weights = torch.randn(corners, channels, *size), torch.rand(corners)
+    windows = torch.rand(len(places), channels, side, side).to(DEVICE)
+    sources = Sources(windows, top, left, size)
+    logits = 3 * torch.randn(corners, len(places), side, side).to(DEVICE)
+    weights = torch.randn(corners, channels, *size).to(DEVICE), torch.rand(corners).to(DEVICE)
     tiles = composite_triton.tiles(sources.top, sources.left, side, size)
 
     def kernel(logits, sources=sources, tiles=tiles, size=size):
@@ -35,7 +41,7 @@ for side, places, size, channels, corners in CASES:
     found = results(kernel, logits, weights)
     double = Sources(sources.windows.double(), top, left, size)
     expected = results(
-        lambda logits: blend(logits, double, layers(double)),
+        lambda logits, double=double: blend(logits, double, layers(double).to(DEVICE)),
         logits.double(),
         [weight.double() for weight in weights],
     )

@@ -22,7 +22,7 @@ _ROWS = 8  # rows of a window, likewise
 
 
 class Tiles(NamedTuple):
-    """Which windows meet `_WIDTH` pixels of a row: numbers (H, B, most) int32, and counts (H, B)."""
+    """Which windows meet `_WIDTH` pixels of a row: int32 (H, B, most), and how many (H, B)."""
 
     windows: Tensor
     counts: Tensor
@@ -153,9 +153,7 @@ def _variation(
         window = (k.to(tl.int64) * count + m) * side * side
         row = y - tl.load(top + m)
         column = x - tl.load(left + m)
-        p, slope, own = _slope(
-            logits, lse, window, image, row, column, y, x, side, height, width
-        )
+        p, slope, own = _slope(logits, lse, window, image, row, column, y, x, side, height, width)
         inside = (column >= 0) & (column < side) & (x < width)
         pushed += tl.where(inside, p * slope, 0.0)
         owned += tl.where(inside, own, 0.0)
