@@ -19,6 +19,7 @@ from ..hull.run import Run
 from ..hull.run_checks import check_figures, check_units
 from ..networks.classifiers import load_classifier
 from ..networks.graph import evaluating
+from ..networks.own_code import is_remembered
 from ..networks.weights import weights_hash
 from ..proofs.edges import prove_edges
 from ..proofs.whole_hull import class_proof, collision_proof, depth
@@ -35,15 +36,24 @@ EVALUATION = "evaluation.json"
 def hull_of(
     run: Run, root: str | None, weights: str | None, path: str | None = None
 ) -> tuple[Hull, DataSplit]:
-    """The hull of a run that was read, with its classifier and its data.
+    """The hull of a run that was read, with its classifier and its data (`classifier_of`)."""
+    model, data = classifier_of(run, root, weights, path)
+    return checked_hull(model, run), data
+
+
+def classifier_of(
+    run: Run, root: str | None, weights: str | None, path: str | None = None
+) -> tuple[torch.nn.Module, DataSplit]:
+    """The classifier and the data of a run that was read.
 
     Args:
         run: the run; its settings choose among the known classifiers and data sets by name, and
             can name nothing else.
         root: where the data lies now, or None where the run says.
         weights: where the weights lie now, likewise.
-        path: MODULE:NAME of a classifier of the user's own. The run's is never used: importing is
-            executing, and the run may be a stranger's.
+        path: MODULE:NAME of a classifier of the user's own. Importing is executing, and the run may
+            be a stranger's: the run's own is used where this user has named it before, and its
+            file is the same.
 
     Raises:
         SettingError: when the classifier is not the one the corners were found with.
@@ -86,10 +96,13 @@ def hull_of(
             f"data.root={data_settings.root}: the run's data is not there; say where it lies now "
             "with data.root=DIR"
         )
-    if settings.name == "file" and path is None:
+    own = named.get("path")
+    if settings.name == "file" and path is None and isinstance(own, str) and is_remembered(own):
+        settings.path = own
+    if settings.name == "file" and settings.path is None:
         raise SettingError(
             f"run={run.directory}: its classifier is a file of the user's own, which a run cannot "
-            "name; give it with classifier.path=MODULE:NAME"
+            "name where you have not yourself; give it with classifier.path=MODULE:NAME"
         )
     data = load_data(data_settings, download=root is not None or data_settings.root is None)
     if run.target.shape != data.test.size:
@@ -104,11 +117,12 @@ def hull_of(
             f"run={run.directory}: its corners were found with other weights (hash {expected}, "
             f"here {found}); give the file with classifier.weights=FILE"
         )
-    return _checked_hull(model, settings.layer, run), data
+    return model, data
 
 
-def _checked_hull(model: torch.nn.Module, layer: str, run: Run) -> Hull:
-    """The hull, once the classifier has been asked whether the summary can be true."""
+def checked_hull(model: torch.nn.Module, run: Run) -> Hull:
+    """The hull, once the run's classifier has been asked whether the summary can be true."""
+    layer = run.summary["layer"]
     try:
         hull = Hull(model, layer, run.corners, run.initial, run.target, run.units, run.summary)
     except RuntimeError as error:
