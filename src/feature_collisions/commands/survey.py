@@ -76,7 +76,7 @@ class Survey:
         for name, runs in self.runs.items():
             print(f"{name}", flush=True)
             places = settings.data.root, settings.classifier.weights, settings.classifier.path
-            model, data = classifier_of(runs[0], *places)
+            model, data = classifier_of(runs[0], *places, settings.trainer)
             distance = data.test.mean_distance()
             figures[name] = [_measured(run, model, distance, settings) for run in runs]
         return figures

@@ -83,6 +83,7 @@ def train(
     from ..report.findings import classes_of
     from ..report.tables import as_text
     from ..report.wandb_logs import check_login
+    from ..settings.trainer import single_device
     from .deciding import deciding, hashes
     from .pairs import (
         check_earlier,
@@ -97,6 +98,8 @@ def train(
     settings, config = with_size(settings, config)
     data = load_data(settings.data)
     model = load_classifier(settings.classifier, data, settings.seed)
+    if place := single_device(settings.trainer):  # the hull is measured there, too
+        model.to(place)
     settings, config = with_layer(settings, config, model)
     known = hashes(settings, model, data)
     if settings.pairs is None:

@@ -22,10 +22,12 @@ from ..networks.graph import evaluating
 from ..networks.own_code import is_remembered
 from ..networks.weights import weights_hash
 from ..proofs.edges import prove_edges
-from ..proofs.whole_hull import class_proof, collision_proof, depth
+from ..proofs.linear_program import depth
+from ..proofs.whole_hull import prove_class, prove_collision
 from ..search.summary import summary_of
 from ..settings.evaluate import EvaluateSettings
 from ..settings.train import ClassifierSettings, DataSettings
+from ..settings.trainer import MIXED, first_device
 from .baselines import balls, plain, simplices
 from .differences import differences
 from .macro import macro_entries
@@ -34,15 +36,23 @@ EVALUATION = "evaluation.json"
 
 
 def hull_of(
-    run: Run, root: str | None, weights: str | None, path: str | None = None
+    run: Run,
+    root: str | None,
+    weights: str | None,
+    path: str | None = None,
+    trainer: dict[str, Any] | None = None,
 ) -> tuple[Hull, DataSplit]:
     """The hull of a run that was read, with its classifier and its data (`classifier_of`)."""
-    model, data = classifier_of(run, root, weights, path)
+    model, data = classifier_of(run, root, weights, path, trainer)
     return checked_hull(model, run), data
 
 
 def classifier_of(
-    run: Run, root: str | None, weights: str | None, path: str | None = None
+    run: Run,
+    root: str | None,
+    weights: str | None,
+    path: str | None = None,
+    trainer: dict[str, Any] | None = None,
 ) -> tuple[torch.nn.Module, DataSplit]:
     """The classifier and the data of a run that was read.
 
@@ -54,6 +64,8 @@ def classifier_of(
         path: MODULE:NAME of a classifier of the user's own. Importing is executing, and the run may
             be a stranger's: the run's own is used where this user has named it before, and its
             file is the same.
+        trainer: arguments of Lightning's Trainer that say where the hull is measured and in which
+            precision; None: on the CPU in the model's own.
 
     Raises:
         SettingError: when the classifier is not the one the corners were found with.
@@ -117,12 +129,19 @@ def classifier_of(
             f"run={run.directory}: its corners were found with other weights (hash {expected}, "
             f"here {found}); give the file with classifier.weights=FILE"
         )
+    if trainer is not None:
+        wide = torch.float64 if trainer["precision"] == "64-true" else None
+        model.to(first_device(trainer), wide)
+    if run.config.get("channels_last") is True:
+        model.to(memory_format=torch.channels_last)
     return model, data
 
 
 def checked_hull(model: torch.nn.Module, run: Run) -> Hull:
     """The hull, once the run's classifier has been asked whether the summary can be true."""
     layer = run.summary["layer"]
+    if run.config.get("channels_last") is True:
+        run.corners = run.corners.contiguous(memory_format=torch.channels_last)
     try:
         hull = Hull(model, layer, run.corners, run.initial, run.target, run.units, run.summary)
     except RuntimeError as error:
@@ -130,14 +149,14 @@ def checked_hull(model: torch.nn.Module, run: Run) -> Hull:
             f"run={run.directory}: images of {tuple(run.target.shape)} do not pass through "
             f"{run.summary['classifier']} ({str(error).splitlines()[0]})"
         ) from None
-    check_units(run.directory, run.units, _numbers(run), hull.features.seen_by)
-    images = torch.stack([run.initial, run.target, *run.corners])
+    check_units(run.directory, run.units, _numbers(run), hull.features.seen_by.cpu())
+    images = torch.stack([hull.initial, hull.target, *hull.corners])
     with torch.inference_mode(), evaluating(model):
-        parts = [hull.observed(part) for part in images.split(hull.batch)]
+        parts = [hull.observe(part) for part in images.split(hull.at_once)]
     logits, preactivation = (torch.cat(each) for each in zip(*parts, strict=True))
     probabilities, norm = logits.softmax(1), float(hull.features.features.norm())
     names = [entry["corner"] for entry in run.summary["corners"]]
-    found = summary_of(names, run.units, preactivation[2:], hull.features, probabilities)
+    found = summary_of(names, hull.units, preactivation[2:], hull.features, probabilities)
     check_figures(run.directory, run.summary, found, norm, probabilities)
     return hull
 
@@ -218,7 +237,8 @@ def _sampled(law: str, uint8: bool) -> "Measurement":
     def measure(
         hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
     ) -> dict[str, Any]:
-        found = hull.sample(settings.samples, law, settings.seed, uint8)
+        count = settings.beside if uint8 else settings.samples
+        found = hull.sample(count, law, settings.seed, uint8)
         return {law + ("_uint8" if uint8 else ""): found}
 
     return measure
@@ -262,14 +282,14 @@ def ball(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """Balls of the hull's size (Table 5)."""
-    return balls(hull, settings.samples, settings.seed)
+    return balls(hull, settings.beside, settings.seed)
 
 
 def turned_simplices(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """The corners' simplex, turned at random."""
-    return simplices(hull, settings.samples, settings.seed)
+    return simplices(hull, settings.beside, settings.seed)
 
 
 def plain_hull(
@@ -277,14 +297,16 @@ def plain_hull(
 ) -> dict[str, Any]:
     """The hull of plain Eq. 1 solutions."""
     steps = settings.plain.steps
-    return plain(hull, settings.samples, settings.seed, steps) if steps else {}
+    half = MIXED.get(settings.trainer.get("precision", ""))
+    return plain(hull, settings.beside, settings.seed, steps, half) if steps else {}
 
 
 def worst_case(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """The worst point a search found: no proof that there is none worse."""
-    worst = hull.worst_case(settings.worst_case.starts, settings.worst_case.steps, settings.seed)
+    given, half = settings.worst_case, MIXED.get(settings.trainer.get("precision", ""))
+    worst = hull.worst_case(given.starts, given.steps, settings.seed, half)
     save_png(directory / "images" / "worst_case.png", worst.image)
     return {
         "worst_case_probability": worst.probability,
@@ -298,22 +320,29 @@ def edges(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """The edges between corners, walked exactly as far as the settings allow."""
-    cache = platformdirs.user_cache_path("feature_collisions") / "edges"
-    return {"edges": prove_edges(hull, settings.edges, cache)}
+    return {"edges": prove_edges(hull, settings.edges, _cache() / "edges")}
+
+
+def _cache() -> Path:
+    """Where proofs are kept: the user's own, never a run directory."""
+    return platformdirs.user_cache_path("feature_collisions")
 
 
 def collision(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """What holds of the features at every point of the hull."""
-    return {"proof": known.get("proof", {}) | {"collision": collision_proof(hull)}}
+    found = prove_collision(hull, settings.proof.seconds, _cache() / "hulls")
+    return {"proof": known.get("proof", {}) | {"collision": found}}
 
 
 def of_class(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """Whether every point of the hull is the target's class."""
-    found = class_proof(hull, settings.proof.seconds)
+    worst = known.get("worst_case_weights")
+    suspects = [] if worst is None else [worst]
+    found = prove_class(hull, settings.proof.seconds, _cache() / "hulls", suspects)
     return {"proof": known.get("proof", {}) | {"class": found}}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from ..hull.hull import Hull
-from ..proofs.whole_hull import class_proof
+from ..proofs.whole_hull import prove_class
 from ..settings.evaluate import EvaluateSettings
 
 COLUMNS = (
@@ -30,7 +30,9 @@ def measure(hull: Hull, distance: float, settings: EvaluateSettings) -> dict[str
     """
     sample = hull.sample(settings.samples, seed=settings.seed)
     several = len(hull.corners) > 1
-    worst = settings.worst_case
+    search = settings.worst_case
+    worst = hull.worst_case(search.starts, search.steps, settings.seed)
+    proof = prove_class(hull, settings.proof.seconds, suspects=[worst.weights.tolist()])
     size = float(hull.corner_distances().mean()) / hull.summary["distance_scale"] if several else 0
     return {
         "relative_size": size / distance if distance else None,
@@ -39,10 +41,8 @@ def measure(hull: Hull, distance: float, settings: EvaluateSettings) -> dict[str
         "accuracy": sample["accuracy"],
         "probability_mean": sample["probability_mean"],
         "target_probability": hull.summary["target_probability"],
-        "worst_case_probability": hull.worst_case(
-            worst.starts, worst.steps, settings.seed
-        ).probability,
-        "share_proved": class_proof(hull, settings.proof.seconds).get("share_proved"),
+        "worst_case_probability": worst.probability,
+        "share_proved": proof.get("share_proved", 0.0 if proof.get("outcome") else None),
         "seconds": hull.summary["seconds"],
     }
 

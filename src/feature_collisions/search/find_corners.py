@@ -22,7 +22,7 @@ from ..networks.agreement import accepted, check_agreement, check_gradient, is_d
 from ..networks.frozen import frozen_copy, network_of, quicken
 from ..networks.logits import device_of
 from ..networks.target import logits_of, passing, preactivation_of, target_features
-from ..networks.target_layer import Observed, TargetLayer
+from ..networks.target_layer import Observed, TargetLayer, last_hidden_layer
 from ..patches.composite import Sources
 from ..settings.rules import one_of
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
@@ -30,7 +30,9 @@ from ..settings.train import parse_corners, parse_corners_per_batch
 from ..settings.trainer import MIXED, check_trainer, device_ids, where
 from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
 from .checkpoints import check_checkpoint, digest, problem_of
-from .collision import Collision, Goal, unmet
+from .collision import Collision, Goal, all_met, unmet
+from .floor import alone, what_limits
+from .losses import positive
 from .parameterisations import PatchComposite, Pixels
 from .sharing import search_shared
 from .summary import class_probabilities, summary_of
@@ -59,9 +61,9 @@ class Search:
     initial: Tensor
     target: Tensor
     corners: Sequence[int] = range(5)
-    loss: LossSettings = field(default_factory=LossSettings)
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    stop: StopSettings = field(default_factory=StopSettings)
+    loss: LossSettings = field(default_factory=LossSettings.for_any_network)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings.for_any_network)
+    stop: StopSettings = field(default_factory=lambda: StopSettings(min_steps=500))
     log: LogSettings = field(default_factory=LogSettings)
     trainer: dict[str, Any] = field(default_factory=dict)
     directory: Path | None = None
@@ -76,6 +78,8 @@ class Search:
     def __post_init__(self) -> None:
         self._check_arguments()
         self.model = accepted(self.model)
+        if self.layer == "auto":
+            self.layer = last_hidden_layer(self.model)
         self.corners = parse_corners(self.corners)
         self.trainer = check_trainer(where(device_of(self.model)) | self.trainer)
         self.dtype = self._dtype()
@@ -168,6 +172,7 @@ class Search:
             CollisionError: when the loss stops being finite, or memory runs out.
         """
         self.module.started = time.perf_counter()
+        self._say_if_already_there()
         if len(device_ids(self.trainer)) > 1 and len(self.corners) > 1:
             found = self._share(logger)
         else:
@@ -183,8 +188,11 @@ class Search:
                 entry["total_variation"] = variation
             if self.directory is not None:
                 save_png(self.directory / "images" / "composite.png", self.start[0])
+            summary |= self._limits(found)
         now = time.perf_counter()
         summary["seconds_total"] = self.module.earlier + now - self.module.started
+        if "limits" in summary:
+            warnings.warn(summary["limits"], stacklevel=2)
         if summary["unmet"]:
             warnings.warn(
                 f"not converged: {'; '.join(summary['unmet'])} after {summary['steps']} steps; "
@@ -200,6 +208,21 @@ class Search:
             self.units,
             summary,
         )
+
+    def _say_if_already_there(self) -> None:
+        """Warn where the goal is met before the first step: then meeting it shows nothing."""
+        oriented = self.features.oriented(self._preactivation(self.start))
+        norms = positive(oriented, self.features.values, self.features.active)
+        probabilities = class_probabilities(self.model, self.start)
+        reasons = self.goal.late(norms) | self.goal.misclassified(probabilities)
+        if reasons and all_met(reasons):
+            warnings.warn(
+                f"the initial image meets the goal before the first step: its L_pos is "
+                f"{float(norms):.3g}, where ||f(t)|| is {self.goal.norm:.3g}. Then converging "
+                "shows nothing: lower stop.positive_relative or stop.positive, or choose another "
+                "layer or another image",
+                stacklevel=4,
+            )
 
     def _frozen(
         self, layout: torch.memory_format
@@ -253,6 +276,19 @@ class Search:
         target_class = int(target.argmax())
         return Goal(self.stop, norm, target_class, float(target[target_class]))
 
+    def _limits(self, found: Tensor) -> dict[str, Any]:
+        """Of composites whose features do not collide: what one corner by itself gets to."""
+        limit, norm = self.stop.hull_relative, self.module.loss.norm
+        ends = self._preactivation(torch.cat([found, found.mean(0, keepdim=True)]))
+        norms = positive(ends, self.features.values, self.features.active.to(ends))
+        largest = float(norms.max()) / norm if norm else 0.0
+        if largest <= limit:
+            return {}
+        one = replace(self, corners=self.corners[:1], **alone())
+        fit(one.lightning, one.module, None, None)
+        floor = float(one.module.curves["positive"][0]) / norm
+        return {"floor": floor, "limits": what_limits(largest, limit, floor)}
+
     def _summary(self, found: Tensor) -> dict[str, Any]:
         """The figures of `summary.json`, of the corners as they are saved (float32)."""
         probabilities = class_probabilities(
@@ -292,7 +328,8 @@ def find_corners(
     Args:
         model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed, and stays where
             it lies. What `model(images)` gives in eval mode is compared with what is searched.
-        layer: the target layer, a node whose output feeds a ReLU.
+        layer: the target layer, a node whose output feeds a ReLU; `auto`: the last one that
+            everything flows through.
         initial: (C, H, W) float32 in [0, 1], where every corner starts.
         target: (C, H, W) likewise, whose features are matched.
         corners: which of the target's inactive units to push down, counted in flat order.
@@ -300,9 +337,12 @@ def find_corners(
         **settings: what follows, by keyword.
 
     Keyword Args:
-        loss (LossSettings): the loss's weights.
-        optimizer (OptimizerSettings): Adam or the authors' descent, and its rate.
-        stop (StopSettings): when the search stops.
+        loss (LossSettings): the loss's weights; `LossSettings.for_any_network()` by default.
+        optimizer (OptimizerSettings): Adam or the authors' descent, and its rate;
+            `OptimizerSettings.for_any_network()` by default.
+        stop (StopSettings): when the search stops; by default after 500 steps, or at most 1000,
+            once every L_pos is below a tenth of ||f(t)|| and all are of the target's class, with
+            a probability within 0.05 of the target's.
         log (LogSettings): cadences of curves, pictures and checkpoints.
         trainer (dict): arguments of Lightning's Trainer: accelerator, devices, precision. Without
             the first two the search runs where the model lies; the hull lies there anyway.
