@@ -76,7 +76,12 @@ class EdgeSettings:
 
 @dataclass
 class ProofSettings:
-    """Seconds to spend on halving the hull for the proof of its class; whether to find `depth`."""
+    """What is proved of the whole hull.
+
+    Attributes:
+        seconds: for each of two statements, of its class and of its collision.
+        depth: whether to compare the corners with Eq. 2's exact optimum.
+    """
 
     seconds: float = 5.0
     depth: bool = True
