@@ -1,7 +1,6 @@
 """The triangles of a hull: their parts make them up, and each is what it is said to be."""
 
 import pytest
-import torch
 
 from feature_collisions.proofs.faces import prove_faces
 from helpers.hulls import valley
@@ -40,5 +39,3 @@ def test_two_corners_have_no_triangle_and_no_time_proves_nothing() -> None:
     assert [part["state"] for part in found["triangles"][0]["parts"]] == ["undecided"]
     hull.corners, hull.summary["corners"] = hull.corners[:2], hull.summary["corners"][:2]
     assert prove_faces(hull)["reason"] == "needs three corners"
-    hull.model.register_forward_hook(lambda module, given, logits: torch.sin(logits))
-    assert "reason" in prove_faces(valley() if not hull.corners.numel() else hull)

@@ -41,7 +41,7 @@ def prove_faces(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
     triangles = list(itertools.combinations(range(len(numbers)), 3))
     if not triangles:
         return {"reason": "needs three corners"}
-    found = []
+    found, shares = list[dict[str, Any]](), list[float]()
     try:
         judge.prepare()
         for three in triangles:
@@ -49,14 +49,14 @@ def prove_faces(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
             known.keeps = True
             name = "Triangle " + ", ".join(str(numbers[k]) for k in three)
             known.run(judge, seconds / len(triangles), None, name, True, judge.most, limit=_PIECES)
+            shares.append(known.share)
             found.append(
                 {"corners": [numbers[k] for k in three], "share_proved": known.share,
                  "parts": _parts(hull, known, three)}
             )  # fmt: skip
     except NotPiecewiseLinear as error:
         return {"reason": str(error)}
-    share = sum(each["share_proved"] for each in found) / len(found)
-    return {"share_proved": share, "triangles": found}
+    return {"share_proved": sum(shares) / len(shares), "triangles": found}
 
 
 def _parts(hull: Hull, known: Splitting, three: tuple[int, ...]) -> list[dict[str, Any]]:

@@ -107,11 +107,7 @@ class Splitting:
                    bar_format="{l_bar}{bar}| [{elapsed}{postfix}]")  # fmt: skip
         with bar:
             first = seconds > 0
-            while (
-                self._left()
-                and self.pieces < limit
-                and (first or time.monotonic() < started + seconds)
-            ):
+            while self._left(limit) and (first or time.monotonic() < started + seconds):
                 first = False
                 began = time.monotonic()
                 self.advance(judge, best_first)
@@ -129,9 +125,9 @@ class Splitting:
         if cache:
             cache.save(self._kept())
 
-    def _left(self) -> bool:
-        """Whether there is a piece to halve."""
-        return bool((self.volume > _SMALLEST).any())
+    def _left(self, limit: float) -> bool:
+        """Whether there is a piece to judge, and not too many have been."""
+        return self.pieces < limit and bool((self.volume > _SMALLEST).any())
 
     def advance(self, judge: Callable[[Tensor], Judged], best_first: bool) -> None:
         """Judge `most` pieces, and halve those that are not settled."""

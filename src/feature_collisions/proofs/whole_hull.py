@@ -173,6 +173,7 @@ class ClassJudge(_Judge):
             }
 
     def __call__(self, weights: Tensor) -> Judged:
+        """The margins of pieces (P, V, K): a piece is settled where all are above 0."""
         self.try_points(weights.mean(1))
         bounds, _ = self.bounds(weights)
         margins = bounds.lower(len(self.steps) - 1, self.rows).amin(2)
