@@ -240,7 +240,7 @@ def test_a_reward_so_large_that_features_are_given_up_is_what_limits(
         hull = find_corners(
             model, "1", *pair, [0, 1], sources=bright,
             loss=LossSettings(1.0, 0.1, distance=1000.0), optimizer=OptimizerSettings(rate=0.1),
-            stop=StopSettings(None, 40, 40, hull_relative=0.05),
+            stop=StopSettings(None, 40, 40, None, None, hull_relative=0.05),
         )  # fmt: skip
     assert hull.summary["floor"] < 0.05
 
