@@ -270,6 +270,7 @@ def hull_figures(result: dict[str, Any]) -> dict[str, Any]:
     """What runs are compared by: size, accuracy, worst case; those that were measured."""
     sample = result.get("dirichlet", {})
     figures = {
+        "outcome": result.get("outcome"),
         "accuracy": sample.get("accuracy"),
         "accuracy_lower_95": sample.get("accuracy_lower_95"),
         "probability": sample.get("probability_mean"),
