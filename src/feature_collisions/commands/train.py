@@ -83,6 +83,7 @@ def train(
     from ..report.findings import classes_of
     from ..report.tables import as_text
     from ..report.wandb_logs import check_login
+    from ..settings.trainer import single_device
     from .deciding import deciding, hashes
     from .pairs import (
         check_earlier,
@@ -94,8 +95,11 @@ def train(
     from .random_pairs import Pair
 
     check_login(settings.wandb.mode)
+    settings, config = with_size(settings, config)
     data = load_data(settings.data)
     model = load_classifier(settings.classifier, data, settings.seed)
+    if place := single_device(settings.trainer):  # the hull is measured there, too
+        model.to(place)
     settings, config = with_layer(settings, config, model)
     known = hashes(settings, model, data)
     if settings.pairs is None:
@@ -134,6 +138,18 @@ def train(
             f"why. The first: {outcomes[0]['reasons'][0]}"
         )
     print(f"next: {command('evaluate.py', override('run', directory))}")
+
+
+def with_size(settings: Settings, config: DictConfig) -> tuple[Settings, DictConfig]:
+    """The settings with a number, where `data.size` left it to the classifier."""
+    from ..networks.classifiers import input_side
+
+    if settings.data.size is not None:
+        return settings, config
+    side = input_side(settings.classifier)
+    merged = OmegaConf.merge(config, {"data": {"size": side}})
+    assert isinstance(merged, DictConfig)
+    return replace(settings, data=replace(settings.data, size=side)), merged
 
 
 def print_corners(summary: dict[str, Any], class_names: Sequence[str], directory: Path) -> None:

@@ -116,8 +116,8 @@ class Collision(LightningModule):
     Attributes:
         step: optimiser steps taken; `step_before`: before the last `training_step`.
         seconds: time spent in them; `earlier`: all time up to the checkpoint it went on from.
-        converged: whether every corner had reached the goal after `step`, and, with `loss.hull`,
-            points between them its classes.
+        converged: whether `stop` lets the search end after `step`: every corner has reached the
+            goal, and, with `loss.hull`, points between them its classes.
         curves: (K,) `positive` (the norm), `negative`, `unit_preactivation`, `total`
             and `total_variation` (R) after `step`.
     """
@@ -279,8 +279,11 @@ class Collision(LightningModule):
                 "loss.beta. Checkpoints written before are kept"
             )
         self.curves = curves
-        self.converged = self.agree(
-            all_met(self.goal.late(curves["positive"])) and self._classified_as_target(images)
+        step = self.step + len(totals)
+        self.converged = self.agree(  # the classes cost many steps: not where nothing hangs on them
+            self.stop.min_steps <= step < self.stop.max_steps
+            and all_met(self.goal.late(curves["positive"]))
+            and self._classified_as_target(images)
         )
 
     def _classified_as_target(self, images: Tensor) -> bool:

@@ -31,6 +31,8 @@ from ..settings.trainer import MIXED, check_trainer, device_ids, where
 from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
 from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Goal, unmet
+from .floor import alone, what_limits
+from .losses import positive
 from .parameterisations import PatchComposite, Pixels
 from .sharing import search_shared
 from .summary import class_probabilities, summary_of
@@ -183,8 +185,11 @@ class Search:
                 entry["total_variation"] = variation
             if self.directory is not None:
                 save_png(self.directory / "images" / "composite.png", self.start[0])
+            summary |= self._limits(found)
         now = time.perf_counter()
         summary["seconds_total"] = self.module.earlier + now - self.module.started
+        if "limits" in summary:
+            warnings.warn(summary["limits"], stacklevel=2)
         if summary["unmet"]:
             warnings.warn(
                 f"not converged: {'; '.join(summary['unmet'])} after {summary['steps']} steps; "
@@ -252,6 +257,19 @@ class Search:
     def _goal(self, norm: float, target: Tensor) -> Goal:
         target_class = int(target.argmax())
         return Goal(self.stop, norm, target_class, float(target[target_class]))
+
+    def _limits(self, found: Tensor) -> dict[str, Any]:
+        """Of composites whose features do not collide: what one corner by itself gets to."""
+        limit, norm = self.stop.hull_relative, self.module.loss.norm
+        ends = self._preactivation(torch.cat([found, found.mean(0, keepdim=True)]))
+        norms = positive(ends, self.features.values, self.features.active.to(ends))
+        largest = float(norms.max()) / norm if norm else 0.0
+        if largest <= limit:
+            return {}
+        one = replace(self, corners=self.corners[:1], **alone())
+        fit(one.lightning, one.module, None, None)
+        floor = float(one.module.curves["positive"][0]) / norm
+        return {"floor": floor, "limits": what_limits(largest, limit, floor)}
 
     def _summary(self, found: Tensor) -> dict[str, Any]:
         """The figures of `summary.json`, of the corners as they are saved (float32)."""
