@@ -35,7 +35,7 @@ def search(pair, **changes):
     settings = {
         "loss": LossSettings(10.0, 0.1, positive_form="half_square"),
         "optimizer": OptimizerSettings("adam", 0.01),
-        "stop": StopSettings(None, 0, 60, positive_relative=0.1),
+        "stop": StopSettings(None, 0, 60, 0.1, None),
         "log": LogSettings(20, 20, 20),
         "trainer": {"accelerator": "cpu"},
     }
@@ -65,7 +65,7 @@ def test_two_processes_find_what_one_finds(pair, loss, tmp_path):
     assert [row[0] for row in tables[0]] == [row[0] for row in tables[1]]
     pictures = [sorted(p.name for p in (tmp_path / n).rglob("step_*")) for n in ("one", "two")]
     assert pictures[0] == pictures[1]
-    longer = {"stop": StopSettings(None, 80, 80, positive_relative=0.1), "loss": loss}
+    longer = {"stop": StopSettings(None, 80, 80, 0.1, None), "loss": loss}
     alone, other = (  # one file, which any number of processes goes on from
         search(pair, **longer, ckpt_path=tmp_path / name / "checkpoints" / "last.ckpt")
         for name in ("one", "two")
@@ -194,7 +194,7 @@ def test_running_out_of_memory_says_what_to_lower(pair, monkeypatch):
 )
 def test_running_out_of_memory_leaves_the_last_checkpoint(pair, tmp_path, monkeypatch, error):
     settings = {
-        "trainer": {"accelerator": "cpu"}, "stop": StopSettings(None, 60, 60),
+        "trainer": {"accelerator": "cpu"}, "stop": StopSettings(None, 60, 60, None, None),
         "log": LogSettings(10, 10, 20), "directory": tmp_path,
     }  # fmt: skip
     task = Search(convolutions(), "2", *pair, **settings)

@@ -110,7 +110,7 @@ def toy():
 def task(directory, **changes):
     generator = torch.Generator().manual_seed(0)
     settings = {
-        "stop": StopSettings(None, 40, 40), "log": LogSettings(20, 20, 20),
+        "stop": StopSettings(None, 40, 40, None, None), "log": LogSettings(20, 20, 20),
         "directory": directory, "trainer": {"accelerator": "cpu"},
     }  # fmt: skip
     images = torch.rand(2, 1, 8, 8, generator=generator)
@@ -138,7 +138,7 @@ def test_a_search_goes_on_only_where_it_is_asked_to(tmp_path):
     assert torch.equal(second, task(None, loss=strong).run().corners)
     assert (first - second).abs().max() > 1e-3
     last = tmp_path / "checkpoints" / "last.ckpt"
-    longer = StopSettings(None, 80, 80)
+    longer = StopSettings(None, 80, 80, None, None)
     _, report = alone(task(tmp_path, loss=strong, stop=longer, ckpt_path=last))
     assert report["earlier"] > 0
     assert [row.split(",")[0] for row in (tmp_path / "metrics.csv").read_text().split()] == [

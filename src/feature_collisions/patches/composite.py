@@ -51,7 +51,7 @@ class Sources:
             whole = not (places.is_floating_point() or places.is_complex())
             if places.shape != shape[:1] or not whole or places.dtype == torch.bool:
                 raise SettingError(
-                    f"sources.{name}: must be whole numbers ({shape[0]},), one a window; is "
+                    f"sources.{name}: must be whole numbers ({shape[0]},), one per window; is "
                     f"{places.dtype} {tuple(places.shape)}"
                 )
             places = places.to(self.windows.device, torch.int64).contiguous()

@@ -143,7 +143,7 @@ class IntermediateImages(CollisionCallback):
 
     @torch.no_grad()
     def look(self, trainer: Trainer, module: Collision) -> None:
-        """Save one picture a corner, when due and at the end."""
+        """Save one picture per corner, when due and at the end."""
         if not (due(module, self.every) or module.finished):
             return
         images = module.parameterisation().float()

@@ -74,7 +74,7 @@ def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:
         )
 
 
-_BY_CORNER = ("state_dict", "optimizer_states")  # every tensor in them has a corner a row
+_BY_CORNER = ("state_dict", "optimizer_states")  # every tensor in them has one row per corner
 
 
 class CheckpointFile(TorchCheckpointIO):

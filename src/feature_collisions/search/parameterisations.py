@@ -42,7 +42,7 @@ class Pixels(nn.Module):
 
 
 class PatchComposite(nn.Module):
-    """Composites of the same sources, one a corner, by control parameters P (section 4).
+    """Composites of the same sources, one per corner, by control parameters P (section 4).
 
     All corners start at Eq. 5's weights: the logits are their logarithm, but for a constant at each
     pixel, which softmax takes away. (Eq. 5 in the paper; softmax in its section 4.2.)
@@ -50,8 +50,8 @@ class PatchComposite(nn.Module):
     Args:
         sources: M pasted patches with windows of w x w pixels.
         count: number of corners K.
-        grid: None for a logit a pixel of a window, (K, M, w, w), as in the paper; or g: what is
-            added to Eq. 5's logits is a g x g grid a window, (K, M, g, g), enlarged by bicubic
+        grid: None for one logit per pixel of a window, (K, M, w, w), as in the paper; or g: what is
+            added to Eq. 5's logits is a g x g grid per window, (K, M, g, g), enlarged by bicubic
             interpolation, so that neighbouring pixels change together.
     """
 

@@ -21,7 +21,7 @@ class PatchSettings:
         search_stride: between an image's windows, in pixels of `size`.
         patch, stride, surround: n, the distance between patches and s, in the composite's pixels.
         search: `exact`, or `faiss`: a compressed index whose best are ranked again.
-        neighbours: sources a patch, the nearest k.
+        neighbours: sources per patch, the nearest k.
         logits: `pixel`, the paper's control parameters, or `grid`: `grid` x `grid` numbers a
             window, smoothly enlarged.
     """

@@ -1,6 +1,7 @@
 """The settings of a search: its loss, its optimiser, when it stops, and what it writes."""
 
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from omegaconf import MISSING
 
@@ -47,6 +48,28 @@ class LossSettings:
     rectified: bool = False
     stages: list[LossStage] = field(default_factory=list)
 
+    @classmethod
+    def for_any_network(cls, **changed: Any) -> Self:
+        """Weights that carry from one network to another: what `find_corners` takes by default.
+
+        Features are measured in units of ||f(t)||, inactive units above zero count, and so does
+        what lies between the corners: behind a first layer, good corners alone can have an
+        interior of other classes.
+
+        Args:
+            **changed: fields that shall be different.
+        """
+        weights: dict[str, Any] = {
+            "alpha": 100.0,
+            "beta": 0.1,
+            "positive_form": "half_square",
+            "normalise": True,
+            "rectified": True,
+            "hull": 2,
+            "hull_weight": 2.5,
+        }
+        return cls(**weights | changed)
+
     def check(self) -> None:
         """Raise SettingError for a weight or form that makes no loss."""
         for name in ("alpha", "beta", "gamma", "hull_weight", "output", "distance", "nearness"):
@@ -84,6 +107,15 @@ class OptimizerSettings:
     average: float = 0.0
     square_average: float = 0.999
     stages: list[RateStage] = field(default_factory=list)
+
+    @classmethod
+    def for_any_network(cls, **changed: Any) -> Self:
+        """The rates that belong to `LossSettings.for_any_network`.
+
+        Args:
+            **changed: fields that shall be different.
+        """
+        return cls(**{"rate": 0.05, "square_average": 0.9} | changed)
 
     def check(self) -> None:
         """Raise SettingError for an unknown optimiser or a rate out of range."""
@@ -139,11 +171,11 @@ class StopSettings:
     ends nothing: up to this largest L_pos over ||f(t)|| a hull's features are said to collide.
     """
 
-    positive: float | None = 5.0
+    positive: float | None = None
     min_steps: int = 0
     max_steps: int = 1000
-    positive_relative: float | None = None
-    probability: float | None = None
+    positive_relative: float | None = 0.1
+    probability: float | None = 0.05
     hull_relative: float = 0.3
 
     def check(self) -> None:
