@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from ..data.memory import corners_that_fit
 from ..errors import CollisionError
 from ..networks.logits import ask
-from ..networks.target import TargetFeatures
 from ..networks.target_layer import Observed, TargetLayer
-from ..settings.search import LossSettings, OptimizerSettings, StopSettings
+from ..settings.search import OptimizerSettings, StopSettings
 from .losses import CollisionLoss, settings_at
 from .parameterisations import PatchComposite, Pixels
 
@@ -59,21 +58,20 @@ class Goal:
             reasons[reason] = ~(positive < limit * self.norm)
         return reasons
 
-    def misclassified(self, probabilities: Tensor) -> dict[str, Tensor]:
+    def misclassified(self, classes: Tensor, probability: Tensor) -> dict[str, Tensor]:
         """Which corners the classifier tells from the target, by reason.
 
         Args:
-            probabilities: (K, classes).
+            classes: (K,) the class each is given.
+            probability: (K,) of the target's class.
         """
         if self.stop.probability is None:
             return {}
-        off = (probabilities[:, self.target_class] - self.target_probability).abs()
+        off = (probability - self.target_probability).abs()
         limit = self.stop.probability
         reason = f"the probability of corners {{}} is not within stop.probability={limit:g} "
         return {
-            "corners {} are not of the target's class": (
-                probabilities.argmax(1) != self.target_class
-            ),
+            "corners {} are not of the target's class": classes != self.target_class,
             reason + "of the target's": ~(off <= limit),
         }
 
@@ -100,14 +98,12 @@ class Collision(LightningModule):
 
     Args:
         network: images to pre-activations, and to logits, too, where the loss compares them.
-        target: the target's features at that layer.
-        units: (K,) the unit each corner pushes down.
         parameterisation: module whose forward gives the corners, (K, C, H, W).
-        loss, optimizer, stop: settings.
+        loss: of all corners' pre-activations and images.
+        goal: what every corner must reach, and how many steps it may take.
+        optimizer: settings.
         every: steps between looks at the terms.
-        goal: what every corner must reach.
         classifier: images to logits, where the goal speaks of classes.
-        target_logits: (classes,) of the target, where the loss compares them.
         per_batch: images in one forward pass, corners and points between them; None for as many
             as memory holds.
         problem: what a checkpoint must agree on to be continued from.
@@ -124,27 +120,23 @@ class Collision(LightningModule):
     def __init__(
         self,
         network: TargetLayer | Observed,
-        target: TargetFeatures,
-        units: Tensor,
         parameterisation: Pixels | PatchComposite,
-        loss: LossSettings,
-        optimizer: OptimizerSettings,
-        stop: StopSettings,
-        every: int,
+        loss: CollisionLoss,
         goal: Goal,
+        optimizer: OptimizerSettings,
+        *,
+        every: int,
         classifier: nn.Module | None = None,
-        target_logits: Tensor | None = None,
         per_batch: int | None = None,
         problem: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds the parameterisation only
-        self.network = network
-        self.parameterisation = parameterisation
-        self.loss = CollisionLoss(target, units, loss, target_logits)
-        self.loss_settings, self.optimizer_settings, self.stop = loss, optimizer, stop
-        self.every, self.goal, self.per_batch = every, goal, per_batch
+        self.network, self.parameterisation = network, parameterisation
+        self.loss, self.loss_settings = loss, loss.settings
+        self.goal, self.stop = goal, goal.stop
+        self.optimizer_settings, self.every, self.per_batch = optimizer, every, per_batch
         self.classifier = classifier
         self.problem = problem or {}
         self.step = self.step_before = 0
@@ -292,7 +284,8 @@ class Collision(LightningModule):
         for points in (images, inside):
             for rows in self._parts(points):
                 probabilities = ask(self.classifier, points[rows]).float().softmax(1)
-                if not all_met(self.goal.misclassified(probabilities)):
+                of_target = probabilities[:, self.goal.target_class]
+                if not all_met(self.goal.misclassified(probabilities.argmax(1), of_target)):
                     return False
         return True
 

@@ -29,9 +29,10 @@ from ..settings.trainer import MIXED, check_trainer, device_ids
 from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
 from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Goal, unmet
+from .losses import CollisionLoss
 from .parameterisations import PatchComposite, Pixels
 from .sharing import search_shared
-from .summary import class_probabilities, summary_of
+from .summary import summarise
 from .trainer import fit, make_trainer
 
 _SETTINGS: dict[str, type] = {
@@ -134,21 +135,23 @@ class Search:
         with passing(self.target.shape):
             logits = logits_of(self.model, self.target[None])[0]
             network, classifier = self._frozen(layout)
-        self.goal = self._goal(float(features.features.norm()), logits.softmax(0))
+        target_class = int(logits.argmax())
+        probability = float(logits.softmax(0)[target_class])
+        norm = float(features.features.norm())
+        self.goal = Goal(self.stop, norm, target_class, probability)
+        target_logits = logits.to(self.dtype) if self.loss.output else None
         return Collision(
             network,
-            features,
-            units,
             parameterisation,
-            self.loss,
-            self.optimizer,
-            self.stop,
-            self.log.every,
+            CollisionLoss(features, units, self.loss, target_logits),
             self.goal,
-            classifier,
-            logits.to(self.dtype) if self.loss.output else None,
-            parse_corners_per_batch(self.corners_per_batch),
-            problem_of(self.model, self.layer, self.initial, self.target, units, self.optimizer)
+            self.optimizer,
+            every=self.log.every,
+            classifier=classifier,
+            per_batch=parse_corners_per_batch(self.corners_per_batch),
+            problem=problem_of(
+                self.model, self.layer, self.initial, self.target, units, self.optimizer
+            )
             | self._problem_of_sources(),
         )
 
@@ -242,27 +245,19 @@ class Search:
     def _preactivation(self, images: Tensor) -> Tensor:
         return preactivation_of(self.model, self.layer, images, self.dtype)
 
-    def _goal(self, norm: float, target: Tensor) -> Goal:
-        target_class = int(target.argmax())
-        return Goal(self.stop, norm, target_class, float(target[target_class]))
-
     def _summary(self, found: Tensor) -> dict[str, Any]:
-        """The figures of `summary.json`, of the corners as they are saved (float32)."""
-        units = self.module.loss.units.cpu()
-        probabilities = class_probabilities(
-            self.model, torch.stack([self.initial, self.target, *found])
+        """What `summary.json` says of the corners (K, C, H, W)."""
+        pair, units = (self.initial, self.target), self.module.loss.units.cpu()
+        summary = summarise(self.model, self.layer, pair, found, self.corners, units, self.features)
+        norms, classes, probabilities = (
+            torch.tensor([entry[name] for entry in summary["corners"]])
+            for name in ("positive", "predicted_class", "probability")
         )
-        preactivation = self._preactivation(found)
-        summary = summary_of(self.corners, units, preactivation, self.features, probabilities)
-        norms = torch.tensor([entry["positive"] for entry in summary["corners"]])
-        reasons = self.goal.late(norms) | self.goal.misclassified(probabilities[2:])
-        late = unmet(reasons, list(self.corners))
+        reasons = self.goal.late(norms) | self.goal.misclassified(classes, probabilities)
+        late = unmet(reasons, self.corners)
         return summary | {
             "experiment": "find_corners",
-            "classifier": type(self.model).__name__,
             "classifier_hash": self.module.problem["classifier"],
-            "layer": self.layer,
-            "distance_scale": 1 if len(self.initial) == 1 else 255,
             "converged": not late,
             "unmet": late,
             "steps": self.module.step,
