@@ -3,12 +3,11 @@
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
@@ -18,20 +17,19 @@ from ..errors import SettingError
 from ..hull.distances import SQUARE
 from ..hull.hull import Hull
 from ..networks.agreement import accepted, check_agreement, check_gradient, is_double
-from ..networks.frozen import frozen_copy, network_of, quicken
+from ..networks.frozen import frozen_copy, halve_weights, network_of
 from ..networks.target import logits_of, passing, preactivation_of, target_features
 from ..networks.target_layer import Observed, TargetLayer
 from ..patches.composite import Sources
 from ..settings.rules import one_of
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from ..settings.train import parse_corners, parse_corners_per_batch
-from ..settings.trainer import MIXED, check_trainer, device_ids
-from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
+from ..settings.trainer import MIXED, check_trainer
+from .callbacks import callbacks_of, log_afterwards
 from .checkpoints import check_checkpoint, digest, problem_of
-from .collision import Collision, Goal, unmet
+from .collision import Collision, Found, Goal, unmet
 from .losses import CollisionLoss
 from .parameterisations import PatchComposite, Pixels
-from .sharing import search_shared
 from .summary import summarise
 from .trainer import fit, make_trainer
 
@@ -81,7 +79,9 @@ class Search:
         self.module = self._collision()
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
-        self.lightning = make_trainer(self.trainer, self._callbacks(), self.directory)
+        callbacks = callbacks_of(self.directory, self.corners, self.log, self.sources)
+        count = len(self.corners)
+        self.lightning = make_trainer(self.trainer, callbacks, self.directory, count)
 
     def _check_arguments(self) -> None:
         """Refuse what is of the wrong kind or out of range; paths may be given as text."""
@@ -148,6 +148,7 @@ class Search:
             self.optimizer,
             every=self.log.every,
             classifier=classifier,
+            compiled=self.compile,
             per_batch=parse_corners_per_batch(self.corners_per_batch),
             problem=problem_of(
                 self.model, self.layer, self.initial, self.target, units, self.optimizer
@@ -165,22 +166,21 @@ class Search:
             CollisionError: when the loss stops being finite, or memory runs out.
         """
         self.module.started = time.perf_counter()
-        if len(device_ids(self.trainer)) > 1 and len(self.corners) > 1:
-            found = self._share(logger)
-        else:
-            with between_steps() as self.module.ending:
-                fit(self.lightning, self.module, logger, self.ckpt_path)
-            found = self.module.parameterisation().detach().float().cpu()
+        shared = self.lightning.world_size > 1
+        with between_steps() as self.module.ending:
+            fit(self.lightning, self.module, None if shared else logger, self.ckpt_path)
+        found = self.module.found
+        assert found is not None
+        if shared and logger and self.directory is not None:
+            log_afterwards(self.directory, logger)
         summary = self._summary(found)
         if self.sources is not None:
-            for entry, variation in zip(
-                summary["corners"], self.module.curves["total_variation"].tolist(), strict=True
-            ):
+            for entry, variation in zip(summary["corners"], found.variation.tolist(), strict=True):
                 entry["total_variation"] = variation
             if self.directory is not None:
                 save_png(self.directory / "images" / "composite.png", self.start[0])
         now = time.perf_counter()
-        summary["seconds_total"] = self.module.earlier + now - self.module.started
+        summary["seconds_total"] = found.earlier + now - self.module.started
         if summary["unmet"]:
             warnings.warn(
                 f"not converged: {'; '.join(summary['unmet'])} after {summary['steps']} steps; "
@@ -190,7 +190,7 @@ class Search:
         return Hull(
             self.model,
             self.layer,
-            found,
+            found.corners,
             self.initial,
             self.target,
             self.module.loss.units.cpu(),
@@ -208,7 +208,7 @@ class Search:
         observed = Observed(self.model, self.layer)
         check_agreement(self.model, self.layer, pair, observed, frozen)
         check_gradient(network, pair)
-        quicken(network, self.trainer["precision"], self.compile)
+        halve_weights(network, self.trainer["precision"])
         return network, classifier
 
     def _parameterisation(self, layout: torch.memory_format) -> Pixels | PatchComposite:
@@ -222,33 +222,15 @@ class Search:
             return {}
         return {"sources": digest(self.sources.windows), "grid": self.grid}
 
-    def _share(self, logger: Logger | None) -> Tensor:
-        """Search on several devices; the corners, (K, C, H, W)."""
-        arguments = {each.name: getattr(self, each.name) for each in fields(self)}
-        found = search_shared(Search, arguments, logger)
-        self.module.step, self.module.seconds = found.steps, found.seconds
-        self.module.curves["total_variation"] = found.variation
-        self.module.earlier = found.earlier
-        return found.corners
-
-    def _callbacks(self) -> list[Callback]:
-        callbacks: list[Callback] = [Progress()]
-        if self.directory is not None:
-            steps, checkpoints = self.directory / "images" / "steps", self.directory / "checkpoints"
-            callbacks += [
-                Curves(self.directory / "metrics.csv", self.corners, curve_terms(self.sources)),
-                IntermediateImages(steps, self.corners, self.log.images_every),
-                Checkpoints(checkpoints, self.log.checkpoint_every),
-            ]
-        return callbacks
-
     def _preactivation(self, images: Tensor) -> Tensor:
         return preactivation_of(self.model, self.layer, images, self.dtype)
 
-    def _summary(self, found: Tensor) -> dict[str, Any]:
-        """What `summary.json` says of the corners (K, C, H, W)."""
+    def _summary(self, found: Found) -> dict[str, Any]:
+        """What `summary.json` says of the corners."""
         pair, units = (self.initial, self.target), self.module.loss.units.cpu()
-        summary = summarise(self.model, self.layer, pair, found, self.corners, units, self.features)
+        summary = summarise(
+            self.model, self.layer, pair, found.corners, self.corners, units, self.features
+        )
         norms, classes, probabilities = (
             torch.tensor([entry[name] for entry in summary["corners"]])
             for name in ("positive", "predicted_class", "probability")
@@ -260,8 +242,8 @@ class Search:
             "classifier_hash": self.module.problem["classifier"],
             "converged": not late,
             "unmet": late,
-            "steps": self.module.step,
-            "seconds": self.module.seconds,
+            "steps": found.step,
+            "seconds": found.seconds,
         }
 
 
