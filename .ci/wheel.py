@@ -14,6 +14,7 @@ package = files("feature_collisions")
 for name in ("py.typed", "data/imagenet_wnids.txt", "patches/composite.c", "report/page.html",
              "report/page.css", "report/page.js", "report/explorer.html"):  # fmt: skip
     assert package.joinpath(name).read_text() or name == "py.typed", name
+assert len(package.joinpath("networks/mnist_mlp.safetensors").read_bytes()) > 1_000_000
 torch.manual_seed(0)
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
 initial, target = torch.rand(2, 1, 8, 8)

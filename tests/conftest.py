@@ -9,7 +9,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
-from filelock import FileLock
 
 from helpers.commands import SHARED, run_command
 from helpers.networks import Shift
@@ -17,7 +16,7 @@ from helpers.networks import Shift
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """One cache folder for the whole session, all workers': the classifier is trained once."""
+    """One cache folder for the whole session, all workers'."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -46,13 +45,12 @@ def digits():
 
 
 @pytest.fixture(scope="session")
-def classifier(cache, digits):
-    """The classifier of the main job."""
+def classifier(digits):
+    """The classifier of the main job, which ships with the package."""
     from feature_collisions.networks.classifiers import load_classifier
     from feature_collisions.settings.train import ClassifierSettings
 
-    with FileLock(cache / "classifier.lock"):
-        return load_classifier(ClassifierSettings("mnist_mlp", None, "hidden1"), digits)
+    return load_classifier(ClassifierSettings("mnist_mlp", None, "hidden1"), digits)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from feature_collisions import ends
 from feature_collisions.data.files import load_tensors, save_tensors
 from feature_collisions.ends import Stopped, between_steps, stopping
-from feature_collisions.networks.classifiers import MnistMLP
+from feature_collisions.networks.mnist_mlp import MnistMLP
 from helpers.commands import ROOT, run_command, start
 
 SHORT = ("wandb.mode=disabled", "stop.min_steps=400", "stop.max_steps=400", "corner=[0,1]",
@@ -123,9 +123,9 @@ def test_a_signal_before_the_first_step_leaves_nothing(tmp_path, monkeypatch, ca
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    module = "data.datasets" if name == "load_data" else "networks.classifiers"
+    module = "data.datasets" if name == "load_data" else "networks.mnist_mlp"
     monkeypatch.setattr(f"feature_collisions.{module}.{name}", told)
-    arguments = SHORT[:-1]  # no weights: it would be trained
+    arguments = (*SHORT[:-1], "classifier.train=true")
     assert run_command(tmp_path, "train.py", *arguments) == 143
     assert typed(capsys.readouterr().err) == [*arguments]
     assert not list(tmp_path.glob("runs/mnist/*"))

@@ -12,9 +12,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from feature_collisions.commands.command_line import changed, command, override
 from feature_collisions.commands.start import explain
 from feature_collisions.data.files import write_text
-from feature_collisions.report.command_line import changed, command, override
 from feature_collisions.search.callbacks import Checkpoints
 
 

@@ -75,7 +75,7 @@ def test_pairs_that_all_fail_are_no_success(train, pairs, tmp_path):
     answer = train(*pairs, "loss.alpha=1e308", "optimizer.rate=1e308")
     assert answer.startswith("error: pairs=pairs.csv: no pair could be evaluated; ")
     assert "CollisionError: the loss is not finite" in answer
-    assert (tmp_path / "pairs" / "pairs.md").read_text().startswith("0 of 2 pairs succeeded")
+    assert (tmp_path / "pairs" / "pairs.md").read_text().startswith("# 0 of 2: features collide")
 
 
 @pytest.mark.filterwarnings("ignore:not converged")

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from feature_collisions.data.files import save_tensors
-from feature_collisions.networks.classifiers import MnistMLP
+from feature_collisions.networks.mnist_mlp import MnistMLP
 from helpers.commands import ROOT
 from helpers.patches import SETTINGS, images_of
 

@@ -5,13 +5,14 @@ import torch
 
 from feature_collisions.commands.pairs import (
     OUTCOME,
-    Pair,
-    measure,
+    outcome_of,
+    outcomes_table,
     parse_pairs,
     run_pairs,
-    summary_table,
 )
+from feature_collisions.commands.random_pairs import Pair
 from feature_collisions.errors import SettingError
+from feature_collisions.report.tables import as_markdown, as_text
 from feature_collisions.search.find_corners import find_corners
 from feature_collisions.settings.search import LossSettings, StopSettings
 
@@ -32,9 +33,9 @@ def images(digits):
 def test_a_file_has_a_pair_a_line(images, tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("initial,target\n3,7\n\n1:2, 4\n")
-    assert parse_pairs(str(path), images, 0, Ink()) == [("3", "7"), ("1:2", "4")]
+    assert parse_pairs(str(path), images, 0, [Ink()]) == [("3", "7"), ("1:2", "4")]
     path.write_text("3,7\n")
-    assert parse_pairs(str(path), images, 0, Ink()) == [("3", "7")]
+    assert parse_pairs(str(path), images, 0, [Ink()]) == [("3", "7")]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_a_bad_line_is_named_by_its_number(images, tmp_path, text, message):
     path = tmp_path / "pairs.csv"
     path.write_text(text)
     with pytest.raises(SettingError, match=message):
-        parse_pairs(str(path), images, 0, Ink())
+        parse_pairs(str(path), images, 0, [Ink()])
 
 
 @pytest.mark.parametrize(
@@ -59,13 +60,13 @@ def test_a_bad_line_is_named_by_its_number(images, tmp_path, text, message):
 )
 def test_what_names_no_pairs_is_refused(images, setting):
     with pytest.raises(SettingError, match=rf"pairs={setting}: .*give a CSV file"):
-        parse_pairs(setting, images, 0, Ink())
+        parse_pairs(setting, images, 0, [Ink()])
 
 
 def test_random_pairs_are_of_two_classes_and_depend_on_the_seed(images):
-    pairs = parse_pairs("random:50", images, 0, Ink())
-    assert pairs == parse_pairs("random:50", images, 0, Ink())
-    assert pairs != parse_pairs("random:50", images, 1, Ink())
+    pairs = parse_pairs("random:50", images, 0, [Ink()])
+    assert pairs == parse_pairs("random:50", images, 0, [Ink()])
+    assert pairs != parse_pairs("random:50", images, 1, [Ink()])
     for pair in pairs:
         first, second = images.find("initial", pair.initial), images.find("target", pair.target)
         assert first.label != second.label
@@ -74,15 +75,15 @@ def test_random_pairs_are_of_two_classes_and_depend_on_the_seed(images):
 
 def test_random_targets_are_those_the_classifier_is_sure_of(images):
     """Sure of the second class is who sees little ink."""
-    for pair in parse_pairs("random:20:.9", images, 0, Ink()):
+    for pair in parse_pairs("random:20:.9", images, 0, [Ink()]):
         assert (images.find("target", pair.target).image > 0.5).float().mean() < 0.1
     inks = [
         float((images.find("target", pair.target).image > 0.5).float().mean())
-        for pair in parse_pairs("random:20", images, 0, Ink())
+        for pair in parse_pairs("random:20", images, 0, [Ink()])
     ]
     assert max(inks) > 0.1
     with pytest.raises(SettingError, match=r"pairs=random:2:.9999: only 0 of 200 draws have"):
-        parse_pairs("random:2:.9999", images, 0, Ink())
+        parse_pairs("random:2:.9999", images, 0, [Ink()])
 
 
 @pytest.fixture
@@ -93,15 +94,25 @@ def hull(shift, shift_images):
     )  # fmt: skip
 
 
-def test_a_pair_succeeds_by_its_interpolations(hull):
-    outcome = measure(hull, 50)
-    assert outcome["accuracy"] == 1
-    expected = abs(outcome["probability_mean"] - outcome["target_probability"]) <= 0.05
-    assert outcome["success"] == expected
-    hull.summary["target_probability"] = outcome["probability_mean"] + 0.051
-    assert measure(hull, 50)["reasons"][0].startswith("mean probability")
+def test_a_pairs_outcome_is_that_of_its_interpolations(hull):
+    found = outcome_of(hull, 50)
+    hull.summary["target_probability"] = found["probability_mean"]
+    largest = found["positive_relative_max"]
+    hull.summary["hull_relative"] = largest * 1.001
+    assert (outcome_of(hull, 50)["outcome"], outcome_of(hull, 50)["reasons"]) == (
+        "features collide",
+        [],
+    )
+    hull.summary["hull_relative"] = largest * 0.999
+    found = outcome_of(hull, 50)
+    assert found["outcome"] == "class only"
+    assert found["reasons"][0].startswith(f"largest L_pos {largest:.3f} ||f(t)||, the limit is")
+    hull.summary["target_probability"] = found["probability_mean"] + 0.051
+    found = outcome_of(hull, 50)
+    assert found["outcome"] == "neither"
+    assert found["reasons"][0].startswith("mean probability")
     hull.summary["target_class"] = (hull.summary["target_class"] + 1) % 3
-    assert measure(hull, 50)["reasons"][0] == "50 of 50 interpolations are of another class"
+    assert outcome_of(hull, 50)["reasons"][0] == "50 of 50 interpolations are of another class"
 
 
 def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull, tmp_path):
@@ -117,16 +128,20 @@ def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull
 
     hull.summary["target_probability"] = hull.sample(20)["probability_mean"]
     outcomes = run_pairs(pairs, tmp_path, search, samples=20)
-    assert [outcome["success"] for outcome in outcomes] == [True, False, True]
+    names = [outcome["outcome"] for outcome in outcomes]
+    assert names == ["features collide", "not measured", "features collide"]
     assert outcomes[1]["reasons"] == ["RuntimeError: the machine"]
     assert json.loads((tmp_path / "pairs.json").read_text()) == outcomes
     table = (tmp_path / "pairs.md").read_text()
-    assert table.startswith("2 of 3 pairs succeeded\n")
-    assert "| c/d | e | - | - | - | - | - | - | - | RuntimeError: the machine |" in table
+    assert table.startswith(
+        "# 2 of 3: features collide; 0: class only; 0: neither; 1: not measured\n"
+    )
+    cells = " ".join(table.split())  # columns are filled up with spaces
+    assert "| c/d | e | - | - | - | - | - | - | - | RuntimeError: the machine |" in cells
 
     again = run_pairs(pairs, tmp_path, search, samples=20)
     assert searched[3:] == [pairs[1]]
-    assert [outcome["success"] for outcome in again] == [True, True, True]
+    assert {outcome["outcome"] for outcome in again} == {"features collide"}
     assert again[0] == outcomes[0]
 
     # a pair whose corners are damaged is searched again
@@ -137,7 +152,10 @@ def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull
 
 
 def test_no_pair_is_a_table_without_rows():
-    assert summary_table([]).startswith("0 of 0 pairs succeeded")
+    table = outcomes_table([])
+    assert table.heading == "0 of 0: features collide; 0: class only; 0: neither"
+    assert as_text(table).startswith("initial")
+    assert as_markdown(table).count("\n") == 3  # note, gap, columns, rule
 
 
 @pytest.mark.parametrize("output", [0.0, 0.3])

@@ -10,7 +10,8 @@ import torch
 
 from feature_collisions.data.caches import cache_path, keep, writable_folder
 from feature_collisions.data.datasets import DataSplit, Images
-from feature_collisions.networks import classifiers
+from feature_collisions.networks import mnist_mlp
+from feature_collisions.networks.classifiers import load_classifier
 from feature_collisions.patches import build as patch_build
 from feature_collisions.patches import composite_kernel
 from feature_collisions.patches import index as patch_index
@@ -25,9 +26,9 @@ MLP = ClassifierSettings("mnist_mlp", None, "hidden1")
 @pytest.fixture
 def few(monkeypatch):
     """Digits to train on, for ten steps."""
-    train = classifiers.train_mnist_classifier
+    train = mnist_mlp.train_mnist_classifier
     monkeypatch.setattr(
-        classifiers, "train_mnist_classifier", lambda train_on, seed: train(train_on, seed, 10)
+        mnist_mlp, "train_mnist_classifier", lambda train_on, seed: train(train_on, seed, 10)
     )
     pixels = torch.randint(0, 256, (64, 1, 28, 28), generator=torch.Generator().manual_seed(0))
     images = Images(pixels.to(torch.uint8), torch.arange(64) % 10, tuple("0123456789"))
@@ -77,24 +78,24 @@ def test_a_classifier_that_cannot_be_kept_is_used_all_the_same(few, no_cache, tm
         "set XDG_CACHE_HOME to a folder that can be written"
     )
     with pytest.warns(UserWarning, match=message) as caught:
-        model = classifiers.load_classifier(MLP, few, 0)
+        model = load_classifier(MLP, few, 0)
     assert len(caught) == 1
-    assert torch.equal(weights(model), weights(classifiers.train_mnist_classifier(few.train, 0)))
+    assert torch.equal(weights(model), weights(mnist_mlp.train_mnist_classifier(few.train, 0)))
 
 
 def test_a_kept_classifier_is_the_one_that_was_trained(few, empty_cache, monkeypatch):
-    trained = classifiers.load_classifier(MLP, few, 0)
-    monkeypatch.setattr(classifiers, "train_mnist_classifier", None)
-    assert torch.equal(weights(classifiers.load_classifier(MLP, few, 0)), weights(trained))
+    trained = load_classifier(MLP, few, 0)
+    monkeypatch.setattr(mnist_mlp, "train_mnist_classifier", None)
+    assert torch.equal(weights(load_classifier(MLP, few, 0)), weights(trained))
 
 
 def test_a_damaged_classifier_is_trained_again(few, empty_cache):
-    trained = classifiers.load_classifier(MLP, few, 0)
+    trained = load_classifier(MLP, few, 0)
     (path,) = cache_path("classifiers").iterdir()
     for damage in (b"", path.read_bytes()[:1000], b"\xff" * 100):
         path.write_bytes(damage)
         with pytest.warns(UserWarning, match=r"safetensors: is damaged; the classifier is trained"):
-            again = classifiers.load_classifier(MLP, few, 0)
+            again = load_classifier(MLP, few, 0)
         assert torch.equal(weights(again), weights(trained))
         assert path.stat().st_size > 1000
 
@@ -170,7 +171,13 @@ def test_what_is_kept_or_not_is_said_with_the_reason(empty_cache, tmp_path):
 def test_a_job_without_a_cache_ends_well(few, command, tmp_path, monkeypatch):
     a_file(tmp_path, monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    quick = ("wandb.mode=disabled", "corner=0", "stop.max_steps=5", "stop.min_steps=0")
+    quick = (
+        "wandb.mode=disabled",
+        "classifier.train=true",
+        "corner=0",
+        "stop.max_steps=5",
+        "stop.min_steps=0",
+    )
     with pytest.warns(UserWarning, match="the trained classifier is not kept"):
-        assert command("train.py", *quick, "hydra.run.dir=run") is None
+        assert command("train.py", *quick, "classifier.train=true", "hydra.run.dir=run") is None
     assert (tmp_path / "run" / "collision.safetensors").exists()

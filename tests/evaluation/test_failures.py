@@ -6,19 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from feature_collisions.commands.evaluate import print_report
+from feature_collisions.commands.train import print_corners
 from feature_collisions.data.datasets import Images
 from feature_collisions.evaluation import evaluate as evaluation
 from feature_collisions.evaluation.evaluate import OF_TWO_CORNERS, SAMPLED, evaluate
 from feature_collisions.hull.hull import Hull
 from feature_collisions.hull.places import newest_run
 from feature_collisions.hull.run import Run
-from feature_collisions.report.many import row_of
-from feature_collisions.report.report import (
-    classes_of,
-    print_corners,
-    print_evaluation,
-    write_report,
-)
+from feature_collisions.report.findings import classes_of
+from feature_collisions.report.report import write_report
+from feature_collisions.report.runs import row_of
 from helpers.hulls import evaluated, made_hull
 from helpers.runs import FAST
 
@@ -50,20 +48,21 @@ def test_one_measurement_that_fails_leaves_the_others(monkeypatch, tmp_path, cap
     assert len(missing) <= len(whole) / 3
     assert all(result[key] == whole[key] for key in ("dirichlet", "edges") if key in result)
     write_report(tmp_path, hull, result, NAMES)
-    print_evaluation(result, NAMES, tmp_path)
+    print_report(run_of(hull, tmp_path), result, NAMES)
     for text in (
         capsys.readouterr().out,
         (tmp_path / "report.md").read_text(),
         (tmp_path / "report.html").read_text(),
     ):
-        assert f"{name}: OutOfMemoryError" in text
+        assert name in text
+        assert "OutOfMemoryError: no memory" in text
         assert "second line" not in text
     assert "left &lt;b&gt;" in (tmp_path / "report.md").read_text()
     assert row_of("x", run_of(hull), result, NAMES)["outcome"].startswith(f"not measured: {name}")
 
 
-def run_of(hull):
-    return Run(None, hull.corners, hull.initial, hull.target, hull.units, hull.summary, {})
+def run_of(hull, directory=None):
+    return Run(directory, hull.corners, hull.initial, hull.target, hull.units, hull.summary, {})
 
 
 def test_everything_may_fail(monkeypatch, tmp_path, capsys):
@@ -72,8 +71,8 @@ def test_everything_may_fail(monkeypatch, tmp_path, capsys):
     result = evaluated(hull, tmp_path)
     assert list(result["failed"]) == [*SAMPLED, *OF_TWO_CORNERS]
     write_report(tmp_path, hull, result, NAMES)
-    print_evaluation(result, NAMES, tmp_path)
-    assert "Not measured: edges" in capsys.readouterr().out
+    print_report(run_of(hull, tmp_path), result, NAMES)
+    assert capsys.readouterr().out.count("not measured") == len(SAMPLED) + len(OF_TWO_CORNERS)
 
 
 def test_a_figure_that_is_no_number_fails_alone(monkeypatch, tmp_path):
@@ -158,7 +157,7 @@ def test_a_run_that_fails_is_a_row_of_its_own(command, run, tmp_path, monkeypatc
     answer = command("evaluate.py", "run=folder", *FAST, "worst_case.steps=1")
     assert "MemoryError: everything is full" in answer
     table = (tmp_path / "folder" / "runs.md").read_text()
-    assert "1 of 2 are a success" in table
+    assert "1 of 2: features collide" in table
     assert "MemoryError: everything is full" in table
 
 
@@ -176,13 +175,13 @@ def test_the_newest_of_many_pairs_stands_for_all_of_them(tmp_path):
 def test_classes_are_numbered_where_the_data_sets_names_are_not_theirs(tmp_path, capsys, names):
     hull = made_hull(3, target_class=3)
     hull.summary |= {"seconds_total": 1.0, "target_label": None}
-    shown = classes_of(hull, names)
+    shown = classes_of(names, 4)
     assert list(shown) == ["class 0", "class 1", "class 2", "class 3"]
-    assert classes_of(hull, NAMES) is NAMES
-    print_corners(hull, shown, tmp_path)
+    assert classes_of(NAMES, 4) is NAMES
+    print_corners(hull.summary, shown, tmp_path)
     result = evaluated(hull, tmp_path)
     write_report(tmp_path, hull, result, shown)
-    print_evaluation(result, shown, tmp_path)
+    print_report(run_of(hull, tmp_path), result, shown)
     assert "probability of class 3" in capsys.readouterr().out
 
 
@@ -227,4 +226,4 @@ def test_the_distance_of_the_data_set_may_fail_too(tmp_path):
     assert result["failed"] == {"dataset_distance": "OSError: unreadable"}
     assert result["relative_size"] is None
     write_report(tmp_path, hull, result, NAMES)
-    print_evaluation(result, NAMES, tmp_path)
+    print_report(run_of(hull, tmp_path), result, NAMES)

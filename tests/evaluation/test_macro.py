@@ -7,8 +7,9 @@ import torch
 
 from feature_collisions.data.files import write_text
 from feature_collisions.data.images import save_png
-from feature_collisions.evaluation.macro import composite_at_start, macro_entries, macro_share
+from feature_collisions.evaluation.macro import macro_entries, macro_share
 from feature_collisions.report.report import write_report
+from feature_collisions.report.sheets import composite_at_start, corners_sheet
 from helpers.hulls import evaluated, made_hull
 
 
@@ -56,6 +57,11 @@ def test_report_shows_the_composite_where_its_picture_is_whole(tmp_path: Path) -
     found = composite_at_start(tmp_path, size)
     assert found is not None
     assert torch.allclose(found, start)
+    above, below = corners_sheet(hull, ("a", "b", "c", "d"), found).rows
+    assert [panel.name for panel in above] == ["initial", "start", "corner 0", "corner 1", "target"]
+    mean = hull.corners.mean(0)
+    assert below[:2] == [None, None]
+    assert torch.equal(below[2].image, (0.5 + hull.corners[0] - mean).clamp(0, 1))
     write_report(tmp_path, hull, evaluated(hull, tmp_path), ("a", "b", "c", "d"))
-    assert (tmp_path / "composites.png").stat().st_size > 5000
-    assert "![composites](composites.png)" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "corners.png").stat().st_size > 5000
+    assert "the composite by Eq. 5" in (tmp_path / "report.html").read_text()

@@ -11,7 +11,7 @@ import torch
 from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import SettingError
 from feature_collisions.hull.places import LOCK, claimed, remove_if_empty
-from feature_collisions.networks.classifiers import MnistMLP
+from feature_collisions.networks.mnist_mlp import MnistMLP
 from helpers.commands import run_command
 from helpers.hulls import made_hull
 

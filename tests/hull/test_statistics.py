@@ -4,7 +4,12 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from feature_collisions.hull.statistics import HullStatistics, clopper_pearson_lower
+from feature_collisions.hull.statistics import (
+    HullStatistics,
+    clopper_pearson_lower,
+    counted,
+    outcome_of,
+)
 from feature_collisions.networks.target import TargetFeatures
 
 
@@ -44,3 +49,31 @@ def test_statistics_are_what_a_slow_count_gives():
     assert result["probability_min"] == pytest.approx(min(probabilities), rel=1e-5)
     assert result["positive_relative_max"] == pytest.approx(max(errors) / norm, rel=1e-5)
     assert result["inactive_kept"] == pytest.approx(kept / 30 / inactive)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "mean", "largest", "outcome", "reasons"),
+    [
+        (1.0, 0.65, 0.3, "features collide", 0),
+        (1.0, 0.749, 0.0, "features collide", 0),
+        (1.0, 0.7, 0.30001, "class only", 1),
+        (1.0, 0.7, None, "class only", 1),
+        (1.0, 0.7, math.nan, "class only", 1),
+        (1.0, 0.64, 0.1, "neither", 1),
+        (1.0, math.nan, 0.1, "neither", 1),
+        (0.999, 0.7, 0.1, "neither", 1),
+        (0.5, 0.2, 0.9, "neither", 3),
+    ],
+)
+def test_a_hull_has_one_of_three_outcomes(accuracy, mean, largest, outcome, reasons):
+    sample = {
+        "samples": 1000, "accuracy": accuracy, "probability_mean": mean,
+        "positive_relative_max": largest,
+    }  # fmt: skip
+    found = outcome_of(sample, 0.7, 0.3)
+    assert (found.name, len(found.reasons)) == (outcome, reasons)
+
+
+def test_outcomes_are_counted_apart():
+    assert counted([]) == "0 of 0: features collide; 0: class only; 0: neither"
+    assert counted(["neither", "broken"]).endswith("0: class only; 1: neither; 1: not measured")

@@ -251,7 +251,7 @@ def test_a_search_on_squeezenet_comes_closer(trained, sample):
     )
     search.optimizer.rate = 4 / 255
     start = search.module.parameterisation().detach()
-    before = float(search.module.loss(search.module.network(start)).positive.max())
+    before = float(search.module.loss.interior(search.module.network(start)).max()) / 100
     with pytest.warns(UserWarning, match="positive_relative=0.18"):
         hull = search.run()
     assert hull.summary["corners"][0]["positive"] ** 2 / 2 < before / 2

@@ -5,7 +5,7 @@ from torch import nn
 
 from feature_collisions.errors import SettingError
 from feature_collisions.networks.target import TargetFeatures
-from feature_collisions.networks.target_layer import TargetLayer
+from feature_collisions.networks.target_layer import TargetLayer, last_hidden_layer
 
 
 class Convolutional(nn.Module):
@@ -129,3 +129,25 @@ def test_units_inactive_at_the_start_may_be_counted_first():
     start = torch.tensor([0.5, -9.0, -1.0, 2.0, 0.0, 1.0])
     assert target.units(range(4)).tolist() == [0, 2, 3, 4]
     assert target.units(range(4), start).tolist() == [2, 4, 0, 3]
+
+
+class Beside(nn.Module):
+    """Two ReLUs: one that all goes through, and a later one that only a part does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.gate, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, images):
+        hidden = self.first(images.flatten(1)).relu()
+        return self.last(hidden * self.gate(hidden).relu())
+
+
+def test_the_last_layer_is_one_that_everything_flows_through():
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+    )
+    assert last_hidden_layer(network) == "3"
+    assert last_hidden_layer(Beside()) == "first"
+    with pytest.raises(SettingError, match="layer=auto: this network has no layer that feeds a R"):
+        last_hidden_layer(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))

@@ -1,25 +1,58 @@
 """Names that may be a stranger's, in each medium."""
 
+from html.parser import HTMLParser
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from feature_collisions.errors import SettingError
 from feature_collisions.networks.weights import read_weights
-from feature_collisions.report.escaping import for_csv, for_line, for_markdown, from_markdown
-from feature_collisions.report.page import html_table
+from feature_collisions.report.escaping import for_csv, for_line, for_terminal
+from feature_collisions.report.page import runs_page
 from feature_collisions.report.report import write_report
-from feature_collisions.report.tables import markdown_table
+from feature_collisions.report.tables import Table, as_markdown, as_text
 from helpers.hulls import NAMES, evaluated, made_hull
 
 
-@given(st.text())
-def test_a_name_comes_back_from_a_markdown_cell_and_marks_nothing_up(name):
-    cell = for_markdown(name)
-    assert from_markdown(cell) == for_line(name)
-    assert not set("<>\n\r\x1b") & set(cell)
-    assert html_table(markdown_table([name], [[name]])).count("<td>") == 1
+class Cells(HTMLParser):
+    """The texts of a page's table cells, and every element in it."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.cells, self.inside = [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.inside = tag in ("th", "td")
+        if self.inside:
+            self.cells.append("")
+
+    def handle_data(self, data):
+        if self.inside:
+            self.cells[-1] += data
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag not in ("th", "td")
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=4))
+def test_markdown_html_and_terminal_show_the_same_cells_and_no_markup(rows):
+    table = Table("names", ("one", "two"), rows)
+    shown = [for_line(cell) for row in (table.columns, *rows) for cell in row]
+    markdown = MarkdownIt("commonmark").enable("table").render(as_markdown(table))
+    for page in (markdown, runs_page("names", table, (), None)):
+        found = Cells(page)
+        assert [for_line(cell) for cell in found.cells] == shown
+        assert not {"a", "em", "strong", "code", "img", "script"} & set(found.tags)
+    with patch.dict("os.environ", COLUMNS="100000"):
+        words = " ".join(as_text(table).split())
+    assert all(part in words for cell in shown for part in cell.split())
+    assert for_terminal(words) == words
 
 
 @pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "-1", "@a", "\t=1", "\r=1"])

@@ -5,7 +5,8 @@ from feature_collisions.data.datasets import Images
 from feature_collisions.errors import SettingError
 from feature_collisions.patches.database import open_database
 from feature_collisions.patches.search import query_patches, search_patches
-from feature_collisions.report.figures import match_figure
+from feature_collisions.report.figures import sheet_figure
+from feature_collisions.report.sheets import matches_sheet
 from feature_collisions.settings.patches import PatchSettings
 
 
@@ -21,8 +22,8 @@ def test_figure_4_boxes_the_patch_its_match_and_what_is_pasted(tmp_path, monkeyp
     database = open_database(settings, images, 0)
     matches = search_patches(database, query_patches(seed, settings), settings, progress=False)
     query = 2 * 8 + 7  # at row 6, column 21: its surround leaves the image by 2 pixels
-    figure = match_figure(seed, database, matches, [query], settings)
-    titles = [axes.get_title() for axes in figure.axes]
+    figure = sheet_figure(matches_sheet(seed, database, matches, [query], settings))
+    titles = [" ".join(axes.get_title().split()) for axes in figure.axes]
     assert titles == ["query image", "nearest neighbour", "source image"]
     boxes = [axes.patches[-1].get_xy() for axes in figure.axes]
     assert boxes == [(20.5, 5.5), (14.5, 2.5), (20.5, 5.5)]
@@ -32,4 +33,4 @@ def test_figure_4_boxes_the_patch_its_match_and_what_is_pasted(tmp_path, monkeyp
     expected[4:15, 19:28] = pixels[1, 0, 1:12, 13:22]  # n + 2 s is 11, 9 of them inside
     assert torch.equal(pictures[2], expected)
     with pytest.raises(SettingError, match=r"query 64: the seed has patches 0 to 63"):
-        match_figure(seed, database, matches, [64], settings)
+        matches_sheet(seed, database, matches, [64], settings)

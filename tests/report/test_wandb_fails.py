@@ -6,7 +6,7 @@ import wandb
 
 from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import SettingError
-from feature_collisions.networks.classifiers import MnistMLP
+from feature_collisions.networks.mnist_mlp import MnistMLP
 from feature_collisions.report.wandb_logs import check_login, wandb_logger
 from feature_collisions.settings.train import WandbSettings
 from helpers.commands import run_command

@@ -1,6 +1,7 @@
 """The search over control parameters (Eq. 6), with its gradient written again."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.distances import visible_distances
 from feature_collisions.patches.composite import Sources
 from feature_collisions.search.find_corners import Search, find_corners
 from feature_collisions.settings.search import LossSettings, OptimizerSettings, StopSettings
 
 ALL = LossSettings(
     alpha=3.0, beta=0.7, gamma=0.2, positive_form="half_square", normalise=True, hull=2,
-    hull_weight=1.5, distance=0.4, rectified=True,
+    hull_weight=1.5, distance=0.4, nearness=0.6, rectified=True,
 )  # fmt: skip
 
 
@@ -58,7 +58,25 @@ def composite(logits: Tensor, sources: Sources) -> tuple[Tensor, Tensor]:
     return (p * q).sum(0), variation
 
 
-def equation_6(logits: Tensor, sources: Sources, model: Any, target: Tensor, units: Any) -> Tensor:
+def low_passed(image: Tensor) -> Tensor:
+    """Each sample as a weighted mean of all pixels, weighed by their distance from it."""
+    height, width = image.shape
+    rows = []
+    for top in range(0, height, 4):
+        row = []
+        for left in range(0, width, 4):
+            weights = torch.tensor([
+                [math.exp(-((i - top - 1.5) ** 2 + (j - left - 1.5) ** 2) / 32)
+                 for j in range(width)] for i in range(height)
+            ], dtype=torch.float64)  # fmt: skip
+            row.append((weights * image).sum() / weights.sum())
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def equation_6(
+    logits: Tensor, sources: Sources, model: Any, initial: Tensor, target: Tensor, units: Any
+) -> Tensor:
     """The loss of all corners with everything that goes beyond the paper, from its description."""
     f0 = lambda image: model[1](image.flatten())  # noqa: E731
     t = f0(target[0])
@@ -74,14 +92,13 @@ def equation_6(logits: Tensor, sources: Sources, model: Any, target: Tensor, uni
         y = f0(image) / norm
         others = [j for j in range(len(y)) if t[j] < 0 and j != unit]
         total = total + 3.0 * l_pos(image) + 0.7 * (y[unit] + y[others].abs().sum())
-        total = total + 0.2 * variation
+        total = total + 0.2 * variation + 0.6 * (image - initial[0]).square().sum() / 2
         corners.append(image)
     draws = torch.empty(2, 2).exponential_(generator=torch.Generator().manual_seed(11))
     for weights in (draws / draws.sum(1, keepdim=True)).double():
         mix = sum(w * corner for w, corner in zip(weights, corners, strict=True))
         total = total + 1.5 * 3.0 * l_pos(mix)
-    means = [c.view(2, 8, 2, 8).mean((1, 3)) for c in corners]
-    distance = 8 * (means[0] - means[1]).square().sum().sqrt()
+    distance = 4 * (low_passed(corners[0]) - low_passed(corners[1])).square().sum().sqrt()
     return total - 0.4 * 2 * distance
 
 
@@ -100,7 +117,7 @@ def test_the_gradient_is_equation_6s(
     units = module.loss.units.tolist()
     expected = equation_6(
         logits, replace(sources, windows=sources.windows.double()), model.double(),
-        images[1].double(), units,
+        images[0].double(), images[1].double(), units,
     )  # fmt: skip
     gradient = torch.autograd.grad(expected, module.parameterisation.control)[0]
     for per_batch in (None, 1):
@@ -110,15 +127,6 @@ def test_the_gradient_is_equation_6s(
         assert float(total) == pytest.approx(expected.item(), rel=1e-6)
         found = module.parameterisation.control.grad
         torch.testing.assert_close(found, gradient, rtol=1e-6, atol=1e-7)
-
-
-def test_visible_distances_see_squares_and_not_what_averages_away() -> None:
-    images = torch.zeros(3, 1, 16, 16)
-    images[1, :, :8, :8] = 0.5
-    images[2, :, ::2] = 0.25
-    images[2, :, 1::2] = -0.25
-    apart = 0.5 * 8  # 64 pixels by 0.5
-    assert visible_distances(images).tolist() == pytest.approx([apart, 0, apart], abs=1e-6)
 
 
 def run(model: Any, images: Any, sources: Sources, steps: int, **more: Any) -> Any:

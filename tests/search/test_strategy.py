@@ -13,7 +13,7 @@ from torch import nn
 
 from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import CollisionError
-from feature_collisions.networks.classifiers import MnistMLP
+from feature_collisions.networks.mnist_mlp import MnistMLP
 from feature_collisions.search.find_corners import Search, find_corners
 from feature_collisions.settings.search import (
     LogSettings,

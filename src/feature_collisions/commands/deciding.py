@@ -25,8 +25,8 @@ from ..settings.train import Settings
 SETTINGS = "settings.json"
 
 _LEFT_OUT = {
-    "name", "pairs", "initial", "target", "ckpt_path", "rates", "wandb", "corners_per_batch",
-    "classifier.weights", "classifier.path", "data.root", "patches.root",
+    "name", "pairs", "networks", "initial", "target", "ckpt_path", "rates", "wandb",
+    "corners_per_batch", "classifier.weights", "classifier.path", "data.root", "patches.root",
     "log.images_every", "log.checkpoint_every", "trainer.devices", "trainer.strategy",
 }  # fmt: skip
 

@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 from ..ends import Stopped
 from ..errors import SettingError
 from ..hull.places import claimed, newest_run
-from ..report.command_line import changed, command, override
-from ..report.escaping import for_line
+from ..report.escaping import for_line, for_terminal
 from ..settings.evaluate import EvaluateSettings
 from ..settings.train import to_settings
+from .command_line import changed, command, override
 from .start import explain
 
 if TYPE_CHECKING:
@@ -37,29 +37,37 @@ def main(config: DictConfig) -> None:
 
 def evaluate_all(settings: EvaluateSettings, directory: Path) -> None:
     """Evaluate each hull in `directory`; more than one are put into one table."""
-    from ..report.many import hulls_below
+    from ..hull.run import hulls_below
 
     runs, refused = hulls_below(directory)
     if not runs:
         raise SettingError("; ".join(refused.values()))
     with claimed(directory, "run"):
-        measure_all(settings, directory, runs, refused)
+        if len(runs) + len(refused) == 1:
+            evaluate_one(settings, runs[0])
+        else:
+            evaluate_many(settings, directory, runs, refused)
 
 
-def measure_all(
+def evaluate_one(settings: EvaluateSettings, run: "Run") -> None:
+    """Measure one hull and write its report."""
+    from ..report.wandb_logs import log_evaluation
+
+    result, names = measured(settings, run)
+    say(settings.wandb.mode, log_evaluation(settings.wandb.mode, run, result, names))
+    end_with(failures(run, result))
+
+
+def evaluate_many(
     settings: EvaluateSettings, directory: Path, runs: "list[Run]", refused: dict[str, str]
 ) -> None:
-    """Measure the hulls, write their reports, and a table where there is more than one."""
+    """Measure the hulls, write their reports and a table over all of them."""
     from ..evaluation.evaluate import reason_of
-    from ..report.many import row_of, write_table
+    from ..report.runs import row_of, write_runs
+    from ..report.tables import as_text
     from ..report.wandb_logs import log_evaluation, log_table
 
     mode, found = settings.wandb.mode, []
-    if len(runs) + len(refused) == 1:
-        found = [(runs[0], *measure(settings, runs[0]))]
-        say(mode, log_evaluation(mode, *found[0]))
-        end_with(found, {})
-        return
     rows: list[dict[str, Any]] = [
         {"run": name, "outcome": reason} for name, reason in refused.items()
     ]
@@ -67,25 +75,31 @@ def measure_all(
         name = str(run.directory.relative_to(directory))
         print(f"\n{for_line(name)}", flush=True)
         try:
-            found.append((run, *measure(settings, run)))
+            found.append((run, *measured(settings, run)))
             rows.append(row_of(name, *found[-1]))
         except Exception as error:  # whatever it is, the others' tables must not be lost
             refused[name] = reason_of(error)
             rows.append({"run": name, "outcome": refused[name]})
-    print(f"\n{write_table(directory, rows)}")
-    print(f"table: {directory / 'runs.md'}")
+    table = write_runs(directory, rows)
+    print(f"\n{as_text(table)}\n\n{table.heading}. {for_line(table.note)}")
+    print(for_terminal(f"table: {directory / 'runs.html'}"))
     for each in found:
         say(mode, log_evaluation(mode, *each))
     say(mode, log_table(mode, directory, runs, rows))
-    end_with(found, refused)
-
-
-def end_with(found: "Sequence[tuple[Run, dict[str, Any], Any]]", refused: dict[str, str]) -> None:
-    """End with a status that is not 0, and the reasons, where not everything was measured."""
     reasons = [f"{name}: {reason}" for name, reason in refused.items()]
     for run, result, _ in found:
-        failed = result.get("failed", {})
-        reasons += [f"{run.directory}: {name} ({reason})" for name, reason in failed.items()]
+        reasons += failures(run, result)
+    end_with(reasons)
+
+
+def failures(run: "Run", result: dict[str, Any]) -> list[str]:
+    """What could not be measured of a hull, and why."""
+    failed = result.get("failed", {})
+    return [f"{run.directory}: {name} ({reason})" for name, reason in failed.items()]
+
+
+def end_with(reasons: list[str]) -> None:
+    """End with a status that is not 0, and the reasons, where not everything was measured."""
     if reasons:
         sys.exit(f"error: not everything was measured; what was is written. {'; '.join(reasons)}")
 
@@ -96,11 +110,12 @@ def say(mode: str, name: str | None) -> None:
         print(f"W&B ({mode}): added to {for_line(name)}")
 
 
-def measure(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Sequence[str]]:
+def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Sequence[str]]:
     """Evaluate a run, as data: nothing it names is executed. Gives the classes' names too."""
     from ..data.files import refuse_links, write_json
     from ..evaluation.evaluate import EVALUATION, evaluate, hull_of, reason_of
-    from ..report.report import classes_of, print_evaluation, write_report
+    from ..report import report
+    from ..report.findings import classes_of
 
     refuse_links(run.directory)
     hull, data = hull_of(
@@ -109,11 +124,22 @@ def measure(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Seq
     with claimed(run.directory, "run"):
         scale = run.summary["distance_scale"]
         result = evaluate(hull, lambda: data.test.mean_distance() * scale, settings, run.directory)
-        names = classes_of(hull, data.test.class_names)
+        names = classes_of(data.test.class_names, len(hull.target_logits))
         try:
-            write_report(run.directory, hull, result, names)
+            report.write_report(run.directory, hull, result, names)
         except Exception as error:  # what was measured stands in evaluation.json
             result.setdefault("failed", {})["report"] = reason_of(error)
             write_json(run.directory / EVALUATION, result)
-    print_evaluation(result, names, run.directory)
+    print_report(run, result, names)
     return result, names
+
+
+def print_report(run: "Run", result: dict[str, Any], class_names: Sequence[str]) -> None:
+    """What `evaluate.py` ends with: the claims, how each is known, and where the report lies."""
+    from ..report.findings import claims_table, describe
+    from ..report.tables import as_text
+
+    description = describe(run.summary, result, class_names)
+    print(for_terminal(f"\n{description.headline}. {description.warning}".rstrip()))
+    print(f"\n{as_text(claims_table(description.claims, notes=False))}\n")
+    print(for_terminal(f"report: {run.directory / 'report.html'}"))

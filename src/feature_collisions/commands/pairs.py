@@ -1,17 +1,12 @@
-"""Many pairs of images, one run directory each: which of them succeed, and why the others do not.
-
-A pair succeeds when every sampled interpolation is of the target's class and their mean
-probability is within 0.05 of the target's.
-"""
+"""Many pairs of images, one run directory each: which outcome each has (`Outcome`), and why."""
 
 import errno
 import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import nn
 
 from ..data.files import read_json, write_json, write_text
@@ -20,47 +15,50 @@ from ..errors import CollisionError, SettingError
 from ..hull.hull import Hull
 from ..hull.places import CHECKPOINT, CORNERS
 from ..hull.run import load_run
-from ..hull.statistics import shortcomings
-from ..report.tables import markdown_table
-from ..search.summary import class_probabilities
+from ..hull.statistics import OUTCOMES, counted
+from ..report.runs import rows_table
+from ..report.tables import Table, as_markdown
 from .deciding import differences_to
 from .pairs_file import read_pairs_file, shown
+from .random_pairs import Pair, random_pairs
 
 OUTCOME = "outcome.json"
-_DRAWS = 100  # a pair, before no more are expected
+FAILED = "not measured"
+_COLUMNS = (
+    "initial", "target", "accuracy", "probability_mean", "target_probability",
+    "positive_relative_max", "corner_distance_mean", "steps", "seconds", "outcome",
+)  # fmt: skip
 _RULE = (
-    "give a CSV file with initial,target a line, random:N, or random:N:P for targets that the "
-    "classifier gives a probability above P"
+    "give a CSV file with initial,target a line, random:N, random:N:0 for images that the "
+    "classifier is right about, or random:N:P for targets that it gives a probability above P"
 )
 
 
-class Pair(NamedTuple):
-    """An initial and a target image, as the settings of these names have them."""
-
-    initial: str
-    target: str
-
-
-def parse_pairs(setting: str, images: ImageSet, seed: int, model: nn.Module) -> list[Pair]:
+def parse_pairs(
+    setting: str, images: ImageSet, seed: int, models: Sequence[nn.Module]
+) -> list[Pair]:
     """Read `pairs`: a CSV file, or `random:N`, N pairs of images of two classes.
 
     Args:
-        setting: `random:N:P` draws among targets that `model` gives some class more than P.
+        setting: `random:N:0` draws images that the classifiers are right about, as `random:N` does
+            where there are several; `random:N:P` targets that they give some class more than P.
         images: where they are drawn from.
         seed: decides the draw.
-        model: the classifier.
+        models: the classifiers that get these pairs.
 
     Raises:
         SettingError: for a file without pairs, or a line that names no two images; it is numbered.
     """
     if setting.split(":")[0] == "random":
-        form = re.fullmatch(r"random:(\d+)(?::(0?\.\d+))?", setting)
+        form = re.fullmatch(r"random:(\d{1,9})(?::(0|0?\.\d+))?", setting)
         if not form or int(form[1]) < 1:
             raise SettingError(
                 f"pairs={setting}: N must be a whole number of at least 1, and P lie in [0, 1); "
                 f"{_RULE}"
             )
-        return _random_pairs(setting, int(form[1]), float(form[2] or 0), images, seed, model)
+        right = form[2] == "0" or len(models) > 1
+        least = float(form[2] or 0)
+        return random_pairs(setting, int(form[1]), images, seed, models, right, least)
     pairs = []
     for number, line in read_pairs_file(setting):
         if len(line) != 2 or not all(line):
@@ -80,35 +78,6 @@ def parse_pairs(setting: str, images: ImageSet, seed: int, model: nn.Module) -> 
     if not pairs:
         raise SettingError(f"pairs={setting}: there is no pair in it; {_RULE}")
     return pairs
-
-
-def _random_pairs(
-    setting: str, count: int, least: float, images: ImageSet, seed: int, model: nn.Module
-) -> list[Pair]:
-    labels = images.labels.tolist()
-    if len(set(labels)) < 2:
-        raise SettingError(f"pairs={setting}: needs images of two classes or more")
-    generator = torch.Generator().manual_seed(seed)
-    pairs: list[Pair] = []
-    for _ in range(_DRAWS * count):
-        first, second = torch.randint(len(labels), (2,), generator=generator).tolist()
-        if labels[first] == labels[second]:
-            continue
-        if least and class_probabilities(model, images[second][None]).max() <= least:
-            continue
-        pairs.append(Pair(_name(images, labels, first), _name(images, labels, second)))
-        if len(pairs) == count:
-            return pairs
-    raise SettingError(
-        f"pairs={setting}: only {len(pairs)} of {_DRAWS * count} draws have such a target; lower P"
-    )
-
-
-def _name(images: ImageSet, labels: Sequence[int], index: int) -> str:
-    """The image as `CLASS`, or `CLASS:N` where it is not the first of its class."""
-    label = labels[index]
-    rank = labels[:index].count(label)
-    return images.class_names[label] + (f":{rank}" if rank else "")
 
 
 def check_earlier(
@@ -168,18 +137,19 @@ def run_pairs(
     for number, (pair, place) in enumerate(zip(pairs, places, strict=True)):
         outcome, earlier = known[number], " (found earlier)"
         if outcome is None:
-            outcome, earlier = _outcome(pair, place, search, samples), ""
+            outcome, earlier = _searched(pair, place, search, samples), ""
         named = {"initial": pair.initial, "target": pair.target}
         outcomes.append(named | outcome | {"directory": place.name})
         verdict = _verdict(outcome) + earlier
         print(f"pair {number}: {pair.initial} to {pair.target}: {verdict}", flush=True)
         write_json(directory / "pairs.json", outcomes)
-        write_text(directory / "pairs.md", summary_table(outcomes))
+        table = outcomes_table(outcomes)
+        write_text(directory / "pairs.md", f"# {table.heading}\n\n{as_markdown(table)}\n")
     return outcomes
 
 
 def evaluated(outcome: dict[str, Any]) -> bool:
-    """Whether a pair's hull was found and measured, be it a success or not."""
+    """Whether a pair's hull was found and measured, whatever its outcome."""
     return "accuracy" in outcome
 
 
@@ -200,25 +170,26 @@ def _known_outcome(place: Path) -> dict[str, Any] | None:
         saved = read_json(place / OUTCOME)
     except SettingError:
         return None
-    return saved if isinstance(saved, dict) and evaluated(saved) else None
+    whole = isinstance(saved, dict) and evaluated(saved) and saved.get("outcome") in OUTCOMES
+    return saved if whole else None
 
 
-def _outcome(
+def _searched(
     pair: Pair, place: Path, search: Callable[[Pair, Path], Hull], samples: int
 ) -> dict[str, Any]:
     try:
-        outcome = measure(search(pair, place), samples)
+        outcome = outcome_of(search(pair, place), samples)
         write_json(place / OUTCOME, outcome)
     except Exception as error:  # whatever it is, it must not take the other pairs with it
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         reason = (str(error).splitlines() or [""])[0]
-        return {"success": False, "reasons": [f"{type(error).__name__}: {reason}"]}
+        return {"outcome": FAILED, "reasons": [f"{type(error).__name__}: {reason}"]}
     return outcome
 
 
-def measure(hull: Hull, samples: int) -> dict[str, Any]:
-    """Whether a hull is a success, by `samples` uniform interpolations of its corners.
+def outcome_of(hull: Hull, samples: int) -> dict[str, Any]:
+    """Which outcome a hull has, by `samples` uniform interpolations of its corners.
 
     Raises:
         CollisionError: when the classifier's answers are not finite.
@@ -229,10 +200,10 @@ def measure(hull: Hull, samples: int) -> dict[str, Any]:
         raise CollisionError(
             f"the classifier's probabilities are not finite (mean {mean}, the target's {target})"
         )
-    reasons = shortcomings(found, target)
+    name, reasons = hull.outcome(found)
     distances = hull.corner_distances()
     return {
-        "success": not reasons,
+        "outcome": name,
         "reasons": reasons,
         "search": hull.summary.get("unmet", []),
         "samples": samples,
@@ -247,34 +218,13 @@ def measure(hull: Hull, samples: int) -> dict[str, Any]:
 
 
 def _verdict(outcome: dict[str, Any]) -> str:
-    return "success" if outcome["success"] else "; ".join(outcome["reasons"])
+    reasons = "; ".join(outcome["reasons"])
+    if outcome["outcome"] == FAILED:
+        return reasons
+    return f"{outcome['outcome']} ({reasons})" if reasons else outcome["outcome"]
 
 
-def summary_table(outcomes: Sequence[dict[str, Any]]) -> str:
-    """The pairs as Markdown, with the share that succeeded.
-
-    The largest L_pos of the interpolations is over ||f(t)||: how near the features really are.
-    """
-    header = ["initial", "target", "accuracy", "mean probability", "target's", "largest L_pos",
-              "distance", "steps", "seconds", "outcome"]  # fmt: skip
-    rows = [
-        [
-            outcome["initial"],
-            outcome["target"],
-            _cell(outcome.get("accuracy"), "{:.2%}"),
-            _cell(outcome.get("probability_mean"), "{:.3f}"),
-            _cell(outcome.get("target_probability"), "{:.3f}"),
-            _cell(outcome.get("positive_relative_max"), "{:.3f}"),
-            _cell(outcome.get("corner_distance_mean"), "{:,.0f}"),
-            _cell(outcome.get("steps"), "{}"),
-            _cell(outcome.get("seconds"), "{:.0f}"),
-            _verdict(outcome),
-        ]
-        for outcome in outcomes
-    ]
-    good = sum(outcome["success"] for outcome in outcomes)
-    return f"{good} of {len(outcomes)} pairs succeeded\n\n{markdown_table(header, rows)}\n"
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def outcomes_table(outcomes: Sequence[dict[str, Any]]) -> Table:
+    """One row per pair; above them, how many have which outcome."""
+    rows = [outcome | {"outcome": _verdict(outcome)} for outcome in outcomes]
+    return rows_table(counted(outcome["outcome"] for outcome in outcomes), _COLUMNS, rows)

@@ -17,11 +17,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..ends import Stopped, stopping
 from ..errors import CollisionError, SettingError
-from ..report.command_line import changed, command
 from ..report.escaping import for_terminal
 from ..settings.conversions import in_plain_words
 from ..settings.evaluate import EvaluateSettings
-from ..settings.train import Settings, check_arguments, expand_corner_sweep, overrides_first
+from ..settings.survey import tell_of_networks
+from ..settings.train import (
+    Settings,
+    check_arguments,
+    expand_corner_sweep,
+    is_sweep,
+    overrides_first,
+)
+from .command_line import changed, command
 
 _MENDABLE = (SettingError, CollisionError, HydraException, OmegaConfBaseException, OSError)
 
@@ -33,7 +40,7 @@ def run_command(task: Callable[[DictConfig], None], conf: Path, name: str) -> No
     SIGINT and SIGTERM with one line and the status 130 or 143.
     """
     register_schemas(ConfigStore.instance())
-    sys.argv[1:] = expand_or_exit(sys.argv[1:])
+    sys.argv[1:] = expand_or_exit(sys.argv[1:], conf)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     # Threads that spin while they wait make small networks 50 times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -77,14 +84,17 @@ def register_schemas(store: ConfigStore) -> None:
     store.store("evaluate_schema", EvaluateSettings)
 
 
-def expand_or_exit(arguments: list[str]) -> list[str]:
+def expand_or_exit(arguments: list[str], conf: Path) -> list[str]:
     """The arguments in Hydra's order, with `corner=0..4` expanded for a sweep.
 
-    A mistake in them ends the program.
+    A sweep over classifiers is told of all of them. A mistake in them ends the program.
     """
     try:
         check_arguments(arguments)
-        return expand_corner_sweep(overrides_first(arguments))
+        expanded = expand_corner_sweep(overrides_first(arguments))
+        if is_sweep(arguments):
+            expanded = overrides_first(tell_of_networks(expanded, conf))
+        return expanded
     except SettingError as error:
         sys.exit(f"error: {error}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,9 @@ from ..hull.places import (
     place_of_run,
     remove_if_empty,
 )
-from ..report.command_line import changed, command, override
 from ..settings.solver import check_used
 from ..settings.train import Settings, parse_corners, to_settings
+from .command_line import changed, command, override
 from .start import explain
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def main(config: DictConfig) -> None:
     directory = output = Path(hydra.runtime.output_dir)
     try:
         settings = to_settings(config)
-        check_used(settings.solver, hydra.overrides.task)
+        check_used(settings.solver, hydra.overrides.task, settings.objective)
         directory, checkpoint = place_of_run(settings.ckpt_path, output, sweep, named)
         group = directory.parent.name if sweep else directory.name
         with claimed(directory, "hydra.sweep.dir" if sweep else "hydra.run.dir"):
@@ -79,27 +80,33 @@ def train(
     from ..data.datasets import load_data
     from ..data.files import write_text
     from ..networks.classifiers import load_classifier  # imported here: it takes seconds
-    from ..report.report import classes_of, print_corners
+    from ..report.findings import classes_of
+    from ..report.tables import as_text
     from ..report.wandb_logs import check_login
     from .deciding import deciding, hashes
     from .pairs import (
-        Pair,
         check_earlier,
         evaluated,
+        outcomes_table,
         parse_pairs,
         run_pairs,
-        summary_table,
     )
+    from .random_pairs import Pair
 
     check_login(settings.wandb.mode)
     data = load_data(settings.data)
     model = load_classifier(settings.classifier, data, settings.seed)
+    settings, config = with_layer(settings, config, model)
     known = hashes(settings, model, data)
     if settings.pairs is None:
         hull = search_pair(settings, config, data, model, directory, checkpoint, group, known)
-        print_corners(hull, classes_of(hull, data.test.class_names), directory)
+        names = classes_of(data.test.class_names, len(hull.target_logits))
+        print_corners(hull.summary, names, directory)
         return
-    pairs = parse_pairs(settings.pairs, data.test, settings.seed, model)
+    others = settings.classifiers() if settings.networks else []
+    models = [load_classifier(each, data, settings.seed) for each in others] or [model]
+    pairs = parse_pairs(settings.pairs, data.test, settings.seed, models)
+    del models
 
     def search(pair: Pair, place: Path) -> Hull:
         last = place / CHECKPOINT
@@ -119,13 +126,49 @@ def train(
     check_earlier(pairs, directory, decisive)
     write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
     outcomes = run_pairs(pairs, directory, search)
-    print(f"\n{summary_table(outcomes)}\nruns: {directory}")
+    table = outcomes_table(outcomes)
+    print(f"\n{as_text(table)}\n\n{table.heading}. {table.note}\nruns: {directory}")
     if not any(map(evaluated, outcomes)):
         raise CollisionError(
             f"pairs={settings.pairs}: no pair could be evaluated; {directory / 'pairs.md'} says "
             f"why. The first: {outcomes[0]['reasons'][0]}"
         )
     print(f"next: {command('evaluate.py', override('run', directory))}")
+
+
+def print_corners(summary: dict[str, Any], class_names: Sequence[str], directory: Path) -> None:
+    """The table `train.py` ends with, what must be known about it, and where the run lies."""
+    from ..report.findings import corners_table
+    from ..report.tables import as_text
+
+    print(f"\n{as_text(corners_table(summary, class_names))}\n")
+    seconds = f"{summary['seconds']:.2f} s of {summary['seconds_total']:.1f} s in all"
+    print(f"{summary['steps']} steps, {seconds}")
+    label = summary.get("target_label")  # of the data set; a class where their numbers agree
+    if label is not None and label != summary["target_class"]:
+        target = class_names[summary["target_class"]]
+        print(
+            f"note: the classifier takes the target ({class_names[label]}) for {target}; "
+            f"the corners collide with {target}"
+        )
+    if not summary["converged"]:
+        print("not converged: see the warning above")
+    print(f"run: {directory}\nnext: {command('evaluate.py', override('run', directory))}")
+
+
+def with_layer(
+    settings: Settings, config: DictConfig, model: nn.Module
+) -> tuple[Settings, DictConfig]:
+    """The settings with a layer that has a name, where `classifier.layer=auto` left it open."""
+    from ..networks.target_layer import last_hidden_layer
+
+    if settings.classifier.layer != "auto":
+        return settings, config
+    layer = last_hidden_layer(model)
+    print(f"classifier.layer=auto: {layer}", flush=True)
+    merged = OmegaConf.merge(config, {"classifier": {"layer": layer}})
+    assert isinstance(merged, DictConfig)
+    return replace(settings, classifier=replace(settings.classifier, layer=layer)), merged
 
 
 def search_pair(
@@ -143,7 +186,6 @@ def search_pair(
     from ..data.files import refuse_links, write_text
     from ..hull.hull import Hull
     from ..proofs.linear_program import LinearPrograms
-    from ..report.report import classes_of
     from ..report.wandb_logs import log_hull, spared, wandb_logger
     from ..search.find_corners import Search
     from .deciding import deciding, finished_run, keep
@@ -168,7 +210,12 @@ def search_pair(
     }
     search: Search | LinearPrograms
     if settings.solver == "linear_program":
-        search = LinearPrograms(**problem, objective=settings.objective, seed=settings.seed)
+        search = LinearPrograms(
+            **problem,
+            objective=settings.objective,
+            seed=settings.seed,
+            nearness=settings.loss.nearness,
+        )
     else:
         search = Search(
             **problem,
@@ -195,8 +242,9 @@ def search_pair(
         hull.summary |= {
             "experiment": settings.name,
             "classifier": settings.classifier.name,
+            "hull_relative": settings.stop.hull_relative,
             # Of another number of classes: a label then names no class of the classifier.
-            "target_label": target.label if classes_of(hull, classes) is classes else None,
+            "target_label": target.label if len(classes) == len(hull.target_logits) else None,
             "seconds_total": hull.summary["seconds_total"] + built - started,
         }
         hull.save(directory)
@@ -210,12 +258,13 @@ def paste_patches(settings: Settings, data: DataSplit, seed: Tensor, directory: 
     """What composites are made of; some of the matches are drawn as Figure 4 shows them."""
     from ..patches.database import patch_images
     from ..patches.paste import find_neighbours, paste
-    from ..report.figures import match_figure, save_figure
+    from ..report.figures import save_figure, sheet_figure
+    from ..report.sheets import matches_sheet
 
     images = patch_images(settings.patches, settings.data, data.train)
     found = find_neighbours(seed, images, settings.patches, settings.seed)
     count = len(found[1].image)
     shown = sorted({count // 5, count // 2, 4 * count // 5})
-    figure = match_figure(seed, *found, shown, settings.patches)
-    save_figure(figure, directory / "images" / "patches.png")
+    sheet = matches_sheet(seed, *found, shown, settings.patches)
+    save_figure(sheet_figure(sheet), directory / "images" / "patches.png")
     return paste(*found, settings.patches, seed.shape[-1])

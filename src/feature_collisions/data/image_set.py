@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ class ImageSet(ABC):
     """Labelled images.
 
     Attributes:
-        class_names: one a class, by index.
+        class_names: one per class, by index.
         labels: (M,) int64.
         resize: how a file is brought to `size`.
     """
@@ -116,3 +117,28 @@ class ImageSet(ABC):
         """Mean L2 distance between two of (at most `most`) images, pixels in [0, 1] (Table 1)."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
         return float(torch.pdist(self[order].flatten(1)).mean())
+
+
+@dataclass(frozen=True)
+class Images(ImageSet):
+    """Labelled images in memory.
+
+    Attributes:
+        pixels: (M, C, H, W) uint8.
+        labels: (M,) int64.
+        class_names: one per class, by index.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Images as float32 in [0, 1]."""
+        return self.pixels[index].float() / 255
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width

@@ -66,15 +66,16 @@ def plain_corners(hull: Hull, count: int, steps: int, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(count, *hull.target.shape, generator=generator)
-    images = images.to(hull.features.features.dtype).requires_grad_()
+    images = images.to(hull.features.features).requires_grad_()
     settings = OptimizerSettings()
     optimizer = make_optimizer(settings, [images])  # type: ignore[list-item]
     layer = TargetLayer(hull.model, hull.layer)
     for step in tqdm(range(steps), "Plain Eq. 1", unit="step", mininterval=0.5, delay=1):
         optimizer.param_groups[0]["lr"] = rate_at(settings, step, steps)
         preactivation = layer(images)
-        kept = torch.where(hull.features.active, preactivation, preactivation.relu())
-        error = (kept - hull.features.features).norm(dim=1)
+        oriented = hull.features.oriented(preactivation)
+        kept = torch.where(hull.features.active, oriented, oriented.relu())
+        error = (kept - hull.features.values).norm(dim=1)
         optimizer.zero_grad()
         error.sum().backward()
         optimizer.step()
@@ -121,7 +122,7 @@ def plain(hull: Hull, samples: int, seed: int, steps: int) -> dict[str, Any]:
     corners = plain_corners(hull, len(hull.corners), steps, seed)
     with torch.no_grad():
         preactivation = TargetLayer(hull.model, hull.layer)(corners)
-    errors = (preactivation.relu() - hull.features.features).norm(dim=1)
+    errors = (hull.features.rectified(preactivation) - hull.features.features).norm(dim=1)
     norm = float(hull.features.features.norm())
     found = hull.sample(samples, seed=seed, corners=corners, name="Hull of plain Eq. 1")
     distance = float(torch.pdist(corners.flatten(1)).mean())

@@ -5,19 +5,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-from ..data.images import to_uint8
 from ..hull.hull import Hull
 
 _BACKBONE = "squeezenet1_1-b8a52dc0.pth"  # torchvision's name of LPIPS's smallest network
 _SSIM_WINDOW = 11  # pixels: Gaussian, sigma 1.5, as its authors have it
-_COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#F0E442")  # Okabe and Ito's
 
 
 class Box(NamedTuple):
@@ -79,7 +74,7 @@ def lpips_mean(corners: Tensor) -> float | None:
     """Mean LPIPS (SqueezeNet) between two corners, 0 for equal ones; None without its weights."""
     if not lpips_weights().exists() or min(corners.shape[2:]) < 32:
         return None
-    metric = LearnedPerceptualImagePatchSimilarity("squeeze", normalize=True)
+    metric = LearnedPerceptualImagePatchSimilarity("squeeze", normalize=True).to(corners.device)
     coloured = corners.expand(-1, 3, -1, -1)
     for first, second in zip(*torch.triu_indices(len(corners), len(corners), 1), strict=True):
         metric.update(coloured[first][None], coloured[second][None])
@@ -102,20 +97,3 @@ def differences(hull: Hull) -> dict[str, Any]:
             else f"its weights are not at hand: put {_BACKBONE} into torch.hub's checkpoints"
         )
     return found
-
-
-def boxes_figure(hull: Hull, found: list[dict[str, Any]]) -> Figure:
-    """The corners with coloured boxes where they differ most, as Figure 8 b draws them."""
-    figure = Figure(figsize=(6.5, 6.5 / len(hull.corners) + 0.25), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(hull.corners), squeeze=False)[0]
-    for axes, image, entry in zip(panels, hull.corners, hull.summary["corners"], strict=True):
-        axes.imshow(to_uint8(image), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(f"corner {entry['corner']}", fontsize=7)
-        axes.set_axis_off()
-        for box, colour in zip(found, _COLOURS, strict=False):
-            corner = (box["column"] - 0.5, box["row"] - 0.5)
-            axes.add_patch(
-                Rectangle(corner, box["width"], box["height"], fill=False, ec=colour, lw=1.5)
-            )
-    return figure

@@ -57,7 +57,11 @@ def hull_of(
             str(named_data.get("resize", DataSettings.resize)),
         )
         settings = ClassifierSettings(
-            str(named["name"]), weights or named["weights"], str(named["layer"]), path
+            str(named["name"]),
+            weights or named["weights"],
+            str(named["layer"]),
+            path,
+            train=weights is None and named.get("train") is True,
         )
         seed = int(run.config["seed"])
         places = (named_data["root"], named["weights"])
@@ -110,7 +114,7 @@ def _checked_hull(model: torch.nn.Module, layer: str, run: Run) -> Hull:
             f"run={run.directory}: images of {tuple(run.target.shape)} do not pass through "
             f"{run.summary['classifier']} ({str(error).splitlines()[0]})"
         ) from None
-    check_units(run.directory, run.units, _numbers(run), hull.features.preactivation)
+    check_units(run.directory, run.units, _numbers(run), hull.features.seen_by)
     images = torch.stack([run.initial, run.target, *run.corners])
     with torch.inference_mode(), evaluating(model):
         parts = [hull.observed(part) for part in images.split(hull.batch)]
@@ -204,13 +208,24 @@ def _sampled(law: str, uint8: bool) -> "Measurement":
     return measure
 
 
+def outcome(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
+    """Which of the three outcomes the hull has, by the uniform sample, and why it is no better."""
+    if "dirichlet" not in known:
+        return {}
+    name, reasons = hull.outcome(known["dirichlet"])
+    return {"outcome": name, "outcome_reasons": reasons}
+
+
 def distances(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
-    """How far apart the corners are, absolutely and beside the data set's images."""
+    """How far apart the corners are, also beside the data set's images, and from the initial."""
     mean, other = float(hull.corner_distances().mean()), known.get("dataset_distance_mean")
     found: dict[str, Any] = {
         "corner_distance_mean": mean,
+        "initial_distance_mean": float(hull.initial_distances().mean()),
         "relative_size": mean / other if other else None,
     }
     if other == 0:
@@ -298,7 +313,7 @@ SAMPLED: dict[str, Measurement] = {
     law + suffix: _sampled(law, uint8)
     for suffix, uint8 in (("", False), ("_uint8", True))
     for law in SAMPLERS
-}
+} | {"outcome": outcome}
 OF_TWO_CORNERS: dict[str, Measurement] = {
     "distances": distances, "looks": looks, "balls": ball, "simplices": turned_simplices,
     "plain": plain_hull, "worst_case": worst_case, "edges": edges, "collision_proof": collision,

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from ..errors import SettingError
 from ..networks.agreement import accepted, check_agreement
 from ..networks.graph import evaluating
-from ..networks.logits import ask, like_weights
+from ..networks.logits import ask, device_of, like_weights
 from ..networks.target import TargetFeatures
-from ..networks.target_layer import Observed
+from ..networks.target_layer import Observed, ceiling_at
 from ..settings.rules import one_of
 from .run import write_run
-from .statistics import HullStatistics
+from .statistics import HullStatistics, Outcome, limit_of, outcome_of
 
 
 def dirichlet(count: int, corners: int, generator: torch.Generator) -> Tensor:
@@ -72,6 +72,8 @@ _LARGE = 10_000  # numbers an image, over which a batch must be small
 class Hull:
     """Corners that collide with a target, and the classifier they do it to.
 
+    It lies where the classifier lies: tensors are brought there, and what comes out lies there.
+
     Attributes:
         model: the classifier.
         layer: name of the target layer.
@@ -98,23 +100,32 @@ class Hull:
         if self.corners[0].numel() > _LARGE:
             self.batch = min(self.batch, 16)  # 256 take gigabytes, and longer each
         self.model = accepted(self.model)
+        for name in ("corners", "initial", "target", "units"):
+            setattr(self, name, getattr(self, name).to(device_of(self.model)))
         self.observed = Observed(self.model, self.layer)
         pair = torch.stack([self.initial, self.target]).detach()
         check_agreement(self.model, self.layer, pair, self.observed)
         with torch.no_grad(), evaluating(self.model):
             logits, preactivation = self._observe(self.target[None])
-        self.features, self.target_logits = TargetFeatures(preactivation[0]), logits[0]
+        self.features, self.target_logits = (
+            TargetFeatures(preactivation[0], ceiling_at(self.model, self.layer)),
+            logits[0],
+        )
 
     def _observe(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and pre-activations, where the images lie."""
+        """Logits and pre-activations, where the classifier lies."""
         logits, preactivation = self.observed(like_weights(self.model, images))
-        return logits.to(images.device), preactivation.to(images.device)
+        return logits, preactivation
 
     @property
     def target_class(self) -> int:
         """The class the classifier gives the target, right or wrong."""
         target_class: int = self.summary["target_class"]
         return target_class
+
+    def outcome(self, sample: dict[str, Any]) -> Outcome:
+        """What `sample`, of this hull, says it is: see Outcome."""
+        return outcome_of(sample, self.summary["target_probability"], limit_of(self.summary))
 
     def points(self, weights: Tensor) -> Tensor:
         """Convex mixes of the corners: (B, K) weights to (B, C, H, W) images."""
@@ -166,6 +177,12 @@ class Hull:
         found: dict[str, Any] = statistics.compute()
         return found
 
+    def initial_distances(self) -> Tensor:
+        """L2 distances (K,) of the corners from the initial image, in the same units."""
+        scale: float = self.summary["distance_scale"]
+        distances: Tensor = (self.corners - self.initial).flatten(1).norm(dim=1)
+        return distances * scale
+
     def corner_distances(self) -> Tensor:
         """L2 distances (K (K - 1) / 2,) between corners, in pixels of [0, `distance_scale`]."""
         scale: float = self.summary["distance_scale"]
@@ -183,7 +200,7 @@ class Hull:
         corners = torch.eye(count)
         middles = (corners[:, None] + corners)[*torch.triu_indices(count, count, 1)] / 2
         random = dirichlet(starts, count, torch.Generator().manual_seed(seed)).float()
-        weights = torch.cat([corners, middles, random])
+        weights = torch.cat([corners, middles, random]).to(self.corners)
         with evaluating(self.model):
             found = [self._descend(part, steps) for part in weights.split(self.batch)]
         margins = torch.cat([margin for margin, _ in found])
@@ -199,7 +216,7 @@ class Hull:
 
     def _descend(self, weights: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Each start's smallest margin and the weights that have it."""
-        best, best_weights = torch.full((len(weights),), torch.inf), weights
+        best, best_weights = weights.new_full((len(weights),), torch.inf), weights
         for step in tqdm(range(steps + 1), "Worst case", unit="step", mininterval=0.5, delay=1):
             weights = weights.detach().requires_grad_()
             margins = _margin(ask(self.model, self.points(weights)), self.target_class)
@@ -227,7 +244,8 @@ def batch_sizes(count: int, batch: int) -> Iterator[int]:
 
 def _margin(logits: Tensor, target_class: int) -> Tensor:
     """The target class's logit over the largest other one, (B,)."""
-    others = logits.index_fill(1, torch.tensor([target_class]), -torch.inf)
+    others = logits.clone()
+    others[:, target_class] = -torch.inf
     return logits[:, target_class] - others.amax(1)
 
 
@@ -241,6 +259,6 @@ def project_to_simplex(points: Tensor) -> Tensor:
     """
     ranked = points.sort(1, descending=True).values
     excess = ranked.cumsum(1) - 1
-    index = torch.arange(1, points.shape[1] + 1)
+    index = torch.arange(1, points.shape[1] + 1, device=points.device)
     last = (ranked - excess / index > 0).sum(1, keepdim=True)
     return (points - excess.gather(1, last - 1) / last).clamp_min(0)

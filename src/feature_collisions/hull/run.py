@@ -1,5 +1,6 @@
 """Reading and writing a run directory. What is read is data: nothing in it is executed."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,50 @@ def join(directory: Path, runs: list[Run]) -> Run:
     units = torch.cat([run.units for run in runs])[order]
     jobs = tuple(run.directory for run in runs)
     return Run(directory, corners, first.initial, first.target, units, summary, first.config, jobs)
+
+
+def hulls_below(directory: Path) -> tuple[list[Run], dict[str, str]]:
+    """The hulls that a directory holds.
+
+    Jobs beside each other that differ in their `corner` alone make one hull.
+
+    Returns:
+        The hulls, and why the other runs cannot be read, by their places; a search that was killed
+        is one of these.
+
+    Raises:
+        SettingError: when there is no run at all.
+    """
+    groups: dict[tuple[Path, str], list[Run]] = {}
+    refused = _unfinished(directory)
+    for path in sorted(directory.rglob(CORNERS), key=lambda path: (len(str(path)), str(path))):
+        place = path.parent
+        try:
+            run = load_run(place)
+        except SettingError as error:
+            refused[str(place.relative_to(directory))] = str(error)
+            continue
+        settings = {key: value for key, value in run.config.items() if key != "corner"}
+        key = json.dumps(settings, sort_keys=True, default=str)
+        groups.setdefault((place.parent, key), []).append(run)
+    if not groups and not refused:
+        load_run(directory)  # says what is missing
+    whole = not refused and len(groups) == 1
+    hulls = []
+    for (parent, _), runs in groups.items():
+        place = directory if whole else parent / f"hull_of_{runs[0].directory.name}"
+        try:
+            if len(runs) > 1 and place.is_symlink():
+                raise SettingError(f"{place}: is a link, and nothing is written through links")
+            hulls += [join(place, runs)] if len(runs) > 1 else runs
+        except SettingError:  # the same corner twice, or other images: a hull each
+            hulls += runs
+    return hulls, refused
+
+
+def _unfinished(directory: Path) -> dict[str, str]:
+    """The runs below that have begun and have no corners, by their places."""
+    places = sorted(path.parent for path in directory.rglob(CONFIG))
+    names = [place.relative_to(directory) for place in places if not any(place.rglob(CORNERS))]
+    reason = "no corners: the search was not finished; continue it with ckpt_path=last"
+    return {str(name): reason for name in names if name.parts and "wandb" not in name.parts}

@@ -35,6 +35,8 @@ def check_summary(directory: Path, summary: dict[str, Any]) -> None:
             raise SettingError(f"run={directory}: a corner in summary.json is no entry of its own")
         for key, kind in kinds.items():
             _check_entry(directory, key, part.get(key), kind)
+    if "hull_relative" in summary:
+        _check_entry(directory, "hull_relative", summary["hull_relative"], (0, _COUNT))
     _check_text(directory, summary)
     numbers = [entry["corner"] for entry in summary["corners"]]
     if len(set(numbers)) < len(numbers):
@@ -142,6 +144,11 @@ def check_figures(
     for said, seen in zip(summary["corners"], found["corners"], strict=True):
         pairs += [("probability", said, seen, 1.0), ("positive", said, seen, norm)]
         pairs += [("unit_preactivation", said, seen, norm)]
+        if said.get("side", seen["side"]) != seen["side"]:
+            raise SettingError(
+                f"run={directory}: unit {seen['unit']} is {said['side']} what the layer sees in "
+                f"summary.json, and {seen['side']} it in truth; make the run again"
+            )
         pairs += [("negative", said, seen, norm + abs(seen["negative"]))]
         if said.get("positive_relative") is not None:
             pairs += [("positive_relative", said, seen, 1.0)]
@@ -166,7 +173,8 @@ def check_units(
         directory: the run's, for the message.
         units: (K,) flat indices.
         numbers: of the corners, where these count inactive units in flat order.
-        preactivation: (N,) f0(t). Units next to zero may be inactive or not: devices differ.
+        preactivation: (N,) how far f0(t) is within what the layer sees (`TargetFeatures.seen_by`).
+            Units next to zero may be inactive or not: devices differ.
     """
     count = len(preactivation)
     if units.max() >= count:

@@ -1,13 +1,16 @@
 """What a set of points says about a hull, as torchmetrics; memory does not grow with the points."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import beta
 from torch import Tensor
 from torchmetrics import Metric
 
+from ..data.devices import able
 from ..networks.target import TargetFeatures
+from ..settings.search import StopSettings
 
 _BINS = 50
 
@@ -28,6 +31,9 @@ def clopper_pearson_lower(successes: int, trials: int, confidence: float = 0.95)
 
 class HullStatistics(Metric):
     """Accuracy, probability and feature error over points of a hull (Tables 1 to 4).
+
+    It is kept where the target's features lie (in float64, so on the CPU where they have none), and
+    waits for nothing before `compute`.
 
     Args:
         target: the target's features.
@@ -50,9 +56,10 @@ class HullStatistics(Metric):
         self, target: TargetFeatures, target_class: int, target_logits: Tensor, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.target, self.target_class = target, target_class
-        self.inactive = ~target.active
-        self.target_log = target_logits.double().log_softmax(0)
+        self.place, self.target_class = able(target_logits.device), target_class
+        self.target = TargetFeatures(target.preactivation.to(self.place), target.ceiling)
+        self.inactive = ~self.target.active
+        self.target_log = target_logits.to(self.place).double().log_softmax(0)
         for name in ("samples", "correct", "kept"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
         zero = torch.tensor(0.0, dtype=torch.float64)
@@ -62,6 +69,7 @@ class HullStatistics(Metric):
         self.add_state("probability_min", zero + 1, dist_reduce_fx="min")
         for name in ("positive_max", "kl_max"):
             self.add_state(name, zero.clone(), dist_reduce_fx="max")
+        self.to(self.place)
 
     def update(self, logits: Tensor, preactivation: Tensor) -> None:
         """Take in points.
@@ -70,19 +78,20 @@ class HullStatistics(Metric):
             logits: (B, classes).
             preactivation: (B, N) at the target layer.
         """
-        target = self.target
+        logits, preactivation = logits.to(self.place), preactivation.to(self.place)
         log = logits.double().log_softmax(1)
         probability = log[:, self.target_class].exp()
         divergence = (self.target_log.exp() * (self.target_log - log)).sum(1)
-        error = preactivation * target.active - target.features
+        oriented = self.target.oriented(preactivation)
+        error = oriented * self.target.active - self.target.values
         self.samples += len(logits)
         self.correct += (logits.argmax(1) == self.target_class).sum()
         self.probability_sum += probability.sum()
         places = (probability * _BINS).long().clamp(0, _BINS - 1)  # NaN goes to a bin too
-        self.histogram += places.bincount(minlength=_BINS)
+        self.histogram.index_add_(0, places, torch.ones_like(places))
         self.probability_min = torch.minimum(self.probability_min, probability.min())
         self.positive_max = torch.maximum(self.positive_max, error.norm(dim=1).max().double())
-        self.kept += ((preactivation <= 0) & self.inactive).sum()
+        self.kept += ((oriented <= 0) & self.inactive).sum()
         self.kl_sum += divergence.sum()
         self.kl_max = torch.maximum(self.kl_max, divergence.max())
 
@@ -111,17 +120,38 @@ class HullStatistics(Metric):
 
 
 NEAR = 0.05  # of the target's probability, for the mean over the hull
+FEATURES, CLASS, NEITHER = OUTCOMES = ("features collide", "class only", "neither")
 
 
-def shortcomings(sample: dict[str, Any], target_probability: float) -> list[str]:
-    """Why sampled points of a hull are no success; empty where they are one.
+class Outcome(NamedTuple):
+    """What sampled points say a hull is, and why it is no more than that.
 
-    A success: every point is of the target's class, and their mean probability is within 0.05 of
-    the target's.
+    `features collide`: all points are of the target's class, their mean probability is within 0.05
+    of the target's, and the largest L_pos over ||f(t)|| is at most the experiment's limit,
+    `stop.hull_relative`. `class only`: all of this but for the last. `neither`: anything else.
+    """
+
+    name: str
+    reasons: list[str]
+
+
+def limit_of(summary: dict[str, Any]) -> float:
+    """The largest L_pos over ||f(t)|| that `summary.json` calls a collision; else the default."""
+    return float(summary.get("hull_relative", StopSettings.hull_relative))
+
+
+def outcome_of(sample: dict[str, Any], target_probability: float, limit: float) -> Outcome:
+    """Which of the three outcomes a hull has; what is claimed is sampled, not proved.
 
     Args:
         sample: what `HullStatistics.compute` gives.
         target_probability: the class's, at the target.
+        limit: of the largest L_pos over ||f(t)||.
+
+    Example:
+        >>> sample = {"accuracy": 1.0, "probability_mean": 0.7, "positive_relative_max": 0.4}
+        >>> outcome_of(sample, 0.7, limit=0.3)
+        Outcome(name='class only', reasons=['largest L_pos 0.400 ||f(t)||, the limit is 0.3'])
     """
     reasons = []
     if sample["accuracy"] < 1:
@@ -130,4 +160,25 @@ def shortcomings(sample: dict[str, Any], target_probability: float) -> list[str]
     mean = sample["probability_mean"]
     if not abs(mean - target_probability) <= NEAR:
         reasons.append(f"mean probability {mean:.3f}, the target's is {target_probability:.3f}")
-    return reasons
+    name, largest = NEITHER if reasons else CLASS, sample["positive_relative_max"]
+    if largest is None:
+        reasons.append("the target has no active unit, so there is no ||f(t)|| to compare with")
+    elif not largest <= limit:
+        reasons.append(f"largest L_pos {largest:.3f} ||f(t)||, the limit is {limit:g}")
+    return Outcome(name if reasons else FEATURES, reasons)
+
+
+def counted(outcomes: Iterable[str]) -> str:
+    """How many hulls have which outcome, in words; what could not be measured is its reason.
+
+    Example:
+        >>> counted(["class only", "features collide", "RuntimeError: x", "features collide"])
+        '2 of 4: features collide; 1: class only; 0: neither; 1: not measured'
+    """
+    found = list(outcomes)
+    numbers = [found.count(name) for name in OUTCOMES]
+    parts = [f"{n}: {name}" for n, name in zip(numbers, OUTCOMES, strict=True)]
+    parts[0] = f"{numbers[0]} of {len(found)}: {FEATURES}"
+    if sum(numbers) < len(found):
+        parts.append(f"{len(found) - sum(numbers)}: not measured")
+    return "; ".join(parts)

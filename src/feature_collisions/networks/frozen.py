@@ -5,13 +5,15 @@ from typing import cast
 import torch
 from torch import nn
 
+from ..data.devices import able
 from ..settings.trainer import MIXED
+from .logits import device_of
 from .target_layer import Observed, TargetLayer, copied
 
 
 def frozen_copy(model: nn.Module, layout: torch.memory_format) -> nn.Module:
-    """The whole classifier, in eval mode and without gradients for its weights."""
-    frozen: nn.Module = copied(model).requires_grad_(False).eval().cpu()
+    """The whole classifier where it lies, in eval mode and without gradients for its weights."""
+    frozen: nn.Module = copied(model).requires_grad_(False).eval()
     return frozen.to(memory_format=layout)
 
 
@@ -32,7 +34,7 @@ def network_of(
         network = cast(Observed, frozen_copy(Observed(model, layer), layout))
     else:
         network = TargetLayer(model, layer)
-    network.to(dtype).to(memory_format=layout)
+    network.to(able(device_of(model), dtype), dtype).to(memory_format=layout)
     return network
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torchvision.models.feature_extraction import NodePathTracer
 
+from ..data.devices import able
+from .logits import device_of
 from .torchvision_models import Classifier
 
 Kind = Literal["fixed", "affine", "relu", "clipped", "max_pool"]
@@ -59,6 +61,8 @@ def trace(model: nn.Module) -> Traced:
 def frozen_graph(model: nn.Module, dtype: torch.dtype = torch.float64) -> fx.GraphModule:
     """A frozen copy of the model in eval mode, computing in `dtype`, as a graph.
 
+    It lies where the model lies, or on the CPU where that does not compute in `dtype`.
+
     Raises:
         NotPiecewiseLinear: when torch.fx cannot trace it, or it returns more than a tensor.
     """
@@ -68,7 +72,7 @@ def frozen_graph(model: nn.Module, dtype: torch.dtype = torch.float64) -> fx.Gra
             raise NotPiecewiseLinear("the network returns more than one tensor of logits")
         network = copy.deepcopy(fx.GraphModule(root, graph))
     _name_what_is_written(network)
-    network.requires_grad_(False).eval().to(dtype)
+    network.requires_grad_(False).eval().to(able(device_of(model), dtype), dtype)
     return network
 
 
@@ -147,15 +151,21 @@ def ceiling_of(root: nn.Module, node: fx.Node) -> float | None:
     return high if low == 0 and high is not None and high > 0 else None
 
 
-def ceiling_after(root: nn.Module, node: fx.Node) -> float | None:
-    """The ceiling of the rectifier that takes a node's values, directly or in a new shape alone."""
+def rectifiers_after(root: nn.Module, node: fx.Node) -> list[fx.Node]:
+    """The rectifiers that take a node's values, directly or in a new shape alone."""
+    found: list[fx.Node] = []
     for user in node.users:
-        ceiling = ceiling_of(root, user)
-        if ceiling is None and _keeps_values(root, user):
-            ceiling = ceiling_after(root, user)
-        if ceiling is not None:
-            return ceiling
-    return None
+        if ceiling_of(root, user) is not None:
+            found.append(user)
+        elif _keeps_values(root, user):
+            found += rectifiers_after(root, user)
+    return found
+
+
+def ceiling_after(root: nn.Module, node: fx.Node) -> float | None:
+    """The ceiling of the first of them; None where there is none."""
+    ceilings = [ceiling_of(root, each) for each in rectifiers_after(root, node)]
+    return ceilings[0] if ceilings else None
 
 
 def not_flat_after(root: nn.Module, node: fx.Node) -> str | None:

@@ -3,6 +3,7 @@
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
@@ -30,6 +31,12 @@ def like_weights(model: nn.Module, images: Tensor) -> Tensor:
     return images if weight is None else images.to(weight)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model lies: its first weight's device; the CPU for one without weights."""
+    weight = first_weight(model)
+    return torch.device("cpu") if weight is None else weight.device
+
+
 def first_weight(model: nn.Module) -> Tensor | None:
     """The first parameter, or else buffer, that is no whole number."""
     tensors = chain(model.parameters(), model.buffers())
@@ -46,7 +53,6 @@ def logits_in(output: Any, count: int) -> Tensor:
         SettingError: when there is none, or more than one.
 
     Example:
-        >>> import torch
         >>> logits_in({"embedding": torch.zeros(2, 7, 4, 4), "classes": torch.ones(2, 3)}, 2)
         tensor([[1., 1., 1.],
                 [1., 1., 1.]])

@@ -1,5 +1,6 @@
 """The target, and all that a search compares with it: computed once (sec. 2)."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,10 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..data.devices import able
 from ..errors import SettingError
 from .graph import evaluating
 from .logits import ask
-from .target_layer import TargetLayer
+from .target_layer import TargetLayer, ceiling_at
 
 _TOGETHER = 16  # images that go through the network at once
 
@@ -18,37 +20,74 @@ _TOGETHER = 16  # images that go through the network at once
 class TargetFeatures(nn.Module):
     """The target's features at the target layer, computed once.
 
+    A ReLU is blind to how far a unit is below zero, a clipped one also to how far it is above its
+    ceiling c. `oriented` mirrors the latter units, z = c - f0, so that whatever the layer cannot
+    see is negative, and section 2 and Eq. 2 hold of z as they stand.
+
+    Args:
+        preactivation: (N,) f0(t).
+        ceiling: c, of a clipped ReLU.
+
     Attributes:
         preactivation: (N,) f0(t).
         features: (N,) f(t), after the ReLU.
-        active: (N,) bool, f0(t) >= 0: where psgn is 1.
+        active: (N,) bool, the units that are seen: f0(t) >= 0, where psgn is 1, and below c.
+        above: (N,) bool, the units at or above c.
+        values: (N,) what z of active units must be, f(t); 0 for the others.
     """
 
     preactivation: Tensor
     features: Tensor
     active: Tensor
+    above: Tensor
+    values: Tensor
 
-    def __init__(self, preactivation: Tensor) -> None:
+    def __init__(self, preactivation: Tensor, ceiling: float = math.inf) -> None:
         super().__init__()
+        self.ceiling = ceiling
+        above = preactivation >= ceiling
+        active = (preactivation >= 0) & ~above
         self.register_buffer("preactivation", preactivation)
-        self.register_buffer("features", preactivation.relu())
-        self.register_buffer("active", preactivation >= 0)
+        self.register_buffer("features", self.rectified(preactivation))
+        self.register_buffer("active", active)
+        self.register_buffer("above", above)
+        self.register_buffer("values", self.features * active)
+
+    def rectified(self, preactivation: Tensor) -> Tensor:
+        """f of any f0: what later layers see."""
+        return preactivation.clamp(0, self.ceiling)
+
+    def oriented(self, preactivation: Tensor) -> Tensor:
+        """z (..., N) of any f0: blind where it is negative, on whichever side that is."""
+        if self.ceiling == math.inf:
+            return preactivation
+        return torch.where(self.above, self.ceiling - preactivation, preactivation)
+
+    @property
+    def seen_by(self) -> Tensor:
+        """(N,) how far each unit is inside of what the layer sees of it; negative: outside."""
+        return torch.minimum(self.preactivation, self.ceiling - self.preactivation)
+
+    def sides(self, units: Tensor) -> list[str]:
+        """On which side the layer is blind to each of the units (K,): `below` or `above`."""
+        return ["above" if above else "below" for above in self.above[units].tolist()]
 
     def units(self, corners: Sequence[int], start: Tensor | None = None) -> Tensor:
         """Flat indices (K,) of the target's inactive units that `corners` count.
 
         Args:
             corners: counted in flat order, as the authors do.
-            start: (N,) f0 where the search starts: units already inactive there are counted first.
-                While a unit is above zero its push is the same for every corner, for L_neg holds
-                all such units down.
+            start: (N,) f0 where the search starts: units already inactive there, on the same side,
+                are counted first. While a unit is seen its push is the same for every corner, for
+                L_neg holds all such units down.
 
         Raises:
             SettingError: for a corner beyond the number of inactive units.
         """
         inactive = (~self.active).nonzero().flatten()
         if start is not None:
-            inactive = inactive[(start[inactive] > 0).int().argsort(stable=True)]
+            seen = self.oriented(start)[inactive] > 0
+            inactive = inactive[seen.int().argsort(stable=True)]
         if not len(inactive):
             raise SettingError(
                 "layer: all its units are active in the target, so that it has no corner; choose "
@@ -72,7 +111,8 @@ def target_features(
         SettingError: for a layer that cannot be used, or an image the network cannot take.
     """
     with passing(target.shape, f" as far as {layer}"):
-        return TargetFeatures(preactivation_of(model, layer, target[None], dtype)[0])
+        preactivation = preactivation_of(model, layer, target[None], dtype)[0]
+        return TargetFeatures(preactivation, ceiling_at(model, layer))
 
 
 _OF_SIZE = re.compile(r"shape|size|channels|dimension|elements", re.IGNORECASE)
@@ -103,9 +143,10 @@ def passing(size: Sequence[int], where: str = "") -> Iterator[None]:
 
 @torch.no_grad()
 def preactivation_of(model: nn.Module, layer: str, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """f0 (B, N) of images (B, C, H, W), computed in `dtype`."""
-    cut = TargetLayer(model, layer).to(dtype)
-    return torch.cat([cut(part) for part in images.to(dtype).split(_TOGETHER)])
+    """f0 (B, N) of images (B, C, H, W), computed in `dtype`, where the images lie if that can."""
+    place = able(images.device, dtype)
+    cut = TargetLayer(model, layer).to(place, dtype)
+    return torch.cat([cut(part) for part in images.to(place, dtype).split(_TOGETHER)])
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from .graph import (
     ceiling_after,
     evaluating,
     not_flat_after,
+    rectifiers_after,
     shell_of,
     trace,
 )
@@ -22,9 +23,9 @@ from .logits import logits_in
 class TargetLayer(nn.Module):
     """f0: images to the target layer's pre-activations; what comes after is not computed.
 
-    It holds its own frozen copy of the part of `model` it needs, so that moving it to a device
-    or to float64 leaves the user's model alone. Models that `torch.fx` cannot trace are run
-    until the layer has its output, and stopped there.
+    It holds its own frozen copy of the part of `model` it needs, where that lies, so that moving it
+    to another device or to float64 leaves the user's model alone. Models that `torch.fx` cannot
+    trace are run until the layer has its output, and stopped there.
 
     Args:
         model: any classifier.
@@ -38,7 +39,7 @@ class TargetLayer(nn.Module):
     def __init__(self, model: nn.Module, layer: str) -> None:
         super().__init__()
         with evaluating(model):
-            self.network = _cut(model, layer).cpu()  # where images lie until Lightning moves both
+            self.network = _cut(model, layer)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to (B, N), before the ReLU, flattened."""
@@ -86,6 +87,53 @@ def copied(module: nn.Module) -> nn.Module:
         ) from None
 
 
+def last_hidden_layer(model: nn.Module) -> str:
+    """The last layer that feeds a ReLU which all of the logits depend on the image through.
+
+    Raises:
+        SettingError: where there is none, or `torch.fx` cannot tell.
+    """
+    try:
+        root, _, nodes = trace(model)
+    except NotPiecewiseLinear:
+        raise SettingError(
+            "layer=auto: torch.fx cannot trace this network, so that its layers have to be named; "
+            "give the module whose output feeds a ReLU"
+        ) from None
+    for name, node in reversed(nodes.items()):
+        rectifiers = rectifiers_after(root, node)
+        if rectifiers and not _passes_by(node.graph, rectifiers):
+            return name
+    raise SettingError(
+        "layer=auto: this network has no layer that feeds a ReLU and that everything flows "
+        "through; name one"
+    )
+
+
+def ceiling_at(model: nn.Module, layer: str) -> float:
+    """Where the rectifier behind the layer is clipped: infinity for a ReLU.
+
+    Behind a network that `torch.fx` cannot trace it is taken for a ReLU: units above the ceiling of
+    a clipped one are then held at their values, which is more than they need.
+    """
+    traced = _trace(model, layer)
+    ceiling = ceiling_after(traced[0].root, traced[1]) if traced else None
+    return math.inf if ceiling is None else ceiling
+
+
+def _passes_by(graph: fx.Graph, through: list[fx.Node]) -> bool:
+    """Whether the output depends on the image in a way that leads through none of the nodes."""
+    seen, waiting = set(through), [next(iter(reversed(graph.nodes)))]
+    while waiting:
+        current = waiting.pop()
+        if current.op == "placeholder":
+            return True
+        if current not in seen:
+            seen.add(current)
+            waiting += current.all_input_nodes
+    return False
+
+
 def _trace(model: nn.Module, layer: str) -> tuple[Traced, fx.Node] | None:
     """The graph and the target layer's node in it; None where fx cannot trace."""
     try:
@@ -93,7 +141,7 @@ def _trace(model: nn.Module, layer: str) -> tuple[Traced, fx.Node] | None:
     except NotPiecewiseLinear:
         return None
     root, nodes = traced.root, traced.nodes
-    before_relu = [name for name, node in nodes.items() if ceiling_after(root, node) == math.inf]
+    before_relu = [name for name, node in nodes.items() if rectifiers_after(root, node)]
     if layer not in before_relu:
         rule = "is not a layer of this network"
         if layer in nodes:

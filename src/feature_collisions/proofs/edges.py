@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..data.devices import able
 from ..hull.hull import Hull
 from ..networks.graph import NotPiecewiseLinear
 from ..settings.evaluate import EdgeSettings
@@ -81,7 +82,8 @@ class Walker:
         self.dtype = _DTYPES[self.settings.precision]
         self.network = traced(self.hull.model, self.dtype, self.hull.corners)
         self.line = Line(self.network, int(self.settings.memory * 2**30))
-        self.corners = self.hull.corners.to(self.dtype)
+        place = able(self.hull.corners.device, self.dtype)
+        self.corners = self.hull.corners.to(place, self.dtype)
 
     def advance(self, edge: Edge, ends: tuple[int, int], share: float, most: float = 1.0) -> None:
         """Walk the next chunk of an edge, at most `most` of it, and at most up to `share`.
@@ -127,7 +129,7 @@ class Walker:
 
         They are asked for at the middle and where it matters most.
         """
-        looked = torch.stack([margins.amin(1).argmin(), torch.tensor(len(places) // 2)])
+        looked = [int(margins.amin(1).argmin()), len(places) // 2]
         images = torch.stack([self._image(ends, float(places[k])) for k in looked])
         difference = float((self.network(images) - logits[looked]).abs().max())
         scale = float(logits.abs().max())

@@ -19,14 +19,15 @@ from ..errors import CollisionError, SettingError
 from ..hull.hull import Hull
 from ..networks.agreement import accepted, check_agreement
 from ..networks.graph import NotPiecewiseLinear, kinds
-from ..networks.target import passing, preactivation_of, target_features
+from ..networks.target import TargetFeatures, passing, preactivation_of, target_features
 from ..networks.target_layer import Observed, TargetLayer
 from ..networks.weights import weights_hash
 from ..search.summary import summarise
 from ..settings.rules import at_least, one_of
+from ..settings.solver import OBJECTIVES
 from ..settings.train import parse_corners
+from .nearest import Constraints, nearest_point
 
-OBJECTIVES = ("eq2", "unit", "random")
 _LARGEST = 2**28  # entries of the map: 2 GiB
 _EXACT = 1e-3  # of ||f(t)||: pixels are rounded to float32
 _SEEDS = 2**43  # a generator's has 64 bits, and each corner its own
@@ -78,14 +79,49 @@ class Polytope:
     """The images of section 2: active units at the target's values, the others at most 0.
 
     Attributes:
-        map: images to pre-activations.
-        features: (N,) f(t).
+        map: images to oriented pre-activations, z of `TargetFeatures`.
+        features: (N,) f(t) of active units.
         active: (N,) bool.
     """
 
     map: AffineMap
     features: np.ndarray
     active: np.ndarray
+
+    @classmethod
+    def around(cls, target: TargetFeatures, affine: AffineMap) -> "Polytope":
+        """The polytope of a target, whose layer is `affine` in the pixels."""
+        above = target.above.numpy()
+        weight, bias = affine.weight, affine.bias
+        if above.any():
+            sign = np.where(above, -1.0, 1.0)
+            weight = sign[:, None] * weight
+            bias = sign * bias + np.where(above, target.ceiling, 0.0)
+        return cls(AffineMap(weight, bias), target.values.numpy(), target.active.numpy())
+
+    def near(self, unit: int, initial: np.ndarray, nearness: float) -> "Solution":
+        """The image with the least f0_i + nearness / 2 |x - initial|^2: a quadratic program.
+
+        As nearness grows, it is the collision nearest to `initial`.
+
+        Args:
+            unit: flat index i.
+            initial: (C H W,) pixels.
+            nearness: above 0.
+
+        Raises:
+            CollisionError: when there is no such image.
+        """
+        weight, bias = self.map.weight, self.map.bias
+        constraints = Constraints(
+            weight[self.active],
+            (self.features - bias)[self.active],
+            weight[~self.active],
+            -bias[~self.active],
+        )
+        pixels, steps = nearest_point(initial - weight[unit] / nearness, constraints)
+        value = weight[unit] @ pixels + bias[unit] + nearness / 2 * ((pixels - initial) ** 2).sum()
+        return Solution(torch.from_numpy(pixels), float(value), steps)
 
     def solve(self, objective: str, unit: int, generator: torch.Generator) -> "Solution":
         """The corner of one objective.
@@ -142,7 +178,7 @@ class Polytope:
 
 @dataclass(frozen=True)
 class Solution:
-    """A corner's pixels (C H W,) float64, the objective's value there, HiGHS's iterations."""
+    """A corner's pixels (C H W,) float64, the objective's value there, the solver's iterations."""
 
     pixels: Tensor
     value: float
@@ -155,12 +191,15 @@ class LinearPrograms:
 
     Args:
         model, layer, target: as `Search` takes them.
-        initial: (C, H, W), for the pictures, and for `corner_order`; no corner depends on it.
+        initial: (C, H, W), for the pictures, and for `corner_order`; corners depend on it with the
+            objective `near` alone.
         corners: which of the target's inactive units to push down; `random`: just their numbers.
-        objective: `eq2`, `unit` or `random`.
+        objective: `eq2`, `unit`, `random`, or `near`: unit i as low as `nearness` / 2 times the
+            squared distance from `initial` lets it go, which keeps the picture.
         seed: decides random directions; the other objectives have one answer.
         corner_order: how `corners` count units: `flat`, or `inactive_first`, as `Search` does for
             pixels, so that a corner has one unit with both.
+        nearness: `loss.nearness`, for `near`.
 
     A search's other settings are none of these: the answer is exact, and found in float64.
 
@@ -177,6 +216,7 @@ class LinearPrograms:
     objective: str = "eq2"
     seed: int = 0
     corner_order: str = "flat"
+    nearness: float = 0.0
 
     def __post_init__(self) -> None:
         one_of("objective", self.objective, OBJECTIVES)
@@ -186,12 +226,17 @@ class LinearPrograms:
             raise SettingError(
                 f"seed={self.seed}: must be less than {_SEEDS} for random directions"
             )
+        if self.objective == "near" and not self.nearness > 0:
+            raise SettingError(
+                f"loss.nearness={self.nearness:g}: objective=near weighs the distance to the "
+                "initial image with it: it must be above 0; 10 keeps a digit's picture"
+            )
         self.corners = parse_corners(self.corners)
         check_pair(self.initial, self.target)
         self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
         self.model = accepted(self.model)
         self.features = target_features(self.model, self.layer, self.target, torch.float64)
-        cut = TargetLayer(self.model, self.layer).double()
+        cut = TargetLayer(self.model, self.layer).cpu().double()  # where HiGHS solves
         pair = torch.stack([self.initial, self.target])
         with passing(self.target.shape):
             check_agreement(self.model, self.layer, pair, Observed(self.model, self.layer), [cut])
@@ -206,8 +251,7 @@ class LinearPrograms:
                 f"solver=linear_program: layer {self.layer} is not affine in the pixels ({error}); "
                 "choose the first affine layer, or solver=gradient"
             ) from None
-        active = self.features.active.numpy()
-        self.polytope = Polytope(affine, self.features.features.numpy(), active)
+        self.polytope = Polytope.around(self.features, affine)
         self.cut = cut
 
     def run(self, logger: Logger | None = None) -> Hull:
@@ -223,7 +267,8 @@ class LinearPrograms:
         _warn_of_same(exact, self.corners)
         images = exact.float().view(-1, *self.target.shape)
         if self.objective == "random":  # a corner's name is then the unit that it has lowest
-            inactive = torch.where(self.features.active, torch.inf, self.cut(images.double()))
+            oriented = self.features.oriented(self.cut(images.double()))
+            inactive = torch.where(self.features.active, torch.inf, oriented)
             self.units = inactive.argmin(1)
         summary = self._summary(images)
         summary |= {
@@ -238,6 +283,9 @@ class LinearPrograms:
     def solutions(self, name: str = "Linear programs") -> list[Solution]:
         """Every corner's solution, in order."""
         units = tqdm(self.units.tolist(), name, unit="corner", mininterval=0.5, delay=1)
+        if self.objective == "near":
+            initial = self.initial.flatten().double().numpy()
+            return [self.polytope.near(unit, initial, self.nearness) for unit in units]
         generator = torch.Generator()
         return [
             self.polytope.solve(

@@ -50,7 +50,7 @@ def traced(
             check_graph(model, network, images)
         except SettingError as error:
             raise NotPiecewiseLinear(str(error)) from None
-    return network.cpu()
+    return network
 
 
 class Line(fx.Interpreter):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..data.devices import able
 from ..errors import CollisionError
 from ..hull.hull import Hull
 from ..networks.graph import NotPiecewiseLinear
@@ -26,30 +27,35 @@ def collision_proof(hull: Hull) -> dict[str, Any]:
 
     Returns:
         `positive_relative_max`, the largest L_pos over ||f(t)||; `inactive_max`, the largest
-        pre-activation of a unit that is inactive in the target (at most 0: all of them stay off);
+        pre-activation of a unit that is inactive in the target (at most 0: all of them stay off),
+        or what one is below the ceiling that it was above;
         `feature_error_max`, the largest difference of a post-activation. All are of the corners
         as saved, float32, computed in float64. Or the `reason` why nothing is proved.
     """
-    cut = TargetLayer(hull.model, hull.layer).double()
+    place = able(hull.corners.device)
+    cut = TargetLayer(hull.model, hull.layer).to(place, torch.float64)
     try:
         check_affine(cut)
     except NotPiecewiseLinear as error:
         return {"reason": f"layer {hull.layer} is not affine in the pixels: {error}"}
     with torch.no_grad():
-        images = torch.stack([hull.target, *hull.corners]).double()
+        images = torch.stack([hull.target, *hull.corners]).to(place, torch.float64)
         target, *corners = cut(images)
-    preactivation, active, features = torch.stack(corners), target >= 0, target.relu()
-    norm = float(features.norm())
-    distance = float(positive(preactivation, features, active).max())
-    inactive = preactivation[:, ~active]
+    features = TargetFeatures(target, hull.features.ceiling)
+    preactivation = torch.stack(corners)
+    oriented, norm = features.oriented(preactivation), float(features.features.norm())
+    distance = float(positive(oriented, features.values, features.active).max())
+    inactive = oriented[:, ~features.active]
+    off = (features.rectified(preactivation) - features.features).abs().max()
     return {
         "positive_relative_max": distance / norm if norm else None,
         "inactive_max": float(inactive.max()) if inactive.numel() else None,
-        "feature_error_max": float((preactivation.relu() - features).abs().max()),
+        "feature_error_max": float(off),
     }
 
 
 @torch.no_grad()
+@torch.backends.cudnn.flags(enabled=False)  # it may convolve otherwise than by adding products up
 def class_proof(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
     """Prove that every point of the hull is the target's class, by bounds over pieces of it.
 
@@ -71,8 +77,9 @@ def class_proof(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
     try:
         network = traced(hull.model, images=hull.corners)
         bounds = Bounds(network)
-        corners, count = hull.corners.double(), len(hull.corners)
-        undecided = [(torch.eye(count, dtype=torch.float64), 1.0)]
+        corners = hull.corners.to(able(hull.corners.device), torch.float64)
+        count = len(corners)
+        undecided = [(torch.eye(count).to(corners), 1.0)]
         share, least, pieces = 0.0, list[float](), 0
         started = time.monotonic()
         while undecided and (pieces == 0 or time.monotonic() < started + seconds):
@@ -98,7 +105,7 @@ def _margin(
     logits = network(images)
     if not ((lower <= logits) & (logits <= upper)).all():
         raise NotPiecewiseLinear("the network's own logits lie outside its bounds")
-    others = torch.arange(logits.shape[1]) != target_class
+    others = torch.arange(logits.shape[1], device=logits.device) != target_class
     return float((lower[:, target_class, None] - upper[:, others]).min())
 
 
@@ -121,20 +128,22 @@ def depth(hull: Hull) -> dict[str, Any]:
     """
     if hull.summary.get("solver") == "linear_program":
         return {}
-    cut = TargetLayer(hull.model, hull.layer).double()
+    cut = TargetLayer(hull.model, hull.layer).cpu().double()  # where HiGHS solves
     try:
         affine = affine_map(cut, hull.target.shape)
     except NotPiecewiseLinear:
         return {}
     with torch.no_grad():
-        target, *corners = cut(torch.stack([hull.target, *hull.corners]).double())
-    features = TargetFeatures(target)
-    polytope = Polytope(affine, features.features.numpy(), features.active.numpy())
+        target, *corners = cut(torch.stack([hull.target, *hull.corners]).cpu().double())
+    features = TargetFeatures(target, hull.features.ceiling)
+    polytope = Polytope.around(features, affine)
     units = tqdm(hull.units.tolist(), "Eq. 2's optima", unit="corner", mininterval=0.5, delay=1)
     try:
         optima = [polytope.solve("eq2", unit, torch.Generator()).value for unit in units]
     except CollisionError as error:
         return {"depth": {"reason": str(error)}}
-    found = negative(torch.stack(corners), ~features.active, hull.units).tolist()
+    found = negative(
+        features.oriented(torch.stack(corners)), ~features.active, hull.units.cpu()
+    ).tolist()
     shares = [f / best if best < 0 else None for f, best in zip(found, optima, strict=True)]
     return {"depth": {"optimum": optima, "share": shares}}

@@ -1,6 +1,6 @@
 """Names that may be a stranger's, made plain text in each medium they are shown in.
 
-In HTML `html.escape` does it. What is shown reads as it was; it marks nothing up, moves no cursor
+In HTML the templates do it. What is shown reads as it was; it marks nothing up, moves no cursor
 and computes nothing.
 """
 
@@ -25,11 +25,6 @@ def for_line(text: str) -> str:
 def for_markdown(text: str) -> str:
     """One line in which nothing is markup, neither Markdown's nor HTML's."""
     return _MARKS.sub(r"\\\g<0>", html.escape(for_line(text), quote=False))
-
-
-def from_markdown(cell: str) -> str:
-    """What `for_markdown` was given, on one line."""
-    return html.unescape(re.sub(r"\\(.)", r"\1", cell))
 
 
 def for_csv(text: str) -> str:

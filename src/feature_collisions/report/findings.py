@@ -1,156 +1,370 @@
-"""What an evaluation found, in sentences and tables: sampled, searched, walked, proved.
+"""What an evaluation found, as rows that report.md, report.html and the terminal all show.
 
-With the tables of the paper (Tables 1 to 5), and this run beside them.
+A new measurement gets its row here: a single number of `evaluation.json` is a line of `SIZES` or
+`BASELINES`; anything else is a function in `CLAIMS` that reads its entries and yields rows.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
 from typing import Any, NamedTuple
 
-from .tables import markdown_table, number
+from ..hull.hull import SAMPLERS
+from .tables import Table, number
 
 
-def claims(result: dict[str, Any], target: str) -> list[str]:
-    """What the numbers show, and no more, from the weakest evidence to the strongest."""
-    found = [f"Not measured: {name}: {why}." for name, why in result.get("failed", {}).items()]
-    if sample := result.get("dirichlet"):
-        found.append(
-            f"Sampled, not proved: of {sample['samples']} points drawn uniformly from the hull "
-            f"{sample['accuracy']:.2%} are {target}, so at least "
-            f"{sample['accuracy_lower_95']:.3%} of the hull are, at 95 % confidence "
-            "(Clopper-Pearson)."
-        )
-    if "left_out" in result:
-        found.append(f"One corner only, left out: {', '.join(result['left_out'])}.")
-        return found
-    if "worst_case_correct" in result:
-        verdict = "still" if result["worst_case_correct"] else "not"
-        found.append(
-            f"Searched: the worst point that gradient search found is {verdict} {target}, with "
-            f"probability {result['worst_case_probability']:.4f}."
-        )
-    if "edges" in result:
-        found.append(_walked(result["edges"], target))
-    return [*found, *_proved(result.get("proof", {}), target)]
+class Known(StrEnum):
+    """How a finding is known."""
+
+    PROVED = "proved"
+    WALKED = "walked"
+    SEARCHED = "searched"
+    SAMPLED = "sampled"
+    MEASURED = "measured"
+    NOT_PROVED = "not proved"
+    NOT_MEASURED = "not measured"
 
 
-def _walked(edges: dict[str, Any], target: str) -> str:
-    if "reason" in edges:
-        return f"Edges not walked: {edges['reason']}."
-    share, bits = edges["share_proved"], edges["precision"]
-    text = f"Walked exactly, float{bits}: {share:.4%} of the edges' length is proved to be {target}"
-    first = next((edge for edge in edges["edges"] if edge["first_failure"]), None)
-    if first is None:
-        return f"{text}, up to rounding; no piece of another class was met."
-    low, high = first["first_failure"]
-    return (
-        f"{text}, {edges['share_failed']:.4%} is not: first between corners {first['corners'][0]} "
-        f"and {first['corners'][1]}, from {low:.6f} to {high:.6f} of the way."
-    )
+MEANINGS = {
+    Known.PROVED: "holds at every point that is spoken of, sampled or not",
+    Known.WALKED: "computed bend by bend along the edges between corners, exactly up to rounding",
+    Known.SEARCHED: "the worst point that a gradient search found; there may be a worse one",
+    Known.SAMPLED: "of points drawn at random; nothing is certain of any other point",
+    Known.MEASURED: "computed from the pictures themselves",
+    Known.NOT_PROVED: "tried, and left open: here it is an empirical finding",
+    Known.NOT_MEASURED: "failed, or left out",
+}
+
+LAWS = {"dirichlet": "uniform on the simplex", "stick_breaking": "stick-breaking (the authors')"}
+_EIGHT_BIT = "_uint8"
+POINTS = {
+    law + suffix: LAWS[law] + words
+    for law in SAMPLERS
+    for suffix, words in (("", ""), (_EIGHT_BIT, ", 8-bit corners"))
+}
+"""The samplers of `evaluation.json`, by their keys."""
 
 
-def _proved(proof: dict[str, Any], target: str) -> list[str]:
-    found = []
-    if collision := proof.get("collision"):
-        found.append(_collision(collision))
-    if of_class := proof.get("class"):
-        found.append(_class(of_class, target))
-    return found
+class Finding(NamedTuple):
+    """One row: what was looked at, what was found, how it is known, and the fine print."""
+
+    label: str
+    value: str
+    known: Known
+    note: str = ""
 
 
-def _collision(collision: dict[str, Any]) -> str:
-    if "reason" in collision:
-        return f"Collision not proved: {collision['reason']}. It is an empirical finding here."
-    return (
-        "Proved (section 2: the layer is affine, so the largest error over the hull is at a "
-        "corner; of the corners as saved, float32, computed in float64): at every "
-        f"point of the hull L_pos is at most {number(collision['positive_relative_max'])} of "
-        f"||f(t)||, no inactive unit is "
-        f"above {number(collision['inactive_max'])}, and no activation is off by more than "
-        f"{collision['feature_error_max']:.4g}."
-    )
+class Description(NamedTuple):
+    """All that a report says of a hull in words, in its order."""
+
+    experiment: str
+    headline: str
+    lead: str
+    warning: str
+    claims: list[Finding]
+    tables: list[Table]
 
 
-def _class(of_class: dict[str, Any], target: str) -> str:
-    if "reason" in of_class:
-        return f"Class not proved: {of_class['reason']}."
-    if of_class["share_proved"] == 1:
-        return (
-            f"Proved: every point of the hull is {target}; its logit is at least "
-            f"{of_class['margin_min']:.4g} above any other (bounds in float64, pieces of the hull: "
-            f"{of_class['pieces']})."
-        )
-    return (
-        f"Bounds prove {of_class['share_proved']:.2%} of the hull's volume to be {target}; of "
-        "the rest they say nothing."
-    )
+def describe(
+    summary: dict[str, Any], result: dict[str, Any], class_names: Sequence[str]
+) -> Description:
+    """Describe a hull.
 
-
-def baselines_table(result: dict[str, Any]) -> str:
-    """Table 5, and the other sets the hull is compared with."""
-    rows = [
-        ("the hull, Dirichlet(1)", result.get("dirichlet", {}).get("accuracy")),
-        ("ball, any direction (appendix B)", result.get("ball_accuracy")),
-        ("the same, clipped to [0, 1]", result.get("ball_clipped_accuracy")),
-        ("ball in the corners' own span", result.get("ball_span_accuracy")),
-        ("the corners' simplex, turned at random", result.get("random_simplex_accuracy")),
-        ("hull of plain Eq. 1 solutions", result.get("plain_accuracy")),
+    Args:
+        summary: what `summary.json` holds.
+        result: what `evaluation.json` holds.
+        class_names: one per class.
+    """
+    initial, target = (class_names[summary[f"{name}_class"]] for name in ("initial", "target"))
+    count = len(summary["corners"])
+    tables = [
+        comparison(summary["experiment"], result, target),
+        corners_table(summary, class_names),
+        _points_table(result),
+        _table("How large the hull is", _numbers(SIZES, result, Known.MEASURED)),
+        _table("What it is compared with (Table 5)", _numbers(BASELINES, result, Known.SAMPLED)),
+        _edges_table(result.get("edges", {})),
     ]
-    return markdown_table(
-        ["points of", "target's class"], [[name, number(share, ".2%")] for name, share in rows]
+    return Description(
+        experiment=summary["experiment"],
+        headline=f"{initial} that collides with {target}",
+        lead=f"{summary['classifier']}, layer {summary['layer']}, {count} corner"
+        f"{'s' * (count > 1)}, {summary['steps']} steps in {summary['seconds']:.2f} s.",
+        warning="" if summary["converged"] else "Not all corners converged.",
+        claims=[row for claim in CLAIMS for row in claim(result, class_names)],
+        tables=[table for table in tables if table.rows],
     )
 
 
-def edges_table(edges: dict[str, Any]) -> str:
-    """One row an edge; empty where none could be walked."""
-    if "edges" not in edges:
-        return ""
+def classes_of(class_names: Sequence[str], count: int) -> Sequence[str]:
+    """One name for each of the `count` classes of a classifier.
+
+    Where the data set's names differ from the classes in number they are not theirs, and classes
+    are called by number.
+    """
+    return class_names if len(class_names) == count else [f"class {k}" for k in range(count)]
+
+
+def claims_table(claims: Sequence[Finding], notes: bool = True) -> Table:
+    """The rows as a table of their own, without the fine print if need be."""
+    return _table("What is claimed, and how it is known", claims, notes)
+
+
+def _table(heading: str, findings: Sequence[Finding], notes: bool = True) -> Table:
+    columns = ("", "found", "how it is known", "note")
+    notes = notes and any(finding.note for finding in findings)
+    count = 4 if notes else 3
+    return Table(heading, columns[:count], [finding[:count] for finding in findings])
+
+
+def corners_table(summary: dict[str, Any], class_names: Sequence[str]) -> Table:
+    """One row per corner."""
+    target = class_names[summary["target_class"]]
+    columns = ("corner", "unit", "L_pos", "its pre-activation", "class", f"probability of {target}")
     rows = [
-        [
+        (
+            str(entry["corner"]),
+            str(entry["unit"]),
+            f"{entry['positive']:.4g}",
+            f"{entry['unit_preactivation']:.1f}",
+            class_names[entry["predicted_class"]],
+            f"{entry['probability']:.4f}",
+        )
+        for entry in summary["corners"]
+    ]
+    return Table("The corners", columns, rows)
+
+
+# Claims: each reads its entries of evaluation.json, and yields nothing where they are not there.
+
+
+def _not_measured(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    for name, reason in result.get("failed", {}).items():
+        yield Finding(name, reason, Known.NOT_MEASURED)
+    if left_out := result.get("left_out"):
+        yield Finding("needs two corners", ", ".join(left_out), Known.NOT_MEASURED)
+
+
+def _outcome(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    if "outcome" in result:
+        note = "; ".join(result["outcome_reasons"])
+        yield Finding("outcome", result["outcome"], Known.SAMPLED, note)
+
+
+def _sampled(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    if not (sample := result.get("dirichlet")):
+        return
+    target = names[result["target_class"]]
+    yield Finding(
+        f"mixes of the corners that are {target}",
+        f"{sample['accuracy']:.2%} of {sample['samples']}, so at least "
+        f"{sample['accuracy_lower_95']:.3%} of all",
+        Known.SAMPLED,
+        "drawn uniformly from the hull; at 95 % confidence (Clopper-Pearson)",
+    )
+    yield Finding(
+        f"their probability of {target}",
+        f"{sample['probability_mean']:.4f} on average, {sample['probability_min']:.4f} at least",
+        Known.SAMPLED,
+        f"the target's own is {result['target_probability']:.4f}",
+    )
+    if (error := sample.get("positive_relative_max")) is not None:
+        yield Finding(
+            "their features", f"L_pos at most {error:.3g} of ||f(t)||", Known.SAMPLED,
+            "how far the target's active units are from the target's own",
+        )  # fmt: skip
+
+
+def _other_laws(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    others = {POINTS[key]: result[key] for key in POINTS if key in result and key != "dirichlet"}
+    if others:
+        share = min(sample["accuracy"] for sample in others.values())
+        yield Finding(
+            f"mixes that are {names[result['target_class']]}, drawn otherwise",
+            f"{share:.2%} at least",
+            Known.SAMPLED,
+            "; ".join(f"{law}: {sample['accuracy']:.2%}" for law, sample in others.items()),
+        )
+
+
+def _worst_case(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    if "worst_case_class" not in result:
+        return
+    target, seen = names[result["target_class"]], names[result["worst_case_class"]]
+    yield Finding(
+        "worst mix found",
+        f"{'still' if result['worst_case_correct'] else 'not'} {target}, with probability "
+        f"{result['worst_case_probability']:.4f}",
+        Known.SEARCHED,
+        "" if result["worst_case_correct"] else f"its class is {seen}",
+    )
+
+
+def _edges(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    if not (edges := result.get("edges")):
+        return
+    label, target = "edges between corners", names[result["target_class"]]
+    if "reason" in edges:
+        yield Finding(label, f"not walked: {edges['reason']}", Known.NOT_PROVED)
+        return
+    value = f"{edges['share_proved']:.4%} of their length is {target}"
+    note = f"float{edges['precision']}, up to rounding; no piece of another class was met"
+    first = next((edge for edge in edges["edges"] if edge["first_failure"]), None)
+    if first:
+        value += f", {edges['share_failed']:.4%} is not"
+        (one, other), (low, high) = first["corners"], first["first_failure"]
+        note = (
+            f"float{edges['precision']}, up to rounding; another class first between corners {one} "
+            f"and {other}, from {low:.6f} to {high:.6f} of the way"
+        )
+    yield Finding(label, value, Known.WALKED, note)
+
+
+def _features_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    if not (proof := result.get("proof", {}).get("collision")):
+        return
+    if "reason" in proof:
+        yield Finding("features of every mix", proof["reason"], Known.NOT_PROVED)
+        return
+    yield Finding(
+        "features of every mix",
+        f"L_pos at most {number(proof['positive_relative_max'], '.3g')} of ||f(t)||",
+        Known.PROVED,
+        f"no inactive unit is above {number(proof['inactive_max'])}, no activation is off by more "
+        f"than {proof['feature_error_max']:.4g} (section 2: the layer is affine, so the largest "
+        "error over the hull is at a corner; of the corners as saved, in float64)",
+    )
+
+
+def _class_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    if not (proof := result.get("proof", {}).get("class")):
+        return
+    label, target = "class of every mix", names[result["target_class"]]
+    if "reason" in proof:
+        yield Finding(label, proof["reason"], Known.NOT_PROVED)
+    elif proof["share_proved"] == 1:
+        margin, pieces = proof["margin_min"], proof["pieces"]
+        value = f"{target}; its logit is at least {margin:.4g} above any other"
+        yield Finding(
+            label, value, Known.PROVED, f"bounds in float64, pieces of the hull: {pieces}"
+        )
+    else:
+        value = f"{target} on {proof['share_proved']:.2%} of the hull's volume"
+        yield Finding(label, value, Known.PROVED, "of the rest the bounds say nothing")
+
+
+def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    if (mean := result.get("corner_distance_mean")) is None:
+        return
+    if (size := result.get("relative_size")) is not None:
+        note = (
+            f"{size:.2f} times the mean distance of two images of the data set, "
+            f"{result['dataset_distance_mean']:,.2f}"
+        )
+    else:
+        note = result.get("relative_size_reason", "")
+    yield Finding("distance between corners", f"{mean:,.2f} on average", Known.MEASURED, note)
+
+
+Claim = Callable[[dict[str, Any], Sequence[str]], Iterator[Finding]]
+CLAIMS: tuple[Claim, ...] = (
+    _not_measured, _outcome, _class_proof, _features_proof, _edges, _worst_case, _sampled,
+    _other_laws, _distances,
+)  # fmt: skip
+
+
+class Entry(NamedTuple):
+    """A number of `evaluation.json` that is a row by itself: its label, its key, its form."""
+
+    label: str
+    key: str
+    form: str = ".4g"
+
+
+SIZES = (
+    Entry("distance between corners over that between images of the data set",
+          "relative_size", ".3f"),
+    Entry("smallest distance between two corners", "corner_distance_min", ",.2f"),
+    Entry("mean distance of a corner from the initial image", "initial_distance_mean", ",.2f"),
+    Entry("share of the distance that 8x8 pixels' averages keep", "macro_share", ".3f"),
+    Entry("SSIM between corners", "corner_ssim_mean"),
+    Entry("SSIM to the initial image", "ssim_to_initial"),
+    Entry("SSIM to the target", "ssim_to_target"),
+    Entry("LPIPS between corners", "corner_lpips_mean"),
+    Entry("R(P), mean over the corners", "total_variation", ",.0f"),
+    Entry("L_neg over Eq. 2's exact optimum, per corner", "depth.share", ".3f"),
+)  # fmt: skip
+BASELINES = (
+    Entry("the hull, uniform", "dirichlet.accuracy", ".2%"),
+    Entry("ball, any direction (appendix B)", "ball_accuracy", ".2%"),
+    Entry("the same, clipped to [0, 1]", "ball_clipped_accuracy", ".2%"),
+    Entry("ball in the corners' own span", "ball_span_accuracy", ".2%"),
+    Entry("the corners' simplex, turned at random", "random_simplex_accuracy", ".2%"),
+    Entry("hull of plain Eq. 1 solutions", "plain_accuracy", ".2%"),
+)
+
+
+def _numbers(entries: Sequence[Entry], result: dict[str, Any], known: Known) -> list[Finding]:
+    """A row per entry; those that were not measured are left out, unless there is a reason."""
+    rows = []
+    for label, key, form in entries:
+        value: Any = result
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        reason = result.get(f"{key.removesuffix('_mean')}_reason", "")
+        values = value if isinstance(value, list) else [value]
+        if reason or values != [None]:
+            shown = ", ".join(number(each, form) for each in values)
+            rows.append(Finding(label, shown, Known.NOT_MEASURED if reason else known, reason))
+    return rows
+
+
+def _points_table(result: dict[str, Any]) -> Table:
+    """One row per sampler."""
+    rows = [
+        (
+            words,
+            str(sample["samples"]),
+            f"{sample['accuracy']:.2%}",
+            f"{sample['accuracy_lower_95']:.3%}",
+            f"{sample['probability_mean']:.4f}",
+            f"{sample['probability_min']:.4f}",
+            number(sample["positive_relative_max"]),
+            number(sample["inactive_kept"]),
+        )
+        for key, words in POINTS.items()
+        if (sample := result.get(key))
+    ]
+    columns = ("points", "samples", "accuracy", "at least (95 %)", "mean probability", "smallest",
+               "largest L_pos over ||f(t)||", "inactive units kept")  # fmt: skip
+    return Table("Points of the hull", columns, rows)
+
+
+def _edges_table(edges: dict[str, Any]) -> Table:
+    """One row per edge; none where no edge could be walked."""
+    rows = [
+        (
             "{} to {}".format(*edge["corners"]),
             f"{edge['walked']:.4%}",
             f"{edge['proved']:.4%}",
             str(edge["breakpoints"]),
             number(edge["margin_min"]),
             f"{edge['rounding']:.1e}",
-        ]
-        for edge in edges["edges"]
+        )
+        for edge in edges.get("edges", ())
     ]
-    header = ["edge", "walked", "class proved", "linear pieces", "smallest margin", "rounding"]
-    return markdown_table(header, rows)
-
-
-def sizes_table(result: dict[str, Any]) -> str:
-    """How far apart the corners are, and how deep."""
-    size = number(result.get("relative_size"), ".3f")
-    if "relative_size_reason" in result:
-        size += f" ({result['relative_size_reason']})"
-    least = number(result.get("corner_distance_min"), ",.2f")
-    rows = [
-        ["distance between corners over the data set's", size],
-        ["smallest distance between two corners", least],
-        ["share of it that 8x8 pixels' averages keep", number(result.get("macro_share"), ".3f")],
-        ["SSIM between corners", number(result.get("corner_ssim_mean"))],
-        ["SSIM to the initial image", number(result.get("ssim_to_initial"))],
-        ["SSIM to the target", number(result.get("ssim_to_target"))],
-        ["LPIPS between corners", number(result.get("corner_lpips_mean"))],
-    ]
-    if result.get("total_variation") is not None:
-        rows.append(["R(P), mean over the corners", number(result["total_variation"], ",.0f")])
-    shares = result.get("depth", {}).get("share")
-    if shares:
-        text = ", ".join(number(share, ".3f") for share in shares)
-        rows.append(["L_neg over Eq. 2's exact optimum, each corner", text])
-    return markdown_table(["", "this run"], rows)
+    columns = ("edge", "walked", "class proved", "linear pieces", "smallest margin", "rounding")
+    return Table("Its edges", columns, rows)
 
 
 class Case(NamedTuple):
     """One row of the paper's tables; distances are L2, on its own pixel scale."""
 
     name: str
-    images_distance: float
-    corners_distance: float
-    accuracy: float
+    images_distance: float | None
+    corners_distance: float | None
+    accuracy: float | None
     target_probability: float
-    sampled_probability: float
+    sampled_probability: float | None
     ball_accuracy: float | None = None
 
 
@@ -179,34 +393,28 @@ CASES = {
 """The rows of the paper that an experiment stands for; other experiments have none."""
 
 
-def comparison(experiment: str, result: dict[str, Any], target: str) -> str:
+def comparison(experiment: str, result: dict[str, Any], target: str) -> Table:
     """Tables 1 to 5 as one: this run, and the paper's rows of the same experiment."""
     sample = result.get("dirichlet", {})
-    unknown = float("nan")
     here = Case(
         "this run",
-        result.get("dataset_distance_mean", unknown),
-        result.get("corner_distance_mean", unknown),
-        sample.get("accuracy", unknown),
+        result.get("dataset_distance_mean"),
+        result.get("corner_distance_mean"),
+        sample.get("accuracy"),
         result["target_probability"],
-        sample.get("probability_mean", unknown),
+        sample.get("probability_mean"),
         result.get("ball_accuracy"),
     )
-    header = [
-        "",
-        "distance between images of the data set",
-        "distance between corners",
-        f"interpolations that are {target}",
-        "probability, target",
-        "probability, interpolations",
-        "ball of that size (Table 5)",
-    ]
-    return markdown_table(header, [_row(case) for case in (here, *CASES.get(experiment, ()))])
+    columns = ("", "distance between images of the data set", "distance between corners",
+               f"mixes that are {target}", "probability, target", "probability, mixes",
+               "ball of that size (Table 5)")  # fmt: skip
+    rows = [_row(case) for case in (here, *CASES.get(experiment, ()))]
+    note = "Tables 1 to 5: L2 distances, mixes of the corners, and a ball as large as the hull."
+    return Table("Beside the paper's numbers", columns, rows, note)
 
 
 def _row(case: Case) -> list[str]:
     """Shares as percentages, everything else to four places; the paper's as it prints them."""
     probability = ".4f" if case.name == "this run" else ""
     forms = (",.2f", ",.2f", ".2%", probability, probability, ".1%")
-    values = [None if value != value else value for value in case[1:]]
-    return [case.name, *(number(v, form) for v, form in zip(values, forms, strict=True))]
+    return [case.name, *(number(v, form) for v, form in zip(case[1:], forms, strict=True))]

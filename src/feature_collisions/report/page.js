@@ -1,6 +1,6 @@
 "use strict";
 // The explorer: weights on the corners -> their mix on a canvas, and the classes' probabilities
-// there, interpolated on the lattice that explorer.py classified.
+// there, interpolated on the lattice that lattice.py classified.
 
 function choose(n, k) {
   let found = 1;
@@ -214,6 +214,6 @@ function start(data, images) {
 
 {
   const data = JSON.parse(document.getElementById("explorer-data").textContent);
-  const images = data.corners.map((_, i) => document.getElementById("corner-image-" + i));
+  const images = [...document.querySelectorAll("img.corner")];
   Promise.all(images.map((image) => image.decode())).then(() => start(data, images));
 }

@@ -1,27 +1,70 @@
-"""Tables as text, and as Markdown."""
+"""Tables: rows of text, rendered as Markdown and for the terminal (`page.py`: as HTML)."""
 
+import re
+import shutil
 from collections.abc import Sequence
+from typing import NamedTuple
+
+from tabulate import tabulate
 
 from .escaping import for_line, for_markdown
 
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be, numbers' side to the right."""
-    table = [[for_line(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-             for row in table]  # fmt: skip
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+_NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?%?|-")
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; nothing in its cells is markup."""
-    first, *lines = (
-        "| " + " | ".join(for_markdown(cell) for cell in row) + " |" for row in (header, *rows)
+class Table(NamedTuple):
+    """Cells of text that may hold a stranger's names: each rendering escapes them.
+
+    Attributes:
+        heading: what is said above the table.
+        columns: what is said above each column.
+        rows: one cell per column.
+        note: how the table is to be read.
+    """
+
+    heading: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether a column holds numbers alone, which are set to the right."""
+        cells = zip(*self.rows, strict=True) if self.rows else [("",)] * len(self.columns)
+        return [all(_NUMBER.fullmatch(cell) for cell in column) for column in cells]
+
+
+def as_markdown(table: Table) -> str:
+    """The table in Markdown; nothing in its cells is markup."""
+    cells = [[for_markdown(cell) for cell in row] for row in (table.columns, *table.rows)]
+    lines = tabulate(cells[1:], cells[0], "pipe", disable_numparse=True, colalign=_aligned(table))
+    return "\n\n".join(part for part in (for_markdown(table.note), lines) if part)
+
+
+def as_text(table: Table) -> str:
+    """The table for a terminal; names and cells are broken where it is too wide for that."""
+    cells = [[for_line(cell) for cell in row] for row in (table.columns, *table.rows)]
+    names, widths = (
+        [max(map(len, column)) for column in zip(*rows, strict=True)] for rows in (cells[:1], cells)
     )
-    return "\n".join([first, "| " + " | ".join(["---"] * len(header)) + " |", *lines])
+    screen = shutil.get_terminal_size((100, 24)).columns - 2 * len(widths)
+    if sum(widths) > screen:
+        filled = [max(map(len, column)) for column in zip(*cells[1:], strict=True)] or names
+        names = [max(width, 12) for width in filled]
+        widths = [max(filled[k], min(names[k], len(cells[0][k]))) for k in range(len(names))]
+        widest = widths.index(max(widths))
+        widths[widest] = max(20, widths[widest] + min(0, screen - sum(widths)))
+    return tabulate(
+        cells[1:], cells[0], "simple", disable_numparse=True, colalign=_aligned(table),
+        maxcolwidths=[max(1, width) for width in widths],
+        maxheadercolwidths=[max(1, width) for width in names],
+    )  # fmt: skip
 
 
 def number(value: float | None, form: str = ".4g") -> str:
     """A figure, or a dash where there is none."""
     return "-" if value is None else format(value, form)
+
+
+def _aligned(table: Table) -> list[str]:
+    return ["right" if numeric else "left" for numeric in table.numeric]

@@ -18,6 +18,7 @@ from ..data.images import to_uint8
 from ..errors import SettingError
 from ..hull.hull import SAMPLERS, Hull
 from ..hull.run import Run
+from ..hull.statistics import OUTCOMES
 from ..settings.train import WandbSettings
 
 if TYPE_CHECKING:
@@ -335,10 +336,11 @@ def log_table(
     sizes = directory / "sizes.png"
     if sizes.exists():
         media["sizes"] = wandb.Image(str(sizes))
-    good = sum(row["outcome"] == "success" for row in rows)
+    outcomes = [row["outcome"] for row in rows]
+    counts = {f"runs/{name.replace(' ', '_')}": outcomes.count(name) for name in OUTCOMES}
     with wandb_run(mode, directory, identity) as logged:
         logged.log(media)
-        logged.summary.update({"runs/evaluated": len(rows), "runs/success": good})
+        logged.summary.update({"runs/evaluated": len(rows)} | counts)
     return identity.name
 
 

@@ -40,7 +40,7 @@ def problem_of(
 
 def digest(tensor: Tensor) -> str:
     """Eight hexadecimal digits of a tensor's values."""
-    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:8]
+    return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()[:8]
 
 
 def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:

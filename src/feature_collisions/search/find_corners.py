@@ -11,20 +11,22 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
+from ..data.devices import able
 from ..data.images import check_pair, save_png
 from ..ends import between_steps
 from ..errors import SettingError
-from ..hull.distances import SQUARE
+from ..hull.distances import SIGMA
 from ..hull.hull import Hull
 from ..networks.agreement import accepted, check_agreement, check_gradient, is_double
 from ..networks.frozen import frozen_copy, halve_weights, network_of
+from ..networks.logits import device_of
 from ..networks.target import logits_of, passing, preactivation_of, target_features
 from ..networks.target_layer import Observed, TargetLayer
 from ..patches.composite import Sources
 from ..settings.rules import one_of
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from ..settings.train import parse_corners, parse_corners_per_batch
-from ..settings.trainer import MIXED, check_trainer
+from ..settings.trainer import MIXED, check_trainer, where
 from .callbacks import callbacks_of, log_afterwards
 from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Found, Goal, unmet
@@ -74,8 +76,10 @@ class Search:
         self._check_arguments()
         self.model = accepted(self.model)
         self.corners = parse_corners(self.corners)
-        self.trainer = check_trainer(self.trainer)
+        self.trainer = check_trainer(where(device_of(self.model)) | self.trainer)
         self.dtype = self._dtype()
+        place = able(device_of(self.model), self.dtype)
+        self.initial, self.target = self.initial.to(place), self.target.to(place)
         self.module = self._collision()
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
@@ -91,7 +95,7 @@ class Search:
                 "call it outside"
             )
         check_pair(self.initial, self.target)
-        self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
+        self.initial, self.target = self.initial.detach(), self.target.detach()
         if not isinstance(self.trainer, dict):
             raise SettingError(f"trainer={self.trainer}: must be a dict of Trainer's arguments")
         if not isinstance(self.layer, str):
@@ -104,11 +108,11 @@ class Search:
                     f"feature_collisions.{kind.__name__}(...)"
                 )
             getattr(self, name).check()
-        if self.loss.distance and min(self.initial.shape[1:]) < SQUARE:
+        if self.loss.distance and min(self.initial.shape[1:]) < 2 * SIGMA:
             raise SettingError(
-                f"loss.distance={self.loss.distance}: is taken over squares of {SQUARE}x{SQUARE} "
-                f"pixels, and the images have {self.initial.shape[1]}x{self.initial.shape[2]}; set "
-                "loss.distance=0"
+                f"loss.distance={self.loss.distance}: is taken after a low-pass over some "
+                f"{2 * SIGMA}x{2 * SIGMA} pixels, and the images have {self.initial.shape[1]}x"
+                f"{self.initial.shape[2]}; set loss.distance=0"
             )
         self.directory = None if self.directory is None else Path(self.directory)
         self.ckpt_path = None if self.ckpt_path is None else Path(self.ckpt_path)
@@ -131,7 +135,8 @@ class Search:
         parameterisation = self._parameterisation(layout)
         self.start = parameterisation().detach()[:1].float()
         first = self.corner_order == "inactive_first"
-        units = features.units(self.corners, self._preactivation(self.start)[0] if first else None)
+        start = self._preactivation(self.start)[0] if first else None
+        self.units = units = features.units(self.corners, start)
         with passing(self.target.shape):
             logits = logits_of(self.model, self.target[None])[0]
             network, classifier = self._frozen(layout)
@@ -140,10 +145,11 @@ class Search:
         norm = float(features.features.norm())
         self.goal = Goal(self.stop, norm, target_class, probability)
         target_logits = logits.to(self.dtype) if self.loss.output else None
+        near = self.initial.to(self.dtype) if self.loss.nearness else None
         return Collision(
             network,
             parameterisation,
-            CollisionLoss(features, units, self.loss, target_logits),
+            CollisionLoss(features, units, self.loss, target_logits, near),
             self.goal,
             self.optimizer,
             every=self.log.every,
@@ -171,6 +177,8 @@ class Search:
             fit(self.lightning, self.module, None if shared else logger, self.ckpt_path)
         found = self.module.found
         assert found is not None
+        # Lightning leaves what it has moved on the CPU.
+        found = found._replace(corners=found.corners.to(self.initial))
         if shared and logger and self.directory is not None:
             log_afterwards(self.directory, logger)
         summary = self._summary(found)
@@ -193,7 +201,7 @@ class Search:
             found.corners,
             self.initial,
             self.target,
-            self.module.loss.units.cpu(),
+            self.units,
             summary,
         )
 
@@ -227,9 +235,9 @@ class Search:
 
     def _summary(self, found: Found) -> dict[str, Any]:
         """What `summary.json` says of the corners."""
-        pair, units = (self.initial, self.target), self.module.loss.units.cpu()
+        pair, images, features = (self.initial, self.target), found.corners, self.features
         summary = summarise(
-            self.model, self.layer, pair, found.corners, self.corners, units, self.features
+            self.model, self.layer, pair, images, self.corners, self.units, features
         )
         norms, classes, probabilities = (
             torch.tensor([entry[name] for entry in summary["corners"]])
@@ -240,6 +248,7 @@ class Search:
         return summary | {
             "experiment": "find_corners",
             "classifier_hash": self.module.problem["classifier"],
+            "hull_relative": float(self.stop.hull_relative),
             "converged": not late,
             "unmet": late,
             "steps": found.step,
@@ -260,8 +269,8 @@ def find_corners(
     """Find images that the classifier cannot tell from the target, one per corner (Eq. 3 and 4).
 
     Args:
-        model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed. What
-            `model(images)` gives in eval mode is compared with what is searched.
+        model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed, and stays where
+            it lies. What `model(images)` gives in eval mode is compared with what is searched.
         layer: the target layer, a node whose output feeds a ReLU.
         initial: (C, H, W) float32 in [0, 1], where every corner starts.
         target: (C, H, W) likewise, whose features are matched.
@@ -274,7 +283,8 @@ def find_corners(
         optimizer (OptimizerSettings): Adam or the authors' descent, and its rate.
         stop (StopSettings): when the search stops.
         log (LogSettings): cadences of curves, pictures and checkpoints.
-        trainer (dict): arguments of Lightning's Trainer: accelerator, devices, precision.
+        trainer (dict): arguments of Lightning's Trainer: accelerator, devices, precision. Without
+            the first two the search runs where the model lies; the hull lies there anyway.
         directory (Path): where curves, intermediate images and checkpoints go; None keeps none.
         ckpt_path (Path): a checkpoint to continue from.
         corners_per_batch (int | str): images in one forward pass, corners and the points of

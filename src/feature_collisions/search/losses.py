@@ -5,8 +5,8 @@ value per corner. Corners share nothing there, so the sum over them has each cor
 
 A new term of the features or of the logits is a function here, and a line in the method of
 `CollisionLoss` that is given what it looks at; a term of the images is one entry of `of_images`.
-Units that are blind on another side than below zero enter where `preactivation` does: mirrored, so
-that what the layer cannot see is negative.
+The functions take pre-activations as `TargetFeatures.oriented` gives them: units that the layer is
+blind to above a ceiling are mirrored, so that what it cannot see is negative.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..hull.distances import visible_distances
+from ..hull.distances import smooth_distances
 from ..networks.target import TargetFeatures
 from ..settings.search import LossSettings
 
@@ -34,7 +34,7 @@ def positive(
 
     Args:
         preactivation: (K, N) f0(x).
-        features: (N,) f(t).
+        features: (N,) f(t) of active units, 0 for inactive ones.
         active: (N,) psgn(f0(t)), 1 for active units and 0 for inactive ones.
         form: `norm`, as the paper prints it, or `half_square`, half its square, as the authors
             optimise it. The norm's gradient at an exact collision is 0.
@@ -105,6 +105,7 @@ class CollisionLoss(nn.Module):
         units: (K,) each corner's unit.
         settings: alpha, beta, gamma, the form of L_pos, and what goes beyond the paper.
         target_logits: (classes,), where `loss.output` compares classes.
+        initial: (C, H, W), where `loss.nearness` holds corners near it.
     """
 
     features: Tensor
@@ -112,6 +113,7 @@ class CollisionLoss(nn.Module):
     inactive: Tensor
     units: Tensor
     target_logits: Tensor | None
+    initial: Tensor | None
 
     def __init__(
         self,
@@ -119,16 +121,19 @@ class CollisionLoss(nn.Module):
         units: Tensor,
         settings: LossSettings,
         target_logits: Tensor | None = None,
+        initial: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.target = TargetFeatures(target.preactivation, target.ceiling)  # to be moved
         self.norm = float(target.features.norm())
         self.scale = self.norm if settings.normalise else 1.0
-        self.register_buffer("features", target.features)
+        self.register_buffer("features", target.values)
         self.register_buffer("active", target.active.to(target.features))
         self.register_buffer("inactive", (~target.active).to(target.features))
         self.register_buffer("units", units)
         self.register_buffer("target_logits", target_logits)
+        self.register_buffer("initial", initial)
 
     @property
     def alpha(self) -> float:
@@ -142,13 +147,17 @@ class CollisionLoss(nn.Module):
 
     def forward(self, preactivation: Tensor, rows: slice = _ALL) -> Tensor:
         """Eq. 4 (K,) of the corners `rows`, whose pre-activations (K, N) these are."""
-        pushed = negative(preactivation, self.inactive, self.units[rows])
-        return self.interior(preactivation) + self.beta * pushed
+        oriented = self.target.oriented(preactivation)
+        pushed = negative(oriented, self.inactive, self.units[rows])
+        return self._interior(oriented) + self.beta * pushed
 
     def interior(self, preactivation: Tensor) -> Tensor:
         """alpha L_pos (M,) of any points' pre-activations (M, N)."""
+        return self._interior(self.target.oriented(preactivation))
+
+    def _interior(self, oriented: Tensor) -> Tensor:
         form, rectified = self.settings.positive_form, self.settings.rectified
-        return self.alpha * positive(preactivation, self.features, self.active, form, rectified)
+        return self.alpha * positive(oriented, self.features, self.active, form, rectified)
 
     def output(self, logits: Tensor) -> Tensor:
         """output alpha L_pos(0) KL(p(t) || p(x)), (B,), of any points' logits (B, classes).
@@ -174,7 +183,10 @@ class CollisionLoss(nn.Module):
         if settings.gamma:
             terms.append(settings.gamma * variation.sum())
         if settings.distance and len(every) > 1:
-            terms.append(-settings.distance * len(images) * visible_distances(every).mean())
+            terms.append(-settings.distance * len(images) * smooth_distances(every).mean())
+        if settings.nearness:
+            assert self.initial is not None
+            terms.append(settings.nearness / 2 * (images - self.initial).square().sum())
         return terms
 
     def curves(self, preactivation: Tensor, variation: Tensor) -> dict[str, Tensor]:
@@ -187,9 +199,10 @@ class CollisionLoss(nn.Module):
         total = self(preactivation)
         if self.settings.gamma:  # 0 times what is not a number is none either
             total = total + self.settings.gamma * variation
+        oriented = self.target.oriented(preactivation)
         return {
-            "positive": positive(preactivation, self.features, self.active),
-            "negative": negative(preactivation, self.inactive, self.units),
+            "positive": positive(oriented, self.features, self.active),
+            "negative": negative(oriented, self.inactive, self.units),
             "unit_preactivation": preactivation.gather(1, self.units[:, None])[:, 0],
             "total": total,
             "total_variation": variation,

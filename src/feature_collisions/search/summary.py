@@ -60,14 +60,17 @@ def summary_of(
         target: the target's features.
         probabilities: (2 + K, classes) of the initial image, the target and the corners.
     """
-    norms = positive(preactivation, target.features, target.active)
-    negatives = negative(preactivation, ~target.active, units)
+    oriented = target.oriented(preactivation)
+    norms = positive(oriented, target.values, target.active)
+    negatives = negative(oriented, ~target.active, units)
+    sides = target.sides(units)
     norm = float(target.features.norm())
     initial_class, target_class, *classes = probabilities.argmax(1).tolist()
     entries = [
         {
             "corner": corner,
             "unit": int(units[k]),
+            "side": sides[k],
             "positive": float(norms[k]),
             "positive_relative": float(norms[k]) / norm if norm else None,
             "negative": float(negatives[k]),

@@ -28,9 +28,10 @@ class LossSettings:
     many random points of the hull L_pos is taken at, too, in every step, each with `hull_weight`
     times alpha. `output` adds KL(p(t) || p(x)) of the class probabilities, at the corners and at
     those points; a divergence of 1 weighs `output` times what an L_pos of ||f(t)|| does.
-    `distance` rewards the mean distance between two corners that a person sees: over
-    8x8 pixels' means, in [0, 1]. `stages` changes the weights on the way, as the authors do from
-    step 14,000 of their macro runs.
+    `distance` rewards the mean distance between two corners that a person sees: of pixels in
+    [0, 1], after a Gaussian low-pass. `nearness` / 2 times the squared L2 distance to the initial
+    image, of pixels in [0, 1], holds corners near it: they keep its picture. `stages` changes the
+    weights on the way, as the authors do from step 14,000 of their macro runs.
     """
 
     alpha: float = 1.0
@@ -42,12 +43,13 @@ class LossSettings:
     hull_weight: float = 1.0
     output: float = 0.0
     distance: float = 0.0
+    nearness: float = 0.0
     rectified: bool = False
     stages: list[LossStage] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise SettingError for a weight or form that makes no loss."""
-        for name in ("alpha", "beta", "gamma", "hull_weight", "output", "distance"):
+        for name in ("alpha", "beta", "gamma", "hull_weight", "output", "distance", "nearness"):
             at_least(f"loss.{name}", getattr(self, name), 0)
         whole("loss.hull", self.hull, 0, 10_000)
         one_of("loss.positive_form", self.positive_form, ("norm", "half_square"))
@@ -133,7 +135,8 @@ class StopSettings:
     """Stop once every corner has reached all limits that are given, or at `max_steps`.
 
     `positive` bounds L_pos (the norm), `positive_relative` L_pos over ||f(t)||; `probability`
-    asks for the target's class, with a probability that close to the target's.
+    asks for the target's class, with a probability that close to the target's. `hull_relative`
+    ends nothing: up to this largest L_pos over ||f(t)|| a hull's features are said to collide.
     """
 
     positive: float | None = 5.0
@@ -141,6 +144,7 @@ class StopSettings:
     max_steps: int = 1000
     positive_relative: float | None = None
     probability: float | None = None
+    hull_relative: float = 0.3
 
     def check(self) -> None:
         """Raise SettingError for limits that contradict each other."""
@@ -148,6 +152,7 @@ class StopSettings:
             value = getattr(self, name)
             if value is not None:
                 at_least(f"stop.{name}", value, 0)
+        at_least("stop.hull_relative", self.hull_relative, 0)
         whole("stop.min_steps", self.min_steps, 0, STEPS)
         whole("stop.max_steps", self.max_steps, 1, STEPS)
         if self.min_steps > self.max_steps:

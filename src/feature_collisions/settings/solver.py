@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ..errors import SettingError
 
+OBJECTIVES = ("eq2", "unit", "random", "near")
 _OF_A_SEARCH = {
     "loss", "rates", "optimizer", "stop", "log", "patches", "trainer", "corners_per_batch",
     "channels_last", "compile",
@@ -11,7 +12,7 @@ _OF_A_SEARCH = {
 _AS_IT_IS = {"trainer.precision=64-true", "trainer.precision=64"}  # linear programs are in float64
 
 
-def check_used(solver: str, overrides: Sequence[str]) -> None:
+def check_used(solver: str, overrides: Sequence[str], objective: str = "eq2") -> None:
     """Raise SettingError for an override that `solver` would ignore.
 
     An experiment's file holds the settings of its search, and linear programs leave them out: with
@@ -21,6 +22,7 @@ def check_used(solver: str, overrides: Sequence[str]) -> None:
     Args:
         solver: `gradient` or `linear_program`.
         overrides: the command line's, as Hydra takes them.
+        objective: of linear programs; `near` takes `loss.nearness`.
 
     Example:
         >>> check_used("linear_program", ["solver=linear_program", "corner_order=inactive_first"])
@@ -28,6 +30,8 @@ def check_used(solver: str, overrides: Sequence[str]) -> None:
     for override in overrides:
         name = override.lstrip("+~").partition("=")[0]
         group = name.partition(".")[0].partition("@")[0]
+        if objective == "near" and name == "loss.nearness":
+            continue
         if solver == "gradient" and group == "objective":
             raise SettingError(
                 f"{override}: only linear programs have an objective; set solver=linear_program, "

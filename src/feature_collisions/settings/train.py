@@ -4,7 +4,7 @@ YAML in `conf/` holds values; these dataclasses say which keys exist and which v
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -21,19 +21,23 @@ from .search import (
     RateSettings,
     StopSettings,
 )
+from .solver import OBJECTIVES
 
 
 @dataclass
 class ClassifierSettings:
     """A network, its weights, and the layer whose features collide.
 
-    `name` is `mnist_mlp`, `file` (imported from `path`, MODULE:NAME) or torchvision's.
+    `name` is `mnist_mlp`, `file` (imported from `path`, MODULE:NAME) or torchvision's. `layer` may
+    be `auto`: the last that feeds a ReLU and that everything flows through. `train` trains
+    mnist_mlp anew, on the data and with the run's seed, in place of what ships.
     """
 
     name: str = MISSING
     weights: str | None = None
     layer: str = MISSING
     path: str | None = None
+    train: bool = False
 
 
 @dataclass
@@ -89,6 +93,7 @@ class Settings:
     channels_last: bool = False
     compile: bool = False
     pairs: str | None = None
+    networks: list[dict[str, str | None]] = field(default_factory=list)
 
     solver: str = "gradient"
     objective: str = "eq2"
@@ -96,7 +101,7 @@ class Settings:
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
         one_of("solver", self.solver, ("gradient", "linear_program"))
-        one_of("objective", self.objective, ("eq2", "unit", "random"))
+        one_of("objective", self.objective, OBJECTIVES)
         one_of("parameterisation", self.parameterisation, ("pixels", "composite"))
         one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
         if self.solver == "linear_program" and self.parameterisation == "composite":
@@ -120,8 +125,22 @@ class Settings:
         for part in parts:
             part.check()
         whole("seed", self.seed, 0, SEED)
+        self._check_networks()
         parse_corners(self.corner)
         parse_corners_per_batch(self.corners_per_batch)
+
+    def _check_networks(self) -> None:
+        for each in self.networks:
+            if strange := each.keys() - {"name", "path", "weights"}:
+                raise SettingError(
+                    f"networks: {strange.pop()} is none of name, path and weights, by which a list "
+                    "entry says what it has in the place of classifier.name and so on"
+                )
+
+    def classifiers(self) -> list[ClassifierSettings]:
+        """The classifiers that get the same pairs: those of a survey, or this job's alone."""
+        given: list[dict[str, Any]] = list(map(dict, self.networks))
+        return [replace(self.classifier, **each) for each in given] or [self.classifier]
 
 
 def to_settings(config: DictConfig) -> Any:
@@ -237,10 +256,12 @@ def _is_override(argument: str) -> bool:
 
 def expand_corner_sweep(arguments: list[str]) -> list[str]:
     """With `-m`, turn `corner=0..4` into `corner=0,1,2,3,4`, a choice any sweeper understands."""
-    multirun = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
-    if not multirun.intersection(arguments):
-        return arguments
-    return [_expand(argument) for argument in arguments]
+    return [_expand(argument) for argument in arguments] if is_sweep(arguments) else arguments
+
+
+def is_sweep(arguments: list[str]) -> bool:
+    """Whether Hydra is told to run several jobs."""
+    return not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
 
 
 def _expand(argument: str) -> str:

@@ -34,7 +34,8 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
         )
     gpus = torch.cuda.device_count()
     if trainer["accelerator"] == "auto":
-        trainer["accelerator"] = "gpu" if gpus else "cpu"
+        trainer["accelerator"] = "gpu" if gpus else "mps" if _apple() else "cpu"
+    _check_there(trainer["accelerator"], gpus)
     asked = str(trainer["precision"])
     precision = trainer["precision"] = _ALIASES.get(asked, asked)
     if precision not in _PRECISIONS:
@@ -46,6 +47,11 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
         raise SettingError(
             "trainer.precision=16-mixed: this device, the CPU, has no float16 arithmetic; use "
             "32-true, or bf16-mixed to save memory"
+        )
+    if precision == "64-true" and trainer["accelerator"] == "mps":
+        raise SettingError(
+            "trainer.precision=64-true: this device, Apple's GPU, has no float64 arithmetic; use "
+            "32-true, or trainer.accelerator=cpu"
         )
     if precision == "bf16-mixed" and trainer["accelerator"] in ("gpu", "cuda"):
         _check_bfloat16(gpus)
@@ -65,10 +71,42 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
     return trainer
 
 
+def where(device: torch.device) -> dict[str, Any]:
+    """The Trainer's arguments that mean `device`."""
+    if device.type == "cuda":
+        return {"accelerator": "gpu", "devices": [device.index or 0]}
+    return {"accelerator": "mps" if device.type == "mps" else "cpu", "devices": 1}
+
+
+def first_device(trainer: dict[str, Any]) -> torch.device:
+    """The device that `check_trainer`'s arguments mean, the first of several."""
+    if trainer["accelerator"] in ("gpu", "cuda"):
+        return torch.device("cuda", device_ids(trainer)[0])
+    return torch.device("mps" if trainer["accelerator"] == "mps" else "cpu")
+
+
 def device_ids(trainer: dict[str, Any]) -> list[int]:
     """The devices a search runs on."""
     devices = trainer["devices"]
     return list(devices) if isinstance(devices, list) else list(range(devices))
+
+
+def _apple() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def _check_there(accelerator: str, gpus: int) -> None:
+    """Raise SettingError for a GPU that is not there, or that PyTorch cannot use."""
+    if accelerator in ("gpu", "cuda") and not gpus:
+        built = "it was built without CUDA" if torch.version.cuda is None else "none is visible"
+        raise SettingError(
+            f"trainer.accelerator={accelerator}: PyTorch sees no GPU here ({built}); choose auto "
+            "or cpu"
+        )
+    if accelerator == "mps" and not _apple():
+        raise SettingError(
+            "trainer.accelerator=mps: PyTorch sees no GPU of Apple's here; choose auto or cpu"
+        )
 
 
 def _check_bfloat16(gpus: int) -> None:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from feature_collisions.report.explorer import explored, fineness, lattice
+from feature_collisions.evaluation.lattice import explored, fineness, lattice
 from helpers.hulls import NAMES, made_hull
 
 

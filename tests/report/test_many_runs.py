@@ -2,13 +2,15 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
 
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.run import Run
-from feature_collisions.report.many import hulls_below, row_of, sizes_figure, write_table
+from feature_collisions.hull.run import Run, hulls_below
+from feature_collisions.report.figures import sizes_figure
+from feature_collisions.report.runs import row_of, write_runs
 from helpers.runs import FAST, QUICK, make_run
 
 
@@ -63,7 +65,7 @@ def test_different_experiments_stand_in_one_table(tmp_path):
     assert refused == {}
     result, names = {"dirichlet": SAMPLE, "target_probability": 0.9}, tuple("0123456789")
     rows = [row_of(hull.directory.name, hull, result, names) for hull in hulls]
-    write_table(tmp_path, rows)
+    write_runs(tmp_path, rows)
     with (tmp_path / "runs.csv").open(newline="") as file:
         a, b = csv.DictReader(file)
     assert (a["experiment"], b["experiment"]) == ("mnist", "squeezenet_pixel")
@@ -79,7 +81,7 @@ SAMPLE = {
 }  # fmt: skip
 
 
-def rows_of(alphas, sizes, mean=0.9):
+def rows_of(alphas, sizes, mean=0.9, largest=0.25):
     image = torch.zeros(1, 2, 2)
     rows = []
     for alpha, size in zip(alphas, sizes, strict=True):
@@ -91,7 +93,7 @@ def rows_of(alphas, sizes, mean=0.9):
         config = {"loss": {"alpha": alpha, "beta": 1.0, "positive_form": "norm", "share": True}}
         run = Run(None, image[None], image, image, units, summary, config)
         result = {
-            "dirichlet": SAMPLE | {"probability_mean": mean},
+            "dirichlet": SAMPLE | {"probability_mean": mean, "positive_relative_max": largest},
             "target_probability": 0.9,
             "relative_size": size,
             "corner_distance_mean": 2.0 * size,
@@ -102,20 +104,39 @@ def rows_of(alphas, sizes, mean=0.9):
 
 def test_the_table_as_markdown_and_csv(tmp_path):
     rows = [*rows_of([1.0, 10.0], [0.5, 0.25]), {"run": "x", "outcome": "broken | <i>"}]
-    rows += rows_of([3.0], [0.1], mean=0.84)
-    table = write_table(tmp_path, rows)
-    assert table.startswith("2 of 4 are a success (sampled, not proved).")
+    rows += [*rows_of([3.0], [0.1], mean=0.84), *rows_of([4.0], [0.2], largest=0.31)]
+    heading = write_runs(tmp_path, rows).heading
+    assert heading == "2 of 5: features collide; 1: class only; 1: neither; 1: not measured"
+    table = (tmp_path / "runs.md").read_text()
+    assert table.startswith(f"# {heading}")
     assert "broken \\| &lt;i&gt;" in table
     assert "<b>" not in table
     with (tmp_path / "runs.csv").open(newline="") as file:
         read = list(csv.DictReader(file))
-    assert [row["loss.alpha"] for row in read] == ["1.0", "10.0", "", "3.0"]
+    assert [row["loss.alpha"] for row in read] == ["1.0", "10.0", "", "3.0", "4.0"]
     assert read[0]["initial"] == "<b>|"
     assert read[0]["target"] == "'=7"
-    assert [row["outcome"] for row in read] == ["success", "success", "broken | <i>", "no success"]
+    assert [row["outcome"] for row in read] == [
+        "features collide", "features collide", "broken | <i>", "neither", "class only",
+    ]  # fmt: skip
     assert "positive_form" not in read[0]
     for ending in ("png", "pdf"):
         assert (tmp_path / f"sizes.{ending}").stat().st_size > 0
+
+
+def test_the_table_as_a_page_leads_to_the_reports(tmp_path):
+    name = "javascript:alert(1)//<b>"
+    rows = [row | {"run": name} for row in rows_of([1.0], [0.5])]
+    rows += rows_of([10.0], [0.25])
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "report.html").touch()
+    write_runs(tmp_path, rows)
+    text = (tmp_path / "runs.html").read_text()
+    links = re.findall(r'href="(.*?)"', text)
+    assert links == ["./javascript%3Aalert%281%29//%3Cb%3E/report.html"]
+    assert "<b>" not in text
+    assert "All: experiment mnist, initial &lt;b&gt;|, target =7" in text  # said once
+    assert text.count("data:image/svg+xml") == 1
 
 
 def test_size_is_drawn_against_the_weights_that_differ():
@@ -124,6 +145,18 @@ def test_size_is_drawn_against_the_weights_that_differ():
     assert axes.get_xlabel() == "alpha"
     assert axes.lines[0].get_xydata().tolist() == [[1.0, 0.5], [10.0, 0.25]]
     assert sizes_figure(rows_of([1.0, 1.0], [0.5, 0.25])) is None
+
+
+def test_what_nearness_costs_is_drawn_beside_it():
+    rows = rows_of([1.0, 1.0], [0.5, 0.25])
+    for row, nearness, apart in zip(rows, [3.0, 10.0], [8.0, 6.0], strict=True):
+        row |= {"loss.nearness": nearness, "initial_distance_mean": apart}
+    weight, distance = sizes_figure(rows).axes
+    assert (weight.get_xlabel(), weight.get_xscale()) == ("nearness", "log")
+    assert (distance.get_xlabel(), distance.get_xscale()) == (
+        "distance from the initial image", "linear",
+    )  # fmt: skip
+    assert distance.lines[0].get_xydata().tolist() == [[8.0, 0.5], [6.0, 0.25]]
 
 
 def test_evaluate_a_sweep_over_weights(command, classifier, tmp_path):

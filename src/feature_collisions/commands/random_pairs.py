@@ -1,0 +1,134 @@
+"""Pairs of images drawn at random, the same for every classifier that is to be compared."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..data.image_set import ImageSet
+from ..errors import SettingError
+from ..search.summary import class_probabilities
+
+_DRAWS = 100  # per pair, before no more are expected
+_TOGETHER = 16  # draws whose images are classified in one go
+
+
+class Pair(NamedTuple):
+    """An initial and a target image, as the settings of these names have them."""
+
+    initial: str
+    target: str
+
+
+def random_pairs(
+    setting: str,
+    count: int,
+    images: ImageSet,
+    seed: int,
+    models: Sequence[nn.Module],
+    right: bool,
+    least: float,
+) -> list[Pair]:
+    """Draw `count` pairs of images of two classes.
+
+    What is drawn depends on the images and the seed alone; the models only leave draws out, in
+    whatever order they stand.
+
+    Args:
+        setting: `pairs`, for messages.
+        count: how many.
+        images: where they are drawn from.
+        seed: decides the draw.
+        models: the classifiers.
+        right: whether each of them must be right about both images.
+        least: what each of them must give some class at the target, if more than 0.
+
+    Raises:
+        SettingError: when there are no two classes, or not so many pairs.
+    """
+    labels = images.labels.tolist()
+    if len(set(labels)) < 2:
+        raise SettingError(f"pairs={setting}: needs images of two classes or more")
+    asked = _Asked(setting, images, models)
+    pairs: list[Pair] = []
+    draws = list(_draws(labels, _DRAWS * count, seed))
+    for start in range(0, len(draws), _TOGETHER):
+        some = draws[start : start + _TOGETHER]
+        if right:
+            asked.about([index for draw in some for index in draw])
+        elif least:
+            asked.about([target for _, target in some])
+        for first, second in some:
+            if right and not (asked.all_right(first) and asked.all_right(second)):
+                continue
+            if least and asked.least_sure(second) <= least:
+                continue
+            pairs.append(Pair(_name(images, labels, first), _name(images, labels, second)))
+            if len(pairs) == count:
+                return pairs
+    found = f"pairs={setting}: only {len(pairs)} of {_DRAWS * count} draws have"
+    if right:
+        raise SettingError(f"{found} images that {asked.shares_right()}")
+    raise SettingError(f"{found} such a target, and images of two classes; lower P")
+
+
+def _draws(labels: Sequence[int], count: int, seed: int) -> Iterator[tuple[int, int]]:
+    """Those of `count` draws whose images are of two classes, by the images' indices."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        first, second = torch.randint(len(labels), (2,), generator=generator).tolist()
+        if labels[first] != labels[second]:
+            yield first, second
+
+
+class _Asked:
+    """What each classifier says of images; none is asked about an image twice."""
+
+    def __init__(self, setting: str, images: ImageSet, models: Sequence[nn.Module]) -> None:
+        self.setting, self.images, self.models = setting, images, models
+        self.known: dict[int, list[Tensor]] = {}  # (classes,) probabilities per model
+
+    def about(self, indices: Sequence[int]) -> None:
+        new = [index for index in dict.fromkeys(indices) if index not in self.known]
+        if not new:
+            return
+        pixels = self.images[torch.tensor(new)]
+        found = [class_probabilities(model, pixels) for model in self.models]
+        for row, index in enumerate(new):
+            self.known[index] = [probabilities[row] for probabilities in found]
+
+    def all_right(self, index: int) -> bool:
+        return all(self._right(index))
+
+    def _right(self, index: int) -> list[bool]:
+        label, names = int(self.images.labels[index]), len(self.images.class_names)
+        for each in self.known[index]:
+            if len(each) != names:
+                raise SettingError(
+                    f"pairs={self.setting}: a classifier has {len(each)} classes and the data set "
+                    f"{names}, so that nobody knows when it is right; give random:N for one "
+                    "classifier, or a CSV file of pairs"
+                )
+        return [int(each.argmax()) == label for each in self.known[index]]
+
+    def least_sure(self, index: int) -> float:
+        return min(float(each.max()) for each in self.known[index])
+
+    def shares_right(self) -> str:
+        """How many of the images that were drawn each classifier is right about."""
+        counts = torch.tensor([self._right(index) for index in self.known]).sum(0).tolist()
+        said = ", ".join(f"{count}" for count in counts)
+        if len(counts) == 1:
+            return f"the classifier is right about (it is about {said} of {len(self.known)})"
+        return (
+            f"all {len(counts)} classifiers are right about (they are, in their order, about "
+            f"{said} of {len(self.known)}); leave the worst out"
+        )
+
+
+def _name(images: ImageSet, labels: Sequence[int], index: int) -> str:
+    """The image as `CLASS`, or `CLASS:N` where it is not the first of its class."""
+    label = labels[index]
+    rank = labels[:index].count(label)
+    return images.class_names[label] + (f":{rank}" if rank else "")

@@ -1,0 +1,139 @@
+"""A table over many hulls: one row each, and hull size against the loss's weights."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ..data.files import write_text
+from ..hull.run import Run
+from ..hull.statistics import counted, limit_of, outcome_of
+from .escaping import for_csv
+from .figures import save_figure, sizes_figure
+from .page import runs_page
+from .tables import Table, as_markdown, number
+
+COLUMNS = {
+    "initial": ("initial", ""),
+    "target": ("target", ""),
+    "accuracy": ("accuracy", ".2%"),
+    "accuracy_lower_95": ("at least (95 %)", ".3%"),
+    "probability_mean": ("mean probability", ".3f"),
+    "target_probability": ("target's", ".3f"),
+    "positive_relative_max": ("largest L_pos", ".3f"),
+    "worst_case_probability": ("worst found", ".3f"),
+    "corner_distance_mean": ("distance", ",.2f"),
+    "relative_size": ("relative size", ".3f"),
+    "initial_distance_mean": ("distance from the initial image", ",.2f"),
+    "steps": ("steps", ""),
+    "seconds": ("seconds", ",.1f"),
+}
+"""What a row's entries are called, and their form; others are shown by their own names."""
+_SETTINGS = ("experiment", "initial", "target", "classifier", "layer", "corners")
+_NOTE = "Sampled, not proved; the largest L_pos is over ||f(t)||: how near the features really are."
+
+
+def row_of(
+    name: str, run: Run, result: dict[str, Any], class_names: Sequence[str]
+) -> dict[str, Any]:
+    """One hull's row: what was run, what was found, which outcome it has."""
+    summary, sample = run.summary, result.get("dirichlet", {})
+    loss = run.config.get("loss")
+    weights = loss if isinstance(loss, dict) else {}
+    return {
+        "run": name,
+        "experiment": summary["experiment"],
+        "initial": class_names[summary["initial_class"]],
+        "target": class_names[summary["target_class"]],
+        "classifier": summary["classifier"],
+        "layer": summary["layer"],
+        **{f"loss.{k}": v for k, v in weights.items() if type(v) in (int, float)},
+        "corners": len(run.corners),
+        "steps": summary["steps"],
+        "seconds": summary["seconds"],
+        "accuracy": sample.get("accuracy"),
+        "accuracy_lower_95": sample.get("accuracy_lower_95"),
+        "probability_mean": sample.get("probability_mean"),
+        "target_probability": result["target_probability"],
+        "positive_relative_max": sample.get("positive_relative_max"),
+        "worst_case_probability": result.get("worst_case_probability"),
+        "corner_distance_mean": result.get("corner_distance_mean"),
+        "relative_size": result.get("relative_size"),
+        "initial_distance_mean": result.get("initial_distance_mean"),
+        "outcome": _outcome(run, result),
+    }
+
+
+def _outcome(run: Run, result: dict[str, Any]) -> str:
+    """One of the three, or what could not be measured."""
+    if failed := result.get("failed"):
+        return "not measured: " + "; ".join(f"{name}: {why}" for name, why in failed.items())
+    limit = limit_of(run.summary)
+    return outcome_of(result["dirichlet"], result["target_probability"], limit).name
+
+
+def runs_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Settings that are the same in all rows stand in the note, everything else in columns."""
+    names = _names(rows)
+    same = {}
+    for name in names:
+        values = {row[name] for row in rows if name in row}
+        if (name in _SETTINGS or name.startswith("loss.")) and len(values) == 1:
+            same[name] = _cell(name, values.pop())
+    said = ", ".join(f"{name} {value}" for name, value in same.items())
+    note = f"{_NOTE} All: {said}." if said else _NOTE
+    shown = [name for name in names if name not in same]
+    return rows_table(counted(row["outcome"] for row in rows), shown, rows, note)
+
+
+def rows_table(
+    heading: str, names: Iterable[str], rows: Sequence[dict[str, Any]], note: str = _NOTE
+) -> Table:
+    """The entries `names` of each row."""
+    names = list(names)
+    cells = [[_cell(name, row.get(name)) for name in names] for row in rows]
+    return Table(heading, [COLUMNS.get(name, (name,))[0] for name in names], cells, note)
+
+
+def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """All entries of the rows, the outcome last."""
+    return [*dict.fromkeys(k for row in rows for k in row if k != "outcome"), "outcome"]
+
+
+def _cell(name: str, value: Any) -> str:
+    if isinstance(value, float):
+        return number(value, COLUMNS.get(name, (name, ".4g"))[1])
+    return "-" if value is None else str(value)
+
+
+def write_runs(directory: Path, rows: Sequence[dict[str, Any]]) -> Table:
+    """Write `runs.html`, `runs.md`, `runs.csv` and, where weights differ, `sizes.png` and `.pdf`.
+
+    Args:
+        directory: where.
+        rows: one per hull or refused run, which has `run` and `outcome` alone.
+    """
+    names = _names(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(for_csv, names))
+    writer.writerows([_plain(row.get(name)) for name in names] for row in rows)
+    write_text(directory / "runs.csv", text.getvalue())
+    table = runs_table(rows)
+    figure = sizes_figure(rows)
+    parts = [f"# {table.heading}", as_markdown(table)]
+    if figure:
+        for ending in ("png", "pdf"):
+            save_figure(figure, directory / f"sizes.{ending}")
+        parts.append("![hull size against the loss's weights](sizes.png)")
+    write_text(directory / "runs.md", "\n\n".join(parts) + "\n")
+    reports = [f"{row['run']}/report.html" for row in rows]
+    links = [f"./{quote(path)}" if (directory / path).is_file() else "" for path in reports]
+    write_text(directory / "runs.html", runs_page(directory.name, table, links, figure))
+    return table
+
+
+def _plain(value: Any) -> Any:
+    return for_csv(value) if isinstance(value, str) else value

@@ -1,0 +1,275 @@
+"""Pictures in rows, described once: figures and the page both show these sheets."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data.images import load_image, load_picture
+from ..errors import SettingError
+from ..hull.hull import Hull
+from ..patches.database import PatchDatabase, source
+from ..patches.paste import cut_out
+from ..patches.search import Matches
+from ..settings.patches import PatchSettings
+
+_COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#F0E442")  # Okabe and Ito's
+_GREEN = "#00C000"
+_WIDEST = 8  # pictures in a row
+_ON_THEIR_WAY = 2  # corners whose intermediate images are shown
+
+
+class Box(NamedTuple):
+    """A coloured rectangle on a picture, in pixels: its upper left, its size."""
+
+    row: int
+    column: int
+    height: int
+    width: int
+    colour: str
+
+
+class Panel(NamedTuple):
+    """A picture and what is said under it.
+
+    Attributes:
+        image: (C, H, W) in [0, 1].
+        name: what it is.
+        words: what is known of it.
+        boxes: where to look.
+        mixed: whether it is a corner that the page's explorer mixes.
+    """
+
+    image: Tensor
+    name: str
+    words: str = ""
+    boxes: tuple[Box, ...] = ()
+    mixed: bool = False
+
+
+class Sheet(NamedTuple):
+    """Rows of panels; None leaves a gap.
+
+    Attributes:
+        name: of the figure's files.
+        heading: what the page says above it.
+        rows: of panels.
+        note: how it is to be read.
+        columns: how many panels fit side by side; as many as there are, where it is 0.
+    """
+
+    name: str
+    heading: str
+    rows: Sequence[Sequence[Panel | None]]
+    note: str = ""
+    columns: int = 0
+
+    @property
+    def widest(self) -> int:
+        """Panels of the longest row."""
+        return self.columns or max(len(row) for row in self.rows)
+
+
+def hull_sheets(
+    directory: Path, hull: Hull, result: dict[str, Any], class_names: Sequence[str]
+) -> list[Sheet]:
+    """All sheets of a hull; a picture in `directory` that is missing or damaged is left out."""
+    channels, height, width = hull.target.shape
+    size = (channels, height, width)
+    found = [
+        corners_sheet(hull, class_names, composite_at_start(directory, size)),
+        differences_sheet(hull, result.get("boxes", ())),
+        steps_sheet(directory, size),
+        _picture_sheet(directory),
+        _worst_sheet(directory, size, result, class_names),
+    ]
+    return [sheet for sheet in found if sheet]
+
+
+def corners_sheet(hull: Hull, class_names: Sequence[str], start: Tensor | None = None) -> Sheet:
+    """Initial image, corners, target (Figures 2, 3 and 7).
+
+    Args:
+        hull: the corners.
+        class_names: one per class.
+        start: the composite that the search started from, if any. Below it stands then what each
+            corner has of its own: corner minus mean of the corners, on grey.
+    """
+    summary, entries = hull.summary, hull.summary["corners"]
+    panels: list[Panel | None] = [
+        Panel(image, f"corner {entry['corner']}",
+              f"{class_names[entry['predicted_class']]}, {entry['probability']:.4f}", mixed=True)
+        for image, entry in zip(hull.corners, entries, strict=True)
+    ]  # fmt: skip
+    first = Panel(hull.initial, "initial", class_names[summary["initial_class"]])
+    words = f"{class_names[hull.target_class]}, {summary['target_probability']:.4f}"
+    last = Panel(hull.target, "target", words)
+    heading = "Initial image, corners, target"
+    note = "Under each corner: its class, and its probability of the target's class."
+    if start is None:
+        row = [first, *panels, last]
+        rows = [row[k : k + _WIDEST] for k in range(0, len(row), _WIDEST)]
+        return Sheet("corners", heading, rows, note, min(_WIDEST, len(row)))
+    parts = (0.5 + hull.corners - hull.corners.mean(0)).clamp(0, 1)
+    own = [Panel(part, f"corner {entry['corner']}", "of its own")
+           for part, entry in zip(parts, entries, strict=True)]  # fmt: skip
+    rows = [[first, Panel(start, "start", "the composite by Eq. 5"), *panels, last],
+            [None, None, *own, None]]  # fmt: skip
+    note += " Below: what each has of its own, the corner minus the mean of the corners, on grey."
+    return Sheet("corners", heading, rows, note)
+
+
+def differences_sheet(hull: Hull, boxes: Sequence[dict[str, Any]]) -> Sheet | None:
+    """The corners with coloured boxes where they differ most, as Figure 8 b draws them."""
+    drawn = tuple(
+        Box(box["row"], box["column"], box["height"], box["width"], colour)
+        for box, colour in zip(boxes, _COLOURS, strict=False)
+    )
+    if not drawn:
+        return None
+    row = [Panel(image, f"corner {entry['corner']}", boxes=drawn)
+           for image, entry in zip(hull.corners, hull.summary["corners"], strict=True)]  # fmt: skip
+    rows = [row[k : k + _WIDEST] for k in range(0, len(row), _WIDEST)]
+    share = sum(box["share"] for box in boxes)
+    note = f"The boxes hold {share:.0%} of the corners' variance (Figure 8 b)."
+    return Sheet("differences", "Where the corners differ most", rows, note)
+
+
+def steps_sheet(directory: Path, size: tuple[int, int, int]) -> Sheet | None:
+    """Two corners on their way (Figures 10 to 12), at 8 steps at most.
+
+    Args:
+        directory: the run's, or a sweep's; the pictures lie in `images/steps`.
+        size: (C, H, W) of the corners.
+    """
+    found: dict[int, dict[int, Path]] = {}
+    name = "images/steps/step_*_corner_*.png"
+    for path in [*directory.glob(name), *directory.glob(f"*/{name}")]:  # */: a sweep's jobs
+        if match := re.fullmatch(r"step_(\d+)_corner_(\d+)", path.stem):
+            step, corner = int(match[1]), int(match[2])
+            found.setdefault(corner, {})[step] = path
+    rows = []
+    for corner, paths in sorted(found.items())[:_ON_THEIR_WAY]:
+        row = []
+        for step in spread(sorted(paths), _WIDEST):
+            try:
+                image = load_image(paths[step], size)
+            except SettingError:
+                continue
+            row.append(Panel(image, f"corner {corner}", f"step {step}"))
+        if row:
+            rows.append(row)
+    note = "Two of the corners on their way; all pictures are in images/steps."
+    return Sheet("intermediate", "Intermediate images", rows, note) if rows else None
+
+
+def spread(values: list[int], most: int) -> list[int]:
+    """`most` of the values at most, evenly spread, the first and the last among them."""
+    if len(values) <= most:
+        return values
+    return [values[round(k * (len(values) - 1) / (most - 1))] for k in range(most)]
+
+
+def composite_at_start(directory: Path, size: tuple[int, int, int]) -> Tensor | None:
+    """The composite that a run in `directory` started from, where its picture is there and whole.
+
+    Args:
+        directory: the run's, or a sweep's, whose jobs all start from one.
+        size: (C, H, W) of the corners.
+    """
+    name = "images/composite.png"
+    for path in [*directory.glob(name), *directory.glob(f"*/{name}")]:
+        try:
+            return load_image(path, size)
+        except SettingError:
+            continue
+    return None
+
+
+def _picture_sheet(directory: Path) -> Sheet | None:
+    """Figure 4 as `matches_sheet` was drawn when the search began."""
+    try:
+        picture = load_picture(directory / "images" / "patches.png")
+    except SettingError:
+        return None
+    note = (
+        "Some patches of the seed, their nearest neighbours, and how these are pasted (Figure 4)."
+    )
+    panel = Panel(picture, "patches", "query, match, pasted")
+    return Sheet("patches", "Patches and their matches", [[panel]], note, 2)
+
+
+def _worst_sheet(
+    directory: Path, size: tuple[int, int, int], result: dict[str, Any], class_names: Sequence[str]
+) -> Sheet | None:
+    if "worst_case_class" not in result:
+        return None
+    try:
+        image = load_image(directory / "images" / "worst_case.png", size)
+    except SettingError:
+        return None
+    words = (
+        f"{class_names[result['worst_case_class']]}; probability of the target's class "
+        f"{result['worst_case_probability']:.4f}"
+    )
+    return Sheet("worst", "The worst point found", [[Panel(image, "worst point found", words)]],
+                 columns=5)  # fmt: skip
+
+
+def matches_sheet(
+    seed: Tensor,
+    database: PatchDatabase,
+    matches: Matches,
+    queries: list[int],
+    settings: PatchSettings,
+) -> Sheet:
+    """Figure 4, one row per query: the query image, the nearest neighbour's, the source image.
+
+    Green boxes show the query patch, its match, and the patch within what is pasted: n pixels, with
+    a surround of s on every side, on a blank image.
+
+    Args:
+        seed: (C, S, S) in [0, 1], whose patches were searched for.
+        database: what was searched.
+        matches: of all patches of the seed, row by row.
+        queries: which of them to show.
+        settings: n, stride and s.
+
+    Raises:
+        SettingError: for a query that does not exist.
+    """
+    side, patch = seed.shape[-1], settings.patch
+    across = (side - patch) // settings.stride + 1
+    scale = side / database.images.shape[-1]
+    rows = []
+    for query in queries:
+        if not 0 <= query < len(matches.image):
+            raise SettingError(f"query {query}: the seed has patches 0 to {len(matches.image) - 1}")
+        nearest = Matches(*(part[query : query + 1, :1] for part in matches))
+        top, left = (settings.stride * step for step in divmod(query, across))
+        here = Box(top, left, patch, patch, _GREEN)
+        row, column = (round(float(part) * scale) for part in (nearest.row, nearest.column))
+        there = Box(row, column, patch, patch, _GREEN)
+        window = cut_out(database, nearest, settings, side)[0]
+        pasted = _on_blank(window, (top, left), settings.surround, side)
+        matched = source(database, int(nearest.image), side)
+        rows.append(
+            [
+                Panel(seed, "query image", boxes=(here,)),
+                Panel(matched, "nearest neighbour", boxes=(there,)),
+                Panel(pasted, "source image", boxes=(here,)),
+            ]
+        )
+    return Sheet("patches", "Patches and their matches", rows)
+
+
+def _on_blank(window: Tensor, corner: tuple[int, int], surround: int, side: int) -> Tensor:
+    """The pasted window (C, n + 2 s, n + 2 s) on a white image (C, side, side)."""
+    blank = torch.ones(len(window), side + 2 * surround, side + 2 * surround)
+    top, left = corner
+    blank[:, top : top + window.shape[1], left : left + window.shape[2]] = window
+    inside = slice(surround, surround + side)
+    return blank[:, inside, inside]

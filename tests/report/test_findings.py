@@ -1,0 +1,148 @@
+"""One description, three renderings: the same rows in Markdown, HTML and on the terminal."""
+
+from html.parser import HTMLParser
+
+import pytest
+from markdown_it import MarkdownIt
+
+from feature_collisions.evaluation.evaluate import OF_TWO_CORNERS, SAMPLED
+from feature_collisions.report.escaping import for_line
+from feature_collisions.report.findings import MEANINGS, Known, claims_table, describe
+from feature_collisions.report.report import write_report
+from feature_collisions.report.tables import as_text
+from helpers.hulls import NASTY, evaluated, made_hull
+
+NAMES = ("three", NASTY, "a|b *c* _d_ <i>", "seven")
+
+
+class Tables(HTMLParser):
+    """The cells of every table, row by row."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.depth = [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.depth = 1
+        elif self.depth and tag == "small":
+            self.rows[-1].append("")  # the fine print is a cell in Markdown
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.depth = 0
+
+    def handle_data(self, data):
+        if self.depth:
+            self.rows[-1][-1] += data
+
+
+def words(cells):
+    return sorted(for_line(cell) for cell in cells if cell)
+
+
+@pytest.fixture
+def hull():
+    return made_hull(3, (1, 12, 12))
+
+
+def test_markdown_html_and_terminal_hold_the_same_rows(hull, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    result = evaluated(hull, tmp_path)
+    write_report(tmp_path, hull, result, NAMES)
+    description = describe(hull.summary, result, NAMES)
+    markdown = MarkdownIt("commonmark").enable("table").render((tmp_path / "report.md").read_text())
+    tables = [claims_table(description.claims), *description.tables]
+    expected = [words(row) for table in tables for row in table.rows]
+    for page in (markdown, (tmp_path / "report.html").read_text()):
+        found = [words(row) for row in Tables(page).rows]
+        for row in expected:
+            assert row in found
+    shown = as_text(claims_table(description.claims, notes=False)).splitlines()
+    for line, claim in zip(shown[2:], description.claims, strict=True):
+        assert [for_line(part) for part in claim[:3]] == [p.strip() for p in cut(line, shown[1])]
+
+
+def cut(line, rule):
+    """The cells of a line, by the dashes under the columns' names."""
+    start, parts = 0, []
+    for dashes in rule.split("  "):
+        parts.append(line[start : start + len(dashes)])
+        start += len(dashes) + 2
+    return parts
+
+
+def test_every_measurement_has_a_row(hull, tmp_path):
+    """What a measurement adds to evaluation.json changes what the report says."""
+    result = evaluated(hull, tmp_path)
+    whole = describe(hull.summary, result, NAMES)
+    entries = {
+        "distances": ("corner_distance_mean", "relative_size", "initial_distance_mean"),
+        "looks": ("corner_distance_min", "corner_ssim_mean"),
+        "balls": ("ball_accuracy", "ball_span_accuracy", "ball_clipped_accuracy"),
+        "simplices": ("random_simplex_accuracy",),
+        "plain": ("plain_accuracy",),
+        "worst_case": ("worst_case_class",),
+        "edges": ("edges",),
+        "collision_proof": ("proof",),
+        "class_proof": ("proof",),
+        "depth": ("depth",),
+        **{name: (name,) for name in SAMPLED},  # the outcome among them
+    }
+    result |= {"plain_accuracy": 0.5, "depth": {"share": [0.5, 0.5, 0.5]}}
+    whole = describe(hull.summary, result, NAMES)
+    assert set(OF_TWO_CORNERS) | set(SAMPLED) <= set(entries)
+    for keys in entries.values():
+        for key in keys:
+            without = {k: v for k, v in result.items() if k != key}
+            assert describe(hull.summary, without, NAMES) != whole, key
+
+
+def claims_of(**entries):
+    summary = {
+        "experiment": "mnist", "classifier": "c", "layer": "l", "initial_class": 0,
+        "target_class": 3, "steps": 1, "seconds": 1.0, "converged": False, "corners": [],
+    }  # fmt: skip
+    result = {"target_class": 3, "target_probability": 0.9} | entries
+    found = describe(summary, result, NAMES)
+    assert found.warning
+    return {claim.label: claim for claim in found.claims}
+
+
+def test_what_is_proved_of_a_share_is_said_of_that_share():
+    claim = claims_of(proof={"class": {"share_proved": 0.25}})["class of every mix"]
+    assert claim.value == "seven on 25.00% of the hull's volume"
+    assert claim.note == "of the rest the bounds say nothing"
+
+
+@pytest.mark.parametrize("part", ["class", "collision"])
+def test_what_is_not_proved_says_why(part):
+    (claim,) = claims_of(proof={part: {"reason": "the layer bends"}}).values()
+    assert claim.known is Known.NOT_PROVED
+    assert claim.value == "the layer bends"
+
+
+def test_edges_that_fail_are_named():
+    edge = {"corners": [0, 2], "first_failure": [0.25, 0.5], "walked": 1.0, "proved": 0.75,
+            "breakpoints": 4, "margin_min": -1.0, "rounding": 1e-12}  # fmt: skip
+    edges = {"precision": 64, "share_proved": 0.75, "share_failed": 0.25, "edges": [edge]}
+    (claim,) = claims_of(edges=edges).values()
+    assert claim.value == "75.0000% of their length is seven, 25.0000% is not"
+    assert "between corners 0 and 2, from 0.250000 to 0.500000" in claim.note
+    (claim,) = claims_of(edges={"reason": "GELU bends everywhere"}).values()
+    assert claim.known is Known.NOT_PROVED
+    assert claim.value == "not walked: GELU bends everywhere"
+
+
+def test_a_worst_point_of_another_class_is_named():
+    found = claims_of(worst_case_class=0, worst_case_correct=False, worst_case_probability=0.1)
+    assert found["worst mix found"].value == "not seven, with probability 0.1000"
+    assert found["worst mix found"].note == "its class is three"
+
+
+def test_each_way_of_knowing_is_explained():
+    assert set(MEANINGS) == set(Known)
