@@ -26,12 +26,13 @@ from ..patches.composite import Sources
 from ..settings.rules import one_of
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from ..settings.train import parse_corners, parse_corners_per_batch
-from ..settings.trainer import MIXED, check_trainer, where
+from ..settings.trainer import MIXED, check_trainer, first_device, where
 from .callbacks import callbacks_of, log_afterwards
 from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Found, Goal, unmet
 from .losses import CollisionLoss
 from .parameterisations import PatchComposite, Pixels
+from .precision import AGREES, halve_and_compare
 from .summary import summarise
 from .trainer import fit, make_trainer
 
@@ -76,11 +77,13 @@ class Search:
         self._check_arguments()
         self.model = accepted(self.model)
         self.corners = parse_corners(self.corners)
+        asked = self.trainer.get("precision")
         self.trainer = check_trainer(where(device_of(self.model)) | self.trainer)
         self.dtype = self._dtype()
         place = able(device_of(self.model), self.dtype)
         self.initial, self.target = self.initial.to(place), self.target.to(place)
         self.module = self._collision()
+        self.precision = self._precision(asked)
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
         callbacks = callbacks_of(self.directory, self.corners, self.log, self.sources)
@@ -127,6 +130,24 @@ class Search:
                 )
             self.trainer["precision"] = "64-true"
         return torch.float64 if self.trainer["precision"] == "64-true" else torch.float32
+
+    def _precision(self, asked: Any) -> dict[str, str]:
+        """What the steps compute in, for the summary; `auto` is decided here."""
+        if asked != "auto" or self.dtype == torch.float64:
+            return {"precision": self.trainer["precision"]}
+        said = {"precision": "32-true", "precision_reason": "auto: no bfloat16 arithmetic here"}
+        if self.trainer["precision"] == "auto":
+            self.trainer["precision"] = "32-true"
+            cosine = halve_and_compare(self.module, first_device(self.trainer))
+            found = (
+                f"auto: the first gradients in bfloat16 and float32 have a cosine of {cosine:.3f}"
+            )
+            said["precision_reason"] = found
+            if cosine >= AGREES:
+                self.trainer["precision"] = said["precision"] = "bf16-mixed"
+            else:
+                self.module = self._collision()  # with weights that were not halved
+        return said
 
     def _collision(self) -> Collision:
         """The search's module: what every step runs, compared with the model."""
@@ -245,15 +266,19 @@ class Search:
         )
         reasons = self.goal.late(norms) | self.goal.misclassified(classes, probabilities)
         late = unmet(reasons, self.corners)
-        return summary | {
-            "experiment": "find_corners",
-            "classifier_hash": self.module.problem["classifier"],
-            "hull_relative": float(self.stop.hull_relative),
-            "converged": not late,
-            "unmet": late,
-            "steps": found.step,
-            "seconds": found.seconds,
-        }
+        return (
+            summary
+            | self.precision
+            | {
+                "experiment": "find_corners",
+                "classifier_hash": self.module.problem["classifier"],
+                "hull_relative": float(self.stop.hull_relative),
+                "converged": not late,
+                "unmet": late,
+                "steps": found.step,
+                "seconds": found.seconds,
+            }
+        )
 
 
 def find_corners(
