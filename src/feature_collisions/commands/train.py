@@ -39,7 +39,8 @@ def main(config: DictConfig) -> None:
     """One job of Hydra's; in a sweep errors are raised, so that Hydra goes on to the next job."""
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
-    named = any(each.startswith("hydra.sweep.dir=") for each in hydra.overrides.hydra)
+    place = "hydra.sweep.dir=" if sweep else "hydra.run.dir="
+    named = any(each.startswith(place) for each in hydra.overrides.hydra)
     directory = output = Path(hydra.runtime.output_dir)
     try:
         settings = to_settings(config)
