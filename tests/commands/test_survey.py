@@ -121,4 +121,4 @@ def test_a_sweep_without_random_pairs_is_left_as_it_is():
 
 def test_networks_say_nothing_but_which_network(command):
     answer = command("train.py", "networks=[{layer:x}]")
-    assert answer.startswith("error: networks: layer is none of name, path and weights")
+    assert answer.startswith("error: networks: layer is none of library, name, path and weights")

@@ -7,7 +7,7 @@ import torch
 
 from feature_collisions.data.files import write_text
 from feature_collisions.data.images import save_png
-from feature_collisions.evaluation.macro import macro_entries, macro_share
+from feature_collisions.evaluation.macro import macro_entries, macro_share, outline
 from feature_collisions.report.report import write_report
 from feature_collisions.report.sheets import composite_at_start, corners_sheet
 from helpers.hulls import evaluated, made_hull
@@ -65,3 +65,15 @@ def test_report_shows_the_composite_where_its_picture_is_whole(tmp_path: Path) -
     write_report(tmp_path, hull, evaluated(hull, tmp_path), ("a", "b", "c", "d"))
     assert (tmp_path / "corners.png").stat().st_size > 5000
     assert "the composite by Eq. 5" in (tmp_path / "report.html").read_text()
+
+
+def test_an_outline_is_a_correlation_without_the_fine() -> None:
+    torch.manual_seed(0)
+    ramp = torch.linspace(0, 1, 64).expand(1, 64, 64)
+    noisy = ramp + 0.5 * torch.randn(4, 1, 64, 64)
+    assert outline(noisy, ramp) == pytest.approx(1, abs=0.03)
+    assert outline(1 - ramp[None], ramp) == pytest.approx(-1, abs=1e-5)
+    across = outline(ramp.mT[None], ramp)
+    assert across is not None
+    assert abs(across) < 1e-5
+    assert outline(ramp[None], torch.full_like(ramp, 0.5)) is None

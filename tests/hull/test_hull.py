@@ -6,7 +6,8 @@ from torch import nn
 
 from feature_collisions import Hull
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.hull import dirichlet, mixes, project_to_simplex
+from feature_collisions.hull.hull import dirichlet, in_batches, mixes, stick_breaking
+from feature_collisions.hull.worst_case import descend, project_to_simplex
 
 
 def hull_of(model, corners, target_class, layer="hidden", **summary):
@@ -129,3 +130,47 @@ def test_the_worst_case_of_a_linear_margin_is_a_corner():
 def test_zero_samples_are_refused(shift):
     with pytest.raises(SettingError, match="samples=0: must be at least 1"):
         hull_of(shift, torch.rand(2, 1, 3, 3), 0).sample(0)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 256, 300, 1000])
+def test_points_do_not_depend_on_how_many_are_taken_at_once(shift, monkeypatch, batch):
+    corners = torch.rand(3, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    hull, seen = hull_of(shift, corners, 1), []
+    hull.batch = batch
+    observe = Hull.observe
+    monkeypatch.setattr(Hull, "observe", lambda self, x: (seen.append(x), observe(self, x))[1])
+    hull.sample(600, "stick_breaking", seed=3)
+    assert max(map(len, seen)) == min(batch, 600)
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.cat([stick_breaking(n, 3, generator) for n in (256, 256, 88)])
+    assert torch.equal(torch.cat(seen), mixes(weights, corners))
+
+
+def test_rows_come_in_batches_in_their_order():
+    pieces = [torch.arange(4), torch.arange(4, 5), torch.arange(5, 5), torch.arange(5, 13)]
+    for size in (1, 3, 4, 5, 13, 20):
+        found = list(in_batches(pieces, size))
+        assert torch.cat(found).equal(torch.arange(13))
+        assert all(len(batch) == size for batch in found[:-1])
+        assert 0 < len(found[-1]) <= size
+    assert list(in_batches([], 3)) == []
+
+
+@pytest.mark.parametrize("steps", [1, 5, 50])
+def test_the_paths_that_go_on_are_the_ones_that_fall_lowest(steps):
+    """Margins rise with the distance from one point each path falls to: all are told apart."""
+    goal = torch.tensor([0.2, 0.3, 0.5])
+    starts = dirichlet(30, 3, torch.Generator().manual_seed(0)).float()
+    given = []
+
+    def margins_of(weights):
+        given.append(len(weights))
+        return (weights - goal).norm(dim=1)
+
+    lowest = descend(margins_of, starts, steps, at_once=16)
+    assert max(given) <= 16
+    assert len(lowest) <= 30
+    assert margins_of(lowest).min() <= margins_of(starts).min()
+    if steps == 50:
+        assert sum(given) == 30 * 5 + 10 * 10 + 4 * 36 + len(lowest) + 30
+        assert margins_of(lowest).min() < 0.01

@@ -12,8 +12,8 @@ from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.evaluate import evaluate
 from feature_collisions.hull.statistics import HullStatistics
 from feature_collisions.networks.target import TargetFeatures
-from feature_collisions.proofs.linear_program import LinearPrograms
-from feature_collisions.proofs.whole_hull import collision_proof, depth
+from feature_collisions.proofs.linear_program import LinearPrograms, depth
+from feature_collisions.proofs.whole_hull import prove_collision
 from feature_collisions.search.losses import CollisionLoss
 from feature_collisions.settings.evaluate import EvaluateSettings, PlainSettings
 
@@ -110,7 +110,7 @@ def test_a_search_finds_them_too_and_the_hull_collides(images):
         assert torch.allclose(found, corner(unit), atol=5e-3)
     sample = hull.sample(500)
     assert sample["accuracy"] == 1
-    proof = collision_proof(hull)
+    proof = prove_collision(hull)
     assert proof["feature_error_max"] < 0.01
     assert proof["inactive_max"] < 0.01
     assert depth(hull)["depth"]["share"] == pytest.approx([1.0] * 5, abs=0.02)

@@ -1,35 +1,34 @@
 """Bounds over a hull are sound, tight where nothing bends, and decide what they should."""
 
+import itertools
+import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from feature_collisions.data.files import load_tensors
+from feature_collisions.errors import SettingError
 from feature_collisions.hull.hull import Hull, dirichlet
 from feature_collisions.networks.graph import NotPiecewiseLinear
-from feature_collisions.proofs.bounds import Bounds
-from feature_collisions.proofs.linear_program import LinearPrograms
+from feature_collisions.proofs.bounds import Bounds, rounding
+from feature_collisions.proofs.linear_program import LinearPrograms, depth
 from feature_collisions.proofs.piecewise import traced
-from feature_collisions.proofs.whole_hull import class_proof, collision_proof, depth
+from feature_collisions.proofs.splitting import Judged, Splitting
+from feature_collisions.proofs.steps import steps_of
+from feature_collisions.proofs.whole_hull import (
+    _joint,
+    _largest_eigenvalue,
+    prove_class,
+    prove_collision,
+)
+from helpers.bounds import backward, bounds_of, spread
 from helpers.hulls import valley
 from helpers.networks import everything
-
-
-@pytest.mark.parametrize("scale", [1.0, 0.05, 0.001])
-def test_bounds_hold_at_every_point_and_tighten_as_the_hull_shrinks(scale: float) -> None:
-    network = traced(everything())
-    generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(4, 2, 11, 9, generator=generator, dtype=torch.float64)
-    corners = corners[0] + scale * (corners - corners[0])
-    lower, upper = Bounds(network).over(corners)
-    weights = torch.cat([torch.eye(4).double(), dirichlet(500, 4, generator)])
-    with torch.no_grad():
-        logits = network(torch.tensordot(weights, corners, 1))
-    assert (weights @ lower <= logits + 1e-9).all()
-    assert (logits <= weights @ upper + 1e-9).all()
-    assert (upper - lower).max() < 60 * scale
-    assert (upper - lower).max() > 0
 
 
 class Signs(nn.Module):
@@ -37,50 +36,324 @@ class Signs(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last = nn.Conv1d(1, 3, 3), nn.Linear(12, 3)
+        self.first, self.second, self.last = nn.Conv1d(2, 3, 3), nn.Linear(9, 6), nn.Linear(6, 3)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = (0.5 - self.first(images.flatten(1).unsqueeze(1)) * -2).relu()
-        logits: Tensor = self.last(1 - x.flatten(1))
+        x = (0.5 - self.first(images.flatten(2)[:, :, :5]) * -2).relu()
+        x = F.linear(x.view(x.size(0), -1), self.second.weight, self.second.bias).relu_()
+        logits: Tensor = self.last(1 - x) - 2 * x[:, :3]
         return logits
 
 
-def test_bounds_hold_through_negative_factors() -> None:
-    torch.manual_seed(0)
-    network = traced(Signs())
-    corners = torch.rand(3, 1, 2, 3, dtype=torch.float64) * 4 - 2
-    lower, upper = Bounds(network).over(corners)
-    weights = torch.cat([torch.eye(3).double(), dirichlet(500, 3, torch.Generator())])
-    logits = network(torch.tensordot(weights, corners, 1))
-    assert (weights @ lower <= logits + 1e-12).all()
-    assert (logits <= weights @ upper + 1e-12).all()
-    assert (upper - lower).max() > 0
+class ClippedNet(nn.Module):
+    """ReLU6, Hardtanh and clamp, in front of pools and sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.clip, self.last = nn.Hardtanh(0, 0.3, inplace=True), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.clip(self.first(2 * images))
+        x = F.relu6(4 * self.second(x) + 6 * x).clamp(0, 1.5) - 0.5 * x
+        logits: Tensor = self.last(F.avg_pool2d(x, 2).relu().mean((2, 3)))
+        return logits
 
 
-def test_a_difference_of_two_moving_values_is_refused_and_not_bounded_wrongly() -> None:
-    class Difference(nn.Module):
+class Skips(nn.Module):
+    """The residual blocks of small ResNets: every other pixel, padded channels, batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)
+        self.norm, self.pool, self.last = nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        y = self.norm(self.second(self.first(images).relu()))
+        y += F.pad(images[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1))
+        y = self.pool(y.relu())
+        logits: Tensor = self.last(torch.flatten(y, 1))
+        return logits
+
+
+NETWORKS = {"everything": everything, "signs": Signs, "clipped": ClippedNet, "skips": Skips}
+WAYS = {"forward": bounds_of, "backward": backward, "spread": spread}
+
+
+def made(name: str, seed: int, size: tuple[int, int, int], scale: float) -> tuple[Any, Tensor]:
+    """A random network and four corners, `scale` of their distances from the first."""
+    torch.manual_seed(seed)
+    model = NETWORKS[name]().eval()  # type: ignore[operator]
+    corners = torch.rand(4, *size, dtype=torch.float64) * 2 - 0.5
+    return traced(model), corners[0] + scale * (corners - corners[0])
+
+
+SIZES = {"everything": (2, 7, 6), "signs": (2, 3, 2), "clipped": (2, 4, 4), "skips": (2, 4, 4)}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.001])
+def test_bounds_hold_at_every_point_and_at_the_vertices(name: str, scale: float) -> None:
+    """25,000 points for each network: of three seeds, and of hulls of three sizes."""
+    for seed in range(3):
+        network, corners = made(name, seed, SIZES[name], scale)
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.cat([torch.eye(4).double(), dirichlet(2780, 4, generator)])
+        logits = network(torch.tensordot(weights, corners, 1))
+        widths = {}
+        for way, bound in WAYS.items():
+            lower, upper = bound(network, corners)
+            assert (weights @ lower <= logits).all()
+            assert (logits <= weights @ upper).all()
+            widths[way] = float((upper - lower).mean())
+        assert widths["backward"] <= 1.1 * widths["forward"] + 1e-11
+        moved = float((logits.max(0).values - logits.min(0).values).max())
+        assert widths["backward"] < 20 * moved + 1e-11
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_without_a_bend_the_bounds_are_the_network(name: str) -> None:
+    network, corners = made(name, 0, SIZES[name], 0.0)
+    for bound in WAYS.values():
+        for side in bound(network, corners):
+            torch.testing.assert_close(side, network(corners))
+
+
+@pytest.mark.parametrize("name", ["signs", "skips"])
+def test_halving_never_loosens_what_is_known(name: str) -> None:
+    torch.manual_seed(1)
+    model, size = NETWORKS[name]().eval(), SIZES[name]  # type: ignore[operator]
+    corners = torch.rand(4, *size)
+    hull = hull_of(model, corners, {"signs": "linear", "skips": "first"}[name])
+    network = traced(model)
+    steps, rows = steps_of(network, corners[0].double()), torch.tensor([[1.0, -1, 0]]).double()
+
+    def judge(weights: Tensor) -> Judged:
+        points = torch.tensordot(weights, corners.double(), 1)
+        bounds = Bounds(steps, points, rounding(4, points))
+        found = bounds.lower(len(steps) - 1, rows).amin(2)
+        edge = bounds.edge_to_halve({k: each[:, 0].abs() for k, each in bounds.met.items()})
+        return Judged(found, torch.zeros(len(weights)).bool(), edge)
+
+    known, before = Splitting.of(4, 1), -math.inf
+    for _ in range(12):
+        known.most = 2 * known.most
+        known.advance(judge, best_first=False)
+        now = float(known.everywhere)
+        assert now >= before
+        before = now
+        assert float(known.volume.sum()) == 1
+    true = network(hull.points(dirichlet(1000, 4, torch.Generator())).double()) @ rows.T
+    assert before <= float(true.min())
+    assert float(true.min()) - before < 0.1 * float(true.max() - true.min())
+
+
+def hull_of(model: nn.Module, corners: Tensor, layer: str = "3") -> Hull:
+    """The hull of corners, the last of which is the target."""
+    target_class = int(model(corners[-1:]).argmax())
+    entries = [{"corner": k} for k in range(len(corners))]
+    summary = {"target_class": target_class, "distance_scale": 1, "corners": entries}
+    units = torch.arange(len(corners))
+    return Hull(model, layer, corners, corners[0], corners[-1], units, summary)
+
+
+def test_an_identity_network_has_its_exact_answer() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(3, 3, bias=False), nn.ReLU())
+    model[2].weight.data = torch.eye(3)
+    corners = torch.tensor([[0.9, 0.5, 0], [0.75, 0, 0.5], [1, 0.25, 0]]).view(3, 1, 1, 3)
+    hull = hull_of(model, corners, "2")
+    found = prove_class(hull, 1)
+    assert found["outcome"] == "proved"
+    assert found["pieces"] == 1
+    assert found["margin_min"] == pytest.approx(0.25, abs=1e-6)
+    odds = torch.exp(-(corners[:, 0, 0, :1] - corners[:, 0, 0, 1:]).amin(0)).sum()
+    assert found["probability_min"] == pytest.approx(float(1 / (1 + odds)), abs=1e-6)
+    collision = prove_collision(hull, 1)
+    assert collision["by"] == "affine"
+    norm = float(corners[-1].norm())
+    expected = float((corners - corners[-1]).flatten(1).norm(dim=1).max()) / norm
+    assert collision["feature_relative_max"] == pytest.approx(expected, abs=1e-6)
+    assert collision["feature_error_max"] == pytest.approx(0.5, abs=1e-6)
+
+
+SQUARE = torch.tensor([[0.0, 0], [1, 0], [0, 1]]).view(3, 1, 1, 2)  # half of it
+
+
+class Hole(nn.Module):
+    """Class 0 but within |u| + |v| < width of one point of the square, where class 1 is."""
+
+    def __init__(self, at: tuple[float, float], width: float) -> None:
+        super().__init__()
+        self.bend, self.out = nn.Linear(2, 4), nn.Linear(4, 2)
+        self.bend.weight.data = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
+        self.bend.bias.data = torch.tensor([-at[0], at[0], -at[1], at[1]])
+        self.out.weight.data = torch.tensor([[1.0, 1, 1, 1], [0, 0, 0, 0]])
+        self.out.bias.data = torch.tensor([-width, 0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.out(self.bend(images.flatten(1)).relu())
+        return logits
+
+
+@pytest.mark.parametrize("at", [(0.3137, 0.2719), (0.123, 0.777)])
+def test_a_hole_of_a_millionth_is_never_proved_and_is_refuted(
+    at: tuple[float, float], tmp_path: Path
+) -> None:
+    model = Hole(at, 5e-4)  # an area of 2 width^2, of 1/2
+    hull = hull_of(model, SQUARE, "bend")
+    for seconds in (0.02, 0.02, 0.05, 0.1, 3):
+        found = prove_class(hull, seconds, tmp_path)
+        assert found["share_proved"] <= 1 - 1e-6
+        (kept,) = tmp_path.iterdir()
+        pieces = load_tensors(kept)["weights"]
+        centre = torch.tensor([1 - sum(at), *at], dtype=torch.float64)
+        inside = torch.linalg.solve(pieces.mT, centre.expand(len(pieces), 3)) >= -1e-6
+        assert inside.all(1).any()  # the hole's middle is in a piece that is not proved
+    assert found["outcome"] == "refuted"
+    assert found["share_proved"] > 0.999
+    weights = torch.tensor(found["counter_example"]["weights"])
+    assert found["counter_example"]["class"] == 1
+    assert int(model(hull.points(weights[None])).argmax()) == 1
+
+
+def test_a_suspect_refutes_at_once() -> None:
+    hull = hull_of(
+        Hole((0.25, 0.25), 1e-3), torch.tensor([[0.0, 0], [1, 0], [0, 1]]).view(3, 1, 1, 2), "bend"
+    )
+    found = prove_class(hull, 0, suspects=[[0.5, 0.25, 0.25]])
+    assert found["outcome"] == "refuted"
+    assert found["counter_example"] == {"weights": [0.5, 0.25, 0.25], "class": 1}
+    assert found["share_proved"] == 0
+
+
+def test_what_is_known_is_kept_and_gone_on_with(tmp_path: Path) -> None:
+    hull = hull_of(
+        Hole((0.3137, 0.2719), 5e-4),
+        torch.tensor([[0.0, 0], [1, 0], [0, 1]]).view(3, 1, 1, 2),
+        "bend",
+    )
+    first = prove_class(hull, 0.05, tmp_path)
+    second = prove_class(hull, 0.05, tmp_path)
+    assert second["pieces"] > first["pieces"] > 0
+    assert second["share_proved"] >= first["share_proved"]
+    assert second["seconds"] > first["seconds"]
+    hull.summary["target_class"] = 1
+    assert prove_class(hull, 0, tmp_path)["pieces"] == 0
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(kept.read_bytes()[:-8])
+    hull.summary["target_class"] = 0
+    with pytest.warns(UserWarning, match="ignored .*; the hull is begun anew"):
+        assert prove_class(hull, 0.05, tmp_path)["pieces"] > 0
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, math.inf, "a"])
+def test_a_time_that_is_none_is_refused(seconds: Any) -> None:
+    hull = valley()
+    with pytest.raises(SettingError, match="seconds="):
+        hull.prove(seconds=seconds)
+
+
+def test_no_time_claims_nothing() -> None:
+    found = valley().prove(seconds=0)
+    assert found["class"]["outcome"] == "undecided"
+    assert found["class"]["share_proved"] == 0
+    assert found["class"]["margin_min"] is None
+
+
+def test_corners_of_two_classes_are_refuted_at_once() -> None:
+    hull = valley()
+    hull.corners = torch.cat([hull.corners, torch.tensor([0.305, 0]).view(1, 1, 1, 2)])
+    found = prove_class(hull, 1)
+    assert found["outcome"] == "refuted"
+    assert found["reason"] == "its corners are of two classes"
+    assert found["counter_example"]["weights"] == [0, 0, 0, 1]
+
+
+def test_a_network_that_is_not_known_is_named() -> None:
+    class Smooth(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.act, self.last = nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)
+
         def forward(self, images: Tensor) -> Tensor:
-            x = images.flatten(1)
-            return torch.add(x.relu(), (2 * x).relu(), alpha=-1)
+            x = F.gelu(images.flatten(1))
+            logits: Tensor = self.last(self.act(self.hidden(x)))
+            return logits
 
-    with pytest.raises(NotPiecewiseLinear, match="no bounds are known for add"):
-        Bounds(traced(Difference())).over(torch.rand(2, 1, 2, 2, dtype=torch.float64))
+    torch.manual_seed(0)
+    found = hull_of(Smooth(), torch.rand(2, 1, 1, 2), "hidden").prove(seconds=1)
+    assert found["class"]["outcome"] in ("undecided", "refuted")
+    assert "gelu" in found["class"]["reason"] or "two classes" in found["class"]["reason"]
+    assert "gelu" in found["collision"]["reason"]
 
 
-def test_without_a_bend_the_bounds_are_the_network() -> None:
-    network = traced(everything())
-    corners = torch.rand(1, 2, 11, 9, dtype=torch.float64).repeat(3, 1, 1, 1)
-    lower, upper = Bounds(network).over(corners)
-    torch.testing.assert_close(lower, network(corners))
-    torch.testing.assert_close(upper, network(corners))
+def test_images_that_are_mixed_are_refused() -> None:
+    class Mixes(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1).relu() + images.size(0)
+
+    with pytest.raises(NotPiecewiseLinear, match="how many images"):
+        steps_of(traced(Mixes()), torch.rand(1, 1, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_joint_bound_holds_at_every_sign(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    columns = torch.randn(20, 9, generator=generator, dtype=torch.float64)
+    radii = torch.rand(2, 9, generator=generator, dtype=torch.float64) ** 3
+    signs = torch.tensor(list(itertools.product([-1.0, 1], repeat=9)), dtype=torch.float64)
+    most = ((signs[:, None] * radii) @ columns.T).norm(dim=2).amax(0)
+    found = _joint(columns, radii)
+    assert (most <= found).all()
+    assert (found < (columns.abs() @ radii.T).norm(dim=0)).all()  # than unit by unit
+
+
+def test_the_largest_eigenvalue_is_bounded_from_above() -> None:
+    for size in (1, 3, 40):
+        square = torch.randn(4, size, size, generator=torch.Generator().manual_seed(size)).double()
+        matrices = square @ square.mT * torch.tensor([1e-300, 1e-9, 1, 1e9])[:, None, None]
+        exact = torch.linalg.eigvalsh(matrices)[:, -1]
+        found = _largest_eigenvalue(matrices)
+        assert (exact <= found).all()
+        assert (found <= exact * size ** (1 / 32) * (1 + 1e-9) + 1e-70).all()
+
+
+def collided(seed: int = 0) -> Hull:
+    """Corners near each other, and a target layer behind another."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 3)
+    )
+    corners = torch.rand(1, 1, 6, 6) + 0.2 * torch.rand(4, 1, 6, 6)
+    return hull_of(model, corners)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_collision_is_bounded_from_above_and_ever_closer(seed: int) -> None:
+    hull = collided(seed)
+    weights = dirichlet(20_000, 4, torch.Generator().manual_seed(seed))
+    hull.model.requires_grad_(False)
+    off = hull.model[:4](hull.points(weights)).relu()  # type: ignore[index]
+    off = off - hull.model[:4](hull.target[None]).relu()  # type: ignore[index]
+    norm = float(hull.features.features.norm())
+    most = float(off.norm(dim=1).max()) / norm
+    bounds = [prove_collision(hull, seconds) for seconds in (1e-9, 1)]
+    for found in bounds:
+        assert found["by"] == "bounds"
+        assert found["feature_relative_max"] >= most * (1 - 1e-6)
+        assert found["feature_error_max"] >= float(off.abs().max()) * (1 - 1e-6)
+    assert bounds[0]["pieces"] == 1
+    assert bounds[1]["feature_relative_max"] <= bounds[0]["feature_relative_max"]
+    assert bounds[1]["feature_relative_max"] <= 1.3 * most
 
 
 def test_a_hull_with_a_hole_is_not_proved_and_the_rest_of_it_is() -> None:
     hull = valley()  # class 1 where pixel 0 lies between 0.3 and 0.3125
-    found = class_proof(hull, seconds=2)
+    found = prove_class(hull, seconds=1)
+    assert found["outcome"] == "refuted"
     assert 0.9 < found["share_proved"] < 0.9871
     hull.corners = hull.corners * 0.25 + torch.tensor([0.5, 0]).view(1, 1, 1, 2)
-    assert class_proof(hull)["share_proved"] == 1
+    assert prove_class(hull)["outcome"] == "proved"
 
 
 def affine_hull(objective: str = "unit") -> Hull:
@@ -94,7 +367,7 @@ def affine_hull(objective: str = "unit") -> Hull:
 
 def test_a_hull_of_exact_corners_collides_and_has_one_class_all_over() -> None:
     hull = affine_hull()
-    collision, of_class = collision_proof(hull), class_proof(hull)
+    collision, of_class = prove_collision(hull), prove_class(hull)
     assert collision["positive_relative_max"] < 1e-5
     assert collision["inactive_max"] < 1e-5
     assert collision["feature_error_max"] < 1e-5
@@ -107,7 +380,7 @@ def test_a_hull_of_exact_corners_collides_and_has_one_class_all_over() -> None:
 def test_the_largest_violation_is_the_slow_one_over_many_points_of_the_hull() -> None:
     hull = affine_hull()
     hull.corners = (hull.corners + 0.05 * torch.randn(hull.corners.shape)).clamp(0, 1)
-    found = collision_proof(hull)
+    found = prove_collision(hull)
     layer = hull.model[1]  # type: ignore[index]
     target = layer(hull.target.flatten()).tolist()
     most = 0.0
@@ -120,7 +393,7 @@ def test_the_largest_violation_is_the_slow_one_over_many_points_of_the_hull() ->
 
 def test_a_deeper_layer_is_not_stated_as_proved() -> None:
     deeper = replace(affine_hull(), layer="3")
-    assert "not affine in the pixels" in collision_proof(deeper)["reason"]
+    assert prove_collision(deeper)["by"] == "bounds"
     assert depth(deeper) == {}
 
 

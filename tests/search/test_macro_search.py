@@ -216,3 +216,36 @@ def test_pixels_have_no_penalty_however_they_are_batched(model: Any, images: Any
     ]  # fmt: skip
     assert torch.equal(found[0], found[1])
     torch.testing.assert_close(found[0], found[2])
+
+
+def test_sources_that_are_all_alike_are_what_limits(
+    model: Any, images: Any, sources: Sources
+) -> None:
+    grey = replace(sources, windows=torch.full_like(sources.windows, 0.5))
+    with pytest.warns(UserWarning, match=r"these patches limit them; .* Raise patches.neighbours"):
+        hull = run(model, images, grey, 3, grid=3)
+    with torch.no_grad():
+        f0, t = model[1](torch.full((256,), 0.5)), model[1](images[1].flatten())
+    apart = float((f0 - t)[t >= 0].norm() / t.relu().norm())
+    assert hull.summary["floor"] == pytest.approx(apart, rel=1e-4)
+
+
+def test_a_reward_so_large_that_features_are_given_up_is_what_limits(
+    model: Any, images: Any, sources: Sources
+) -> None:
+    bright = replace(sources, windows=sources.windows.round())  # they can say a lot
+    start = Search(model, "1", *images, [0], sources=bright).start[0]
+    pair = images[0], start.clamp(0.01, 0.99)
+    with pytest.warns(UserWarning, match="the search limits them; .* Lower loss.distance"):
+        hull = find_corners(
+            model, "1", *pair, [0, 1], sources=bright,
+            loss=LossSettings(1.0, 0.1, distance=1000.0), optimizer=OptimizerSettings(rate=0.1),
+            stop=StopSettings(None, 40, 40, hull_relative=0.05),
+        )  # fmt: skip
+    assert hull.summary["floor"] < 0.05
+
+
+def test_composites_that_collide_have_no_floor(model: Any, images: Any, sources: Sources) -> None:
+    start = Search(model, "1", *images, [0], sources=sources).start[0]
+    hull = run(model, (images[0], start.clamp(0, 1)), sources, 5, loss=LossSettings(1.0, 0.0))
+    assert "floor" not in hull.summary

@@ -38,7 +38,9 @@ def main(config: DictConfig) -> None:
 def evaluate_all(settings: EvaluateSettings, directory: Path) -> None:
     """Evaluate each hull in `directory`; more than one are put into one table."""
     from ..hull.run import hulls_below
+    from ..settings.trainer import check_evaluation
 
+    settings.trainer = check_evaluation(settings.trainer)
     runs, refused = hulls_below(directory)
     if not runs:
         raise SettingError("; ".join(refused.values()))
@@ -112,16 +114,16 @@ def say(mode: str, name: str | None) -> None:
 
 def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Sequence[str]]:
     """Evaluate a run, as data: nothing it names is executed. Gives the classes' names too."""
+    from ..data.devices import without_tf32
     from ..data.files import refuse_links, write_json
     from ..evaluation.evaluate import EVALUATION, evaluate, hull_of, reason_of
     from ..report import report
     from ..report.findings import classes_of
 
     refuse_links(run.directory)
-    hull, data = hull_of(
-        run, settings.data.root, settings.classifier.weights, settings.classifier.path
-    )
-    with claimed(run.directory, "run"):
+    place, named = settings.data, settings.classifier
+    hull, data = hull_of(run, place.root, named.weights, named.path, settings.trainer)
+    with claimed(run.directory, "run"), without_tf32():
         scale = run.summary["distance_scale"]
         result = evaluate(hull, lambda: data.test.mean_distance() * scale, settings, run.directory)
         names = classes_of(data.test.class_names, len(hull.target_logits))

@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from ..data.devices import without_tf32
 from ..data.files import read_json, write_json, write_text
 from ..data.image_set import ImageSet
 from ..errors import CollisionError, SettingError
 from ..hull.hull import Hull
 from ..hull.places import CHECKPOINT, CORNERS
 from ..hull.run import load_run
-from ..hull.statistics import OUTCOMES, counted
+from ..hull.statistics import FEATURES, OUTCOMES, counted
 from ..report.runs import rows_table
 from ..report.tables import Table, as_markdown
 from .deciding import differences_to
@@ -194,13 +195,16 @@ def outcome_of(hull: Hull, samples: int) -> dict[str, Any]:
     Raises:
         CollisionError: when the classifier's answers are not finite.
     """
-    found, target = hull.sample(samples), hull.summary["target_probability"]
+    with without_tf32():
+        found, target = hull.sample(samples), hull.summary["target_probability"]
     mean, accuracy = found["probability_mean"], found["accuracy"]
     if not (math.isfinite(mean) and math.isfinite(target)):
         raise CollisionError(
             f"the classifier's probabilities are not finite (mean {mean}, the target's {target})"
         )
     name, reasons = hull.outcome(found)
+    if name != FEATURES and "limits" in hull.summary:
+        reasons.append(hull.summary["limits"])
     distances = hull.corner_distances()
     return {
         "outcome": name,

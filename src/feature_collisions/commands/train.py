@@ -39,8 +39,8 @@ def main(config: DictConfig) -> None:
     """One job of Hydra's; in a sweep errors are raised, so that Hydra goes on to the next job."""
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
-    place = "hydra.sweep.dir=" if sweep else "hydra.run.dir="
-    named = any(each.startswith(place) for each in hydra.overrides.hydra)
+    setting = "hydra.sweep.dir=" if sweep else "hydra.run.dir="
+    named = any(each.startswith(setting) for each in hydra.overrides.hydra)
     directory = output = Path(hydra.runtime.output_dir)
     try:
         settings = to_settings(config)
@@ -84,6 +84,7 @@ def train(
     from ..report.findings import classes_of
     from ..report.tables import as_text
     from ..report.wandb_logs import check_login
+    from ..settings.trainer import single_device
     from .deciding import deciding, hashes
     from .pairs import (
         check_earlier,
@@ -95,8 +96,11 @@ def train(
     from .random_pairs import Pair
 
     check_login(settings.wandb.mode)
+    settings, config = with_size(settings, config)
     data = load_data(settings.data)
     model = load_classifier(settings.classifier, data, settings.seed)
+    if place := single_device(settings.trainer):  # the hull is measured there, too
+        model.to(place)
     settings, config = with_layer(settings, config, model)
     known = hashes(settings, model, data)
     if settings.pairs is None:
@@ -135,6 +139,18 @@ def train(
             f"why. The first: {outcomes[0]['reasons'][0]}"
         )
     print(f"next: {command('evaluate.py', override('run', directory))}")
+
+
+def with_size(settings: Settings, config: DictConfig) -> tuple[Settings, DictConfig]:
+    """The settings with a number, where `data.size` left it to the classifier."""
+    from ..networks.classifiers import input_side
+
+    if settings.data.size is not None:
+        return settings, config
+    side = input_side(settings.classifier)
+    merged = OmegaConf.merge(config, {"data": {"size": side}})
+    assert isinstance(merged, DictConfig)
+    return replace(settings, data=replace(settings.data, size=side)), merged
 
 
 def print_corners(summary: dict[str, Any], class_names: Sequence[str], directory: Path) -> None:

@@ -1,5 +1,9 @@
 """What a device lacks, and where that is computed instead."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
 import torch
 
 CPU = torch.device("cpu")
@@ -10,3 +14,15 @@ def able(device: torch.device, dtype: torch.dtype = torch.float64) -> torch.devi
     """`device`, or the CPU where it does not compute in `dtype`."""
     lacking = dtype == torch.float64 and device.type in WITHOUT_FLOAT64
     return CPU if lacking else device
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Where GPUs convolve in float32 as it is, not with the ten bits of TF32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+def in_half(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Where networks compute in half `precision`; None leaves them as they are."""
+    return nullcontext() if precision is None else torch.autocast(device.type, precision)

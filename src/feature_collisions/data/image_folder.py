@@ -16,6 +16,7 @@ from .image_set import ImageSet
 from .images import load_image
 
 _ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+_SIDE = 224  # where nobody says otherwise
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -46,7 +47,7 @@ class ImageFolder(ImageSet):
                     "name, which is its class; rename it"
                 )
         index, self.class_names = _classes(root, [folder.name for folder in folders])
-        self.root, self.resize, self._side = root, settings.resize, settings.size
+        self.root, self.resize, self._side = root, settings.resize, settings.size or _SIDE
         self.files = [
             (path, index[folder.name])
             for folder in folders

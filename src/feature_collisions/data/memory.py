@@ -1,4 +1,4 @@
-"""How many corners fit into memory at once: measured on one corner, before the search."""
+"""How many images fit into memory at once: measured on one of them, before a search or a figure."""
 
 import sys
 from pathlib import Path
@@ -25,6 +25,24 @@ def corners_that_fit(layer: nn.Module, images: Tensor, inside: int = 0) -> int:
     if free is None:
         return count
     return max(1, min(count, int(free * _SHARE) // bytes_of_one(layer, images[:1])))
+
+
+_LARGE = 10_000  # numbers an image, over which few of them keep a processor busy
+_BUSY = {"cpu": (256, 32)}  # small images, large ones: more of them take longer each
+_BUSY_ELSEWHERE = (8192, 256)
+
+
+@torch.inference_mode(False)
+def images_at_once(layer: nn.Module, image: Tensor) -> int:
+    """How many images like this one (1, C, H, W) to put through `layer` at once, at least 1.
+
+    As many as keep the device busy, but no more than a forward and backward pass can hold.
+    """
+    small, large = _BUSY.get(image.device.type, _BUSY_ELSEWHERE)
+    most, free = large if image.numel() > _LARGE else small, free_bytes(image.device)
+    if free is None:
+        return most
+    return max(1, min(most, int(free * _SHARE) // bytes_of_one(layer, image.clone())))
 
 
 def bytes_of_one(layer: nn.Module, image: Tensor) -> int:
@@ -57,7 +75,10 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
         root: where /proc and /sys are.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     if device.type != "cpu":
         return None
     known = [

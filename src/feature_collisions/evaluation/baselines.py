@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..hull.hull import Hull, batch_sizes, dirichlet
+from ..data.devices import in_half
+from ..hull.hull import Hull, batch_sizes, dirichlet, in_batches, mixes
 from ..networks.target_layer import TargetLayer
 from ..search.collision import make_optimizer, rate_at
 from ..settings.search import OptimizerSettings
@@ -58,7 +59,9 @@ def _basis(corners: Tensor) -> Tensor:
     return rows
 
 
-def plain_corners(hull: Hull, count: int, steps: int, seed: int) -> Tensor:
+def plain_corners(
+    hull: Hull, count: int, steps: int, seed: int, precision: torch.dtype | None = None
+) -> Tensor:
     """Images (count, C, H, W) of plain Eq. 1, without L_neg, from random starts.
 
     Active units are compared before the ReLU: Eq. 1 as printed has the same zeros, but no
@@ -66,13 +69,15 @@ def plain_corners(hull: Hull, count: int, steps: int, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(count, *hull.target.shape, generator=generator)
-    images = images.to(hull.features.features).requires_grad_()
+    images = images.to(hull.features.features).contiguous(memory_format=hull.layout)
+    images.requires_grad_()
     settings = OptimizerSettings()
     optimizer = make_optimizer(settings, [images])  # type: ignore[list-item]
     layer = TargetLayer(hull.model, hull.layer)
     for step in tqdm(range(steps), "Plain Eq. 1", unit="step", mininterval=0.5, delay=1):
         optimizer.param_groups[0]["lr"] = rate_at(settings, step, steps)
-        preactivation = layer(images)
+        with in_half(images.device, precision):
+            preactivation = layer(images).to(images.dtype)
         oriented = hull.features.oriented(preactivation)
         kept = torch.where(hull.features.active, oriented, oriented.relu())
         error = (kept - hull.features.values).norm(dim=1)
@@ -87,19 +92,25 @@ def plain_corners(hull: Hull, count: int, steps: int, seed: int) -> Tensor:
 def balls(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
     """Table 5: accuracy on the sphere, not clipped and clipped, and within the corners' span."""
 
-    def accuracy(name: str, draw: Any, clip: bool) -> float:
+    def points(name: str, draw: Any, clip: bool) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)
-        batches = (draw(hull.corners, n, generator) for n in batch_sizes(samples, hull.batch))
+        pieces = (draw(hull.corners, n, generator) for n in hull.pieces(samples))
+        batches = in_batches(pieces, hull.at_once)
         images = (batch.clamp(0, 1) if clip else batch for batch in batches)
-        share: float = hull.measure(images, samples, name)["accuracy"]
-        return share
+        return hull.measure(images, samples, name)
 
     return {
         "ball_radius": radius(hull.corners) * float(hull.summary["distance_scale"]),
-        "ball_accuracy": accuracy("Ball", on_sphere, False),
-        "ball_clipped_accuracy": accuracy("Ball, clipped", on_sphere, True),
-        "ball_span_accuracy": accuracy("Ball in the corners' span", on_span_sphere, False),
+        **_share("ball", points("Ball", on_sphere, False)),
+        **_share("ball_clipped", points("Ball, clipped", on_sphere, True)),
+        **_share("ball_span", points("Ball in the corners' span", on_span_sphere, False)),
     }
+
+
+def _share(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """What a set's points say: the share of the target's class, of how many, and at least."""
+    kept = ("accuracy", "samples", "accuracy_lower_95")
+    return {f"{name}_{key}": found[key] for key in kept}
 
 
 def simplices(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
@@ -109,17 +120,22 @@ def simplices(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
     def images() -> Iterator[Tensor]:
         for count in batch_sizes(samples, -(-samples // _SIMPLICES)):
             corners = turned(hull.corners, generator)
-            for size in batch_sizes(count, hull.batch):
-                weights = dirichlet(size, len(corners), generator).to(corners)
-                yield torch.tensordot(weights, corners, 1)
+            for size in hull.pieces(count):
+                yield mixes(dirichlet(size, len(corners), generator), corners)
 
-    found = hull.measure(images(), samples, "Turned simplices")
-    return {"random_simplex_accuracy": found["accuracy"]}
+    batches = in_batches(images(), hull.at_once)
+    found = hull.measure(batches, samples, "Turned simplices")
+    return _share("random_simplex", found)
 
 
-def plain(hull: Hull, samples: int, seed: int, steps: int) -> dict[str, Any]:
-    """The hull of as many plain Eq. 1 solutions: its size, its corners' and its points' fit."""
-    corners = plain_corners(hull, len(hull.corners), steps, seed)
+def plain(
+    hull: Hull, samples: int, seed: int, steps: int, precision: torch.dtype | None = None
+) -> dict[str, Any]:
+    """The hull of as many plain Eq. 1 solutions: its size, its corners' and its points' fit.
+
+    They are found in `precision`, half precision say, and measured in the model's own.
+    """
+    corners = plain_corners(hull, len(hull.corners), steps, seed, precision)
     with torch.no_grad():
         preactivation = TargetLayer(hull.model, hull.layer)(corners)
     errors = (hull.features.rectified(preactivation) - hull.features.features).norm(dim=1)
@@ -127,7 +143,7 @@ def plain(hull: Hull, samples: int, seed: int, steps: int) -> dict[str, Any]:
     found = hull.sample(samples, seed=seed, corners=corners, name="Hull of plain Eq. 1")
     distance = float(torch.pdist(corners.flatten(1)).mean())
     return {
-        "plain_accuracy": found["accuracy"],
+        **_share("plain", found),
         "plain_probability_mean": found["probability_mean"],
         "plain_corner_error_relative_max": float(errors.max()) / norm if norm else None,
         "plain_corner_distance_mean": distance * float(hull.summary["distance_scale"]),

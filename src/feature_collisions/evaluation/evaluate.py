@@ -21,10 +21,12 @@ from ..networks.classifiers import load_classifier
 from ..networks.graph import evaluating
 from ..networks.weights import weights_hash
 from ..proofs.edges import prove_edges
-from ..proofs.whole_hull import class_proof, collision_proof, depth
+from ..proofs.linear_program import depth
+from ..proofs.whole_hull import prove_class, prove_collision
 from ..search.summary import summary_of
 from ..settings.evaluate import EvaluateSettings
 from ..settings.train import ClassifierSettings, DataSettings
+from ..settings.trainer import MIXED, first_device
 from .baselines import balls, plain, simplices
 from .differences import differences
 from .macro import macro_entries
@@ -33,7 +35,11 @@ EVALUATION = "evaluation.json"
 
 
 def hull_of(
-    run: Run, root: str | None, weights: str | None, path: str | None = None
+    run: Run,
+    root: str | None,
+    weights: str | None,
+    path: str | None = None,
+    trainer: dict[str, Any] | None = None,
 ) -> tuple[Hull, DataSplit]:
     """The hull of a run that was read, with its classifier and its data.
 
@@ -44,6 +50,8 @@ def hull_of(
         weights: where the weights lie now, likewise.
         path: MODULE:NAME of a classifier of the user's own. The run's is never used: importing is
             executing, and the run may be a stranger's.
+        trainer: arguments of Lightning's Trainer that say where the hull is measured and in which
+            precision; None: on the CPU in the model's own.
 
     Raises:
         SettingError: when the classifier is not the one the corners were found with.
@@ -53,7 +61,7 @@ def hull_of(
         data_settings = DataSettings(
             str(named_data["name"]),
             root or named_data["root"],
-            int(named_data.get("size", DataSettings.size)),
+            None if (size := named_data.get("size", 224)) is None else int(size),
             str(named_data.get("resize", DataSettings.resize)),
         )
         settings = ClassifierSettings(
@@ -61,7 +69,8 @@ def hull_of(
             weights or named["weights"],
             str(named["layer"]),
             path,
-            train=weights is None and named.get("train") is True,
+            weights is None and named.get("train") is True,
+            str(named.get("library", ClassifierSettings.library)),
         )
         seed = int(run.config["seed"])
         places = (named_data["root"], named["weights"])
@@ -73,6 +82,7 @@ def hull_of(
             "evaluate a hull that was made in Python with Hull.sample"
         ) from None
     data_settings.check()
+    settings.check()
     expected = run.summary.get("classifier_hash")
     if not expected:
         raise SettingError(
@@ -102,6 +112,12 @@ def hull_of(
             f"run={run.directory}: its corners were found with other weights (hash {expected}, "
             f"here {found}); give the file with classifier.weights=FILE"
         )
+    if trainer is not None:
+        wide = torch.float64 if trainer["precision"] == "64-true" else None
+        model.to(first_device(trainer), wide)
+    if run.config.get("channels_last") is True:
+        model.to(memory_format=torch.channels_last)
+        run.corners = run.corners.contiguous(memory_format=torch.channels_last)
     return _checked_hull(model, settings.layer, run), data
 
 
@@ -114,14 +130,14 @@ def _checked_hull(model: torch.nn.Module, layer: str, run: Run) -> Hull:
             f"run={run.directory}: images of {tuple(run.target.shape)} do not pass through "
             f"{run.summary['classifier']} ({str(error).splitlines()[0]})"
         ) from None
-    check_units(run.directory, run.units, _numbers(run), hull.features.seen_by)
-    images = torch.stack([run.initial, run.target, *run.corners])
+    check_units(run.directory, run.units, _numbers(run), hull.features.seen_by.cpu())
+    images = torch.stack([hull.initial, hull.target, *hull.corners])
     with torch.inference_mode(), evaluating(model):
-        parts = [hull.observed(part) for part in images.split(hull.batch)]
+        parts = [hull.observe(part) for part in images.split(hull.at_once)]
     logits, preactivation = (torch.cat(each) for each in zip(*parts, strict=True))
     probabilities, norm = logits.softmax(1), float(hull.features.features.norm())
     names = [entry["corner"] for entry in run.summary["corners"]]
-    found = summary_of(names, run.units, preactivation[2:], hull.features, probabilities)
+    found = summary_of(names, hull.units, preactivation[2:], hull.features, probabilities)
     check_figures(run.directory, run.summary, found, norm, probabilities)
     return hull
 
@@ -202,7 +218,8 @@ def _sampled(law: str, uint8: bool) -> "Measurement":
     def measure(
         hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
     ) -> dict[str, Any]:
-        found = hull.sample(settings.samples, law, settings.seed, uint8)
+        count = settings.beside if uint8 else settings.samples
+        found = hull.sample(count, law, settings.seed, uint8)
         return {law + ("_uint8" if uint8 else ""): found}
 
     return measure
@@ -246,14 +263,14 @@ def ball(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """Balls of the hull's size (Table 5)."""
-    return balls(hull, settings.samples, settings.seed)
+    return balls(hull, settings.beside, settings.seed)
 
 
 def turned_simplices(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """The corners' simplex, turned at random."""
-    return simplices(hull, settings.samples, settings.seed)
+    return simplices(hull, settings.beside, settings.seed)
 
 
 def plain_hull(
@@ -261,14 +278,16 @@ def plain_hull(
 ) -> dict[str, Any]:
     """The hull of plain Eq. 1 solutions."""
     steps = settings.plain.steps
-    return plain(hull, settings.samples, settings.seed, steps) if steps else {}
+    half = MIXED.get(settings.trainer.get("precision", ""))
+    return plain(hull, settings.beside, settings.seed, steps, half) if steps else {}
 
 
 def worst_case(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """The worst point a search found: no proof that there is none worse."""
-    worst = hull.worst_case(settings.worst_case.starts, settings.worst_case.steps, settings.seed)
+    given, half = settings.worst_case, MIXED.get(settings.trainer.get("precision", ""))
+    worst = hull.worst_case(given.starts, given.steps, settings.seed, half)
     save_png(directory / "images" / "worst_case.png", worst.image)
     return {
         "worst_case_probability": worst.probability,
@@ -282,22 +301,29 @@ def edges(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """The edges between corners, walked exactly as far as the settings allow."""
-    cache = platformdirs.user_cache_path("feature_collisions") / "edges"
-    return {"edges": prove_edges(hull, settings.edges, cache)}
+    return {"edges": prove_edges(hull, settings.edges, _cache() / "edges")}
+
+
+def _cache() -> Path:
+    """Where proofs are kept: the user's own, never a run directory."""
+    return platformdirs.user_cache_path("feature_collisions")
 
 
 def collision(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """What holds of the features at every point of the hull."""
-    return {"proof": known.get("proof", {}) | {"collision": collision_proof(hull)}}
+    found = prove_collision(hull, settings.proof.seconds, _cache() / "hulls")
+    return {"proof": known.get("proof", {}) | {"collision": found}}
 
 
 def of_class(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """Whether every point of the hull is the target's class."""
-    found = class_proof(hull, settings.proof.seconds)
+    worst = known.get("worst_case_weights")
+    suspects = [] if worst is None else [worst]
+    found = prove_class(hull, settings.proof.seconds, _cache() / "hulls", suspects)
     return {"proof": known.get("proof", {}) | {"class": found}}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..hull.hull import Hull, batch_sizes
+from ..hull.hull import Hull
 from ..networks.graph import evaluating
 from ..networks.logits import ask
 
@@ -52,7 +52,7 @@ def explored(hull: Hull, class_names: Sequence[str]) -> dict[str, Any]:
     count = len(hull.corners)
     steps = fineness(count)
     weights = lattice(count, steps)
-    parts = weights.split(list(batch_sizes(len(weights), hull.batch)))
+    parts = weights.split(hull.at_once)
     bar = tqdm(parts, "Explorer", unit="batch", mininterval=0.5, delay=1)
     with evaluating(hull.model):
         found = torch.cat([ask(hull.model, hull.points(part)).softmax(1).cpu() for part in bar])

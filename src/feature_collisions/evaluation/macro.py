@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..hull.distances import SQUARE, visible_distances
+from ..hull.distances import SQUARE, low_pass, visible_distances
 from ..hull.hull import Hull
 from .differences import similarity
 
@@ -42,4 +43,19 @@ def macro_entries(hull: Hull) -> dict[str, Any]:
         "total_variation": sum(known) / len(known) if len(known) == len(variations) else None,
         "ssim_to_target": similarity(hull.corners, hull.target),
         "ssim_to_initial": similarity(hull.corners, hull.initial),
+        "outline_of_target": outline(hull.corners, hull.target),
+        "outline_of_initial": outline(hull.corners, hull.initial),
     }
+
+
+def outline(images: Tensor, other: Tensor) -> float | None:
+    """Mean correlation of low-passed images (K, C, H, W) with another, (C, H, W): 1 for the same.
+
+    None where a picture is of one colour.
+    """
+    flat = low_pass(torch.cat([other[None], images])).flatten(1)
+    flat = flat - flat.mean(1, keepdim=True)
+    norms = flat.norm(dim=1)
+    if not bool((norms > 1e-5).all()):  # rounding leaves a little
+        return None
+    return float(((flat[1:] @ flat[0]) / (norms[1:] * norms[0])).mean())

@@ -1,14 +1,18 @@
 """The hull of the corners: its points, what they are classified as, its worst point, its size."""
 
+import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..data.devices import in_half
+from ..data.memory import images_at_once
 from ..errors import SettingError
 from ..networks.agreement import accepted, check_agreement
 from ..networks.graph import evaluating
@@ -18,6 +22,7 @@ from ..networks.target_layer import Observed, ceiling_at
 from ..settings.rules import one_of
 from .run import write_run
 from .statistics import HullStatistics, Outcome, limit_of, outcome_of
+from .worst_case import WorstCase, descend, margin
 
 
 def dirichlet(count: int, corners: int, generator: torch.Generator) -> Tensor:
@@ -55,17 +60,7 @@ def mixes(weights: Tensor, corners: Tensor) -> Tensor:
     return images
 
 
-class WorstCase(NamedTuple):
-    """The point of a hull where the target class's margin was found smallest: (K,) weights."""
-
-    weights: Tensor
-    image: Tensor
-    predicted_class: int
-    probability: float
-    correct: bool
-
-
-_LARGE = 10_000  # numbers an image, over which a batch must be small
+_LARGE = 10_000  # numbers an image, over which points are drawn in smaller pieces
 
 
 @dataclass
@@ -81,7 +76,8 @@ class Hull:
         initial, target: (C, H, W).
         units: (K,) the unit each corner pushed down.
         summary: what `summary.json` holds.
-        batch: images a forward pass takes at most.
+        batch: images a forward pass takes at most; None for as many as keep the device busy and
+            fit into its memory. No figure depends on it, but for rounding.
     """
 
     model: nn.Module
@@ -91,14 +87,12 @@ class Hull:
     target: Tensor
     units: Tensor
     summary: dict[str, Any]
-    batch: int = 256
+    batch: int | None = None
     observed: Observed = field(init=False, repr=False)
     features: TargetFeatures = field(init=False, repr=False)
     target_logits: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.corners[0].numel() > _LARGE:
-            self.batch = min(self.batch, 16)  # 256 take gigabytes, and longer each
         self.model = accepted(self.model)
         for name in ("corners", "initial", "target", "units"):
             setattr(self, name, getattr(self, name).to(device_of(self.model)))
@@ -106,16 +100,32 @@ class Hull:
         pair = torch.stack([self.initial, self.target]).detach()
         check_agreement(self.model, self.layer, pair, self.observed)
         with torch.no_grad(), evaluating(self.model):
-            logits, preactivation = self._observe(self.target[None])
+            logits, preactivation = self.observe(self.target[None])
         self.features, self.target_logits = (
             TargetFeatures(preactivation[0], ceiling_at(self.model, self.layer)),
             logits[0],
         )
 
-    def _observe(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and pre-activations, where the classifier lies."""
-        logits, preactivation = self.observed(like_weights(self.model, images))
+    def observe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes) and pre-activations (B, N) of images (B, C, H, W)."""
+        images = like_weights(self.model, images).contiguous(memory_format=self.layout)
+        logits, preactivation = self.observed(images)
         return logits, preactivation
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """How the corners lie in memory: what is found with the channels last is measured so."""
+        last = self.corners.is_contiguous(memory_format=torch.channels_last)
+        return torch.channels_last if last else torch.contiguous_format
+
+    @cached_property
+    def at_once(self) -> int:
+        """Images a forward pass takes."""
+        if self.batch is not None:
+            return self.batch
+        with evaluating(self.model):
+            given = like_weights(self.model, self.target[None])
+            return images_at_once(self.observed, given)
 
     @property
     def target_class(self) -> int:
@@ -160,10 +170,13 @@ class Hull:
         corners = self.corners if corners is None else corners
         if uint8:
             corners = (corners * 255).round() / 255
-        draw, sizes = SAMPLERS[law], batch_sizes(count, self.batch)
-        weights = (draw(size, len(corners), generator) for size in sizes)
-        images = (mixes(part, corners) for part in weights)
+        pieces = (SAMPLERS[law](n, len(corners), generator) for n in self.pieces(count))
+        images = (mixes(part, corners) for part in in_batches(pieces, self.at_once))
         return self.measure(images, count, name or law + (", 8-bit" if uint8 else ""))
+
+    def pieces(self, count: int) -> Iterator[int]:
+        """`count` points in the pieces they are drawn in: on every device the same, by one seed."""
+        return batch_sizes(count, 16 if self.corners[0].numel() > _LARGE else 256)
 
     @torch.inference_mode()
     def measure(self, batches: Iterable[Tensor], count: int, name: str) -> dict[str, Any]:
@@ -172,7 +185,7 @@ class Hull:
         bar = tqdm(total=count, desc=name, unit="point", mininterval=0.5, delay=1)
         with bar, evaluating(self.model):
             for images in batches:
-                statistics.update(*self._observe(images))
+                statistics.update(*self.observe(images))
                 bar.update(len(images))
         found: dict[str, Any] = statistics.compute()
         return found
@@ -190,23 +203,32 @@ class Hull:
 
     @torch.inference_mode(False)
     @torch.enable_grad()
-    def worst_case(self, starts: int = 32, steps: int = 50, seed: int = 0) -> WorstCase:
+    def worst_case(
+        self, starts: int = 32, steps: int = 50, seed: int = 0, precision: torch.dtype | None = None
+    ) -> WorstCase:
         """Search the hull for the point where the target class's margin is smallest.
 
         Projected gradient over the simplex, from all corners, all edge midpoints and `starts`
-        random points at once. What it finds is an upper bound on the true worst case.
+        random points at once; after some steps only the best go on. What it finds is an upper bound
+        on the true worst case.
+
+        Args:
+            starts: random points to start from.
+            steps: of each path.
+            seed: decides the random points.
+            precision: half precision for the search; what it finds is measured in the model's own.
         """
         count = len(self.corners)
         corners = torch.eye(count)
         middles = (corners[:, None] + corners)[*torch.triu_indices(count, count, 1)] / 2
         random = dirichlet(starts, count, torch.Generator().manual_seed(seed)).float()
-        weights = torch.cat([corners, middles, random]).to(self.corners)
-        with evaluating(self.model):
-            found = [self._descend(part, steps) for part in weights.split(self.batch)]
-        margins = torch.cat([margin for margin, _ in found])
-        worst = torch.cat([weight for _, weight in found])[margins.argmin()]
-        image = self.points(worst[None])
+        begun = torch.cat([corners, middles, random]).to(self.corners)
+        with evaluating(self.model), in_half(begun.device, precision):
+            lowest = descend(self._margins, begun, steps, self.at_once)
         with torch.inference_mode(), evaluating(self.model):
+            parts = [self._margins(part) for part in lowest.split(self.at_once)]
+            worst = lowest[torch.cat(parts).argmin()]
+            image = self.points(worst[None])
             probabilities = ask(self.model, image)[0].softmax(0)
         predicted = int(probabilities.argmax())
         return WorstCase(
@@ -214,20 +236,34 @@ class Hull:
             predicted == self.target_class,
         )  # fmt: skip
 
-    def _descend(self, weights: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Each start's smallest margin and the weights that have it."""
-        best, best_weights = weights.new_full((len(weights),), torch.inf), weights
-        for step in tqdm(range(steps + 1), "Worst case", unit="step", mininterval=0.5, delay=1):
-            weights = weights.detach().requires_grad_()
-            margins = _margin(ask(self.model, self.points(weights)), self.target_class)
-            (gradient,) = torch.autograd.grad(margins.sum(), weights)
-            better = margins.detach() < best
-            best = torch.where(better, margins.detach(), best)
-            best_weights = torch.where(better[:, None], weights.detach(), best_weights)
-            gradient = gradient - gradient.mean(1, keepdim=True)
-            length = 0.25 * (1 - step / steps) / gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            weights = project_to_simplex(weights.detach() - length * gradient)
-        return best, best_weights
+    def _margins(self, weights: Tensor) -> Tensor:
+        """(B, K) weights to the target class's margins (B,) at those points, in float32 or more."""
+        logits = ask(self.model, self.points(weights))
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return margin(logits.to(wide), self.target_class)
+
+    def prove(self, seconds: float = 60.0) -> dict[str, Any]:
+        """Prove that every point is the target's class, and how near all are to colliding.
+
+        Bounds over pieces of the hull, halved until they decide or time is up; see
+        `proofs.whole_hull`, and docs/method.md for the argument.
+
+        Args:
+            seconds: for each of the two statements.
+
+        Returns:
+            `class`: its `outcome` is `proved`, `refuted` or `undecided`, with `share_proved` of the
+            hull's volume, `margin_min`, `probability_min`, `pieces` and `seconds`. `collision`:
+            `feature_relative_max`, which ||f(x) - f(t)|| / ||f(t)|| exceeds nowhere. Each has a
+            `reason` where nothing can be stated.
+
+        Raises:
+            SettingError: for a time that is negative or no number.
+        """
+        # Folders import downwards, and proofs are of hulls: what stands above is looked up by name.
+        proofs = importlib.import_module("..proofs.whole_hull", __package__)
+        found: dict[str, Any] = proofs.prove(self, seconds)
+        return found
 
     def save(self, directory: str | Path) -> None:
         """Write the run directory's corners, summary and images."""
@@ -236,29 +272,22 @@ class Hull:
         )
 
 
+def in_batches(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """The rows of all pieces in their order, `size` at a time, the last time fewer."""
+    held: list[Tensor] = []
+    for piece in pieces:
+        held.append(piece)
+        if sum(map(len, held)) >= size:
+            *whole, rest = torch.cat(held).split(size)
+            if len(rest) == size:
+                whole, rest = [*whole, rest], rest[:0]
+            yield from whole
+            held = [rest]
+    if sum(map(len, held)):
+        yield torch.cat(held)
+
+
 def batch_sizes(count: int, batch: int) -> Iterator[int]:
     """`count` cut into pieces of `batch`, the last one smaller."""
     for start in range(0, count, batch):
         yield min(batch, count - start)
-
-
-def _margin(logits: Tensor, target_class: int) -> Tensor:
-    """The target class's logit over the largest other one, (B,)."""
-    others = logits.clone()
-    others[:, target_class] = -torch.inf
-    return logits[:, target_class] - others.amax(1)
-
-
-def project_to_simplex(points: Tensor) -> Tensor:
-    """The nearest weights (B, K) that are at least 0 and add up to 1.
-
-    Example:
-        >>> project_to_simplex(torch.tensor([[0.5, 0.5], [2.0, 0.0]]))
-        tensor([[0.5000, 0.5000],
-                [1.0000, 0.0000]])
-    """
-    ranked = points.sort(1, descending=True).values
-    excess = ranked.cumsum(1) - 1
-    index = torch.arange(1, points.shape[1] + 1, device=points.device)
-    last = (ranked - excess / index > 0).sum(1, keepdim=True)
-    return (points - excess.gather(1, last - 1) / last).clamp_min(0)

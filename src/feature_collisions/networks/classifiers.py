@@ -13,8 +13,20 @@ from ..errors import SettingError
 from ..settings.train import ClassifierSettings
 from .agreement import accepted
 from .mnist_mlp import MnistMLP, load_mnist_mlp
-from .torchvision_models import load_torchvision
+from .timm_models import load_timm, side_of_timm
+from .torchvision_models import load_torchvision, side_of_torchvision
 from .weights import load_weights
+
+
+def input_side(settings: ClassifierSettings) -> int:
+    """The side of the square images that the classifier was made for, where that is known: or 224.
+
+    Raises:
+        SettingError: for an unknown name.
+    """
+    if settings.library == "timm":
+        return side_of_timm(settings.name)
+    return side_of_torchvision(settings.name)
 
 
 def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0) -> nn.Module:
@@ -32,6 +44,8 @@ def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0
         model = _mnist_mlp(settings, data, seed)
     elif settings.name == "file":
         model = _import_classifier(settings)
+    elif settings.library == "timm":
+        model = load_timm(settings, data.test.size)
     else:
         model = load_torchvision(settings)
     return model.requires_grad_(False).eval()

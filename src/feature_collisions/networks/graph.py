@@ -71,12 +71,12 @@ def frozen_graph(model: nn.Module, dtype: torch.dtype = torch.float64) -> fx.Gra
         if not isinstance(next(iter(reversed(graph.nodes))).args[0], fx.Node):
             raise NotPiecewiseLinear("the network returns more than one tensor of logits")
         network = copy.deepcopy(fx.GraphModule(root, graph))
-    _name_what_is_written(network)
+    name_what_is_written(network)
     network.requires_grad_(False).eval().to(able(device_of(model), dtype), dtype)
     return network
 
 
-def _name_what_is_written(network: fx.GraphModule) -> None:
+def name_what_is_written(network: fx.GraphModule) -> None:
     """Let who reads what was written over in place read the node that wrote it."""
     for node in network.graph.nodes:
         if _writes(network, node):
@@ -157,7 +157,7 @@ def rectifiers_after(root: nn.Module, node: fx.Node) -> list[fx.Node]:
     for user in node.users:
         if ceiling_of(root, user) is not None:
             found.append(user)
-        elif _keeps_values(root, user):
+        elif keeps_values(root, user):
             found += rectifiers_after(root, user)
     return found
 
@@ -172,7 +172,7 @@ def not_flat_after(root: nn.Module, node: fx.Node) -> str | None:
     """The activation that takes a node's values and hides none of them, with the reason."""
     for user in node.users:
         found = _not_flat(root, user)
-        if found is None and _keeps_values(root, user):
+        if found is None and keeps_values(root, user):
             found = not_flat_after(root, user)
         if found is not None:
             return found
@@ -182,7 +182,7 @@ def not_flat_after(root: nn.Module, node: fx.Node) -> str | None:
 def _range(root: nn.Module, node: fx.Node) -> tuple[Any, Any]:
     """From and to what a node clips its input; None where it does not, or not to constants."""
     if node.op == "call_module":
-        module = _module(root, node)
+        module = module_of(root, node)
         if isinstance(module, nn.ReLU):
             return 0.0, math.inf
         return (module.min_val, module.max_val) if isinstance(module, nn.Hardtanh) else (None, None)
@@ -193,14 +193,14 @@ def _range(root: nn.Module, node: fx.Node) -> tuple[Any, Any]:
     if node.target is F.relu6:
         return 0.0, 6.0
     if node.target in _HARDTANH:
-        given = _given(node, ("input", "min_val", "max_val"))
+        given = given_by_name(node, ("input", "min_val", "max_val"))
         return _constant(given.get("min_val", -1.0)), _constant(given.get("max_val", 1.0))
     if node.target in _CLAMP:
-        given = _given(node, ("input", "min", "max"))
+        given = given_by_name(node, ("input", "min", "max"))
         high = given.get("max")
         return _constant(given.get("min")), math.inf if high is None else _constant(high)
     if node.target in _CLAMP_MIN:
-        return _constant(_given(node, ("input", "min")).get("min")), math.inf
+        return _constant(given_by_name(node, ("input", "min")).get("min")), math.inf
     return None, None
 
 
@@ -208,14 +208,15 @@ def _constant(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _given(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+def given_by_name(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
     """A call's arguments by name."""
     return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
 
 
-def _keeps_values(root: nn.Module, node: fx.Node) -> bool:
+def keeps_values(root: nn.Module, node: fx.Node) -> bool:
+    """Whether a node gives what it takes, in a new shape at most."""
     if node.op == "call_module":
-        return isinstance(_module(root, node), nn.Flatten | nn.Dropout | nn.Identity)
+        return isinstance(module_of(root, node), nn.Flatten | nn.Dropout | nn.Identity)
     return node.op in ("call_function", "call_method") and node.target in _KEEPING_VALUES
 
 
@@ -232,7 +233,7 @@ _BY_NAME = {name.lower(): name for name in _NOT_FLAT}
 def _not_flat(root: nn.Module, node: fx.Node) -> str | None:
     """The name of an activation that is no rectifier, and why; None for anything else."""
     if node.op == "call_module":
-        name = type(_module(root, node)).__name__
+        name = type(module_of(root, node)).__name__
     elif node.op in ("call_function", "call_method"):
         name = str(getattr(node.target, "__name__", node.target))
     else:
@@ -284,19 +285,20 @@ def _check_views(network: fx.GraphModule, node: fx.Node) -> None:
     if not _writes(network, node):
         return
     source = written = node.all_input_nodes[0]
-    while _is_view(network, source):
+    while is_view(network, source):
         source = source.all_input_nodes[0]
         if len(source.users) > 1:
             raise NotPiecewiseLinear(f"{node.name} writes over {source.name}, which is used again")
     after = set(_after(node))
     for view in written.users:
-        if _is_view(network, view) and view not in after and view is not node:
+        if is_view(network, view) and view not in after and view is not node:
             raise NotPiecewiseLinear(f"{node.name} writes over {written.name}, seen by {view.name}")
 
 
-def _is_view(network: fx.GraphModule, node: fx.Node) -> bool:
+def is_view(network: nn.Module, node: fx.Node) -> bool:
+    """Whether a node shows its input's values, all or some, in another shape."""
     if node.op == "call_module":
-        module = _module(network, node)
+        module = module_of(network, node)
         return isinstance(module, nn.Flatten | nn.Dropout | nn.Dropout2d | nn.Identity)
     return node.target in _VIEWS
 
@@ -312,7 +314,7 @@ def _is_shape(node: fx.Node) -> bool:
 
 def _kind(network: fx.GraphModule, node: fx.Node, moving: list[fx.Node]) -> Kind:
     target: Any = node.target
-    module = _module(network, node) if node.op == "call_module" else None
+    module = module_of(network, node) if node.op == "call_module" else None
     if module is not None and (
         module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     ):
@@ -338,7 +340,7 @@ def _kind(network: fx.GraphModule, node: fx.Node, moving: list[fx.Node]) -> Kind
 def _is_affine(node: fx.Node, moving: list[fx.Node]) -> bool:
     """Whether a function or method is affine in what moves."""
     target: Any = node.target
-    by_name = any(given in moving for given in _nodes(node.kwargs))
+    by_name = any(given in moving for given in nodes_in(node.kwargs))
     if "rounding_mode" in node.kwargs or (by_name and target not in _SUM):
         return False
     if target in _SUM:
@@ -350,7 +352,7 @@ def _is_affine(node: fx.Node, moving: list[fx.Node]) -> bool:
     if target is operator.getitem:
         return _is_slice(node.args[1])
     if target is F.pad:
-        given = _given(node, ("input", "pad", "mode", "value"))
+        given = given_by_name(node, ("input", "pad", "mode", "value"))
         return bool(given.get("mode", "constant") == "constant")
     return target in _AFFINE | _QUOTIENT
 
@@ -365,7 +367,7 @@ def _unknown(network: fx.GraphModule, node: fx.Node, name: str) -> str:
     return f"{name} is not known to be linear" + (f": {reason}" if reason else "")
 
 
-def _nodes(arguments: Any) -> list[fx.Node]:
+def nodes_in(arguments: Any) -> list[fx.Node]:
     """The nodes among arguments, nested ones too."""
     found: list[fx.Node] = []
     map_arg(arguments, found.append)
@@ -374,7 +376,7 @@ def _nodes(arguments: Any) -> list[fx.Node]:
 
 def _training(node: fx.Node) -> bool:
     """Whether F.dropout(input, p=0.5, training=True) drops."""
-    given = _given(node, ("input", "p", "training"))
+    given = given_by_name(node, ("input", "p", "training"))
     return bool(given.get("training", True) and given.get("p", 0.5))
 
 
@@ -393,7 +395,7 @@ _INPLACE_AT: dict[Any, int] = {
 def in_place(network: nn.Module, node: fx.Node) -> bool:
     """Whether a rectifier writes over its input."""
     if node.op == "call_module":
-        return bool(getattr(_module(network, node), "inplace", False))
+        return bool(getattr(module_of(network, node), "inplace", False))
     if str(getattr(node.target, "__name__", node.target)).endswith("_"):
         return True
     place = _INPLACE_AT.get(node.target, len(node.args))
@@ -404,7 +406,7 @@ def pooling(network: nn.Module, node: fx.Node) -> tuple[Any, ...]:
     """A max pool's kernel_size, stride, padding, dilation and ceil_mode."""
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
     if node.op == "call_module":
-        module = _module(network, node)
+        module = module_of(network, node)
         return tuple(getattr(module, name) for name in names)
     given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
     options = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False} | given
@@ -412,5 +414,6 @@ def pooling(network: nn.Module, node: fx.Node) -> tuple[Any, ...]:
     return tuple(options[name] for name in names)
 
 
-def _module(root: nn.Module, node: fx.Node) -> nn.Module:
+def module_of(root: nn.Module, node: fx.Node) -> nn.Module:
+    """The module that a node calls."""
     return root.get_submodule(str(node.target))

@@ -12,6 +12,7 @@ from .graph import (
     Traced,
     ceiling_after,
     evaluating,
+    keeps_values,
     not_flat_after,
     rectifiers_after,
     shell_of,
@@ -101,7 +102,7 @@ def last_hidden_layer(model: nn.Module) -> str:
             "give the module whose output feeds a ReLU"
         ) from None
     for name, node in reversed(nodes.items()):
-        rectifiers = rectifiers_after(root, node)
+        rectifiers = [] if keeps_values(root, node) else rectifiers_after(root, node)
         if rectifiers and not _passes_by(node.graph, rectifiers):
             return name
     raise SettingError(

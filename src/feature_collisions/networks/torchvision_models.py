@@ -52,7 +52,7 @@ def load_torchvision(settings: ClassifierSettings) -> nn.Module:
         )
     choices = models.get_model_weights(settings.name)
     source = f"classifier.weights={settings.weights}"
-    if settings.weights is None or _is_file(settings.weights):
+    if settings.weights is None or is_file(settings.weights):
         if settings.weights is None:
             raise SettingError(
                 f"{source}: give torchvision's name, one of {_names(choices)}, or a file"
@@ -70,7 +70,19 @@ def load_torchvision(settings: ClassifierSettings) -> nn.Module:
     return Classifier(network, transforms.mean, transforms.std)
 
 
-def _is_file(weights: str) -> bool:
+def side_of_torchvision(name: str) -> int:
+    """The side of the square images that the classifier's ImageNet weights are used with."""
+    if name not in models.list_models(module=models):
+        return _SIDE
+    side: int = models.get_model_weights(name)["DEFAULT"].transforms().crop_size[0]
+    return side
+
+
+_SIDE = 224
+
+
+def is_file(weights: str) -> bool:
+    """Whether `classifier.weights` names a file, there or not, and no download."""
     return Path(weights).is_file() or "/" in weights or Path(weights).suffix in _SUFFIXES
 
 

@@ -16,7 +16,7 @@ from ..data.devices import able
 from ..hull.hull import Hull
 from ..networks.graph import NotPiecewiseLinear
 from ..settings.evaluate import EdgeSettings
-from .edge_cache import EdgeCache, proof_key
+from .cache import EdgeCache, proof_key
 from .piecewise import Line, TooManyPieces, traced
 
 _SAVE_EVERY = 10.0  # seconds

@@ -22,6 +22,7 @@ from ..networks.graph import NotPiecewiseLinear, kinds
 from ..networks.target import TargetFeatures, passing, preactivation_of, target_features
 from ..networks.target_layer import Observed, TargetLayer
 from ..networks.weights import weights_hash
+from ..search.losses import negative
 from ..search.summary import summarise
 from ..settings.rules import at_least, one_of
 from ..settings.solver import OBJECTIVES
@@ -330,3 +331,33 @@ def _warn_of_same(exact: Tensor, corners: Sequence[int]) -> None:
             "fewer corners than were asked for",
             stacklevel=3,
         )
+
+
+def depth(hull: Hull) -> dict[str, Any]:
+    """How deep gradient descent's corners are: L_neg as a share of Eq. 2's exact optimum.
+
+    Both are of the units that the hull says its corners push down. The optimum is at L_pos = 0, by
+    linear programs. Empty where the layer is not affine, or where the corners are linear programs'
+    already.
+    """
+    if hull.summary.get("solver") == "linear_program":
+        return {}
+    cut = TargetLayer(hull.model, hull.layer).cpu().double()  # where HiGHS solves
+    try:
+        affine = affine_map(cut, hull.target.shape)
+    except NotPiecewiseLinear:
+        return {}
+    with torch.no_grad():
+        target, *corners = cut(torch.stack([hull.target, *hull.corners]).cpu().double())
+    features = TargetFeatures(target, hull.features.ceiling)
+    polytope = Polytope.around(features, affine)
+    units = tqdm(hull.units.tolist(), "Eq. 2's optima", unit="corner", mininterval=0.5, delay=1)
+    try:
+        optima = [polytope.solve("eq2", unit, torch.Generator()).value for unit in units]
+    except CollisionError as error:
+        return {"depth": {"reason": str(error)}}
+    found = negative(
+        features.oriented(torch.stack(corners)), ~features.active, hull.units.cpu()
+    ).tolist()
+    shares = [f / best if best < 0 else None for f, best in zip(found, optima, strict=True)]
+    return {"depth": {"optimum": optima, "share": shares}}

@@ -1,149 +1,391 @@
-"""What is proved of the whole hull, not of samples: that it collides, and its class (sec. 2)."""
+"""What is proved of the whole hull, not of samples: its class, and that it collides (section 2).
 
-import time
+Both statements are of exact arithmetic: of every exact mix of the corners as saved, through the
+network with its weights as they are. Rounding in the bounds is accounted for. The model as it
+rounds itself may decide otherwise where its margin is as small as its own rounding.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, fx
 
 from ..data.devices import able
-from ..errors import CollisionError
 from ..hull.hull import Hull
 from ..networks.graph import NotPiecewiseLinear
+from ..networks.logits import ask
 from ..networks.target import TargetFeatures
 from ..networks.target_layer import TargetLayer
-from ..search.losses import negative, positive
+from ..search.losses import positive
+from ..settings.rules import at_least
 from .bounds import Bounds, rounding
-from .linear_program import Polytope, affine_map, check_affine
+from .cache import PieceCache, proof_key
+from .linear_program import check_affine
 from .piecewise import traced
+from .splitting import Judged, Splitting
+from .steps import Step, steps_of
+
+_MEMORY = 2**30  # bytes that the bounds of the pieces of a batch may take
+_COPIES = 6  # of every value, at each vertex
+_UNITS = 2048  # of a target layer whose errors are bounded together
+_NEAR = 1.05  # a collision's bound so close to an error that was seen is not improved
 
 
-def collision_proof(hull: Hull) -> dict[str, Any]:
-    """How far any point of the hull is from colliding, where the layer is affine in the pixels.
-
-    There the pre-activations of a mix are the mix of the corners' pre-activations, and the figures
-    below are convex in them: their largest values over the hull are those over its corners.
-
-    Returns:
-        `positive_relative_max`, the largest L_pos over ||f(t)||; `inactive_max`, the largest
-        pre-activation of a unit that is inactive in the target (at most 0: all of them stay off),
-        or what one is below the ceiling that it was above;
-        `feature_error_max`, the largest difference of a post-activation. All are of the corners
-        as saved, float32, computed in float64. Or the `reason` why nothing is proved.
-    """
-    place = able(hull.corners.device)
-    cut = TargetLayer(hull.model, hull.layer).to(place, torch.float64)
-    try:
-        check_affine(cut)
-    except NotPiecewiseLinear as error:
-        return {"reason": f"layer {hull.layer} is not affine in the pixels: {error}"}
-    with torch.no_grad():
-        images = torch.stack([hull.target, *hull.corners]).to(place, torch.float64)
-        target, *corners = cut(images)
-    features = TargetFeatures(target, hull.features.ceiling)
-    preactivation = torch.stack(corners)
-    oriented, norm = features.oriented(preactivation), float(features.features.norm())
-    distance = float(positive(oriented, features.values, features.active).max())
-    inactive = oriented[:, ~features.active]
-    off = (features.rectified(preactivation) - features.features).abs().max()
+def prove(hull: Hull, seconds: float = 60.0, directory: Path | None = None) -> dict[str, Any]:
+    """Both statements, each in up to `seconds` (see `prove_class` and `prove_collision`)."""
+    at_least("seconds", seconds, 0)
+    worst = hull.worst_case().weights if seconds > 0 and len(hull.corners) > 1 else None
+    suspects = [] if worst is None else [worst.tolist()]
     return {
-        "positive_relative_max": distance / norm if norm else None,
-        "inactive_max": float(inactive.max()) if inactive.numel() else None,
-        "feature_error_max": float(off),
+        "class": prove_class(hull, seconds, directory, suspects),
+        "collision": prove_collision(hull, seconds, directory),
     }
 
 
 @torch.no_grad()
 @torch.backends.cudnn.flags(enabled=False)  # it may convolve otherwise than by adding products up
-def class_proof(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
-    """Prove that every point of the hull is the target's class, by bounds over pieces of it.
-
-    Pieces on which the bounds do not decide are halved across their longest edge.
-
-    The statement is of exact arithmetic: every exact mix of the corners as saved, through the
-    network with its weights as they are. Float64's rounding in the bounds is accounted for. The
-    model as it rounds in float32 may decide otherwise where its margin is as small as its own
-    rounding.
+def prove_class(
+    hull: Hull,
+    seconds: float = 5.0,
+    directory: Path | None = None,
+    suspects: Sequence[Sequence[float]] = (),
+) -> dict[str, Any]:
+    """Is every point of the hull the target's class? By bounds over pieces of it, or refuted.
 
     Args:
         hull: the hull.
         seconds: when to stop halving.
+        directory: where what is known is kept between one call and the next. It should be the
+            user's own: what a stranger's run directory says would be stated as proved.
+        suspects: weights of points to try first, such as the worst that a search has found.
 
     Returns:
-        `share_proved` (by volume), `margin_min` (what the target's logit is at least over any
-        other on the proved pieces), `pieces`. Or the `reason` why the network cannot be bounded.
+        `outcome`: `proved`, `refuted` by a `counter_example` (its weights, and the class that the
+        model itself gives it), or `undecided`; `share_proved` (by volume); what holds there:
+        `margin_min` (the target's logit over any other) and `probability_min` of the target's
+        class; `pieces` and `seconds`, of all calls. Or the `reason` why nothing is bounded.
+
+    Raises:
+        SettingError: for a time that is negative or no number.
     """
+    at_least("seconds", seconds, 0)
+    judge = _ClassJudge(hull)
     try:
-        network = traced(hull.model, images=hull.corners)
-        bounds = Bounds(network)
-        corners = hull.corners.to(able(hull.corners.device), torch.float64)
-        count = len(corners)
-        undecided = [(torch.eye(count).to(corners), 1.0)]
-        share, least, pieces = 0.0, list[float](), 0
-        started = time.monotonic()
-        while undecided and (pieces == 0 or time.monotonic() < started + seconds):
-            weights, volume = undecided.pop(0)
-            images = torch.tensordot(weights, corners, 1)
-            margin = _margin(bounds, network, images, rounding(count, images), hull.target_class)
-            pieces += 1
-            if margin > 0:
-                share += volume
-                least.append(margin)
-            else:
-                undecided += [(half, volume / 2) for half in _halves(weights, images)]
+        corners = torch.eye(len(hull.corners), dtype=torch.float64)
+        judge.try_points(torch.cat([corners, torch.tensor([*suspects], dtype=torch.float64)
+                                    .view(-1, len(corners))]))  # fmt: skip
+        if judge.counter_example and max(judge.counter_example["weights"]) == 1:
+            return {"outcome": "refuted", "counter_example": judge.counter_example,
+                    "share_proved": 0.0, "pieces": 0, "seconds": 0.0,
+                    "reason": "its corners are of two classes"}  # fmt: skip
+        judge.prepare()
+        known = Splitting.of(len(hull.corners), 2)
+        cache = _cache(directory, judge.network, hull, "class")
+        known.run(judge, seconds, cache, "Class of the hull", True, judge.most)
+    except NotPiecewiseLinear as error:
+        return {"outcome": "refuted" if judge.counter_example else "undecided",
+                "share_proved": 0.0, "reason": str(error)} | judge.found()  # fmt: skip
+    proved = not len(known.weights)
+    margin, probability = known.settled.tolist()
+    return {
+        "outcome": "proved" if proved else "refuted" if judge.counter_example else "undecided",
+        "by": "bounds",
+        "share_proved": 1.0 if proved else known.share,
+        "margin_min": margin if known.share else None,
+        "probability_min": probability if known.share else None,
+        "pieces": known.pieces,
+        "seconds": known.seconds,
+    } | judge.found()
+
+
+class _Judge:
+    """Bounds the pieces of a hull."""
+
+    def __init__(self, hull: Hull) -> None:
+        self.hull = hull
+        self.place = able(hull.corners.device)
+        self.corners = hull.corners.to(self.place, torch.float64)
+        self.checked = False
+
+    def follow(self, network: fx.GraphModule) -> None:
+        """Make the steps of the network, and see how many pieces fit into memory."""
+        self.network: fx.GraphModule = network
+        self.steps: list[Step] = steps_of(network, self.corners[0])
+        numbers = sum(step.size for step in self.steps) * (len(self.corners) + 1)
+        self.most = int(_MEMORY / (numbers * 8 * _COPIES))
+        if not self.most:
+            raise NotPiecewiseLinear(
+                f"its {sum(step.size for step in self.steps)} values an image are too many for "
+                "bounds; the edges are walked"
+            )
+
+    def bounds(self, weights: Tensor) -> tuple[Bounds, Tensor]:
+        """The bounds of some pieces, and the points (P, K, C, H, W) at their vertices."""
+        points = torch.tensordot(weights.to(self.place), self.corners, 1)
+        bounds = Bounds(self.steps, points, rounding(len(self.corners), points))
+        if not self.checked:
+            self._check(bounds, points)
+        return bounds, points
+
+    def _check(self, bounds: Bounds, points: Tensor) -> None:
+        """See once that what the network computes lies within the bounds."""
+        values = self.network(points[0])
+        last = bounds.at[-1]
+        off = (values - last.middle[0]).abs() > last.radius[0]
+        if off.any():
+            raise NotPiecewiseLinear("what the network computes lies outside its bounds")
+        self.checked = True
+
+
+class _ClassJudge(_Judge):
+    """The target's logit over each other one."""
+
+    def __init__(self, hull: Hull) -> None:
+        super().__init__(hull)
+        self.counter_example: dict[str, Any] | None = None
+
+    def prepare(self) -> None:
+        """Follow the classifier to its logits."""
+        self.follow(traced(self.hull.model, images=self.hull.corners))
+        classes = self.steps[-1].size
+        rows = torch.eye(classes, dtype=torch.float64, device=self.place)
+        others = torch.arange(classes, device=self.place) != self.hull.target_class
+        self.rows = rows[self.hull.target_class] - rows[others]
+
+    def found(self) -> dict[str, Any]:
+        """The counter-example, if there is one."""
+        return {"counter_example": self.counter_example} if self.counter_example else {}
+
+    def try_points(self, weights: Tensor) -> None:
+        """Ask the model itself for points of the hull, until one is of another class."""
+        if self.counter_example:
+            return
+        images = self.hull.points(weights)
+        predicted = ask(self.hull.model, images).argmax(1)
+        other = (predicted != self.hull.target_class).nonzero().flatten().tolist()
+        if other:
+            first = other[0]
+            self.counter_example = {
+                "weights": weights[first].tolist(),
+                "class": int(predicted[first]),
+            }
+
+    def __call__(self, weights: Tensor) -> Judged:
+        self.try_points(weights.mean(1))
+        bounds, _ = self.bounds(weights)
+        margins = bounds.lower(len(self.steps) - 1, self.rows).amin(2)
+        least, worst = margins.min(1)
+        odds = (-margins).exp().sum(1)
+        figures = torch.stack([least, (1 / (1 + odds)) * (1 - 1e-12)], 1)
+        each = torch.arange(len(weights), device=self.place)
+        weigh = {k: rows[each, worst].abs() for k, rows in bounds.met.items()}
+        return Judged(figures, least > 0, bounds.edge_to_halve(weigh))
+
+
+@torch.no_grad()
+@torch.backends.cudnn.flags(enabled=False)
+def prove_collision(
+    hull: Hull, seconds: float = 5.0, directory: Path | None = None
+) -> dict[str, Any]:
+    """How far is any point of the hull from colliding with the target, at the target layer?
+
+    Where the layer is affine in the pixels, the pre-activations of a mix are the mix of the
+    corners', and the answer is exact. Elsewhere the largest error of all pieces is an upper bound.
+
+    Args:
+        hull: the hull.
+        seconds: when to stop halving.
+        directory: as `prove_class` takes it.
+
+    Returns:
+        `by`: `affine` or `bounds`; `feature_relative_max`: at every point ||f(x) - f(t)|| is at
+        most that much of ||f(t)||; `feature_error_max`: no activation is off by more. Where the
+        layer is affine, also `positive_relative_max`, the largest L_pos over ||f(t)||, and
+        `inactive_max`, the largest pre-activation of a unit that is inactive in the target, or what
+        one is below the ceiling that it was above (at most 0: all of them stay off). Else
+        `feature_relative_seen`, the largest at any point that was looked at, `pieces` and
+        `seconds`. Or the `reason` why nothing is bounded.
+
+    Raises:
+        SettingError: for a time that is negative or no number.
+    """
+    at_least("seconds", seconds, 0)
+    judge = _CollisionJudge(hull)
+    try:
+        if judge.is_affine:
+            return judge.exact()
+        if not judge.norm:
+            return {"reason": "no unit is active in the target: f(t) is 0"}
+        judge.prepare()
+        known = Splitting.of(len(hull.corners), 2)
+        cache = _cache(directory, judge.network, hull, "collision")
+        known.run(judge, seconds, cache, "Collision", False, judge.most)
     except NotPiecewiseLinear as error:
         return {"reason": str(error)}
-    return {"share_proved": share, "margin_min": min(least, default=None), "pieces": pieces}
+    if not known.pieces:
+        return {"reason": f"no time was given (seconds={seconds:g})"}
+    norm, unit = known.everywhere.neg().tolist()
+    if not norm < torch.inf:
+        return {"reason": "the bounds are not finite numbers"}
+    return {
+        "by": "bounds",
+        "feature_relative_max": norm,
+        "feature_error_max": unit,
+        "feature_relative_seen": judge.seen,
+        "pieces": known.pieces,
+        "seconds": known.seconds,
+    }
 
 
-def _margin(
-    bounds: Bounds, network: torch.nn.Module, images: Tensor, error: Tensor, target_class: int
-) -> float:
-    """The margin that holds at every point of the hull of images, each known to `error`."""
-    lower, upper = bounds.over(images, error)
-    logits = network(images)
-    if not ((lower <= logits) & (logits <= upper)).all():
-        raise NotPiecewiseLinear("the network's own logits lie outside its bounds")
-    others = torch.arange(logits.shape[1], device=logits.device) != target_class
-    return float((lower[:, target_class, None] - upper[:, others]).min())
+class _CollisionJudge(_Judge):
+    """The target layer's features beside the target's.
 
-
-def _halves(weights: Tensor, images: Tensor) -> list[Tensor]:
-    """A simplex of weights (K, K) cut across the edge that is longest in pixels."""
-    distances = torch.cdist(images.flatten(1), images.flatten(1))
-    first, second = divmod(int(distances.argmax()), len(images))
-    middle = (weights[first] + weights[second]) / 2
-    halves = [weights.clone(), weights.clone()]
-    halves[0][first], halves[1][second] = middle, middle
-    return halves
-
-
-def depth(hull: Hull) -> dict[str, Any]:
-    """How deep gradient descent's corners are: L_neg as a share of Eq. 2's exact optimum.
-
-    Both are of the units that the hull says its corners push down. The optimum is at L_pos = 0, by
-    linear programs. Empty where the layer is not affine, or where the corners are linear programs'
-    already.
+    A unit that the layer sees in the target is off by at most |f0(x) - f0(t)|, one that it is
+    blind to by at most what is above 0 of its `oriented` pre-activation (`TargetFeatures`).
     """
-    if hull.summary.get("solver") == "linear_program":
-        return {}
-    cut = TargetLayer(hull.model, hull.layer).cpu().double()  # where HiGHS solves
-    try:
-        affine = affine_map(cut, hull.target.shape)
-    except NotPiecewiseLinear:
-        return {}
-    with torch.no_grad():
-        target, *corners = cut(torch.stack([hull.target, *hull.corners]).cpu().double())
-    features = TargetFeatures(target, hull.features.ceiling)
-    polytope = Polytope.around(features, affine)
-    units = tqdm(hull.units.tolist(), "Eq. 2's optima", unit="corner", mininterval=0.5, delay=1)
-    try:
-        optima = [polytope.solve("eq2", unit, torch.Generator()).value for unit in units]
-    except CollisionError as error:
-        return {"depth": {"reason": str(error)}}
-    found = negative(
-        features.oriented(torch.stack(corners)), ~features.active, hull.units.cpu()
-    ).tolist()
-    shares = [f / best if best < 0 else None for f, best in zip(found, optima, strict=True)]
-    return {"depth": {"optimum": optima, "share": shares}}
+
+    def __init__(self, hull: Hull) -> None:
+        super().__init__(hull)
+        self.cut = TargetLayer(hull.model, hull.layer).to(self.place, torch.float64)
+        images = torch.cat([hull.target[None], hull.corners]).to(self.place, torch.float64)
+        target, self.preactivation = self.cut(images).split([1, len(images) - 1])
+        self.features = TargetFeatures(target[0], hull.features.ceiling)
+        self.norm = float(self.features.features.norm())
+        self.seen = 0.0
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether the layer is affine in the pixels."""
+        try:
+            check_affine(self.cut)
+        except NotPiecewiseLinear:
+            return False
+        return True
+
+    def exact(self) -> dict[str, Any]:
+        """What holds of an affine layer: everything is convex, so its largest is at a corner."""
+        features = self.features
+        oriented = features.oriented(self.preactivation)
+        distance = float(positive(oriented, features.values, features.active).max())
+        inactive = oriented[:, ~features.active]
+        off = (features.rectified(self.preactivation) - features.features).abs().max()
+        whole = self._errors(self.preactivation).norm(dim=1).max()
+        return {
+            "by": "affine",
+            "feature_relative_max": float(whole) / self.norm if self.norm else None,
+            "positive_relative_max": distance / self.norm if self.norm else None,
+            "inactive_max": float(inactive.max()) if inactive.numel() else None,
+            "feature_error_max": float(off),
+        }
+
+    def _errors(self, preactivation: Tensor) -> Tensor:
+        """At most how far units (..., N) are off."""
+        features = self.features
+        oriented = features.oriented(preactivation)
+        return torch.where(features.active, (oriented - features.values).abs(), oriented.relu())
+
+    def prepare(self) -> None:
+        """Follow the network to the target layer."""
+        if not isinstance(self.cut.network, fx.GraphModule):
+            raise NotPiecewiseLinear("torch.fx cannot trace the network")
+        if len(self.features.active) > _UNITS:
+            raise NotPiecewiseLinear(
+                f"the layer's {len(self.features.active)} units are too many (at most {_UNITS})"
+            )
+        self.follow(self.cut.network)
+        self._look(self.preactivation)
+
+    def _look(self, preactivation: Tensor) -> None:
+        features = self.features
+        off = features.rectified(preactivation) - features.features
+        self.seen = max(self.seen, float(off.norm(dim=1).max()) / self.norm)
+
+    def __call__(self, weights: Tensor) -> Judged:
+        bounds, points = self.bounds(weights)
+        self._look(self.cut(points.mean(1)))
+        last = len(self.steps) - 1
+        rows = torch.eye(self.steps[last].size, dtype=torch.float64, device=self.place)
+        spread = bounds.spread(last, rows)
+        found = torch.stack([self._judge(*each) for each in zip(*spread, strict=True)])
+        figures = torch.stack([-found[:, 0] / self.norm * (1 + 1e-12), -found[:, 1]], 1)
+        return Judged(
+            figures, -figures[:, 0] <= _NEAR * self.seen, bounds.edge_to_halve(bounds.met)
+        )
+
+    def _judge(
+        self, middle: Tensor, reach: Tensor, toll: Tensor, columns: Tensor, radii: Tensor
+    ) -> Tensor:
+        """Of one piece: the largest norm of all errors, and the largest error.
+
+        At a vertex the errors are at most those of the middle, plus what the deviations make. The
+        latter's norm is bounded for many units together (see `_joint`), which share the deviations;
+        units that are all but off add up, each with the largest error of its own.
+        """
+        mirrored = torch.where(self.features.above, -1.0, 1.0)
+        reach = reach.T + toll
+        centre = self._errors(middle.T)  # (K, S)
+        alone = centre + reach
+        blind = ~self.features.active
+        oriented = self.features.oriented(middle.T)
+        alone = torch.where(blind, (oriented + reach).relu(), alone)
+        off = blind & (alone.amax(0) <= 0.5 * reach.amax(0))
+        columns = columns * mirrored[:, None]
+        shared = _joint(columns[~off], radii)
+        still = centre[:, ~off].norm(dim=1) + toll[~off].norm()
+        together = torch.minimum(still + shared, alone[:, ~off].norm(dim=1))
+        whole = (together.square() + alone[:, off].square().sum(1)).sqrt()
+        error = 1 + 1e-12 * max(1, len(toll) / 1000)  # sums of squares, all of one sign
+        return torch.stack([whole.max() * error, alone.max() * error])
+
+
+def _joint(columns: Tensor, radii: Tensor) -> Tensor:
+    """At most ||A e|| for |e| <= radii: A (S, M), radii (K, M), the answer (K,).
+
+    For any s > 0, ||A e||^2 <= lambda_max(A R S^-1 R A^T) sum(s), R the radii: s weighs every
+    deviation by what it makes alone.
+    """
+    if not columns.numel():
+        return radii.new_zeros(len(radii))
+    length = columns.norm(dim=0).clamp_min(torch.finfo(columns.dtype).tiny ** 0.5)
+    gram = (columns * (radii / length)[:, None]) @ columns.T  # (K, S, S)
+    gram = (gram + gram.mT) / 2
+    total = (radii * length).sum(1)
+    terms = columns.shape[1] + 16
+    slack = 4 * terms * torch.finfo(columns.dtype).eps
+    # |rounding of an entry| <= gamma |A| ... |A|^T, whose norm is at most its trace, `total`
+    largest = _largest_eigenvalue(gram) + slack * total
+    joint: Tensor = (largest * total * (1 + slack)).sqrt()
+    return joint
+
+
+def _largest_eigenvalue(matrices: Tensor) -> Tensor:
+    """At least the largest absolute eigenvalue of symmetric matrices (K, S, S): (K,).
+
+    ||M||^2 = ||M^2||, and the Frobenius norm is at least ||M||: after four squarings it is off by
+    a factor of S^(1/32) at most. A product rounds by gamma_S ||M||_F^2 at most in this norm.
+    """
+    limits = torch.finfo(matrices.dtype)
+    slack = (matrices.shape[-1] + 8) * limits.eps
+    scales = []
+    for _ in range(4):
+        scale = torch.linalg.matrix_norm(matrices).clamp_min(limits.tiny**0.25)
+        scales.append(scale)
+        matrices = matrices / scale[:, None, None]
+        matrices = matrices @ matrices
+        matrices = (matrices + matrices.mT) / 2
+    found: Tensor = torch.linalg.matrix_norm(matrices) * (1 + slack)
+    for scale in reversed(scales):
+        found = (found + 4 * slack).sqrt() * scale * (1 + slack)
+    return found
+
+
+def _cache(
+    directory: Path | None, network: fx.GraphModule, hull: Hull, statement: str
+) -> PieceCache | None:
+    """Where what is known of this hull and statement is kept."""
+    if directory is None:
+        return None
+    key = proof_key(network, hull.corners, hull.target_class, hull.target)
+    return PieceCache(directory / f"{statement}-{key}.safetensors")

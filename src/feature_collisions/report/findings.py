@@ -16,6 +16,7 @@ class Known(StrEnum):
     """How a finding is known."""
 
     PROVED = "proved"
+    REFUTED = "refuted"
     WALKED = "walked"
     SEARCHED = "searched"
     SAMPLED = "sampled"
@@ -26,6 +27,7 @@ class Known(StrEnum):
 
 MEANINGS = {
     Known.PROVED: "holds at every point that is spoken of, sampled or not",
+    Known.REFUTED: "a point is shown of which it does not hold",
     Known.WALKED: "computed bend by bend along the edges between corners, exactly up to rounding",
     Known.SEARCHED: "the worst point that a gradient search found; there may be a worse one",
     Known.SAMPLED: "of points drawn at random; nothing is certain of any other point",
@@ -222,34 +224,55 @@ def _edges(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
 def _features_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     if not (proof := result.get("proof", {}).get("collision")):
         return
+    label = "features of every mix"
     if "reason" in proof:
-        yield Finding("features of every mix", proof["reason"], Known.NOT_PROVED)
-        return
-    yield Finding(
-        "features of every mix",
-        f"L_pos at most {number(proof['positive_relative_max'], '.3g')} of ||f(t)||",
-        Known.PROVED,
-        f"no inactive unit is above {number(proof['inactive_max'])}, no activation is off by more "
-        f"than {proof['feature_error_max']:.4g} (section 2: the layer is affine, so the largest "
-        "error over the hull is at a corner; of the corners as saved, in float64)",
-    )
+        yield Finding(label, proof["reason"], Known.NOT_PROVED)
+    elif proof["by"] == "affine":
+        yield Finding(
+            label,
+            f"L_pos at most {number(proof['positive_relative_max'], '.3g')} of ||f(t)||",
+            Known.PROVED,
+            f"no inactive unit is above {number(proof['inactive_max'])}, no activation is off by "
+            f"more than {proof['feature_error_max']:.4g} (section 2: the layer is affine, so the "
+            "largest error over the hull is at a corner; of the corners as saved, in float64)",
+        )
+    else:
+        yield Finding(
+            label,
+            f"||f(x) - f(t)|| at most {number(proof['feature_relative_max'], '.3g')} of ||f(t)||",
+            Known.PROVED,
+            f"no activation is off by more than {proof['feature_error_max']:.4g}; the largest that "
+            f"was met is {number(proof['feature_relative_seen'], '.3g')} of ||f(t)|| (bounds in "
+            f"float64, pieces of the hull: {proof['pieces']})",
+        )
 
 
 def _class_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     if not (proof := result.get("proof", {}).get("class")):
         return
     label, target = "class of every mix", names[result["target_class"]]
-    if "reason" in proof:
-        yield Finding(label, proof["reason"], Known.NOT_PROVED)
-    elif proof["share_proved"] == 1:
-        margin, pieces = proof["margin_min"], proof["pieces"]
-        value = f"{target}; its logit is at least {margin:.4g} above any other"
+    share = f"{target} on {proof['share_proved']:.2%} of the hull's volume"
+    if proof["outcome"] == "proved":
         yield Finding(
-            label, value, Known.PROVED, f"bounds in float64, pieces of the hull: {pieces}"
+            label,
+            f"{target}; its logit is at least {proof['margin_min']:.4g} above any other, its "
+            f"probability at least {proof['probability_min']:.4f}",
+            Known.PROVED,
+            f"bounds in float64, pieces of the hull: {proof['pieces']}",
         )
+    elif proof["outcome"] == "refuted":
+        example = proof["counter_example"]
+        weights = ", ".join(f"{weight:.4g}" for weight in example["weights"])
+        yield Finding(
+            label,
+            f"not all {target}: the mix of weights {weights} is {names[example['class']]}",
+            Known.REFUTED,
+            proof.get("reason", f"bounds in float64 prove {share}"),
+        )
+    elif "reason" in proof:
+        yield Finding(label, proof["reason"], Known.NOT_PROVED)
     else:
-        value = f"{target} on {proof['share_proved']:.2%} of the hull's volume"
-        yield Finding(label, value, Known.PROVED, "of the rest the bounds say nothing")
+        yield Finding(label, share, Known.PROVED, "of the rest the bounds say nothing: undecided")
 
 
 def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
@@ -289,6 +312,8 @@ SIZES = (
     Entry("SSIM between corners", "corner_ssim_mean"),
     Entry("SSIM to the initial image", "ssim_to_initial"),
     Entry("SSIM to the target", "ssim_to_target"),
+    Entry("correlation with the initial image, low-passed", "outline_of_initial", ".3f"),
+    Entry("correlation with the target, low-passed", "outline_of_target", ".3f"),
     Entry("LPIPS between corners", "corner_lpips_mean"),
     Entry("R(P), mean over the corners", "total_variation", ",.0f"),
     Entry("L_neg over Eq. 2's exact optimum, per corner", "depth.share", ".3f"),
@@ -309,13 +334,23 @@ def _numbers(entries: Sequence[Entry], result: dict[str, Any], known: Known) -> 
     for label, key, form in entries:
         value: Any = result
         for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
+            holder, value = value, value.get(part) if isinstance(value, dict) else None
         reason = result.get(f"{key.removesuffix('_mean')}_reason", "")
         values = value if isinstance(value, list) else [value]
         if reason or values != [None]:
             shown = ", ".join(number(each, form) for each in values)
-            rows.append(Finding(label, shown, Known.NOT_MEASURED if reason else known, reason))
+            kind, note = (Known.NOT_MEASURED, reason) if reason else (known, _counted(holder, part))
+            rows.append(Finding(label, shown, kind, note))
     return rows
+
+
+def _counted(holder: dict[str, Any], key: str) -> str:
+    """Of how many points a share was counted, and what it says of all."""
+    samples = holder.get(key.removesuffix("accuracy") + "samples")
+    least = holder.get(f"{key}_lower_95")
+    if samples is None or least is None:
+        return ""
+    return f"of {samples:,} points; at least {least:.2%}, at 95 % confidence"
 
 
 def _points_table(result: dict[str, Any]) -> Table:

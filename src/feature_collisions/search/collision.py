@@ -136,8 +136,8 @@ class Collision(LightningModule):
         seconds: time spent in them; `earlier`: all time up to the checkpoint it went on from.
         told: whether a process of the search had been told to end, at the last look.
         found: what was found, once the search has ended.
-        converged: whether every corner had reached the goal after `step`, and, with `loss.hull`,
-            points between them its classes.
+        converged: whether `stop` lets the search end after `step`: every corner has reached the
+            goal, and, with `loss.hull`, points between them its classes.
         curves: (K,) `positive` (the norm), `negative`, `unit_preactivation`, `total`
             and `total_variation` (R) after `step`.
     """
@@ -364,8 +364,11 @@ class Collision(LightningModule):
             )
         self.curves = dict(zip(own, self.of_all(torch.stack(list(own.values()), 1)).T, strict=True))
         every = self.of_all(images) if self.loss.settings.hull else images
-        self.converged = self._agreed(
-            all_met(self.goal.late(own["positive"])) and self._classified_as_target(images, every)
+        step = self.step + len(totals)
+        self.converged = self._agreed(  # the classes cost many steps: not where nothing hangs on it
+            self.stop.min_steps <= step < self.stop.max_steps
+            and all_met(self.goal.late(own["positive"]))
+            and self._classified_as_target(images, every)
         )
         self.told = self._agreed(self.ending(), every=False)
 

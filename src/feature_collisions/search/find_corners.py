@@ -30,11 +30,11 @@ from ..settings.trainer import MIXED, check_trainer, first_device, where
 from .callbacks import callbacks_of, log_afterwards
 from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Found, Goal, unmet
-from .losses import CollisionLoss
+from .floor import alone, what_limits
+from .losses import CollisionLoss, positive
 from .parameterisations import PatchComposite, Pixels
-from .precision import AGREES, halve_and_compare
 from .summary import summarise
-from .trainer import fit, make_trainer
+from .trainer import AGREES, fit, halve_and_compare, make_trainer
 
 _SETTINGS: dict[str, type] = {
     "loss": LossSettings,
@@ -208,8 +208,11 @@ class Search:
                 entry["total_variation"] = variation
             if self.directory is not None:
                 save_png(self.directory / "images" / "composite.png", self.start[0])
+            summary |= self._limits(found.corners)
         now = time.perf_counter()
         summary["seconds_total"] = found.earlier + now - self.module.started
+        if "limits" in summary:
+            warnings.warn(summary["limits"], stacklevel=2)
         if summary["unmet"]:
             warnings.warn(
                 f"not converged: {'; '.join(summary['unmet'])} after {summary['steps']} steps; "
@@ -254,6 +257,19 @@ class Search:
     def _preactivation(self, images: Tensor) -> Tensor:
         return preactivation_of(self.model, self.layer, images, self.dtype)
 
+    def _limits(self, found: Tensor) -> dict[str, Any]:
+        """Of composites whose features do not collide: what one corner by itself gets to."""
+        limit, norm = self.stop.hull_relative, self.module.loss.norm
+        ends = self._preactivation(torch.cat([found, found.mean(0, keepdim=True)]))
+        norms = positive(ends, self.features.values, self.features.active.to(ends))
+        largest = float(norms.max()) / norm if norm else 0.0
+        if largest <= limit:
+            return {}
+        one = replace(self, corners=self.corners[:1], **alone())
+        fit(one.lightning, one.module, None, None)
+        floor = float(one.module.curves["positive"][0]) / norm
+        return {"floor": floor, "limits": what_limits(largest, limit, floor)}
+
     def _summary(self, found: Found) -> dict[str, Any]:
         """What `summary.json` says of the corners."""
         pair, images, features = (self.initial, self.target), found.corners, self.features
@@ -266,19 +282,16 @@ class Search:
         )
         reasons = self.goal.late(norms) | self.goal.misclassified(classes, probabilities)
         late = unmet(reasons, self.corners)
-        return (
-            summary
-            | self.precision
-            | {
-                "experiment": "find_corners",
-                "classifier_hash": self.module.problem["classifier"],
-                "hull_relative": float(self.stop.hull_relative),
-                "converged": not late,
-                "unmet": late,
-                "steps": found.step,
-                "seconds": found.seconds,
-            }
-        )
+        own = {
+            "experiment": "find_corners",
+            "classifier_hash": self.module.problem["classifier"],
+            "hull_relative": float(self.stop.hull_relative),
+            "converged": not late,
+            "unmet": late,
+            "steps": found.step,
+            "seconds": found.seconds,
+        }
+        return summary | self.precision | own
 
 
 def find_corners(

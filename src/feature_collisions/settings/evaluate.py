@@ -1,6 +1,7 @@
 """The settings of `evaluate.py`: their schema and their checks."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import SettingError
 from .rules import SEED, STEPS, at_least, one_of, whole
@@ -101,10 +102,16 @@ class WandbMode:
 
 @dataclass
 class EvaluateSettings:
-    """Everything `evaluate.py` can be told."""
+    """Everything `evaluate.py` can be told.
+
+    `samples` points of each sampling law on the corners themselves; `samples_beside` of each set
+    that is measured beside these: the 8-bit corners' laws, balls and other hulls.
+    """
 
     run: str | None = None
     samples: int = 2000
+    samples_beside: int = 300
+    trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     worst_case: WorstCaseSettings = field(default_factory=WorstCaseSettings)
     plain: PlainSettings = field(default_factory=PlainSettings)
@@ -114,9 +121,15 @@ class EvaluateSettings:
     classifier: ClassifierPlace = field(default_factory=ClassifierPlace)
     wandb: WandbMode = field(default_factory=WandbMode)
 
+    @property
+    def beside(self) -> int:
+        """Points of each set beside the laws', which have the most."""
+        return min(self.samples, self.samples_beside)
+
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
         whole("samples", self.samples, 1, 10**7)
+        whole("samples_beside", self.samples_beside, 1, 10**7)
         whole("seed", self.seed, 0, SEED)
         for part in (self.worst_case, self.plain, self.edges, self.proof, self.wandb):
             part.check()

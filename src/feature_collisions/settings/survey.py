@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-_KEYS = ("name", "path", "weights")  # of `classifier`: which network it is
+_KEYS = ("library", "name", "path", "weights")  # of `classifier`: which network it is
 
 
 def tell_of_networks(arguments: list[str], conf: Path) -> list[str]:

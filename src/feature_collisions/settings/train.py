@@ -28,9 +28,10 @@ from .solver import OBJECTIVES
 class ClassifierSettings:
     """A network, its weights, and the layer whose features collide.
 
-    `name` is `mnist_mlp`, `file` (imported from `path`, MODULE:NAME) or torchvision's. `layer` may
-    be `auto`: the last that feeds a ReLU and that everything flows through. `train` trains
-    mnist_mlp anew, on the data and with the run's seed, in place of what ships.
+    `name` is `mnist_mlp`, `file` (imported from `path`, MODULE:NAME) or one of `library`'s:
+    torchvision or timm. `layer` may be `auto`: the last that feeds a ReLU and that everything flows
+    through. `train` trains mnist_mlp anew, on the data and with the run's seed, in place of what
+    ships.
     """
 
     name: str = MISSING
@@ -38,20 +39,29 @@ class ClassifierSettings:
     layer: str = MISSING
     path: str | None = None
     train: bool = False
+    library: str = "torchvision"
+
+    def check(self) -> None:
+        """Raise SettingError for an unknown library."""
+        one_of("classifier.library", self.library, ("torchvision", "timm"))
 
 
 @dataclass
 class DataSettings:
-    """Where images come from; `size` and `resize` (`warp` or `crop`) concern image folders."""
+    """Where images come from; `size` and `resize` (`warp` or `crop`) concern image folders.
+
+    `size` is None where the classifier's own is wanted.
+    """
 
     name: str = MISSING
     root: str | None = None
-    size: int = 224
+    size: int | None = 224
     resize: str = "warp"
 
     def check(self) -> None:
         """Raise SettingError for an unknown way of resizing, or no size."""
-        whole("data.size", self.size, 1, SIDE)
+        if self.size is not None:
+            whole("data.size", self.size, 1, SIDE)
         one_of("data.resize", self.resize, ("warp", "crop"))
 
 
@@ -113,6 +123,7 @@ class Settings:
                 f"ckpt_path={self.ckpt_path}: linear programs keep no checkpoints; leave it out"
             )
         parts = (
+            self.classifier,
             self.data,
             self.loss,
             self.rates,
@@ -131,10 +142,10 @@ class Settings:
 
     def _check_networks(self) -> None:
         for each in self.networks:
-            if strange := each.keys() - {"name", "path", "weights"}:
+            if strange := each.keys() - {"library", "name", "path", "weights"}:
                 raise SettingError(
-                    f"networks: {strange.pop()} is none of name, path and weights, by which a list "
-                    "entry says what it has in the place of classifier.name and so on"
+                    f"networks: {strange.pop()} is none of library, name, path and weights, by "
+                    "which an entry says what it has in the place of classifier.name and so on"
                 )
 
     def classifiers(self) -> list[ClassifierSettings]:

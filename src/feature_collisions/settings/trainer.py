@@ -73,6 +73,27 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
     return trainer
 
 
+def check_evaluation(trainer: dict[str, Any]) -> dict[str, Any]:
+    """`check_trainer` for an evaluation, which takes one device.
+
+    Raises:
+        SettingError: as `check_trainer`, and for several devices.
+    """
+    trainer = check_trainer(trainer)
+    if len(device_ids(trainer)) > 1:
+        raise SettingError(
+            f"trainer.devices={trainer['devices']}: a hull is measured on one device; name one of "
+            "them in a list, trainer.devices=[0]"
+        )
+    return trainer
+
+
+def single_device(trainer: dict[str, Any]) -> torch.device | None:
+    """The one device that `trainer`, not yet checked, means; None where it means several."""
+    checked = check_trainer(trainer)
+    return first_device(checked) if len(device_ids(checked)) == 1 else None
+
+
 def where(device: torch.device) -> dict[str, Any]:
     """The Trainer's arguments that mean `device`."""
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What is known of a hull's edges, kept from one evaluation to the next."""
+"""What is known of a hull's edges and pieces, kept from one evaluation to the next."""
 
 import hashlib
 import math
@@ -10,22 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..data.files import read_json, write_json
+from ..data.files import load_tensors, read_json, save_tensors, write_json
 from ..errors import SettingError
 from ..networks.weights import weights_hash
 
-_METHOD = 2  # raise it when the walk or its judgement changes: what was proved otherwise is stale
+_METHOD = 3  # raise it when the walk or its judgement changes: what was proved otherwise is stale
 _SIMPLE = (bool, int, float, str, tuple, type(None))
 
 
-def proof_key(network: fx.GraphModule, corners: Tensor, target_class: int) -> str:
-    """A SHA-256 of everything that a proof of edges depends on.
+def proof_key(
+    network: fx.GraphModule, corners: Tensor, target_class: int, target: Tensor | None = None
+) -> str:
+    """A SHA-256 of everything that a proof depends on.
 
     Args:
         network: the traced network in the precision it is walked in. Its code and its layers'
             options count as its weights do: two networks may share a state dict.
         corners: (K, C, H, W), in the order that counts the edges.
         target_class: the class that is proved.
+        target: the image that the corners collide with, where that matters.
     """
     digest = hashlib.sha256(f"{_METHOD} {torch.__version__} {target_class}\n".encode())
     digest.update(f"{network.code}\n{weights_hash(network)}\n".encode())
@@ -33,6 +36,8 @@ def proof_key(network: fx.GraphModule, corners: Tensor, target_class: int) -> st
         options = {k: v for k, v in sorted(vars(module).items()) if isinstance(v, _SIMPLE)}
         digest.update(f"{name} {type(module).__qualname__} {options}\n".encode())
     digest.update(f"{corners.dtype} {tuple(corners.shape)}\n".encode())
+    if target is not None:
+        digest.update(target.detach().cpu().contiguous().numpy().tobytes())
     digest.update(corners.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -79,6 +84,78 @@ class EdgeCache:
 
     def _ignored(self, reason: str) -> None:
         warnings.warn(f"{self.path}: ignored ({reason}); the edges are walked anew", stacklevel=3)
+
+
+_NAMES = {"weights", "volume", "figures", "settled", "numbers"}
+
+
+@dataclass
+class PieceCache:
+    """The pieces of one statement; where the file cannot be read or written, one does without.
+
+    Attributes:
+        path: the file.
+        writable: whether writing has not failed yet.
+    """
+
+    path: Path
+    writable: bool = True
+
+    def load(self, corners: int, figures: int) -> dict[str, Tensor] | None:
+        """What an earlier evaluation kept, or None.
+
+        Args:
+            corners: of the hull.
+            figures: that are known of each piece.
+        """
+        try:
+            if not self.path.exists():
+                return None
+            kept = load_tensors(self.path)
+        except (SettingError, OSError) as error:
+            self._ignored(str(error))
+            return None
+        if not _whole(kept, corners, figures):
+            self._ignored("not what a proof writes")
+            return None
+        return kept
+
+    def save(self, kept: dict[str, Tensor]) -> None:
+        """Keep what is known."""
+        if not self.writable:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(self.path, kept)
+        except OSError as error:
+            self.writable = False
+            warnings.warn(
+                f"{self.path}: what is known of the pieces cannot be kept for the next evaluation "
+                f"({error.strerror or error}); this one goes on without",
+                stacklevel=2,
+            )
+
+    def _ignored(self, reason: str) -> None:
+        warnings.warn(f"{self.path}: ignored ({reason}); the hull is begun anew", stacklevel=4)
+
+
+def _whole(kept: dict[str, Tensor], corners: int, figures: int) -> bool:
+    """Whether all pieces are there, as `splitting.Splitting` needs them, and make up the hull."""
+    if kept.keys() != _NAMES or any(each.dtype != torch.float64 for each in kept.values()):
+        return False
+    weights, volume, numbers = kept["weights"], kept["volume"], kept["numbers"]
+    count = len(volume) if volume.ndim == 1 else -1
+    shapes = {"weights": (count, corners, corners), "volume": (count,), "figures": (count, figures),
+              "settled": (figures,), "numbers": (3,)}  # fmt: skip
+    if any(kept[name].shape != shape for name, shape in shapes.items()):
+        return False
+    if kept["figures"].isnan().any() or kept["settled"].isnan().any():
+        return False
+    if not (numbers.isfinite().all() and (numbers >= 0).all() and (volume > 0).all()):
+        return False
+    if not ((weights >= 0).all() and ((weights.sum(2) - 1).abs() < _SLACK).all()):
+        return False
+    return abs(float(volume.sum() + numbers[0]) - 1) < _SLACK
 
 
 _SLACK = 1e-6  # lengths are sums, of float32 at the least

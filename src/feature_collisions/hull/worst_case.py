@@ -1,0 +1,109 @@
+"""The worst point of a hull: where the target class's margin is found smallest."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+_FEWEST = 4  # paths that go on to the end
+_LONGEST = 0.25  # a step, in weights; it falls to 0 on the way
+
+
+class WorstCase(NamedTuple):
+    """The point of a hull where the target class's margin was found smallest: (K,) weights."""
+
+    weights: Tensor
+    image: Tensor
+    predicted_class: int
+    probability: float
+    correct: bool
+
+
+class _Paths(NamedTuple):
+    """Where S descents are (S, K), their smallest margins (S,), and where these were (S, K)."""
+
+    weights: Tensor
+    margins: Tensor
+    lowest: Tensor
+
+    def best_third(self) -> "_Paths":
+        count = min(len(self.margins), max(_FEWEST, len(self.margins) // 3))
+        chosen = self.margins.topk(count, largest=False).indices
+        return _Paths(*(each[chosen] for each in self))
+
+
+def descend(
+    margins_of: Callable[[Tensor], Tensor], starts: Tensor, steps: int, at_once: int
+) -> Tensor:
+    """Projected gradient over the simplex from all starts at once.
+
+    The best third of the paths goes on after a tenth of the steps, and the best third of those
+    after three tenths, which leaves a quarter of the work.
+
+    Args:
+        margins_of: weights (B, K) to margins (B,), differentiable.
+        starts: (S, K) weights.
+        steps: of each path that goes on.
+        at_once: points that `margins_of` may be given.
+
+    Returns:
+        (few, K) the lowest point of each path that went on to the end.
+    """
+    paths = _Paths(starts, starts.new_full((len(starts),), torch.inf), starts)
+    bar = tqdm(total=steps + 1, desc="Worst case", unit="step", mininterval=0.5, delay=1)
+    with bar:
+        for start, end in pairwise([0, steps // 10, 3 * steps // 10, steps + 1]):
+            paths = paths.best_third() if start else paths
+            for step in range(start, end):
+                paths = _step(margins_of, paths, _LONGEST * (1 - step / steps), at_once)
+                bar.update()
+    return paths.lowest
+
+
+def _step(
+    margins_of: Callable[[Tensor], Tensor], paths: _Paths, length: float, at_once: int
+) -> _Paths:
+    """Note the margins where the paths are, and go on by `length` down each one's gradient."""
+    found = [_slopes(margins_of, part) for part in paths.weights.split(at_once)]
+    margins, gradient = (torch.cat(each) for each in zip(*found, strict=True))
+    weights = paths.weights
+    better = margins < paths.margins
+    gradient = gradient - gradient.mean(1, keepdim=True)
+    slope = gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return _Paths(
+        project_to_simplex(weights - length * slope),
+        torch.where(better, margins, paths.margins),
+        torch.where(better[:, None], weights, paths.lowest),
+    )
+
+
+def _slopes(margins_of: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+    weights = weights.detach().requires_grad_()
+    margins = margins_of(weights)
+    (gradient,) = torch.autograd.grad(margins.sum(), weights)
+    return margins.detach(), gradient
+
+
+def margin(logits: Tensor, target_class: int) -> Tensor:
+    """The target class's logit over the largest other one, (B,)."""
+    others = logits.clone()
+    others[:, target_class] = -torch.inf
+    return logits[:, target_class] - others.amax(1)
+
+
+def project_to_simplex(points: Tensor) -> Tensor:
+    """The nearest weights (B, K) that are at least 0 and add up to 1.
+
+    Example:
+        >>> project_to_simplex(torch.tensor([[0.5, 0.5], [2.0, 0.0]]))
+        tensor([[0.5000, 0.5000],
+                [1.0000, 0.0000]])
+    """
+    ranked = points.sort(1, descending=True).values
+    excess = ranked.cumsum(1) - 1
+    index = torch.arange(1, points.shape[1] + 1, device=points.device)
+    last = (ranked - excess / index > 0).sum(1, keepdim=True)
+    return (points - excess.gather(1, last - 1) / last).clamp_min(0)

@@ -1,0 +1,48 @@
+"""What limits a composite: the search, or what its sources can say (section 4)."""
+
+from typing import Any
+
+from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
+
+_STEPS = 200
+
+
+def alone() -> dict[str, Any]:
+    """The settings of a search for the L_pos that sources allow, for one corner by itself.
+
+    Nothing but the features counts: no unit is pushed down, no distance rewarded, no roughness
+    penalised, no point between corners matched; every pixel has logits of its own. What 200 steps
+    of Adam reach is an upper bound on what the sources allow.
+    """
+    return {
+        "loss": LossSettings(
+            alpha=100.0, beta=0.0, positive_form="half_square", normalise=True, rectified=True
+        ),
+        "optimizer": OptimizerSettings(rate=0.5, square_average=0.9),
+        "stop": StopSettings(None, _STEPS, _STEPS),
+        "log": LogSettings(every=_STEPS),
+        "grid": None,
+        "directory": None,
+        "ckpt_path": None,
+    }
+
+
+def what_limits(largest: float, limit: float, floor: float) -> str:
+    """Whether sources or search keep features `largest` apart, where `limit` was wanted.
+
+    Args:
+        largest: L_pos over ||f(t)|| of the corners and of their mean, the largest of these.
+        limit: `stop.hull_relative`.
+        floor: what one corner by itself comes to.
+
+    Example:
+        >>> what_limits(0.6, 0.3, 0.5).split(";")[0]
+        'features are 0.600 ||f(t)|| apart (stop.hull_relative=0.3): these patches limit them'
+    """
+    apart = f"features are {largest:.3f} ||f(t)|| apart (stop.hull_relative={limit:g})"
+    by_itself = f"one corner by itself comes to {floor:.3f} in {_STEPS} steps"
+    if floor > limit:
+        return f"{apart}: these patches limit them; {by_itself}. Raise patches.neighbours"
+    return (
+        f"{apart}: the search limits them; {by_itself}. Lower loss.distance or raise stop.max_steps"
+    )
