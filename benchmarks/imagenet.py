@@ -37,7 +37,7 @@ def main() -> None:
             model, LAYERS[arguments.network], initial, target, range(count),
             LossSettings(100.0, 10.0, positive_form="half_square", rectified=True),
             OptimizerSettings("adam", 4 / 255),
-            StopSettings(None), trainer={"accelerator": "cpu"},
+            StopSettings(None, probability=None), trainer={"accelerator": "cpu"},
             corners_per_batch=arguments.per_batch, channels_last=arguments.network != "vgg16",
         )  # fmt: skip
         measure(search, arguments.rounds)

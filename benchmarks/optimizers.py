@@ -59,7 +59,7 @@ def settings(*overrides: str) -> Settings:
 def run(wanted: Settings, level: float, max_steps: int | None = None) -> Hull:
     """Search until every L_pos is below `level` ||f(t)||."""
     images = load_data(wanted.data).test
-    stop = StopSettings(None, 0, max_steps or wanted.stop.max_steps, positive_relative=level)
+    stop = StopSettings(None, 0, max_steps or wanted.stop.max_steps, level, None)
     return Search(
         load_classifier(wanted.classifier, load_data(wanted.data), wanted.seed),
         wanted.classifier.layer,

@@ -21,7 +21,7 @@ from feature_collisions.data.datasets import load_data
 from feature_collisions.networks.classifiers import load_classifier
 from feature_collisions.report.wandb_logs import wandb_logger
 from feature_collisions.search.find_corners import Search
-from feature_collisions.settings.search import StopSettings
+from feature_collisions.settings.search import LossSettings, OptimizerSettings, StopSettings
 from feature_collisions.settings.train import ClassifierSettings, DataSettings, WandbSettings
 
 LAYER, STEPS = "hidden1", 2000
@@ -62,7 +62,9 @@ def through_lightning(
         directory = Path(folder) if keep else None
         search = Search(
             model, LAYER, initial, target, corners,
-            stop=StopSettings(5.0, STEPS, STEPS), trainer=PRECISION, directory=directory,
+            loss=LossSettings(), optimizer=OptimizerSettings(),
+            stop=StopSettings(5.0, STEPS, STEPS, None, None),
+            trainer=PRECISION, directory=directory,
         )  # fmt: skip
         marks = []
         search.module.on_train_start = lambda: marks.append(time.perf_counter())

@@ -81,7 +81,7 @@ def whole(digits, tmp_path_factory):
     """A run of two corners of a toy."""
     sys.modules.setdefault("test_strangers", sys.modules[__name__])
     initial, target = (digits.test.find("", digit).image for digit in (3, 7))
-    stop = StopSettings(positive=1e9, max_steps=3)
+    stop = StopSettings(None, 3, 3, None, None)
     hull = find_corners(toy(), "1", initial, target, range(2), stop=stop)
     hull.summary |= {"experiment": "toy", "classifier": "file"}
     folder = tmp_path_factory.mktemp("whole") / "run"

@@ -150,7 +150,7 @@ def test_a_database_that_may_only_be_read_is_read(empty_cache, monkeypatch):
     assert index.index.ntotal == len(found)
 
 
-def test_the_kernel_is_translated_without_a_cache(no_cache):
+def test_the_kernel_is_compiled_without_a_cache(no_cache):
     with pytest.warns(UserWarning, match="the composite's kernel is not kept for the next time"):
         library = composite_kernel._library.__wrapped__()
     assert library.blend

@@ -9,14 +9,16 @@ from feature_collisions.data.images import load_image
 from feature_collisions.errors import SettingError
 from feature_collisions.hull.places import newest_run, place_of_run
 from feature_collisions.hull.run import load_run
-from feature_collisions.settings.search import StopSettings
+from feature_collisions.settings.search import LossSettings, StopSettings
 
-STOP = StopSettings(positive=1e9, max_steps=20)
+STOP = StopSettings(None, 20, 20, None, None)
 
 
 @pytest.fixture
 def search(shift, shift_images):
-    return lambda corners: find_corners(shift, "hidden", *shift_images, corners, stop=STOP)
+    return lambda corners: find_corners(
+        shift, "hidden", *shift_images, corners, loss=LossSettings(), stop=STOP
+    )
 
 
 def test_a_run_is_read_back_as_it_was_written(search, tmp_path):

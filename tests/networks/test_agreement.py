@@ -18,7 +18,7 @@ from feature_collisions.networks.target_layer import Observed, TargetLayer
 from feature_collisions.proofs.whole_hull import prove_class, prove_collision
 from feature_collisions.settings.search import LossSettings, StopSettings
 
-STOP = StopSettings(0.05, max_steps=200)
+STOP = StopSettings(0.05, max_steps=200, probability=None)
 WITH_CLASSES = StopSettings(0.05, max_steps=200, probability=0.1)
 
 

@@ -24,7 +24,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(kernels: Path) -> None:
     assert kernels.read_text() == "a file where the folder should be"
 
 
-def test_a_damaged_kernel_is_translated_again(
+def test_a_damaged_kernel_is_compiled_again(
     kernels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of another cache, for a process loads the file of one name once."""
@@ -40,9 +40,9 @@ def test_a_damaged_kernel_is_translated_again(
     assert damaged.stat().st_size == path.stat().st_size
 
 
-def test_a_kernel_that_is_there_is_not_translated_again(
+def test_a_kernel_that_is_there_is_not_compiled_again(
     kernels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert make() is not None
-    monkeypatch.setattr(composite_kernel, "_translate", None)
+    monkeypatch.setattr(composite_kernel, "_compile", None)
     assert make() is not None

@@ -90,7 +90,7 @@ def test_gradient_descent_on_the_loss_finds_the_same_corner(shift, shift_images)
     found = find_corners(
         shift, "hidden", initial, target, [0],
         loss=LossSettings(10.0, 1.0, nearness=2.0),
-        optimizer=OptimizerSettings(rate=0.02), stop=StopSettings(None, 2000, 2000),
+        optimizer=OptimizerSettings(rate=0.02), stop=StopSettings(None, 2000, 2000, None, None),
         trainer={"accelerator": "cpu"},
     )  # fmt: skip
     own = inactive[0]

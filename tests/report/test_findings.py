@@ -114,14 +114,36 @@ def claims_of(**entries):
 
 
 def test_what_is_proved_of_a_share_is_said_of_that_share():
-    claim = claims_of(proof={"class": {"share_proved": 0.25}})["class of every mix"]
+    proof = {"outcome": "undecided", "share_proved": 0.25, "pieces": 7}
+    claim = claims_of(proof={"class": proof})["class of every mix"]
+    assert claim.known is Known.PROVED
     assert claim.value == "seven on 25.00% of the hull's volume"
-    assert claim.note == "of the rest the bounds say nothing"
+    assert claim.note == "of the rest the bounds say nothing: undecided"
+    claim = claims_of(proof={"class": proof | {"share_proved": 0.0}})["class of every mix"]
+    assert claim.known is Known.NOT_PROVED
+
+
+def test_a_counter_example_is_shown():
+    example = {"weights": [0.25, 0.75], "class": 0}
+    proof = {"outcome": "refuted", "share_proved": 0.5, "pieces": 7, "counter_example": example}
+    claim = claims_of(proof={"class": proof})["class of every mix"]
+    assert claim.known is Known.REFUTED
+    assert claim.value == f"not all seven: the mix of weights 0.25, 0.75 is {NAMES[0]}"
+    assert claim.note == "bounds in float64 prove seven on 50.00% of the hull's volume"
+
+
+def test_features_are_bounded_where_the_layer_is_not_affine():
+    proof = {"by": "bounds", "feature_relative_max": 0.05, "feature_error_max": 0.25,
+             "feature_relative_seen": 0.0125, "pieces": 9, "seconds": 1.0}  # fmt: skip
+    claim = claims_of(proof={"collision": proof})["features of every mix"]
+    assert claim.value == "||f(x) - f(t)|| at most 0.05 of ||f(t)||"
+    assert "0.0125 of ||f(t)||" in claim.note
 
 
 @pytest.mark.parametrize("part", ["class", "collision"])
 def test_what_is_not_proved_says_why(part):
-    (claim,) = claims_of(proof={part: {"reason": "the layer bends"}}).values()
+    proof = {"reason": "the layer bends", "outcome": "undecided", "share_proved": 0.0}
+    (claim,) = claims_of(proof={part: proof}).values()
     assert claim.known is Known.NOT_PROVED
     assert claim.value == "the layer bends"
 

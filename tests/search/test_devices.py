@@ -30,7 +30,7 @@ def search(pair, **changes):
     settings = {
         "loss": LossSettings(10.0, 0.1, positive_form="half_square"),
         "optimizer": OptimizerSettings("adam", 0.01),
-        "stop": StopSettings(None, 0, 60, positive_relative=0.1),
+        "stop": StopSettings(None, 0, 60, 0.1, None),
         "log": LogSettings(20, 20, 20),
         "trainer": {"accelerator": "cpu"},
     }
@@ -137,7 +137,7 @@ def test_running_out_of_memory_says_what_to_lower(pair, monkeypatch):
 )
 def test_running_out_of_memory_leaves_the_last_checkpoint(pair, tmp_path, monkeypatch, error):
     settings = {
-        "trainer": {"accelerator": "cpu"}, "stop": StopSettings(None, 60, 60),
+        "trainer": {"accelerator": "cpu"}, "stop": StopSettings(None, 60, 60, None, None),
         "log": LogSettings(10, 10, 20), "directory": tmp_path,
     }  # fmt: skip
     task = Search(convolutions(), "2", *pair, **settings)

@@ -133,7 +133,7 @@ def run(model: Any, images: Any, sources: Sources, steps: int, **more: Any) -> A
     return find_corners(
         model, "1", *images, [0, 1], sources=sources,
         optimizer=OptimizerSettings(rate=0.1, final_rate=0.1),
-        stop=StopSettings(None, steps, steps), **more,
+        stop=StopSettings(None, steps, steps, None, None), **more,
     )  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def test_pixels_have_no_penalty_however_they_are_batched(model: Any, images: Any
     found = [
         find_corners(
             model, "1", *images, [0, 1], loss=LossSettings(gamma=gamma), corners_per_batch=batch,
-            stop=StopSettings(None, 5, 5),
+            stop=StopSettings(None, 5, 5, None, None),
         ).corners
         for gamma, batch in ((0.0, 2), (3.0, 2), (3.0, 1))
     ]  # fmt: skip
@@ -240,7 +240,7 @@ def test_a_reward_so_large_that_features_are_given_up_is_what_limits(
         hull = find_corners(
             model, "1", *pair, [0, 1], sources=bright,
             loss=LossSettings(1.0, 0.1, distance=1000.0), optimizer=OptimizerSettings(rate=0.1),
-            stop=StopSettings(None, 40, 40, hull_relative=0.05),
+            stop=StopSettings(None, 40, 40, None, None, hull_relative=0.05),
         )  # fmt: skip
     assert hull.summary["floor"] < 0.05
 

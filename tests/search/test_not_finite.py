@@ -134,8 +134,9 @@ def toy_search(kind: str, optimizer: OptimizerSettings) -> Search:
     images = torch.rand(2, 1, 16, 16)
     return Search(
         model, "1", *images, [0, 1], sources=pasted() if kind != "pixels" else None,
-        grid=3 if kind == "grid" else None, stop=StopSettings(None, 40, 40),
+        grid=3 if kind == "grid" else None, stop=StopSettings(None, 40, 40, None, None),
         log=LogSettings(every=10), optimizer=optimizer, corners_per_batch=2,
+        loss=LossSettings(),
         trainer={"accelerator": "cpu"},
     )  # fmt: skip
 
@@ -178,7 +179,9 @@ def test_a_search_that_stays_finite_does_not_notice() -> None:
     torch.manual_seed(4)
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 12), nn.ReLU(), nn.Linear(12, 3))
     images = torch.rand(2, 1, 16, 16)
-    hull = find_corners(model, "1", *images, [0], stop=StopSettings(None, 5, 5))
+    hull = find_corners(
+        model, "1", *images, [0], loss=LossSettings(), stop=StopSettings(None, 5, 5, None, None)
+    )
     assert hull.corners.isfinite().all()
 
 

@@ -18,7 +18,8 @@ from feature_collisions.settings.search import (
     StopSettings,
 )
 
-QUICK = {
+EQUATION_2 = {"loss": LossSettings(), "optimizer": OptimizerSettings()}
+QUICK = EQUATION_2 | {
     "stop": StopSettings(positive=0.01, min_steps=300, max_steps=300),
     "log": LogSettings(every=20, images_every=100, checkpoint_every=100),
 }
@@ -81,6 +82,7 @@ def test_the_main_job_is_a_bare_loop_over_equation_4(classifier, digits):
     hull = find_corners(
         classifier, "hidden1", initial, target, range(5), trainer=trainer,
         loss=LossSettings(alpha, beta), stop=StopSettings(5.0, steps, steps),
+        optimizer=OptimizerSettings(),
     )  # fmt: skip
     assert torch.equal(hull.corners, pixels.detach().float())
 
@@ -90,7 +92,8 @@ def test_a_batch_and_one_by_one_find_the_same_corners(classifier, digits, optimi
     initial, target = digits.test.find("initial", 3).image, digits.test.find("target", 7).image
     settings = {
         "optimizer": OptimizerSettings(optimizer, rate=0.1 if optimizer == "adam" else 2e-4),
-        "stop": StopSettings(positive=1e9, min_steps=400, max_steps=400),
+        "loss": LossSettings(),
+        "stop": StopSettings(None, 400, 400, None, None),
         "trainer": {"precision": "64-true"},
     }
     together = find_corners(classifier, "hidden1", initial, target, [0, 3, 7], **settings)
@@ -163,6 +166,7 @@ def test_a_loss_that_breaks_later_keeps_the_checkpoint_before_it(shift, shift_im
         "hidden",
         *shift_images,
         [0],
+        **EQUATION_2,
         stop=StopSettings(positive=0, max_steps=100),
         log=LogSettings(10, 10, 10),
         directory=tmp_path,
@@ -194,7 +198,8 @@ def test_a_search_goes_by_its_stages(shift, shift_images):
     """Weights of 0 and rates of 0 hold the corners still until a stage sets them free."""
 
     def moved(steps, **settings):
-        stop = StopSettings(positive=None, min_steps=steps, max_steps=steps)
+        stop = StopSettings(None, steps, steps, None, None)
+        settings = EQUATION_2 | settings
         hull = find_corners(
             shift, "hidden", *shift_images, [0], stop=stop, log=LogSettings(every=7), **settings
         )

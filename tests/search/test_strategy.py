@@ -46,7 +46,7 @@ def settings_of(**changes):
     return {
         "loss": APART,
         "optimizer": OptimizerSettings("adam", 0.01, 0.01),
-        "stop": StopSettings(None, 0, 60, positive_relative=0.1),
+        "stop": StopSettings(None, 0, 60, 0.1, None),
         "log": LogSettings(20, 20, 20),
         "trainer": ALONE,
     } | changes
@@ -82,7 +82,7 @@ def test_two_ranks_find_what_one_process_finds(pair, tmp_path, loss, precision, 
         assert list(map(float, second)) == pytest.approx(list(map(float, first)), rel=1e-3)
     names = [sorted(p.name for p in (tmp_path / n).rglob("*")) for n in ("one", "two")]
     assert names[0] == names[1]
-    longer = same | {"stop": StopSettings(None, 80, 80, positive_relative=0.1)}
+    longer = same | {"stop": StopSettings(None, 80, 80, 0.1, None)}
     last = [tmp_path / name / "checkpoints" / "last.ckpt" for name in ("one", "two")]
     whole, other = (search(pair, **longer, trainer=alone, ckpt_path=path) for path in last)
     assert (whole.corners - one.corners).abs().max() > 1e-3

@@ -30,7 +30,7 @@ _COLUMNS = (
     "positive_relative_max", "corner_distance_mean", "steps", "seconds", "outcome",
 )  # fmt: skip
 _RULE = (
-    "give a CSV file with initial,target a line, random:N, random:N:0 for images that the "
+    "give a CSV file with lines of initial,target, random:N, random:N:0 for images that the "
     "classifier is right about, or random:N:P for targets that it gives a probability above P"
 )
 

@@ -1,4 +1,4 @@
-"""A CSV file of pairs, initial,target a line, as editors and spreadsheets write it."""
+"""A CSV file of pairs, lines of initial,target, as editors and spreadsheets write it."""
 
 import csv
 import io
@@ -51,7 +51,7 @@ def shown(fields: list[str]) -> str:
 
 
 def _text_of(setting: str) -> str:
-    rule = "give a CSV file with initial,target a line"
+    rule = "give a CSV file with lines of initial,target"
     try:
         with opened(setting, _MOST_BYTES) as file:
             content = file.read()

@@ -1,5 +1,5 @@
 /* The composite of section 4 and its penalty R(P) (sec. 4.1), with gradients, one band of rows of
-   one corner a call. Python runs the calls side by side; they write to rows of their own.
+   one corner per call. Python runs the calls side by side; they write to rows of their own.
 
    logits   (K, M, w, w)  P; only inside windows
    sources  (M, C, w, w)  Q

@@ -1,4 +1,4 @@
-"""The composite's C kernel, translated on first use; without a compiler there is none.
+"""The composite's C kernel, compiled on first use; without a compiler there is none.
 
 Plain PyTorch moves each of the 12.8 million control parameters of five corners through memory some
 forty times a step; the kernel does so six times.
@@ -27,7 +27,7 @@ from ..data.files import write_atomically
 _SOURCE = Path(__file__).with_name("composite.c")
 _FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC"]
 _LARGEST_SIDE = 1024  # of the kernel's buffers
-_BANDS = 4  # of rows, a thread and corner: enough that no thread waits long for the last
+_BANDS = 4  # of rows, per thread and corner: enough that no thread waits long for the last
 
 
 class _Composite(ctypes.Structure):
@@ -40,7 +40,7 @@ class _Composite(ctypes.Structure):
 
 
 def usable(logits: Tensor) -> bool:
-    """Whether the kernel takes these logits (float32 on the CPU) and could be translated."""
+    """Whether the kernel takes these logits (float32 on the CPU) and could be compiled."""
     fits = logits.shape[-1] <= _LARGEST_SIDE
     taken = logits.device.type == "cpu" and logits.dtype == torch.float32
     return fits and taken and _library() is not None
@@ -173,7 +173,7 @@ def _library() -> ctypes.CDLL | None:
     source = _SOURCE.read_bytes()
     key = hashlib.sha256(source + f"{compiler}{_FLAGS}{_processor()}".encode()).hexdigest()[:16]
     path = cache_path("kernels", f"composite-{key}.so")
-    library = _load(path) or _translated(compiler, path)
+    library = _load(path) or _compiled(compiler, path)
     if library is not None:
         library.variation.restype = ctypes.c_double
         library.blend.restype = library.descend.restype = None
@@ -188,12 +188,12 @@ def _load(path: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _translated(compiler: list[str], path: Path) -> ctypes.CDLL | None:
+def _compiled(compiler: list[str], path: Path) -> ctypes.CDLL | None:
     """Translate the kernel, and keep it at `path` if that can be written."""
     with tempfile.TemporaryDirectory(prefix="feature_collisions-") as folder:
         made = Path(folder) / path.name
-        if not _translate(compiler, made):
-            _without(f"{compiler[0]} could not translate {_SOURCE.name}")
+        if not _compile(compiler, made):
+            _without(f"{compiler[0]} could not compile {_SOURCE.name}")
             return None
         content = made.read_bytes()
         keep("the composite's kernel", path, lambda path: write_atomically(path, content))
@@ -211,8 +211,8 @@ def _without(reason: str) -> None:
     )
 
 
-def _translate(compiler: list[str], made: Path) -> bool:
-    """Translate for this processor, or for any of its kind."""
+def _compile(compiler: list[str], made: Path) -> bool:
+    """Compile for this processor, or for any of its kind."""
     for native in (["-march=native"], []):
         command = [*compiler, *_FLAGS, *native, "-o", str(made), str(_SOURCE), "-lm"]
         try:

@@ -31,8 +31,8 @@ _DIMENSIONS = 63  # with the rest 64: faiss is five times as slow with 65, no mu
 # Between what the basis leaves of a query and of its match. The bound takes 1, with which a true
 # match is often beyond the hundredth candidate; with 1/4 it was among the first 30 of every query.
 _COSINE = 0.25
-_PROBES = 64  # lists that a query looks into, or one of 32 where that is more
-_TRAINING = 64  # windows a list that its centre is trained on
+_PROBES = 64  # lists that a query looks into, or a 32nd of all where that is more
+_TRAINING = 64  # windows per list that its centre is trained on
 _CHUNK = 64  # images that are described together
 
 

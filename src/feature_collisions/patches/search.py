@@ -69,7 +69,7 @@ def search_patches(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Matches:
-    """The `neighbours` nearest windows of each query, at most one an image.
+    """The `neighbours` nearest windows of each query, at most one per image.
 
     Overlapping windows of one image are near each other, and k of them would be one source k
     times: the k matches are the nearest windows of the k nearest images. Of windows at the same
@@ -144,7 +144,7 @@ class Best:
             query: row of each pair.
             patches: number of each pair's window; the same pair may come again.
             squares: its squared distance.
-            places: windows an image.
+            places: windows per image.
         """
         count, known = self.squares.shape
         query = torch.cat(

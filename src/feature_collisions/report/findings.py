@@ -272,7 +272,8 @@ def _class_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Findi
     elif "reason" in proof:
         yield Finding(label, proof["reason"], Known.NOT_PROVED)
     else:
-        yield Finding(label, share, Known.PROVED, "of the rest the bounds say nothing: undecided")
+        known = Known.PROVED if proof["share_proved"] else Known.NOT_PROVED
+        yield Finding(label, share, known, "of the rest the bounds say nothing: undecided")
 
 
 def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:

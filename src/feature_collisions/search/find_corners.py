@@ -21,7 +21,7 @@ from ..networks.agreement import accepted, check_agreement, check_gradient, is_d
 from ..networks.frozen import frozen_copy, halve_weights, network_of
 from ..networks.logits import device_of
 from ..networks.target import logits_of, passing, preactivation_of, target_features
-from ..networks.target_layer import Observed, TargetLayer
+from ..networks.target_layer import Observed, TargetLayer, last_hidden_layer
 from ..patches.composite import Sources
 from ..settings.rules import one_of
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
@@ -29,11 +29,11 @@ from ..settings.train import parse_corners, parse_corners_per_batch
 from ..settings.trainer import MIXED, check_trainer, first_device, where
 from .callbacks import callbacks_of, log_afterwards
 from .checkpoints import check_checkpoint, digest, problem_of
-from .collision import Collision, Found, Goal, unmet
+from .collision import Collision, Found, Goal, all_met, unmet
 from .floor import alone, what_limits
 from .losses import CollisionLoss, positive
 from .parameterisations import PatchComposite, Pixels
-from .summary import summarise
+from .summary import class_probabilities, summarise
 from .trainer import AGREES, fit, halve_and_compare, make_trainer
 
 _SETTINGS: dict[str, type] = {
@@ -59,9 +59,9 @@ class Search:
     initial: Tensor
     target: Tensor
     corners: Sequence[int] = range(5)
-    loss: LossSettings = field(default_factory=LossSettings)
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    stop: StopSettings = field(default_factory=StopSettings)
+    loss: LossSettings = field(default_factory=LossSettings.for_any_network)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings.for_any_network)
+    stop: StopSettings = field(default_factory=lambda: StopSettings(min_steps=500))
     log: LogSettings = field(default_factory=LogSettings)
     trainer: dict[str, Any] = field(default_factory=dict)
     directory: Path | None = None
@@ -76,6 +76,8 @@ class Search:
     def __post_init__(self) -> None:
         self._check_arguments()
         self.model = accepted(self.model)
+        if self.layer == "auto":
+            self.layer = last_hidden_layer(self.model)
         self.corners = parse_corners(self.corners)
         asked = self.trainer.get("precision")
         self.trainer = check_trainer(where(device_of(self.model)) | self.trainer)
@@ -193,6 +195,7 @@ class Search:
             CollisionError: when the loss stops being finite, or memory runs out.
         """
         self.module.started = time.perf_counter()
+        self._say_if_already_there()
         shared = self.lightning.world_size > 1
         with between_steps() as self.module.ending:
             fit(self.lightning, self.module, None if shared else logger, self.ckpt_path)
@@ -228,6 +231,24 @@ class Search:
             self.units,
             summary,
         )
+
+    def _say_if_already_there(self) -> None:
+        """Warn where the goal is met before the first step: then meeting it shows nothing."""
+        oriented = self.features.oriented(self._preactivation(self.start))
+        norms = positive(oriented, self.features.values, self.features.active)
+        probabilities = class_probabilities(self.model, self.start)
+        of_target = probabilities[:, self.goal.target_class]
+        reasons = self.goal.late(norms) | self.goal.misclassified(
+            probabilities.argmax(1), of_target
+        )
+        if reasons and all_met(reasons):
+            warnings.warn(
+                f"the initial image meets the goal before the first step: its L_pos is "
+                f"{float(norms):.3g}, where ||f(t)|| is {self.goal.norm:.3g}. Then converging "
+                "shows nothing: lower stop.positive_relative or stop.positive, or choose another "
+                "layer or another image",
+                stacklevel=4,
+            )
 
     def _frozen(
         self, layout: torch.memory_format
@@ -309,7 +330,8 @@ def find_corners(
     Args:
         model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed, and stays where
             it lies. What `model(images)` gives in eval mode is compared with what is searched.
-        layer: the target layer, a node whose output feeds a ReLU.
+        layer: the target layer, a node whose output feeds a ReLU; `auto`: the last one that
+            everything flows through.
         initial: (C, H, W) float32 in [0, 1], where every corner starts.
         target: (C, H, W) likewise, whose features are matched.
         corners: which of the target's inactive units to push down, counted in flat order.
@@ -317,9 +339,12 @@ def find_corners(
         **settings: what follows, by keyword.
 
     Keyword Args:
-        loss (LossSettings): the loss's weights.
-        optimizer (OptimizerSettings): Adam or the authors' descent, and its rate.
-        stop (StopSettings): when the search stops.
+        loss (LossSettings): the loss's weights; `LossSettings.for_any_network()` by default.
+        optimizer (OptimizerSettings): Adam or the authors' descent, and its rate;
+            `OptimizerSettings.for_any_network()` by default.
+        stop (StopSettings): when the search stops; by default after 500 steps, or at most 1000,
+            once every L_pos is below a tenth of ||f(t)|| and all are of the target's class, with
+            a probability within 0.05 of the target's.
         log (LogSettings): cadences of curves, pictures and checkpoints.
         trainer (dict): arguments of Lightning's Trainer: accelerator, devices, precision. Without
             the first two the search runs where the model lies; the hull lies there anyway.

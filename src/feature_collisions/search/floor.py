@@ -19,7 +19,7 @@ def alone() -> dict[str, Any]:
             alpha=100.0, beta=0.0, positive_form="half_square", normalise=True, rectified=True
         ),
         "optimizer": OptimizerSettings(rate=0.5, square_average=0.9),
-        "stop": StopSettings(None, _STEPS, _STEPS),
+        "stop": StopSettings(None, _STEPS, _STEPS, None, None),
         "log": LogSettings(every=_STEPS),
         "grid": None,
         "directory": None,

@@ -127,7 +127,7 @@ class CollisionLoss(nn.Module):
         self.settings = settings
         self.target = TargetFeatures(target.preactivation, target.ceiling)  # to be moved
         self.norm = float(target.features.norm())
-        self.scale = self.norm if settings.normalise else 1.0
+        self.scale = self.norm if settings.normalise and self.norm else 1.0  # f(t) may be 0
         self.register_buffer("features", target.values)
         self.register_buffer("active", target.active.to(target.features))
         self.register_buffer("inactive", (~target.active).to(target.features))

@@ -89,9 +89,9 @@ class ProofSettings:
     """What is proved of the whole hull."""
 
     seconds: float = 5.0
-    """Time for halving the hull until bounds prove its class; 0 asks for no proof."""
+    """Time for each of two proofs, of the hull's class and of its collision; 0 asks for none."""
     depth: bool = True
-    """Whether to find how far each corner's unit can go down, by linear programs."""
+    """Whether to compare the corners with Eq. 2's exact optimum, by linear programs."""
 
     def check(self) -> None:
         """Raise SettingError for a negative time."""
@@ -109,6 +109,16 @@ class WandbMode:
     def check(self) -> None:
         """Raise SettingError for an unknown mode."""
         one_of("wandb.mode", self.mode, ("online", "offline", "disabled"))
+
+
+@dataclass
+class SurveySettings:
+    """What a table over many networks holds beside what was measured."""
+
+    extra: str | None = None
+    """A CSV file of columns of the user's own, one line per network; null: none."""
+    reference: str | None = None
+    """The network that the others are compared to; null: the first by name."""
 
 
 @dataclass
@@ -140,6 +150,8 @@ class EvaluateSettings:
     """Where the run's data lies now."""
     classifier: ClassifierPlace = field(default_factory=ClassifierPlace)
     """Where the run's classifier lies now."""
+    survey: SurveySettings = field(default_factory=SurveySettings)
+    """What a table over many networks holds beside."""
     wandb: WandbMode = field(default_factory=WandbMode)
     """Whether what is found is logged to the run's W&B run."""
 

@@ -1,6 +1,7 @@
 """The settings of a search: its loss, its optimiser, when it stops, and what it writes."""
 
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from omegaconf import MISSING
 
@@ -63,6 +64,28 @@ class LossSettings:
     """Other weights from given steps on, as the authors have them from step 14,000 of their macro
     runs; none."""
 
+    @classmethod
+    def for_any_network(cls, **changed: Any) -> Self:
+        """Weights that carry from one network to another: what `find_corners` takes by default.
+
+        Features are measured in units of ||f(t)||, inactive units above zero count, and so does
+        what lies between the corners: behind a first layer, good corners alone can have an
+        interior of other classes.
+
+        Args:
+            **changed: fields that shall be different.
+        """
+        weights: dict[str, Any] = {
+            "alpha": 100.0,
+            "beta": 0.1,
+            "positive_form": "half_square",
+            "normalise": True,
+            "rectified": True,
+            "hull": 2,
+            "hull_weight": 2.5,
+        }
+        return cls(**weights | changed)
+
     def check(self) -> None:
         """Raise SettingError for a weight or form that makes no loss."""
         for name in ("alpha", "beta", "gamma", "hull_weight", "output", "distance", "nearness"):
@@ -107,6 +130,15 @@ class OptimizerSettings:
     suits gradients that shrink tenfold on the way."""
     stages: list[RateStage] = field(default_factory=list)
     """Other rates from given steps on, in place of the line; none."""
+
+    @classmethod
+    def for_any_network(cls, **changed: Any) -> Self:
+        """The rates that belong to `LossSettings.for_any_network`.
+
+        Args:
+            **changed: fields that shall be different.
+        """
+        return cls(**{"rate": 0.05, "square_average": 0.9} | changed)
 
     def check(self) -> None:
         """Raise SettingError for an unknown optimiser or a rate out of range."""
@@ -158,15 +190,16 @@ class RateSettings:
 class StopSettings:
     """When a search ends: once every corner has reached all limits given, or at `max_steps`."""
 
-    positive: float | None = 5.0
-    """L_pos (the norm) that every corner must be under; null: any. 5 is the paper's for MNIST."""
+    positive: float | None = None
+    """L_pos (the norm) that every corner must be under; null: any, for it is in the network's own
+    unit. 5 is the paper's on MNIST."""
     min_steps: int = 0
     """Steps that are taken even where all corners have collided before; 0."""
     max_steps: int = 1000
     """Steps after which the search ends in any case; the rate falls until then."""
-    positive_relative: float | None = None
-    """L_pos over ||f(t)|| that every corner must be under; null: any."""
-    probability: float | None = None
+    positive_relative: float | None = 0.1
+    """L_pos over ||f(t)|| that every corner must be under; null: any. A tenth, in any network."""
+    probability: float | None = 0.05
     """How near every corner's probability of the target's class must be to the target's, and the
     class must be that; with `loss.hull`, at points between the corners, too. null: not asked."""
     hull_relative: float = 0.3
