@@ -14,6 +14,11 @@ from helpers.commands import SHARED, run_command
 from helpers.networks import Shift
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("there is no GPU here")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """One cache folder for the whole session, all workers'."""

@@ -15,6 +15,7 @@ from ..settings.evaluate import EvaluateSettings
 from ..settings.train import to_settings
 from .command_line import changed, command, override
 from .start import explain
+from .survey import is_survey
 
 if TYPE_CHECKING:
     from ..hull.run import Run
@@ -47,6 +48,8 @@ def evaluate_all(settings: EvaluateSettings, directory: Path) -> None:
     with claimed(directory, "run"):
         if len(runs) + len(refused) == 1:
             evaluate_one(settings, runs[0])
+        elif is_survey(runs):
+            evaluate_survey(settings, directory, runs, refused)
         else:
             evaluate_many(settings, directory, runs, refused)
 
@@ -58,6 +61,28 @@ def evaluate_one(settings: EvaluateSettings, run: "Run") -> None:
     result, names = measured(settings, run)
     say(settings.wandb.mode, log_evaluation(settings.wandb.mode, run, result, names))
     end_with(failures(run, result))
+
+
+def evaluate_survey(
+    settings: EvaluateSettings, directory: Path, runs: "list[Run]", refused: dict[str, str]
+) -> None:
+    """Measure the pairs that all networks share, and write tables over them."""
+    from ..report.survey import write_survey
+    from ..report.tables import as_text
+    from .survey import read_survey
+
+    survey = read_survey(settings, runs)
+    figures = survey.measured(settings)
+    tables = write_survey(
+        directory, figures, survey.pairs, survey.reference, survey.extra, survey.budget,
+        settings.seed,
+    )  # fmt: skip
+    for table in tables:
+        print(f"\n{table.heading}\n\n{as_text(table)}\n\n{for_line(table.note)}")
+    for line in survey.left_out:
+        print(for_terminal(f"left out: {line}"))
+    print(for_terminal(f"\nsurvey: {directory / 'survey.html'}"))
+    end_with([f"{name}: {reason}" for name, reason in refused.items()])
 
 
 def evaluate_many(

@@ -19,6 +19,7 @@ from ..hull.run import Run
 from ..hull.run_checks import check_figures, check_units
 from ..networks.classifiers import load_classifier
 from ..networks.graph import evaluating
+from ..networks.own_code import is_remembered
 from ..networks.weights import weights_hash
 from ..proofs.edges import prove_edges
 from ..proofs.linear_program import depth
@@ -41,15 +42,28 @@ def hull_of(
     path: str | None = None,
     trainer: dict[str, Any] | None = None,
 ) -> tuple[Hull, DataSplit]:
-    """The hull of a run that was read, with its classifier and its data.
+    """The hull of a run that was read, with its classifier and its data (`classifier_of`)."""
+    model, data = classifier_of(run, root, weights, path, trainer)
+    return checked_hull(model, run), data
+
+
+def classifier_of(
+    run: Run,
+    root: str | None,
+    weights: str | None,
+    path: str | None = None,
+    trainer: dict[str, Any] | None = None,
+) -> tuple[torch.nn.Module, DataSplit]:
+    """The classifier and the data of a run that was read.
 
     Args:
         run: the run; its settings choose among the known classifiers and data sets by name, and
             can name nothing else.
         root: where the data lies now, or None where the run says.
         weights: where the weights lie now, likewise.
-        path: MODULE:NAME of a classifier of the user's own. The run's is never used: importing is
-            executing, and the run may be a stranger's.
+        path: MODULE:NAME of a classifier of the user's own. Importing is executing, and the run may
+            be a stranger's: the run's own is used where this user has named it before, and its
+            file is the same.
         trainer: arguments of Lightning's Trainer that say where the hull is measured and in which
             precision; None: on the CPU in the model's own.
 
@@ -94,10 +108,13 @@ def hull_of(
             f"data.root={data_settings.root}: the run's data is not there; say where it lies now "
             "with data.root=DIR"
         )
-    if settings.name == "file" and path is None:
+    own = named.get("path")
+    if settings.name == "file" and path is None and isinstance(own, str) and is_remembered(own):
+        settings.path = own
+    if settings.name == "file" and settings.path is None:
         raise SettingError(
             f"run={run.directory}: its classifier is a file of the user's own, which a run cannot "
-            "name; give it with classifier.path=MODULE:NAME"
+            "name where you have not yourself; give it with classifier.path=MODULE:NAME"
         )
     data = load_data(data_settings, download=root is not None or data_settings.root is None)
     if run.target.shape != data.test.size:
@@ -117,12 +134,14 @@ def hull_of(
         model.to(first_device(trainer), wide)
     if run.config.get("channels_last") is True:
         model.to(memory_format=torch.channels_last)
+    return model, data
+
+
+def checked_hull(model: torch.nn.Module, run: Run) -> Hull:
+    """The hull, once the run's classifier has been asked whether the summary can be true."""
+    layer = run.summary["layer"]
+    if run.config.get("channels_last") is True:
         run.corners = run.corners.contiguous(memory_format=torch.channels_last)
-    return _checked_hull(model, settings.layer, run), data
-
-
-def _checked_hull(model: torch.nn.Module, layer: str, run: Run) -> Hull:
-    """The hull, once the classifier has been asked whether the summary can be true."""
     try:
         hull = Hull(model, layer, run.corners, run.initial, run.target, run.units, run.summary)
     except RuntimeError as error:

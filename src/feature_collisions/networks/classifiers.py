@@ -13,6 +13,7 @@ from ..errors import SettingError
 from ..settings.train import ClassifierSettings
 from .agreement import accepted
 from .mnist_mlp import MnistMLP, load_mnist_mlp
+from .own_code import remember
 from .timm_models import load_timm, side_of_timm
 from .torchvision_models import load_torchvision, side_of_torchvision
 from .weights import load_weights
@@ -85,6 +86,7 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
     model = accepted(model)
     if settings.weights:
         load_weights(model, Path(settings.weights))
+    remember(f"{module}:{name}")
     return model
 
 

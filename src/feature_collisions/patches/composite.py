@@ -5,6 +5,8 @@ no weight, as in the paper's dense planes.
 """
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,9 @@ from torch import Tensor
 
 from ..errors import SettingError
 from . import composite_kernel
+
+if TYPE_CHECKING:
+    from .composite_triton import Tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +102,9 @@ def tent(side: int) -> Tensor:
     return ramp[:, None] * ramp
 
 
-def blend(logits: Tensor, sources: Sources, planes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def blend(
+    logits: Tensor, sources: Sources, layout: "Tensor | Tiles | None" = None
+) -> tuple[Tensor, Tensor]:
     """x = G(P, Q) with P = softmax(logits) over the sources that cover a pixel, and R(P).
 
     R is the sum of |differences| between neighbouring control parameters of one source, both ways,
@@ -106,7 +113,8 @@ def blend(logits: Tensor, sources: Sources, planes: Tensor | None = None) -> tup
     Args:
         logits: (K, M, w, w).
         sources: M windows; brought to the logits' type and device.
-        planes: of `layers`, to compute in plain PyTorch; None for the kernel.
+        layout: what `layout_for` says: planes, to compute in plain PyTorch; tiles for the GPU's
+            kernels; None for the CPU's.
 
     Returns:
         Images (K, C, H, W) and R (K,). A NaN among the logits makes NaN of the pixel, as softmax
@@ -121,12 +129,34 @@ def blend(logits: Tensor, sources: Sources, planes: Tensor | None = None) -> tup
     if tuple(logits.shape[1:]) != expected or logits.dim() != 4:
         numbers = ", ".join(map(str, expected))
         raise ValueError(f"logits: must be (K, {numbers}) for these sources; are {logits.shape}")
-    if planes is None:
-        images, variation = composite_kernel.Blend.apply(
-            logits, windows, sources.top, sources.left, sources.size
-        )
-        return images, variation
-    return _blend_in_planes(logits, sources, planes)
+    if isinstance(layout, Tensor):
+        return _blend_in_planes(logits, sources, layout)
+    given = (logits, windows, sources.top, sources.left, sources.size)
+    if layout is None:
+        images, variation = composite_kernel.Blend.apply(*given)
+    else:
+        from . import composite_triton  # there is no Triton where there is no GPU
+
+        images, variation = composite_triton.Blend.apply(*given, layout)
+    return images, variation
+
+
+def layout_for(logits: Tensor, sources: Sources) -> "Tensor | Tiles | None":
+    """How `blend` is quickest on such logits: with a kernel where their device has one.
+
+    Args:
+        logits: (K, M, w, w).
+        sources: on their device.
+    """
+    if composite_kernel.usable(logits):
+        return None
+    if logits.is_cuda and logits.dtype == torch.float32 and find_spec("triton"):
+        from . import composite_triton
+
+        if composite_triton.works(logits.device):
+            side = sources.windows.shape[-1]
+            return composite_triton.tiles(sources.top, sources.left, side, sources.size)
+    return layers(sources).to(logits.device)
 
 
 def layers(sources: Sources) -> Tensor:

@@ -93,7 +93,7 @@ class Descriptions:
         """
         centred = images.float() / 255 - 0.5
         filters = self.basis.T.reshape(-1, images.shape[1], self.window, self.window)
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=False):  # plain sums, without TF32 or transforms
             inside = F.conv2d(centred, filters, stride=self.stride)
         # Columns, then rows: one long sum of squares would lose two digits.
         columns = F.avg_pool2d(centred.square().sum(1), (self.window, 1), (self.stride, 1))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .steps import Affine, Input, MaxPool, Rectifier, Step
 
-_NARROW = 256  # units of a layer that are bounded backward, too
+_NARROW = 1024  # units of a layer that bend, up to which they are bounded backward, too
 _MEMORY = 2**27  # bytes of the rows that are carried backward at once
 _HARDLY = 1e-9  # of the largest deviation: what is smaller counts as rounding
 
@@ -89,7 +89,7 @@ class Bounds:
         steps: of the network.
         vertices: (P, K, C, H, W), each piece's.
         error: (P, K, C, H, W) or a number, how far each pixel may be off.
-        narrow: layers before a bend of at most so many units are bounded backward, too.
+        narrow: where at most so many units of a layer bend, they are bounded backward, too.
     """
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ class Bounds:
                 self.at.append(self._rectifier(step))
             elif isinstance(step, MaxPool):
                 self.at.append(self._max_pool(step))
-            if number in bent and step.bends > 1 and step.size <= narrow:
+            if number in bent and step.bends > 1:
                 self.tighten(number)
 
     def _flat(self, values: Tensor) -> Tensor:
@@ -188,28 +188,40 @@ class Bounds:
         return replace(found, tops=tops)
 
     def tighten(self, number: int) -> None:
-        """Bound a step backward, and keep of both bounds what is better.
+        """Bound a step backward, too, and keep of both bounds what is better.
 
-        Rows are carried for the units that bend in any of the pieces alone.
+        Rows are carried for the units that bend alone, each piece's own; none where they are many.
         """
         found = self.at[number]
         low, high = found.low.flatten(1), found.high.flatten(1)
-        units = ((low < 0) & (high > 0)).any(0).nonzero().flatten()
-        if not len(units):
+        bends = (low < 0) & (high > 0)
+        count = int(bends.sum(1).max())
+        if not 0 < count <= self.narrow:
             return
-        rows = torch.zeros(len(units), low.shape[1], dtype=low.dtype, device=low.device)
-        rows[torch.arange(len(units)), units] = 1
+        units = bends.int().argsort(dim=1, descending=True, stable=True)[:, :count]
+        mine = bends.gather(1, units)  # a piece with fewer has rows of zeros
+        rows = low.new_zeros(*units.shape, low.shape[1])
+        rows.scatter_(2, units[..., None], mine[..., None].to(low))
         below, above = (each.mT for each in self.spread(number, rows).ends())
-        middle, radius = found.middle.flatten(2).clone(), found.radius.flatten(2).clone()
-        old_below, old_above = ((middle - radius)[..., units], (middle + radius)[..., units])
-        low, high = low.clone(), high.clone()
-        low[:, units] = torch.maximum(low[:, units], below.amin(1))
-        high[:, units] = torch.minimum(high[:, units], above.amax(1))
-        below = torch.where((below.mean(1) > old_below.mean(1))[:, None], below, old_below)
-        above = torch.where((above.mean(1) < old_above.mean(1))[:, None], above, old_above)
-        middle[..., units], radius[..., units] = _between(below, above)
-        found.middle, found.radius = middle.view_as(found.middle), radius.view_as(found.radius)
-        found.low, found.high = low.view_as(found.low), high.view_as(found.high)
+        every = units[:, None].expand(-1, self.corners, -1)
+        middle, radius = found.middle.flatten(2), found.radius.flatten(2)
+        old = middle.gather(2, every), radius.gather(2, every)
+        old_below, old_above = old[0] - old[1], old[0] + old[1]
+        worse = (below.mean(1) <= old_below.mean(1)) | ~mine
+        new_below = torch.where(worse[:, None], old_below, below)
+        worse = (above.mean(1) >= old_above.mean(1)) | ~mine
+        new_above = torch.where(worse[:, None], old_above, above)
+        new = _between(new_below, new_above)
+        found.middle = middle.scatter(2, every, torch.where(mine[:, None], new[0], old[0]))
+        found.radius = radius.scatter(2, every, torch.where(mine[:, None], new[1], old[1]))
+        found.middle = found.middle.unflatten(2, self.steps[number].shape)
+        found.radius = found.radius.unflatten(2, self.steps[number].shape)
+        least = torch.maximum(low.gather(1, units), below.amin(1))
+        most = torch.minimum(high.gather(1, units), above.amax(1))
+        least = torch.where(mine, least, low.gather(1, units))
+        most = torch.where(mine, most, high.gather(1, units))
+        found.low = low.scatter(1, units, least).view_as(found.low)
+        found.high = high.scatter(1, units, most).view_as(found.high)
 
     def lower(self, number: int, rows: Tensor) -> Tensor:
         """Lower bounds of linear functions of one step's values.

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 
 from ..data.files import write_atomically
 from ..data.images import to_uint8
+from ..evaluation.survey import Figures, Interval
 from ..hull.statistics import OUTCOMES
 from .findings import LAWS
 from .sheets import Sheet
@@ -22,6 +23,7 @@ _FROM_INITIAL = "initial_distance_mean"
 _LABELS = {_FROM_INITIAL: "distance from the initial image"}
 _LINE = "#dfe3e8"  # round a picture, so that a white one has an edge
 _WIDTH = 6.5  # inches, a page's text
+_COLUMNS = 3  # of the user's, in a survey's figure
 _LINES = 0.12  # inches, a line of 7 points
 
 
@@ -130,6 +132,69 @@ def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
     panels[0].set_ylim(bottom=0)
     panels[0].legend(fontsize=7, frameon=False)
     return figure
+
+
+def survey_figure(
+    figures: Figures,
+    found: Mapping[str, Mapping[str, Interval | None]],
+    extra: Mapping[str, Mapping[str, float]],
+) -> Figure:
+    """Each network's sizes, and their means against the user's columns or the blind units.
+
+    Args:
+        figures: what was measured, by network.
+        found: the means over the pairs, with their intervals.
+        extra: the user's columns, by network.
+    """
+    networks = list(figures)
+    columns = list(next(iter(extra.values()), {}))[:_COLUMNS] or ["blind_share"]
+    height = max(2.6, 0.24 * len(networks) + 0.9)
+    figure = _figure(_WIDTH, height * -(-(1 + len(columns)) // 2))
+    panels = figure.subplots(-(-(1 + len(columns)) // 2), 2, squeeze=False).flat
+    first = next(panels)
+    for row, name in enumerate(networks):
+        sizes = [entry["relative_size"] for entry in figures[name]]
+        first.plot(sizes, [row] * len(sizes), "o", color=_LINE, ms=3, zorder=1)
+        _with_interval(first, found[name]["relative_size"], row, upright=False)
+    first.set_yticks(range(len(networks)), [_short(name) for name in networks], fontsize=7)
+    first.invert_yaxis()
+    first.set_xlabel("hull size over the data set's distance", fontsize=8)
+    for axes, column in zip(panels, columns, strict=False):
+        for name in networks:
+            mean = found[name]["blind_share"]
+            place = extra[name][column] if extra else (mean.mean if mean else None)
+            size = found[name]["relative_size"]
+            if place is None or size is None:
+                continue
+            _with_interval(axes, size, place, upright=True)
+            axes.annotate(_short(name), (place, size.mean), (3, 3), fontsize=6,
+                          textcoords="offset points")  # fmt: skip
+        axes.set_xlabel("share of blind units" if not extra else column, fontsize=8)
+        axes.set_ylabel("hull size", fontsize=8)
+        axes.margins(x=0.15)
+    for axes in figure.axes:
+        _plain(axes)
+        if not axes.has_data():
+            axes.set_axis_off()
+    return figure
+
+
+def _with_interval(axes: Any, size: Interval | None, place: float, upright: bool) -> None:
+    if size is None:
+        return
+    low, high = (size.mean if end is None else end for end in size[1:])
+    ends, mean = ([place, place], place), size.mean
+    if upright:
+        axes.plot(ends[0], [low, high], color=_BLUE, lw=1)
+        axes.plot(ends[1], mean, "o", color=_BLUE, ms=4)
+    else:
+        axes.plot([low, high], ends[0], color=_BLUE, lw=1)
+        axes.plot(mean, ends[1], "o", color=_BLUE, ms=4)
+
+
+def _short(name: str) -> str:
+    text = name.rpartition(":")[2]
+    return text if len(text) <= 24 else f"{text[:23]}…"
 
 
 def _plain(axes: Any) -> None:

@@ -66,6 +66,11 @@ def runs_page(title: str, table: Table, links: Sequence[str], figure: Figure | N
     return _render("runs.html", title=title, table=table, links=links, figure=figure, script="")
 
 
+def survey_page(title: str, tables: Sequence[Table], figure: Figure) -> str:
+    """The page of a survey of several networks."""
+    return _render("survey.html", title=title, tables=tables, figure=figure, script="")
+
+
 def data_uri(image: Tensor, most: float) -> str:
     """A (C, H, W) image as PNG, or as JPEG where PNG takes more than `most` bytes."""
     picture = Image.fromarray(to_uint8(image))

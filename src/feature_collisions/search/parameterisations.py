@@ -1,11 +1,12 @@
 """What is optimised: modules whose forward gives the images of all corners."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..patches import composite_kernel
-from ..patches.composite import Sources, blend, layers, tent
+from ..patches.composite import Sources, blend, layout_for, tent
 
 
 class Pixels(nn.Module):
@@ -64,7 +65,8 @@ class PatchComposite(nn.Module):
         self.sources, self.grid = sources, grid
         start = tent(side).log().to(sources.windows)
         self.register_buffer("start", start, persistent=False)
-        self.planes: Tensor | None = None
+        self.layout: Any = None
+        self.laid_out_for: tuple[torch.device, torch.dtype] | None = None
         if grid is None:
             self.control = nn.Parameter(start.repeat(count, patches, 1, 1))
             return
@@ -83,12 +85,10 @@ class PatchComposite(nn.Module):
         # Half precision is for the network: a P rounded to it would draw steps into the image.
         with torch.autocast(self.control.device.type, enabled=False):
             logits = self.logits()
-            if composite_kernel.usable(logits):
-                return blend(logits, self.sources)
-            if self.planes is None:
-                self.planes = layers(self.sources)
-            self.planes = self.planes.to(logits.device)
-            return blend(logits, self.sources, self.planes)
+            place = (logits.device, logits.dtype)
+            if self.laid_out_for != place:
+                self.layout, self.laid_out_for = layout_for(logits, self.sources), place
+            return blend(logits, self.sources, self.layout)
 
     def logits(self) -> Tensor:
         """P before its softmax, (K, M, w, w)."""

@@ -106,6 +106,17 @@ class WandbMode:
 
 
 @dataclass
+class SurveySettings:
+    """A CSV file of columns of the user's own, a network a line; which one others are compared to.
+
+    `reference` is the first network's name where it is left out.
+    """
+
+    extra: str | None = None
+    reference: str | None = None
+
+
+@dataclass
 class EvaluateSettings:
     """Everything `evaluate.py` can be told.
 
@@ -124,6 +135,7 @@ class EvaluateSettings:
     proof: ProofSettings = field(default_factory=ProofSettings)
     data: DataPlace = field(default_factory=DataPlace)
     classifier: ClassifierPlace = field(default_factory=ClassifierPlace)
+    survey: SurveySettings = field(default_factory=SurveySettings)
     wandb: WandbMode = field(default_factory=WandbMode)
 
     @property

@@ -1,0 +1,83 @@
+"""Columns of the user's own for a survey: a CSV file, one line per network."""
+
+import csv
+import difflib
+import io
+import math
+from collections.abc import Sequence
+
+from ..data.files import opened
+from ..errors import SettingError
+
+_MOST_BYTES = 10_000_000
+_RULE = "give a CSV file: network,COLUMN,... in its first line, then a network and its numbers"
+
+
+def read_extra(path: str, networks: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Each network's entries in the file's columns.
+
+    A network may be called by what stands behind its last colon: `cnn_a_adv` for `cifar:cnn_a_adv`.
+
+    Raises:
+        SettingError: for a file that cannot be read, a line that names no network of the survey, a
+            network without a line, or an entry that is no number; the line is numbered.
+    """
+    where = f"survey.extra={path}"
+    lines = _lines(where, path)
+    if len(lines) < 2 or len(lines[0][1]) < 2:
+        raise SettingError(f"{where}: has no columns; {_RULE}")
+    columns = lines[0][1][1:]
+    if len(set(columns)) < len(columns) or not all(columns):
+        raise SettingError(f"{where}: a column has no name of its own; {_RULE}")
+    found: dict[str, dict[str, float]] = {}
+    for number, (name, *cells) in lines[1:]:
+        network = _network(f"{where}: line {number}", name, networks)
+        if network in found:
+            raise SettingError(f"{where}: line {number} names {name} again; one line each")
+        if len(cells) != len(columns):
+            raise SettingError(
+                f"{where}: line {number} has {len(cells)} entries, and there are {len(columns)} "
+                f"columns; {_RULE}"
+            )
+        found[network] = {
+            column: _number(f"{where}: line {number}", column, cell)
+            for column, cell in zip(columns, cells, strict=True)
+        }
+    if missing := [network for network in networks if network not in found]:
+        raise SettingError(f"{where}: has no line for {', '.join(missing)}; {_RULE}")
+    return found
+
+
+def _lines(where: str, path: str) -> list[tuple[int, list[str]]]:
+    try:
+        with opened(path, _MOST_BYTES) as file:
+            text = file.read().decode("utf-8-sig")
+    except OSError as error:
+        raise SettingError(f"{where}: cannot be read ({error.strerror}); {_RULE}") from None
+    except UnicodeDecodeError:
+        raise SettingError(f"{where}: is not in UTF-8; save it as CSV UTF-8") from None
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise SettingError(f"{where}: line {reader.line_num}: {error}; {_RULE}") from None
+    return [(number, row) for number, row in rows if any(row)]
+
+
+def _network(where: str, name: str, networks: Sequence[str]) -> str:
+    called = [each for each in networks if name in (each, each.rpartition(":")[2])]
+    if len(called) == 1:
+        return called[0]
+    near = difflib.get_close_matches(name, networks, 3, 0.5) or networks
+    rule = "names several networks" if called else "names no network of the survey"
+    raise SettingError(f"{where}, {name!a:.60}, {rule}; near it are {', '.join(called or near)}")
+
+
+def _number(where: str, column: str, cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise SettingError(f"{where}: {column}={cell!a:.40} must be a finite number")
+    return value

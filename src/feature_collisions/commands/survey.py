@@ -1,0 +1,208 @@
+"""A directory of searches on several networks, read as one survey: the same pairs for each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SettingError
+
+if TYPE_CHECKING:
+    from ..hull.run import Run
+    from ..settings.evaluate import EvaluateSettings
+
+_SHARED = (
+    "corner", "corner_order", "loss", "optimizer", "stop", "parameterisation", "patches", "solver",
+    "objective", "seed",
+)  # fmt: skip
+"""The settings that make sizes comparable: the same budget, the same stop."""
+_SAID = ("loss.alpha", "loss.beta", "optimizer.name", "optimizer.rate", "stop.min_steps",
+         "stop.max_steps", "stop.positive", "stop.positive_relative")  # fmt: skip
+
+
+def is_survey(runs: Sequence[Run]) -> bool:
+    """Whether the hulls are of several networks that were to get the same pairs, or did."""
+    if len(set(map(_network, runs))) < 2:
+        return False
+    of_pair: dict[str, set[tuple[str, ...]]] = {}
+    for run in runs:
+        of_pair.setdefault(_pair(run), set()).add(_network(run))
+    shared = any(len(networks) > 1 for networks in of_pair.values())
+    return shared or any(run.config.get("networks") for run in runs)
+
+
+def _network(run: Run) -> tuple[str, ...]:
+    summary = run.summary
+    return str(summary.get("classifier_hash")), str(summary["layer"])
+
+
+def _pair(run: Run) -> str:
+    digest = hashlib.sha256(run.initial.numpy().tobytes())
+    digest.update(run.target.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The hulls of a survey.
+
+    Attributes:
+        runs: by network: one hull per pair, the same pairs in the same order.
+        pairs: their names.
+        reference: the network that others are compared with.
+        extra: the user's own columns, by network.
+        budget: the settings that all searches shared.
+        left_out: what is there and not compared, a line each.
+    """
+
+    runs: Mapping[str, Sequence[Run]]
+    pairs: Sequence[str]
+    reference: str
+    extra: Mapping[str, Mapping[str, float]]
+    budget: str
+    left_out: Sequence[str]
+
+    def measured(self, settings: EvaluateSettings) -> dict[str, list[dict[str, float | None]]]:
+        """Every hull's figures, by network.
+
+        What was measured before, on this machine and of the same corners, is not measured again.
+        """
+        from ..evaluation.evaluate import classifier_of
+
+        figures: dict[str, list[dict[str, float | None]]] = {}
+        for name, runs in self.runs.items():
+            print(f"{name}", flush=True)
+            places = settings.data.root, settings.classifier.weights, settings.classifier.path
+            model, data = classifier_of(runs[0], *places, settings.trainer)
+            distance = data.test.mean_distance()
+            figures[name] = [_measured(run, model, distance, settings) for run in runs]
+        return figures
+
+
+def read_survey(settings: EvaluateSettings, runs: Sequence[Run]) -> Survey:
+    """Sort the hulls by network and pair.
+
+    Raises:
+        SettingError: where searches had different settings, no pair was searched in all networks,
+            or `survey` names a network that is not there.
+    """
+    by_network: dict[tuple[str, ...], dict[str, Run]] = {}
+    for run in runs:
+        by_network.setdefault(_network(run), {})[_pair(run)] = run
+    names = _names(by_network)
+    _check_budget(runs)
+    everywhere = set.intersection(*(set(found) for found in by_network.values()))
+    order = [pair for pair in dict.fromkeys(map(_pair, runs)) if pair in everywhere]
+    if not order:
+        counts = ", ".join(f"{names[key]} {len(found)}" for key, found in by_network.items())
+        raise SettingError(
+            f"run: no pair was searched in all networks (pairs of each: {counts}); search the same "
+            "pairs, as a sweep over classifiers with pairs=random:N does"
+        )
+    chosen = {names[key]: [found[pair] for pair in order] for key, found in by_network.items()}
+    left_out = [
+        f"{names[key]}: {len(found) - len(order)} pairs that not all networks have"
+        for key, found in by_network.items()
+        if len(found) > len(order)
+    ]
+    reference = settings.survey.reference or next(iter(chosen))
+    if reference not in chosen:
+        raise SettingError(
+            f"survey.reference={reference}: is none of the networks; they are {', '.join(chosen)}"
+        )
+    first = next(iter(chosen.values()))
+    pairs = [f"{run.config.get('initial')} to {run.config.get('target')}" for run in first]
+    from .extra_file import read_extra
+
+    extra = read_extra(settings.survey.extra, list(chosen)) if settings.survey.extra else {}
+    return Survey(chosen, pairs, reference, extra, _budget(runs[0]), left_out)
+
+
+def _names(by_network: Mapping[tuple[str, ...], Mapping[str, Run]]) -> dict[tuple[str, ...], str]:
+    """What each network is called: its path or name, and more where that is not one of its own."""
+    plain = {key: _called(next(iter(found.values()))) for key, found in by_network.items()}
+    names = {}
+    for key, name in plain.items():
+        alike = [other for other, called in plain.items() if called == name and other != key]
+        if any(other[0] == key[0] for other in alike):
+            name = f"{name} {key[1]}"
+        if any(other[0] != key[0] for other in alike):
+            name = f"{name} {key[0][:6]}"
+        names[key] = name
+    return names
+
+
+def _called(run: Run) -> str:
+    named = run.config.get("classifier")
+    path = named.get("path") if isinstance(named, dict) else None
+    return str(path if isinstance(path, str) and path else run.summary["classifier"])
+
+
+def _check_budget(runs: Sequence[Run]) -> None:
+    first = _flat(runs[0])
+    for run in runs[1:]:
+        other = _flat(run)
+        for name in dict.fromkeys([*first, *other]):
+            if first.get(name) != other.get(name):
+                raise SettingError(
+                    f"run: {name} was {first.get(name)} in {runs[0].directory} and "
+                    f"{other.get(name)} in {run.directory}; sizes compare under the same settings "
+                    "alone: search again, or evaluate the networks one by one"
+                )
+
+
+def _flat(run: Run) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in _SHARED:
+        value = run.config.get(name)
+        inner = value if isinstance(value, dict) else {None: value}
+        found |= {name if key is None else f"{name}.{key}": each for key, each in inner.items()}
+    return found
+
+
+def _budget(run: Run) -> str:
+    known = _flat(run) | {"corners": len(run.corners)}
+    said = [f"{name} {known[name]}" for name in ("corners", *_SAID) if known.get(name) is not None]
+    return ", ".join(said)
+
+
+def _measured(
+    run: Run, model: Any, distance: float, settings: EvaluateSettings
+) -> dict[str, float | None]:
+    """A hull's figures, from the user's cache where they are there."""
+    from ..data.caches import cache_path, is_kept, keep
+    from ..data.files import read_json, write_json
+    from ..evaluation.evaluate import checked_hull
+    from ..evaluation.survey import COLUMNS, measure
+
+    place = cache_path("survey", f"{_key(run, distance, settings)}.json")
+    if is_kept(place):
+        try:
+            found = read_json(place)
+        except SettingError:
+            found = None
+        if isinstance(found, dict) and found.keys() == set(COLUMNS):
+            return found
+    found = measure(checked_hull(model, run), distance, settings)
+    keep("what was measured", place, lambda path: write_json(path, found))
+    return found
+
+
+def _key(run: Run, distance: float, settings: EvaluateSettings) -> str:
+    """A hash of all that the figures depend on."""
+    worst = settings.worst_case
+    digest = hashlib.sha256()
+    for tensor in (run.corners, run.initial, run.target, run.units):
+        digest.update(tensor.numpy().tobytes())
+    rest = [
+        _RECIPE, *_network(run), run.summary["seconds"], run.summary["distance_scale"], distance,
+        settings.samples, settings.seed, worst.starts, worst.steps, settings.proof.seconds,
+    ]  # fmt: skip
+    digest.update(json.dumps(rest).encode())
+    return digest.hexdigest()[:32]
+
+
+_RECIPE = 1  # raise when a figure is measured in another way

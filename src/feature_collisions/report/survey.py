@@ -1,0 +1,158 @@
+"""The files of a survey: `survey.html`, `survey.md`, `survey.csv`, its differences and figure."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+from ..data.files import write_text
+from ..evaluation.survey import COLUMNS, Figures, Interval, differences, means
+from .escaping import for_csv
+from .figures import save_figure, survey_figure
+from .page import survey_page
+from .tables import Table, as_markdown, number
+
+_NAMES = {
+    "relative_size": ("size", ".3f"),
+    "blind_share": ("blind units", ".1%"),
+    "positive_relative_max": ("largest L_pos", ".3f"),
+    "accuracy": ("accuracy", ".2%"),
+    "probability_mean": ("mean probability", ".3f"),
+    "target_probability": ("target's", ".3f"),
+    "worst_case_probability": ("worst found", ".3f"),
+    "share_proved": ("share proved", ".0%"),
+    "seconds": ("seconds", ",.1f"),
+}
+_NOTE = (
+    "Means over the same pairs. Size: mean distance between corners over that between two images "
+    "of the data set; largest L_pos: over ||f(t)||; accuracy, probabilities: sampled in the hull, "
+    "the worst point searched, the share proved to be the target's class by bounds."
+)
+_WARNING = (
+    "An interval covers 95 % of what resampled pairs give; of twenty that stand beside each "
+    "other one leaves 0 out by chance. From few pairs it is rough itself."
+)
+
+
+def write_survey(
+    directory: Path,
+    figures: Figures,
+    pairs: Sequence[str],
+    reference: str,
+    extra: Mapping[str, Mapping[str, float]],
+    budget: str,
+    seed: int = 0,
+) -> list[Table]:
+    """Write the survey's files; gives its tables.
+
+    Args:
+        directory: where.
+        figures: what was measured, by network.
+        pairs: their names, in the order of the figures' entries.
+        reference: the network that the others are compared with.
+        extra: the user's own columns, by network.
+        budget: the settings that all searches shared.
+        seed: of the bootstrap.
+    """
+    found = means(figures, seed)
+    against = {
+        name: differences(figures, name, reference, seed) for name in figures if name != reference
+    }
+    columns = list(next(iter(extra.values()), {}))
+    overview = _overview(found, extra, columns, len(pairs), budget)
+    paired = _paired(against, reference)
+    figure = survey_figure(figures, found, extra)
+    for ending in ("png", "pdf"):
+        save_figure(figure, directory / f"survey.{ending}")
+    tables = [overview, paired]
+    parts = ["# " + overview.heading, as_markdown(overview), "![hull sizes](survey.png)"]
+    parts += ["## " + paired.heading, as_markdown(paired)]
+    write_text(directory / "survey.md", "\n\n".join(parts) + "\n")
+    write_text(directory / "survey.html", survey_page(directory.name, tables, figure))
+    _write_csv(directory / "survey.csv", *_rows(found, extra, columns))
+    header = ["network", "pair", *COLUMNS]
+    lines = [
+        [network, pair, *(entry[name] for name in COLUMNS)]
+        for network, entries in figures.items()
+        for pair, entry in zip(pairs, entries, strict=True)
+    ]
+    _write_csv(directory / "survey_pairs.csv", header, lines)
+    header = ["network", "other", *_ends(COLUMNS)]
+    lines = []
+    for first, second in combinations(figures, 2):
+        of_two = differences(figures, second, first, seed)
+        lines.append(
+            [second, first, *(end for name in COLUMNS for end in of_two[name] or [None] * 3)]
+        )
+    _write_csv(directory / "survey_differences.csv", header, lines)
+    return tables
+
+
+def _overview(
+    found: Mapping[str, Mapping[str, Interval | None]],
+    extra: Mapping[str, Mapping[str, float]],
+    columns: Sequence[str],
+    pairs: int,
+    budget: str,
+) -> Table:
+    rows = []
+    for network, entries in found.items():
+        cells = [_mean(name, entries[name]) for name in COLUMNS]
+        rows.append([network, *cells, *(number(extra[network][name]) for name in columns)])
+    heading = f"{len(found)} networks, {pairs} pair{'s' if pairs > 1 else ''}"
+    names = [_NAMES[name][0] for name in COLUMNS]
+    return Table(heading, ["network", *names, *columns], rows, f"{_NOTE} All: {budget}.")
+
+
+def _mean(name: str, interval: Interval | None) -> str:
+    return "-" if interval is None else number(interval.mean, _NAMES[name][1])
+
+
+def _paired(against: Mapping[str, Mapping[str, Interval | None]], reference: str) -> Table:
+    shown = [name for name in COLUMNS if name != "seconds"]
+    rows = [
+        [network, *(_signed(name, entries[name]) for name in shown)]
+        for network, entries in against.items()
+    ]
+    heading = f"Differences to {reference}, pair by pair"
+    note = f"A star: the interval leaves 0 out. {_WARNING}"
+    return Table(heading, ["network", *(_NAMES[name][0] for name in shown)], rows, note)
+
+
+def _signed(name: str, interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    form = "+" + _NAMES[name][1]
+    text = number(interval.mean, form)
+    if interval.low is None:
+        return text
+    star = " *" if interval.decides else ""
+    return f"{text} [{number(interval.low, form)}, {number(interval.high, form)}]{star}"
+
+
+def _rows(
+    found: Mapping[str, Mapping[str, Interval | None]],
+    extra: Mapping[str, Mapping[str, float]],
+    columns: Sequence[str],
+) -> tuple[list[str], list[list[str | float | None]]]:
+    header = ["network", *_ends(COLUMNS), *columns]
+    rows: list[list[str | float | None]] = []
+    for network, entries in found.items():
+        ends = [end for name in COLUMNS for end in entries[name] or (None, None, None)]
+        rows.append([network, *ends, *(extra[network][name] for name in columns)])
+    return header, rows
+
+
+def _ends(names: Iterable[str]) -> list[str]:
+    return [name + ending for name in names for ending in ("", "_low_95", "_high_95")]
+
+
+def _write_csv(
+    path: Path, header: Sequence[str], rows: Iterable[Sequence[str | float | None]]
+) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(for_csv, header))
+    writer.writerows([for_csv(v) if isinstance(v, str) else v for v in row] for row in rows)
+    write_text(path, text.getvalue())

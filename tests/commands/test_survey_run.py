@@ -1,0 +1,254 @@
+"""A survey of two tiny networks, end to end: one has ReLUs, the other clipped ones."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from feature_collisions.commands.extra_file import read_extra
+from feature_collisions.errors import SettingError
+from feature_collisions.evaluation.survey import COLUMNS, differences, interval_of
+from feature_collisions.networks.own_code import is_remembered
+from helpers.commands import run_command
+
+NETWORKS = """
+from pathlib import Path
+from safetensors.torch import load_file
+from torch import nn
+
+def load(activation, name):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 60), activation, nn.Linear(60, 10))
+    network.load_state_dict(load_file(Path(__file__).with_name(f"{name}.safetensors")))
+    return network
+
+def plain():
+    return load(nn.ReLU(), "plain")
+
+def clipped():
+    return load(nn.ReLU6(), "clipped")
+"""
+MEASURE = ("samples=100", "worst_case.steps=3", "proof.seconds=0.2", "wandb.mode=disabled")
+
+
+def fitted(activation, digits, seed):
+    """Random hidden units and the readout of least squares: some nine of ten digits are right."""
+    torch.manual_seed(seed)
+    hidden, output = nn.Linear(784, 60), nn.Linear(60, 10)
+    with torch.no_grad():
+        hidden.weight.mul_(8)
+        units = activation(hidden(digits.train[:].flatten(1)))
+        ones = torch.cat([units, torch.ones(len(units), 1)], 1)
+        wanted = nn.functional.one_hot(digits.train.labels, 10).float()
+        found = torch.linalg.lstsq(ones, wanted).solution
+        output.weight.copy_(10 * found[:-1].T)
+        output.bias.copy_(10 * found[-1])
+    return nn.Sequential(nn.Flatten(), hidden, activation, output).state_dict()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, digits):
+    """The networks, and a sweep over them that has been searched."""
+    folder = tmp_path_factory.mktemp("survey")
+    (folder / "survey_networks.py").write_text(NETWORKS)
+    save_file(fitted(nn.ReLU(), digits, 0), folder / "plain.safetensors")
+    save_file(fitted(nn.ReLU6(), digits, 1), folder / "clipped.safetensors")
+    answer = run_command(
+        folder, "train.py", "experiment=cifar_pixel", "data=digits", "classifier=file",
+        "classifier.path=survey_networks:plain,survey_networks:clipped", "pairs=random:3",
+        "stop.min_steps=30", "stop.max_steps=30", "corner=[0,1,2]", "wandb.mode=disabled",
+        "hydra.sweep.dir=sweep", "-m",
+    )  # fmt: skip
+    assert answer is None
+    return folder
+
+
+@pytest.fixture
+def evaluate(folder):
+    def call(*arguments):
+        return run_command(folder, "evaluate.py", *arguments, *MEASURE)
+
+    return call
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:not converged")
+
+
+def test_a_survey_of_two_networks(folder, evaluate, capsys):
+    assert evaluate("run=sweep") is None
+    shown = capsys.readouterr().out
+    assert "2 networks, 3 pairs" in shown
+    assert "Differences to survey_networks:plain, pair by pair" in shown
+    sweep = folder / "sweep"
+    found = rows(sweep / "survey.csv")
+    assert [row["network"] for row in found] == [
+        "survey_networks:plain", "survey_networks:clipped",
+    ]  # fmt: skip
+    targets, sizes = [], []
+    for job, row in zip(("0", "1"), found, strict=True):
+        places = sorted(path.parent for path in (sweep / job).rglob("collision.safetensors"))
+        assert len(places) == 3
+        tensors = [load_file(place / "collision.safetensors") for place in places]
+        targets.append([each["target"].flatten().tolist() for each in tensors])
+        sizes.append([pairwise(each["corners"]) for each in tensors])
+        assert float(row["relative_size"]) == pytest.approx(sum(sizes[-1]) / 3 / 10.19, rel=0.02)
+        assert float(row["accuracy"]) > 0.5
+        low, high = float(row["relative_size_low_95"]), float(row["relative_size_high_95"])
+        assert low <= float(row["relative_size"]) <= high
+    assert targets[0] == targets[1]
+    sides = {
+        entry["side"]
+        for path in (sweep / "1").rglob("summary.json")
+        for entry in json.loads(path.read_text())["corners"]
+    }
+    assert sides <= {"below", "above"}
+    (difference,) = rows(sweep / "survey_differences.csv")
+    assert difference["network"] == "survey_networks:clipped"
+    between = float(found[1]["relative_size"]) - float(found[0]["relative_size"])
+    assert float(difference["relative_size"]) == pytest.approx(between)
+    assert len(rows(sweep / "survey_pairs.csv")) == 6
+    for name in ("survey.html", "survey.md", "survey.png", "survey.pdf"):
+        assert (sweep / name).stat().st_size > 1000
+
+
+def pairwise(corners):
+    """The mean distance between two corners, slowly."""
+    flat = corners.double().flatten(1)
+    found = [float((a - b).square().sum().sqrt()) for i, a in enumerate(flat) for b in flat[:i]]
+    return sum(found) / len(found)
+
+
+def test_the_users_columns_and_what_is_wrong_with_them(folder, evaluate):
+    path = folder / "extra.csv"
+    path.write_text("network,robust accuracy\nplain,0.1\nsurvey_networks:clipped,0.3\n")
+    assert evaluate("run=sweep", "survey.extra=extra.csv", "survey.reference=survey_networks:clip"
+                    "ped") is None  # fmt: skip
+    found = rows(folder / "sweep" / "survey.csv")
+    assert [row["robust accuracy"] for row in found] == ["0.1", "0.3"]
+    path.write_text("network,robust accuracy\nplian,0.1\n")
+    answer = evaluate("run=sweep", "survey.extra=extra.csv")
+    assert answer.startswith("error: survey.extra=extra.csv: line 2, 'plian', names no network")
+    answer = evaluate("run=sweep", "survey.reference=other")
+    assert "survey.reference=other: is none of the networks; they are survey_networks:pl" in answer
+
+
+def test_a_survey_is_gone_on_with(folder, evaluate, capsys):
+    """A hull that a kill took is searched again, and the others are not."""
+    again = shutil.copytree(folder / "sweep", folder / "again")
+    lost = next(iter(sorted((again / "1").glob("002_*"))))
+    for name in ("collision.safetensors", "outcome.json"):
+        (lost / name).unlink()
+    answer = evaluate("run=again")
+    assert "not everything was measured" in answer
+    assert "left out: survey_networks:plain: 1 pairs" in capsys.readouterr().out
+    assert (again / "survey.md").read_text().startswith("# 2 networks, 2 pairs")
+    answer = run_command(
+        folder, "train.py", "experiment=cifar_pixel", "data=digits", "classifier=file",
+        "classifier.path=survey_networks:plain,survey_networks:clipped", "pairs=random:3",
+        "stop.min_steps=30", "stop.max_steps=30", "corner=[0,1,2]", "wandb.mode=disabled",
+        "hydra.sweep.dir=again", "ckpt_path=last", "-m",
+    )  # fmt: skip
+    assert answer is None
+    assert capsys.readouterr().out.count("(found earlier)") == 5
+    first = load_file(folder / "sweep" / "1" / lost.name / "collision.safetensors")
+    second = load_file(lost / "collision.safetensors")
+    assert torch.equal(first["corners"], second["corners"])
+
+
+def test_searches_with_other_settings_are_not_compared(folder, evaluate):
+    other = shutil.copytree(folder / "sweep", folder / "other")
+    for path in (other / "1").rglob("config.yaml"):
+        path.write_text(path.read_text().replace("max_steps: 30", "max_steps: 31"))
+    answer = evaluate("run=other")
+    assert "stop.max_steps was 30 in " in answer
+    assert "and 31 in" in answer
+
+
+def test_no_pair_in_common_is_said(folder, evaluate):
+    other = shutil.copytree(folder / "sweep", folder / "apart")
+    for job, kept in (("0", ("000", "001")), ("1", ("001", "002"))):
+        for place in (other / job).glob("0*"):
+            if place.name[:3] not in kept:
+                shutil.rmtree(place)
+    assert evaluate("run=apart") is None
+    assert (other / "survey.md").read_text().startswith("# 2 networks, 1 pair\n")
+    for place in (other / "1").glob("001*"):
+        shutil.rmtree(place)
+    answer = evaluate("run=apart")
+    assert (
+        "no pair was searched in all networks (pairs of each: survey_networks:plain 2, " in answer
+    )
+
+
+def test_code_that_was_never_named_is_not_imported(folder, evaluate, tmp_path):
+    """A changed file, too, must be named again."""
+    assert is_remembered_in(folder, "survey_networks:plain")
+    assert not is_remembered_in(folder, "os:getcwd")
+    strange = shutil.copytree(folder / "sweep", folder / "strange")
+    text = (folder / "survey_networks.py").read_text()
+    (folder / "survey_networks.py").write_text(text + "\n# changed\n")
+    try:
+        answer = evaluate("run=strange")
+    finally:
+        (folder / "survey_networks.py").write_text(text)
+    assert "its classifier is a file of the user's own" in answer
+    assert strange.exists()
+
+
+def is_remembered_in(folder, path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return is_remembered(path)
+
+
+def test_intervals_are_those_of_the_mean():
+    assert interval_of([0.5, 0.5]) == (0.5, 0.5, 0.5)
+    assert interval_of([1.0]) == (1.0, None, None)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(40, generator=generator, dtype=torch.float64)
+    found = interval_of(values.tolist())
+    assert found.mean == pytest.approx(float(values.mean()))
+    half = 1.96 * float(values.std()) / 40**0.5
+    assert found.low == pytest.approx(found.mean - half, abs=0.3 * half)
+    assert found.high == pytest.approx(found.mean + half, abs=0.3 * half)
+    assert found == interval_of(values.tolist())
+
+
+def test_differences_are_paired():
+    """What varies from pair to pair and is the same in both networks takes no part."""
+    base = [0.1, 5.0, 2.0, 9.0, 4.0, 7.0]
+    entry = dict.fromkeys(COLUMNS, 0.0)
+    figures = {
+        "a": [entry | {"relative_size": value, "share_proved": None} for value in base],
+        "b": [entry | {"relative_size": value + 0.1, "share_proved": 1.0} for value in base],
+    }
+    found = differences(figures, "b", "a")
+    assert found["relative_size"].decides
+    assert found["relative_size"].mean == pytest.approx(0.1)
+    assert not found["accuracy"].decides
+    assert found["share_proved"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("network,x\na:one,1\n", "has no line for b:two"),
+        ("network,x\none,1\none,2\ntwo,3\n", "line 3 names one again"),
+        ("network,x\none,1\ntwo,big\n", "line 3: x='big' must be a finite number"),
+        ("network,x\none,1,2\n", "line 2 has 2 entries, and there are 1 columns"),
+        ("network\none\n", "has no columns"),
+        ("network,x,x\none,1,1\n", "a column has no name of its own"),
+    ],
+)
+def test_an_extra_file_that_does_not_fit_is_refused(tmp_path, text, message):
+    (tmp_path / "extra.csv").write_text(text)
+    with pytest.raises(SettingError, match=message):
+        read_extra(str(tmp_path / "extra.csv"), ["a:one", "b:two"])
