@@ -87,8 +87,8 @@ def classifier_of(
             str(named.get("library", ClassifierSettings.library)),
         )
         seed = int(run.config["seed"])
-        places = (named_data["root"], named["weights"])
-        if not (0 <= seed < 2**63 and all(isinstance(each, str | None) for each in places)):
+        paths = (named_data["root"], named["weights"])
+        if not (0 <= seed < 2**63 and all(isinstance(each, str | None) for each in paths)):
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise SettingError(
@@ -213,21 +213,21 @@ def evaluate(
 
 
 def reason_of(error: Exception) -> str:
-    """One line of printable characters that says what went wrong."""
+    """Say in one line of printable characters what went wrong."""
     line = (str(error).strip().splitlines() or [""])[0]
     text = line if isinstance(error, SettingError) else f"{type(error).__name__}: {line}"
     return "".join(character if character.isprintable() else " " for character in text)[:300]
 
 
 def _dataset_distance(
-    measure: Callable[[], float],
+    distance_of_two: Callable[[], float],
     hull: Hull,
     known: dict[str, Any],
     settings: EvaluateSettings,
     directory: Path,
 ) -> dict[str, Any]:
     """None where the data set has no two images."""
-    distance = measure()
+    distance = distance_of_two()
     return {"dataset_distance_mean": None if math.isnan(distance) else distance}
 
 

@@ -24,7 +24,7 @@ _LABELS = {_FROM_INITIAL: "distance from the initial image"}
 _LINE = "#dfe3e8"  # round a picture, so that a white one has an edge
 _WIDTH = 6.5  # inches, a page's text
 _COLUMNS = 3  # of the user's, in a survey's figure
-_LINES = 0.12  # inches, a line of 7 points
+_LINES, _GAP = 0.12, 0.06  # inches: a line of 7 points, and what is left free below a row
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -55,7 +55,7 @@ def sheet_figure(sheet: Sheet) -> Figure:
     for row, lines in zip(sheet.rows, titles, strict=True):
         shape = next(panel.image.shape[1:] for panel in row if panel)
         most = max(line.count("\n") for line in lines)
-        heights.append(side * shape[0] / shape[1] + _LINES * (2 + most))
+        heights.append(side * shape[0] / shape[1] + _LINES * (1 + most) + _GAP)
     figure = _figure(side * columns, sum(heights))
     panels = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
     for axes in panels.flat:
