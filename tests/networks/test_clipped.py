@@ -249,7 +249,7 @@ def test_composites_search_a_clipped_network():
         preactivation = model[1](images.float().flatten(1)).tolist()
     for k, unit in enumerate(search.units.tolist()):
         pos, neg = slow_terms(preactivation[k], features.preactivation.tolist(), unit, 6.0)
-        assert float(found[k]) == pytest.approx(2 * pos + 0.5 * neg, rel=1e-4)
+        assert found[k].item() == pytest.approx(2 * pos + 0.5 * neg, rel=1e-4)
     (gradient,) = torch.autograd.grad(
         found.sum(), list(search.module.parameterisation.parameters())[:1]
     )
