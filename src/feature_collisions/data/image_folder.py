@@ -35,7 +35,7 @@ class ImageFolder(ImageSet):
 
     def __init__(self, settings: DataSettings) -> None:
         if settings.root is None:
-            raise SettingError("data.root=null: give the folder that holds one folder a class")
+            raise SettingError("data.root=null: give the folder that holds one folder per class")
         root = Path(settings.root)
         if not root.is_dir():
             raise SettingError(f"data.root={root}: there is no such folder; give an existing one")

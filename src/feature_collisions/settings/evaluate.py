@@ -107,7 +107,7 @@ class WandbMode:
 
 @dataclass
 class SurveySettings:
-    """A CSV file of columns of the user's own, a network a line; which one others are compared to.
+    """A CSV file of the user's own columns, one line per network; which one others are compared to.
 
     `reference` is the first network's name where it is left out.
     """
