@@ -80,7 +80,7 @@ def damage(name, value):
         (damage("corners", lambda c: c[:0]), "differ in number"),
         (damage("target", lambda t: t[0]), "do not fit each other"),
         (damage("units", lambda u: u[:1]), "corners, units and summary differ in number"),
-        (lambda tensors: tensors.pop("initial"), "'initial' is missing; the run is not whole"),
+        (lambda tensors: tensors.pop("initial"), "'initial' is missing; the run is incomplete"),
     ],
 )
 def test_a_damaged_run_is_refused(search, tmp_path, change, message):
@@ -98,7 +98,7 @@ def test_a_run_without_its_summary_is_refused(search, tmp_path):
     with pytest.raises(SettingError, match=r"summary\.json: the file is missing"):
         load_run(tmp_path)
     (tmp_path / "summary.json").write_text(json.dumps({"corners": None}))
-    with pytest.raises(SettingError, match="the run is not whole"):
+    with pytest.raises(SettingError, match="the run is incomplete"):
         load_run(tmp_path)
 
 

@@ -16,10 +16,10 @@ from feature_collisions.report.wandb_logs import (
     IDENTITY,
     Identity,
     hull_figures,
-    kept,
-    known,
+    keep_identity,
     log_evaluation,
     log_table,
+    read_identity,
     wandb_run,
 )
 from feature_collisions.settings.evaluate import EvaluateSettings
@@ -166,7 +166,7 @@ def evaluated_run(tmp_path):
     hull = made_hull(3)
     hull.summary["seconds_total"] = 1.0
     hull.save(tmp_path / "run")
-    kept(tmp_path / "run" / IDENTITY, JOB)
+    keep_identity(tmp_path / "run" / IDENTITY, JOB)
     return load_run(tmp_path / "run"), evaluated(hull, tmp_path / "run")
 
 
@@ -203,7 +203,7 @@ def test_many_runs_are_a_table_in_a_run_of_its_own(evaluated_run, tmp_path):
     save_png(tmp_path / "sizes.png", run.target)
     assert log_table("offline", tmp_path, [run], rows) == f"{tmp_path.name}: 2 runs"
     (one,) = told(tmp_path)
-    again = kept(tmp_path / "wandb" / "table.json", JOB)  # what the next evaluation goes on with
+    again = keep_identity(tmp_path / "wandb" / "table.json", JOB)  # for the next evaluation
     assert one.id == again.id != JOB.id
     assert (one.group, one.job_type) == ("sweep", "evaluation")
     (row, refused) = table(tmp_path, one, "runs")
@@ -241,18 +241,18 @@ def test_what_wandb_refuses_is_one_message(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_an_identity_that_train_did_not_write_is_refused(tmp_path, content):
     path = tmp_path / "run.json"
-    assert known(path) is None
+    assert read_identity(path) is None
     path.write_text(json.dumps(content))
     with pytest.raises(SettingError, match=r"run\.json: not what train\.py writes; delete it"):
-        known(path)
+        read_identity(path)
 
 
 def test_an_identity_is_read_back_as_it_was_kept(tmp_path):
     identity = Identity("0a-b", "my own project", "corner [0, 1]" * 50, "a/b <c>", "train")
-    assert kept(tmp_path / "run.json", identity) is identity
-    assert known(tmp_path / "run.json") == identity
+    assert keep_identity(tmp_path / "run.json", identity) is identity
+    assert read_identity(tmp_path / "run.json") == identity
     other = Identity("1", "p", "n", "g", "train")
-    assert kept(tmp_path / "run.json", other) == identity
+    assert keep_identity(tmp_path / "run.json", other) == identity
 
 
 def test_a_run_that_fails_is_finished_as_failed(tmp_path):

@@ -43,8 +43,8 @@ def command(script: str, *arguments: str) -> str:
 def changed(arguments: Sequence[str], *overrides: str) -> list[str]:
     """The arguments with `overrides` in place of those of the same keys.
 
-    They come behind the last override that is there: between or behind two options Hydra would not
-    know them.
+    They follow the last override that is there: between or after two options Hydra would not
+    recognise them.
     """
     keys = {each.partition("=")[0] for each in overrides}
     kept = [each for each in arguments if each.partition("=")[0].lstrip("+~") not in keys]

@@ -1,7 +1,7 @@
-"""What decided a run's result, kept beside it: a result is taken again for the same question only.
+"""What decided a run's result, stored beside it: a result is reused for the same question only.
 
-Where files lie, what is logged and how the work is shared out are left out; that the classifier,
-the images and the patches are the same is told by their hashes, not by their places.
+Where files lie, what is logged and how work is distributed is left out; the classifier, the images
+and the patches are identified by their hashes, not by their paths.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ _LEFT_OUT = {
 
 
 def hashes(settings: Settings, model: nn.Module, data: DataSplit) -> dict[str, Any]:
-    """What the classifier's weights are, and the images that patches come from, if any."""
+    """Hashes of the classifier's weights, and of the images that patches come from, if any."""
     found = {"classifier.hash": weights_hash(model)}
     if settings.parameterisation == "composite":
         images = patch_images(settings.patches, settings.data, data.train)
@@ -67,12 +67,12 @@ def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def keep(directory: Path, decisive: dict[str, Any]) -> None:
-    """Write what decides the result that `directory` is going to hold."""
+    """Write what decides the result that `directory` will hold."""
     write_json(directory / SETTINGS, decisive)
 
 
 def differences_to(directory: Path, decisive: dict[str, Any]) -> list[str]:
-    """What decided the result in `directory` and is other now: `loss.alpha was 1.0, is 100.0`.
+    """What decided the result in `directory` and differs now: `loss.alpha was 1.0, is 100.0`.
 
     Raises:
         SettingError: when what decided it is damaged.
@@ -91,9 +91,9 @@ def differences_to(directory: Path, decisive: dict[str, Any]) -> list[str]:
 
 
 def finished_run(directory: Path, decisive: dict[str, Any], max_steps: int) -> Run | None:
-    """The run in `directory` where it is whole and was found with the same settings.
+    """The run in `directory`, if it is complete and was found with the same settings.
 
-    One that is damaged is searched again.
+    A damaged one is searched again.
 
     Args:
         directory: of a run that is continued.
@@ -121,5 +121,5 @@ def finished_run(directory: Path, decisive: dict[str, Any], max_steps: int) -> R
             f"{run.summary['steps']} steps; raise stop.max_steps={max_steps}, or leave ckpt_path "
             "out to start anew in another directory"
         )
-    print(f"{directory}: is gone on with under other settings ({said})", flush=True)
+    print(f"{directory}: is continued with other settings ({said})", flush=True)
     return None

@@ -90,7 +90,7 @@ def evaluate_many(
 ) -> None:
     """Measure the hulls, write their reports and a table over all of them."""
     from ..evaluation.evaluate import reason_of
-    from ..report.runs import row_of, write_runs
+    from ..report.runs import row_of, runs_table, write_runs
     from ..report.tables import as_text
     from ..report.wandb_logs import log_evaluation, log_table
 
@@ -107,7 +107,8 @@ def evaluate_many(
         except Exception as error:  # whatever it is, the others' tables must not be lost
             refused[name] = reason_of(error)
             rows.append({"run": name, "outcome": refused[name]})
-    table = write_runs(directory, rows)
+    write_runs(directory, rows)
+    table = runs_table(rows, brief=True)
     print(f"\n{as_text(table)}\n\n{table.heading}. {for_line(table.note)}")
     print(for_terminal(f"table: {directory / 'runs.html'}"))
     for each in found:

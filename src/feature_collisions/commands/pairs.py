@@ -84,7 +84,7 @@ def parse_pairs(
 def check_earlier(
     pairs: Sequence[Pair], directory: Path, decisive: Callable[[Pair], dict[str, Any]]
 ) -> None:
-    """Look at what an earlier start left in `directory`.
+    """Check what an earlier start left in `directory`.
 
     Args:
         pairs: the pairs.
@@ -102,7 +102,7 @@ def check_earlier(
         if differing := differences_to(place, decisive(pair)):
             raise SettingError(
                 f"hydra.run.dir={directory}: {place.name} was searched with other settings "
-                f"({'; '.join(differing)}); go on with those, or choose another directory"
+                f"({'; '.join(differing)}); use those, or choose another directory"
             )
 
 
@@ -112,19 +112,19 @@ def run_pairs(
     search: Callable[[Pair, Path], Hull],
     samples: int = 2000,
 ) -> list[dict[str, Any]]:
-    """Search all pairs one after another; what a pair raises is its outcome, and the next follows.
+    """Search all pairs one after another; an error is the pair's outcome, and the next follows.
 
     Pairs that were finished in `directory` are not searched again; `check_earlier` says whether
     they may be there.
 
     Args:
         pairs: the pairs.
-        directory: where `000_initial_to_target/`, one a pair, and the summary go.
+        directory: where `000_initial_to_target/`, one per pair, and the summary go.
         search: finds and writes a pair's hull, and what decides it.
-        samples: interpolations a pair.
+        samples: interpolations per pair.
 
     Returns:
-        One entry a pair, as `pairs.json` has them.
+        One entry per pair, as `pairs.json` has them.
 
     Raises:
         OSError: when the disk is full.
@@ -163,7 +163,7 @@ def _slug(name: str) -> str:
 
 
 def _known_outcome(place: Path) -> dict[str, Any] | None:
-    """What was found at `place`; None where it is not whole, and is to be searched again."""
+    """What was found at `place`; None where it is incomplete and must be searched again."""
     if not (place / OUTCOME).exists():
         return None
     try:

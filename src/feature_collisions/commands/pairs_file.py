@@ -11,10 +11,10 @@ _SHOWN = 60  # characters of a line, in a message
 
 
 def read_pairs_file(setting: str) -> list[tuple[int, list[str]]]:
-    """The fields of each line that has some, with the line's number; spaces round them are dropped.
+    """The fields of each line that has some, stripped of spaces, with the line's number.
 
     A byte-order mark, a first line of the names initial,target, empty lines and empty columns
-    behind the second are left out.
+    after the second are left out.
 
     Args:
         setting: the file's path.
@@ -44,7 +44,7 @@ def read_pairs_file(setting: str) -> list[tuple[int, list[str]]]:
 
 
 def shown(fields: list[str]) -> str:
-    """A line as a message can have it: without control characters, and not without end."""
+    """A line as a message can show it: without control characters, and cut where it is long."""
     text = ",".join(fields)
     text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

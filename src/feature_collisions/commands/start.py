@@ -58,7 +58,7 @@ def run_command(task: Callable[[DictConfig], None], conf: Path, name: str) -> No
 
 
 def _again(typed: list[str]) -> str:
-    """The command that goes on where no job can say it: before the first, or beside them."""
+    """The command that continues where no job can name it: before the first, or between two."""
     arguments = typed[1:]
     if any(each.startswith("hydra.sweep.dir=") for each in arguments):
         arguments = changed(arguments, "ckpt_path=last")
@@ -66,10 +66,10 @@ def _again(typed: list[str]) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc, where it is, keep what a step frees for the next step.
+    """Have glibc, where it is used, keep the memory that a step frees for the next step.
 
-    Otherwise each tensor of some megabytes is given back and comes as fresh pages again, which took
-    a third of the time of a SqueezeNet step on composites.
+    Otherwise each tensor of some megabytes is returned to the system and comes back as fresh pages,
+    which took a third of the time of a SqueezeNet step on composites.
     """
     if sys.platform != "linux" or (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is None:
         return
@@ -100,7 +100,7 @@ def expand_or_exit(arguments: list[str], conf: Path) -> list[str]:
 
 
 def explain(error: BaseException) -> str:
-    """One message: what is wrong and what may be written instead."""
+    """Say in one message what is wrong and what may be written instead."""
     return for_terminal(_words_of(error).strip())
 
 

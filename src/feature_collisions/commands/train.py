@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def main(config: DictConfig) -> None:
-    """One job of Hydra's; in a sweep errors are raised, so that Hydra goes on to the next job."""
+    """Run one job of Hydra's; in a sweep errors are raised, so that Hydra runs the next job."""
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
     setting = "hydra.sweep.dir=" if sweep else "hydra.run.dir="
@@ -64,7 +64,7 @@ def main(config: DictConfig) -> None:
 
 
 def continuing(arguments: list[str], place: Path, sweep: bool, begun: bool, resumable: bool) -> str:
-    """The command that goes on with a run or a sweep at `place`; the same again if it has no file.
+    """The command that continues the run or sweep at `place`, or starts it again if it is empty.
 
     Linear programs keep no checkpoints; what they have not solved they solve again.
     """
@@ -203,7 +203,7 @@ def search_pair(
     from ..data.files import refuse_links, write_text
     from ..hull.hull import Hull
     from ..proofs.linear_program import LinearPrograms
-    from ..report.wandb_logs import log_hull, spared, wandb_logger
+    from ..report.wandb_logs import failures_as_warnings, log_hull, wandb_logger
     from ..search.find_corners import Search
     from .deciding import deciding, finished_run, keep
 
@@ -266,7 +266,7 @@ def search_pair(
         }
         hull.save(directory)
         if logger:
-            with spared("log the corners"):
+            with failures_as_warnings("log the corners"):
                 log_hull(logger.experiment, hull)
     return hull
 

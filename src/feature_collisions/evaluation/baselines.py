@@ -22,7 +22,7 @@ def radius(corners: Tensor) -> float:
 
 
 def on_sphere(corners: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Points (count, C, H, W) of the ball's sphere, in any direction, not clipped."""
+    """Points (count, C, H, W) on the ball's sphere, in any direction, not clipped."""
     directions = torch.randn(count, *corners.shape[1:], generator=generator).to(corners)
     return corners.mean(0) + radius(corners) * _unit(directions)
 

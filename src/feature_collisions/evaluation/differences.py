@@ -94,6 +94,6 @@ def differences(hull: Hull) -> dict[str, Any]:
         found["corner_lpips_reason"] = (
             "images under 32 pixels are too small for LPIPS's network"
             if small
-            else f"its weights are not at hand: put {_BACKBONE} into torch.hub's checkpoints"
+            else f"its weights are missing: put {_BACKBONE} into torch.hub's checkpoints"
         )
     return found

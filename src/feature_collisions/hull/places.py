@@ -1,4 +1,4 @@
-"""Where runs lie: the directory of this one, the checkpoint it continues from, the newest one."""
+"""Where runs lie: this run's directory, the checkpoint it continues from, the newest run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ def claimed(directory: Path, setting: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise SettingError(
-            f"{setting}={directory}: another process is at work there; wait for its end, or name "
+            f"{setting}={directory}: another process is at work there; wait until it ends, or name "
             f"another directory with {setting}=DIR"
         ) from None
     except OSError as error:

@@ -23,7 +23,7 @@ def write_run(
     units: Tensor,
     summary: dict[str, Any],
 ) -> None:
-    """Write a run; the corners' file comes last: that it is there marks a whole run."""
+    """Write a run; the corners' file comes last: its presence marks a complete run."""
     refuse_links(directory)
     images = directory / "images"
     save_png(images / "initial.png", initial)
@@ -89,7 +89,7 @@ def _read_one(directory: Path) -> Run:
         )
         entries = len(summary["corners"])
     except (KeyError, TypeError) as error:
-        raise SettingError(f"run={directory}: {error} is missing; the run is not whole") from None
+        raise SettingError(f"run={directory}: {error} is missing; the run is incomplete") from None
     check_summary(directory, summary)
     if corners.ndim != 4 or initial.shape != corners.shape[1:] or target.shape != initial.shape:
         raise SettingError(
@@ -122,8 +122,8 @@ def _check_tensors(
             raise SettingError(f"run={directory}: {name} has pixels outside [0, 1] or NaN")
     if units.dtype != torch.int64 or units.ndim != 1 or units.min() < 0:
         raise SettingError(
-            f"run={directory}: units must be (K,) int64 of at least 0, one a corner; make the run "
-            "again"
+            f"run={directory}: units must be (K,) int64 of at least 0, one per corner; make the "
+            "run again"
         )
     if len(corners) > _MOST_CORNERS:
         raise SettingError(
@@ -183,7 +183,7 @@ def hulls_below(directory: Path) -> tuple[list[Run], dict[str, str]]:
     Jobs beside each other that differ in their `corner` alone make one hull.
 
     Returns:
-        The hulls, and why the other runs cannot be read, by their places; a search that was killed
+        The hulls, and why the other runs cannot be read, by their paths; a search that was killed
         is one of these.
 
     Raises:
@@ -211,14 +211,14 @@ def hulls_below(directory: Path) -> tuple[list[Run], dict[str, str]]:
             if len(runs) > 1 and place.is_symlink():
                 raise SettingError(f"{place}: is a link, and nothing is written through links")
             hulls += [join(place, runs)] if len(runs) > 1 else runs
-        except SettingError:  # the same corner twice, or other images: a hull each
+        except SettingError:  # the same corner twice, or other images: one hull each
             hulls += runs
     return hulls, refused
 
 
 def _unfinished(directory: Path) -> dict[str, str]:
-    """The runs below that have begun and have no corners, by their places."""
-    places = sorted(path.parent for path in directory.rglob(CONFIG))
-    names = [place.relative_to(directory) for place in places if not any(place.rglob(CORNERS))]
+    """The runs below that have begun and have no corners, by their paths."""
+    begun = sorted(path.parent for path in directory.rglob(CONFIG))
+    names = [each.relative_to(directory) for each in begun if not any(each.rglob(CORNERS))]
     reason = "no corners: the search was not finished; continue it with ckpt_path=last"
     return {str(name): reason for name in names if name.parts and "wandb" not in name.parts}

@@ -1,6 +1,7 @@
 """Every figure that Matplotlib draws: sheets of pictures, histograms, sizes over many runs."""
 
 import io
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 from ..data.files import write_atomically
 from ..data.images import to_uint8
@@ -24,7 +25,7 @@ _LABELS = {_FROM_INITIAL: "distance from the initial image"}
 _LINE = "#dfe3e8"  # round a picture, so that a white one has an edge
 _WIDTH = 6.5  # inches, a page's text
 _COLUMNS = 3  # of the user's, in a survey's figure
-_LINES = 0.12  # inches, a line of 7 points
+_LINES, _GAP = 0.12, 0.06  # inches: a line of 7 points, and what is left free below a row
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -55,7 +56,7 @@ def sheet_figure(sheet: Sheet) -> Figure:
     for row, lines in zip(sheet.rows, titles, strict=True):
         shape = next(panel.image.shape[1:] for panel in row if panel)
         most = max(line.count("\n") for line in lines)
-        heights.append(side * shape[0] / shape[1] + _LINES * (2 + most))
+        heights.append(side * shape[0] / shape[1] + _LINES * (1 + most) + _GAP)
     figure = _figure(side * columns, sum(heights))
     panels = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
     for axes in panels.flat:
@@ -101,6 +102,34 @@ def histogram_figure(result: dict[str, Any], target: str) -> Figure:
         _plain(axes)
     figure.axes[0].set_ylabel("points, %", fontsize=8)
     figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr, call-arg]
+    return figure
+
+
+_STATES = {"proved": _BLUE, "undecided": "#FFFFFF", "refuted": _VERMILION}
+
+
+def faces_figure(proof: dict[str, Any]) -> Figure | None:
+    """The hull's triangles, each part in the colour of what is known of it (`prove_faces`)."""
+    triangles = proof.get("faces", {}).get("triangles")
+    if not triangles:
+        return None
+    columns = min(5, len(triangles))
+    rows = math.ceil(len(triangles) / columns)
+    figure = _figure(_WIDTH, _WIDTH / columns * rows + 0.4)
+    panels = [*figure.subplots(rows, columns, squeeze=False).flat]
+    for axes in panels:
+        axes.set_axis_off()
+    for triangle, axes in zip(triangles, panels, strict=False):
+        corners = triangle["corners"]
+        for part in triangle["parts"]:  # the second corner to the right, the third on top
+            places = [(u + v / 2, v * math.sqrt(0.75)) for u, v in part["vertices"]]
+            axes.fill(*zip(*places, strict=True), fc=_STATES[part["state"]], ec=_LINE, lw=0.1)
+        axes.set(xlim=(-0.05, 1.05), ylim=(-0.15, 1.05), aspect="equal")
+        for name, (x, y) in zip(corners, ((0, -0.05), (1, -0.05), (0.5, 0.99)), strict=True):
+            axes.text(x, y, name, fontsize=7, ha="center", va="top" if y < 0.5 else "center")
+        axes.set_title(f"{triangle['share_proved']:.1%} proved", fontsize=7)
+    names = [Patch(fc=colour, ec=_LINE, label=state) for state, colour in _STATES.items()]
+    figure.legend(handles=names, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     return figure
 
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from ..hull.hull import SAMPLERS
+from ..hull.statistics import CLASS, FEATURES, NEITHER
 from .tables import Table, number
 
 
@@ -34,6 +35,21 @@ MEANINGS = {
     Known.MEASURED: "computed from the pictures themselves",
     Known.NOT_PROVED: "tried, and left open: here it is an empirical finding",
     Known.NOT_MEASURED: "failed, or left out",
+}
+
+_HEADLINES = {
+    FEATURES: "{initial} that collides with {target}",
+    CLASS: "{initial} that is classified as {target}",
+    NEITHER: "{initial} that does not collide with {target}",
+    None: "{initial} and {target}",
+}
+_IN_WORDS = {
+    FEATURES: "every sampled mix of the corners has the target's class, their mean probability is "
+    "near the target's, and so are their features",
+    CLASS: "every sampled mix of the corners has the target's class, their mean probability is "
+    "near the target's, but their features are not",
+    NEITHER: "some sampled mix of the corners has another class, or their mean probability is far "
+    "from the target's",
 }
 
 LAWS = {"dirichlet": "uniform on the simplex", "stick_breaking": "stick-breaking (the authors')"}
@@ -88,7 +104,7 @@ def describe(
     ]
     return Description(
         experiment=summary["experiment"],
-        headline=f"{initial} that collides with {target}",
+        headline=_HEADLINES[result.get("outcome")].format(initial=initial, target=target),
         lead=f"{summary['classifier']}, layer {summary['layer']}, {count} corner"
         f"{'s' * (count > 1)}, {summary['steps']} steps in {summary['seconds']:.2f} s.",
         warning="" if summary["converged"] else "Not all corners converged.",
@@ -148,7 +164,8 @@ def _not_measured(result: dict[str, Any], names: Sequence[str]) -> Iterator[Find
 
 def _outcome(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     if "outcome" in result:
-        note = "; ".join(result["outcome_reasons"])
+        reasons = "; ".join(result["outcome_reasons"])
+        note = _IN_WORDS[result["outcome"]] + (f" ({reasons})" if reasons else "")
         yield Finding("outcome", result["outcome"], Known.SAMPLED, note)
 
 
@@ -171,7 +188,7 @@ def _sampled(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     )
     if (error := sample.get("positive_relative_max")) is not None:
         yield Finding(
-            "their features", f"L_pos at most {error:.3g} of ||f(t)||", Known.SAMPLED,
+            "features of those mixes", f"L_pos at most {error:.3g} of ||f(t)||", Known.SAMPLED,
             "how far the target's active units are from the target's own",
         )  # fmt: skip
 

@@ -31,6 +31,8 @@ COLUMNS = {
     "seconds": ("seconds", ",.1f"),
 }
 """What a row's entries are called, and their form; others are shown by their own names."""
+_DETAILS = ("corners", "steps", "seconds", "accuracy_lower_95", "target_probability",
+            "worst_case_probability", "corner_distance_mean", "initial_distance_mean")  # fmt: skip
 _SETTINGS = ("experiment", "initial", "target", "classifier", "layer", "corners")
 _NOTE = "Sampled, not proved; the largest L_pos is over ||f(t)||: how near the features really are."
 
@@ -74,8 +76,13 @@ def _outcome(run: Run, result: dict[str, Any]) -> str:
     return outcome_of(result["dirichlet"], result["target_probability"], limit).name
 
 
-def runs_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Settings that are the same in all rows stand in the note, everything else in columns."""
+def runs_table(rows: Sequence[dict[str, Any]], brief: bool = False) -> Table:
+    """Settings that are the same in all rows stand in the note, everything else in columns.
+
+    Args:
+        rows: one per hull or refused run.
+        brief: only as many columns as a terminal has room for.
+    """
     names = _names(rows)
     same = {}
     for name in names:
@@ -84,7 +91,7 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> Table:
             same[name] = _cell(name, values.pop())
     said = ", ".join(f"{name} {value}" for name, value in same.items())
     note = f"{_NOTE} All: {said}." if said else _NOTE
-    shown = [name for name in names if name not in same]
+    shown = [name for name in names if name not in same and not (brief and name in _DETAILS)]
     return rows_table(counted(row["outcome"] for row in rows), shown, rows, note)
 
 
@@ -98,8 +105,8 @@ def rows_table(
 
 
 def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """All entries of the rows, the outcome last."""
-    return [*dict.fromkeys(k for row in rows for k in row if k != "outcome"), "outcome"]
+    """All entries of the rows."""
+    return list(dict.fromkeys(["run", "outcome", *(name for row in rows for name in row)]))
 
 
 def _cell(name: str, value: Any) -> str:
@@ -108,7 +115,7 @@ def _cell(name: str, value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def write_runs(directory: Path, rows: Sequence[dict[str, Any]]) -> Table:
+def write_runs(directory: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write `runs.html`, `runs.md`, `runs.csv` and, where weights differ, `sizes.png` and `.pdf`.
 
     Args:
@@ -132,7 +139,6 @@ def write_runs(directory: Path, rows: Sequence[dict[str, Any]]) -> Table:
     reports = [f"{row['run']}/report.html" for row in rows]
     links = [f"./{quote(path)}" if (directory / path).is_file() else "" for path in reports]
     write_text(directory / "runs.html", runs_page(directory.name, table, links, figure))
-    return table
 
 
 def _plain(value: Any) -> Any:

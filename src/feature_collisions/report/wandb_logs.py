@@ -1,4 +1,4 @@
-"""Weights & Biases: one run a job, grouped by sweep. An evaluation goes on in the job's own run."""
+"""Weights & Biases: one run per job, grouped by sweep. An evaluation continues its job's run."""
 
 import re
 import secrets
@@ -30,7 +30,7 @@ _PATIENCE = 30.0  # seconds for an answer of W&B's server, which itself would wa
 
 @dataclass(frozen=True)
 class Identity:
-    """What a W&B run is called; kept in `wandb/run.json`, so that it can be gone on with."""
+    """What a W&B run is called; kept in `wandb/run.json`, so that it can be continued."""
 
     id: str
     project: str
@@ -44,8 +44,8 @@ def new_id() -> str:
     return secrets.token_hex(4)
 
 
-def known(path: Path) -> Identity | None:
-    """The identity kept at `path`, or None where there is none.
+def read_identity(path: Path) -> Identity | None:
+    """The identity stored at `path`, or None where there is none.
 
     Raises:
         SettingError: when the file holds something else; it may be a stranger's.
@@ -73,9 +73,9 @@ def _is_identity(found: Any) -> bool:
     return bool(re.fullmatch(r"[\w-]+", found["id"]) and re.fullmatch(r"[^/\\#?%:]+", project))
 
 
-def kept(path: Path, identity: Identity) -> Identity:
-    """The identity kept at `path`; where there is none, `identity`, which is kept from now on."""
-    found = known(path)
+def keep_identity(path: Path, identity: Identity) -> Identity:
+    """The identity stored at `path`; where there is none, `identity`, which is stored there."""
+    found = read_identity(path)
     if found is None:
         write_json(path, asdict(identity))
     return found or identity
@@ -114,9 +114,9 @@ def _first_line(error: object) -> str:
 def wandb_run(
     mode: str, directory: Path, identity: Identity, config: dict[str, Any] | None = None
 ) -> "Iterator[wandb.Run]":
-    """A W&B run, new or gone on with, whose files lie in `directory`.
+    """A W&B run, new or continued, whose files lie in `directory`.
 
-    It is always finished, for the jobs of a sweep share a process.
+    It is always finished, because the jobs of a sweep share a process.
 
     Raises:
         SettingError: when W&B refuses it, or its folder is a link to another.
@@ -144,13 +144,13 @@ def wandb_run(
         yield run
         failed = False
     finally:
-        with spared("finish"):
+        with failures_as_warnings("finish"):
             run.finish(exit_code=int(failed))
 
 
 @contextmanager
-def spared(what: str) -> Iterator[None]:
-    """Go on with a warning where W&B fails: nothing that was computed may be lost for it."""
+def failures_as_warnings(what: str) -> Iterator[None]:
+    """Turn a failure of W&B into a warning: nothing that was computed may be lost to it."""
     try:
         yield
     except Exception as error:  # whatever it is
@@ -167,14 +167,14 @@ def wandb_logger(
 ) -> Iterator[WandbLogger | None]:
     """A logger for the time of one job, or None when `wandb.mode=disabled`.
 
-    A continued job goes on in the same W&B run. Where W&B's server fails although it knew the key,
-    the job writes files alone.
+    A continued job continues its W&B run. If W&B's server fails although it accepted the key, the
+    job only writes files.
     """
     if settings.mode == "disabled":
         yield None
         return
     fresh = Identity(new_id(), settings.project, name, group, "train")
-    identity = kept(directory / IDENTITY, fresh)
+    identity = keep_identity(directory / IDENTITY, fresh)
     with ExitStack() as stack:
         try:
             run = stack.enter_context(wandb_run(settings.mode, directory, identity, config))
@@ -187,16 +187,16 @@ def wandb_logger(
 
 
 class StepLogger(WandbLogger):
-    """Counts W&B's steps as the search does, so that curves and sliders say the search's steps."""
+    """Uses the search's steps as W&B's, so that curves and sliders show them."""
 
     _silent = False  # since W&B failed
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Log at `step`; what a continued job repeats is left as it is."""
+        """Log at `step`; what a continued job repeats is not overwritten."""
         if self._silent:
             return
         self._silent = True
-        with spared("log"):
+        with failures_as_warnings("log"):
             self.experiment.log(dict(metrics), step=step)
             self._silent = False
 
@@ -237,7 +237,7 @@ def log_evaluation(
         mode: `online`, `offline` or `disabled`: the user's, never what the run was made with.
         run: the corners; where no job of theirs has been in W&B, nothing is logged.
         result: what `evaluation.json` holds.
-        class_names: one a class.
+        class_names: one per class.
 
     Returns:
         The name of the W&B run, or None.
@@ -270,6 +270,7 @@ def hull_figures(result: dict[str, Any]) -> dict[str, Any]:
     """What runs are compared by: size, accuracy, worst case; those that were measured."""
     sample = result.get("dirichlet", {})
     figures = {
+        "outcome": result.get("outcome"),
         "accuracy": sample.get("accuracy"),
         "accuracy_lower_95": sample.get("accuracy_lower_95"),
         "probability": sample.get("probability_mean"),
@@ -319,7 +320,7 @@ def log_table(
         mode: as for `log_evaluation`.
         directory: which holds the runs, and `sizes.png` where weights differ.
         runs: the hulls; where no job of theirs has been in W&B, nothing is logged.
-        rows: one a hull or a refused run, as `write_table` takes them.
+        rows: one per hull or refused run, as `write_runs` takes them.
 
     Returns:
         The name of the W&B run, or None.
@@ -345,12 +346,12 @@ def log_table(
 
 
 def _first(jobs: Sequence[Path]) -> Identity | None:
-    """The first job's identity that is known."""
-    found = (known(job / IDENTITY) for job in jobs)
+    """The first identity that a job has stored."""
+    found = (read_identity(job / IDENTITY) for job in jobs)
     return next((identity for identity in found if identity), None)
 
 
 def _own(path: Path, job: Identity, name: str) -> Identity:
-    """A run beside the jobs', kept for the next evaluation."""
+    """A run beside those of the jobs, stored for the next evaluation."""
     fresh = replace(job, id=new_id(), name=name[:128], job_type="evaluation")
-    return kept(path, fresh)
+    return keep_identity(path, fresh)
