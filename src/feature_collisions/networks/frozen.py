@@ -44,7 +44,7 @@ def quicken(network: nn.Module, precision: str, compiled: bool) -> None:
     Args:
         network: the frozen network.
         precision: Lightning's; mixed ones halve the weights.
-        compiled: translate it with torch.compile.
+        compiled: compile it with torch.compile.
     """
     if precision in MIXED:
         halve_weights(network, MIXED[precision])
