@@ -81,8 +81,9 @@ def test_the_pictures_are_exact_and_in_order(page):
     shown = page().images()[:8]
     names = [image["alt"].split(":")[0] for image in shown]
     assert names == ["initial", *(f"corner {k}" for k in range(5)), "their even mix", "target"]
-    mix = hull.corners.mean(0)
-    probabilities = hull.model(mix[None]).softmax(1)[0]
+    mix = hull.points(torch.full((1, 5), 0.2))[0]
+    assert torch.allclose(mix, hull.corners.mean(0), atol=1e-6)
+    probabilities = hull.model(mix[None]).detach().softmax(1)[0]
     words = f"{NAMES[int(probabilities.argmax())]}, {float(probabilities[1]):.4f}"
     assert shown[6]["alt"] == f"their even mix: {words}"
     images = [hull.initial, *hull.corners, mix, hull.target]
