@@ -119,7 +119,7 @@ def test_commands_are_found():
         "README.md",
         *(
             f"docs/{name}.md"
-            for name in ("explanation/method", "tutorials/own_network", "how-to/scale")
+            for name in ("reference/paper", "tutorials/own_network", "how-to/scale")
         ),
     } <= pages
 

@@ -65,6 +65,11 @@ def stopping() -> Iterator[None]:
             raise _State.stopped
 
 
+def told_to_end() -> bool:
+    """Whether a signal has come, within `stopping`."""
+    return _State.stopped is not None
+
+
 @contextmanager
 def between_steps() -> Iterator[Callable[[], bool]]:
     """Let a signal wait within the block; gives the question whether one has come.
@@ -74,7 +79,7 @@ def between_steps() -> Iterator[Callable[[], bool]]:
     """
     _State.waiting = True
     try:
-        yield lambda: _State.stopped is not None
+        yield told_to_end
     finally:
         _State.waiting = False
         if _State.stopped is not None:

@@ -318,7 +318,7 @@ def test_images_that_fail_anywhere_in_the_network_are_refused_before_the_first_s
         find_corners(Hungry(), "net.1", *pair, range(3))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.gpu
 def test_a_model_on_a_gpu_is_searched_with_images_on_the_cpu(pair):
     model = toy().cuda()
     hull = find_corners(model, "1", *pair, range(3), stop=STOP)

@@ -12,8 +12,10 @@ from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.evaluate import evaluate
 from feature_collisions.hull.statistics import HullStatistics
 from feature_collisions.networks.target import TargetFeatures
+from feature_collisions.patches.composite import Sources
 from feature_collisions.proofs.linear_program import LinearPrograms, depth
 from feature_collisions.proofs.whole_hull import prove_collision
+from feature_collisions.search.find_corners import Search
 from feature_collisions.search.losses import CollisionLoss
 from feature_collisions.settings.evaluate import EvaluateSettings, PlainSettings
 
@@ -222,3 +224,34 @@ def test_what_is_not_flat_is_refused_by_name(activation, reason, images):
 def test_corners_beyond_the_blind_units_are_refused(images):
     with pytest.raises(SettingError, match="corner=5: the target has 5 inactive units"):
         find_corners(Clipped(nn.Hardtanh(0, 1)), "hidden", *images, [5])
+
+
+def test_composites_search_a_clipped_network():
+    """The first step's gradient is that of the slow terms, through Eq. 5's composite."""
+    torch.manual_seed(3)
+    starts = torch.arange(0, 9, 4) - 1
+    sources = Sources(
+        torch.rand(9, 1, 10, 10), starts.repeat_interleave(3), starts.repeat(3), (16, 16)
+    )
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 12), nn.ReLU6(), nn.Linear(12, 3))
+    with torch.no_grad():
+        model[1].weight.mul_(40)
+    initial, target = torch.rand(2, 1, 16, 16)
+    search = Search(
+        model, "1", initial, target, range(3), LossSettings(2.0, 0.5, gamma=0.0),
+        stop=StopSettings(None, 0, 1), sources=sources, trainer={"precision": "64-true"},
+    )  # fmt: skip
+    features = search.features
+    assert features.above.any()
+    images = search.module.parameterisation()
+    found = search.module.loss(search.module.network(images))
+    with torch.no_grad():
+        preactivation = model[1](images.float().flatten(1)).tolist()
+    for k, unit in enumerate(search.units.tolist()):
+        pos, neg = slow_terms(preactivation[k], features.preactivation.tolist(), unit, 6.0)
+        assert found[k].item() == pytest.approx(2 * pos + 0.5 * neg, rel=1e-4)
+    (gradient,) = torch.autograd.grad(
+        found.sum(), list(search.module.parameterisation.parameters())[:1]
+    )
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0

@@ -135,7 +135,7 @@ def test_halving_never_loosens_what_is_known(name: str) -> None:
         edge = bounds.edge_to_halve({k: each[:, 0].abs() for k, each in bounds.met.items()})
         return Judged(found, torch.zeros(len(weights)).bool(), edge)
 
-    known, before = Splitting.of(4, 1), -math.inf
+    known, before = Splitting.of(torch.eye(4), 1), -math.inf
     for _ in range(12):
         known.most = 2 * known.most
         known.advance(judge, best_first=False)

@@ -90,6 +90,7 @@ def test_every_measurement_has_a_row(hull, tmp_path):
         "edges": ("edges",),
         "collision_proof": ("proof",),
         "class_proof": ("proof",),
+        "faces": ("proof",),
         "depth": ("depth",),
         **{name: (name,) for name in SAMPLED},  # the outcome among them
     }

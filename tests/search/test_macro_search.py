@@ -222,7 +222,7 @@ def test_sources_that_are_all_alike_are_what_limits(
     model: Any, images: Any, sources: Sources
 ) -> None:
     grey = replace(sources, windows=torch.full_like(sources.windows, 0.5))
-    with pytest.warns(UserWarning, match=r"these patches limit them; .* Raise patches.neighbours"):
+    with pytest.warns(UserWarning, match=r"these patches limit them; .* Larger windows can say"):
         hull = run(model, images, grey, 3, grid=3)
     with torch.no_grad():
         f0, t = model[1](torch.full((256,), 0.5)), model[1](images[1].flatten())

@@ -39,7 +39,8 @@ def main(config: DictConfig) -> None:
     """Run one job of Hydra's; in a sweep errors are raised, so that Hydra runs the next job."""
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
-    named = any(each.startswith("hydra.sweep.dir=") for each in hydra.overrides.hydra)
+    setting = "hydra.sweep.dir=" if sweep else "hydra.run.dir="
+    named = any(each.startswith(setting) for each in hydra.overrides.hydra)
     directory = output = Path(hydra.runtime.output_dir)
     try:
         settings = to_settings(config)
@@ -216,38 +217,37 @@ def search_pair(
     sources = None
     if settings.parameterisation == "composite":
         sources = paste_patches(settings, data, initial.image, directory)
-    problem = (
-        model,
-        settings.classifier.layer,
-        initial.image,
-        target.image,
-        parse_corners(settings.corner),
-    )
+    problem: dict[str, Any] = {
+        "model": model,
+        "layer": settings.classifier.layer,
+        "initial": initial.image,
+        "target": target.image,
+        "corners": parse_corners(settings.corner),
+        "corner_order": settings.corner_order,
+    }
     search: Search | LinearPrograms
     if settings.solver == "linear_program":
         search = LinearPrograms(
-            *problem,
-            settings.objective,
-            settings.seed,
-            settings.corner_order,
-            settings.loss.nearness,
+            **problem,
+            objective=settings.objective,
+            seed=settings.seed,
+            nearness=settings.loss.nearness,
         )
     else:
         search = Search(
-            *problem,
-            settings.loss,
-            settings.optimizer,
-            settings.stop,
-            settings.log,
-            settings.trainer,
-            directory,
-            checkpoint,
-            settings.corners_per_batch,
-            settings.channels_last,
-            settings.compile,
-            sources,
-            settings.patches.grid if settings.patches.logits == "grid" else None,
-            settings.corner_order,
+            **problem,
+            loss=settings.loss,
+            optimizer=settings.optimizer,
+            stop=settings.stop,
+            log=settings.log,
+            trainer=settings.trainer,
+            directory=directory,
+            ckpt_path=checkpoint,
+            corners_per_batch=settings.corners_per_batch,
+            channels_last=settings.channels_last,
+            compile=settings.compile,
+            sources=sources,
+            grid=settings.patches.grid if settings.patches.logits == "grid" else None,
         )
     built = time.perf_counter()
     write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))

@@ -22,6 +22,7 @@ from ..networks.graph import evaluating
 from ..networks.own_code import is_remembered
 from ..networks.weights import weights_hash
 from ..proofs.edges import prove_edges
+from ..proofs.faces import prove_faces
 from ..proofs.linear_program import depth
 from ..proofs.whole_hull import prove_class, prove_collision
 from ..search.summary import summary_of
@@ -346,6 +347,16 @@ def of_class(
     return {"proof": known.get("proof", {}) | {"class": found}}
 
 
+def faces(
+    hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
+) -> dict[str, Any]:
+    """Which parts of the hull's triangles are the target's class, where not all of it is proved."""
+    proof = known.get("proof", {})
+    if len(hull.corners) < 3 or proof.get("class", {}).get("outcome") == "proved":
+        return {}
+    return {"proof": proof | {"faces": prove_faces(hull, settings.proof.seconds)}}
+
+
 def corners_depth(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
@@ -362,5 +373,5 @@ SAMPLED: dict[str, Measurement] = {
 OF_TWO_CORNERS: dict[str, Measurement] = {
     "distances": distances, "looks": looks, "balls": ball, "simplices": turned_simplices,
     "plain": plain_hull, "worst_case": worst_case, "edges": edges, "collision_proof": collision,
-    "class_proof": of_class, "depth": corners_depth,
+    "class_proof": of_class, "faces": faces, "depth": corners_depth,
 }  # fmt: skip

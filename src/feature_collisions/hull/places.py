@@ -58,8 +58,8 @@ def place_of_run(
             place (from its start if it was killed before its first checkpoint).
         output: the directory Hydra made for this job.
         sweep: whether the job is one of a sweep's.
-        named: whether the command names the sweep's directory; a job that a kill kept from
-            starting begins there.
+        named: whether the command names the directory of the sweep or the run; a job that a kill
+            kept from starting begins there.
 
     Raises:
         SettingError: when there is nothing to continue, or a run would be overwritten.
@@ -75,7 +75,7 @@ def place_of_run(
                         "ckpt_path=last or choose another directory"
                     )
         return output, Path(ckpt_path) if ckpt_path else None
-    begun = (sweep and named) or (output / CONFIG).exists()
+    begun = named or (output / CONFIG).exists()
     place = output if begun else _newest_beside(output, sweep)
     checkpoint = place / CHECKPOINT
     return place, checkpoint if checkpoint.exists() else None

@@ -38,25 +38,18 @@ def network_of(
     return network
 
 
-def quicken(network: nn.Module, precision: str, compiled: bool) -> None:
-    """Make the network faster, at the price of rounding more, which no comparison allows for.
+def halve_weights(network: nn.Module, precision: str) -> None:
+    """Store what a mixed precision would convert at every step: autocast keeps no frozen weights.
+
+    Normalisations keep float32, as autocast has it. It rounds, which no comparison with the model
+    allows for.
 
     Args:
         network: the frozen network.
-        precision: Lightning's; mixed ones halve the weights.
-        compiled: translate it with torch.compile.
+        precision: Lightning's; only mixed ones change anything.
     """
-    if precision in MIXED:
-        halve_weights(network, MIXED[precision])
-    if compiled:
-        network.compile()
-
-
-def halve_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """Store what autocast would convert at every step, for it does not keep frozen weights.
-
-    Normalisations keep float32, as autocast has it.
-    """
+    if precision not in MIXED:
+        return
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.to(dtype)
+            module.to(MIXED[precision])

@@ -23,7 +23,7 @@ from ..networks.target import TargetFeatures, passing, preactivation_of, target_
 from ..networks.target_layer import Observed, TargetLayer
 from ..networks.weights import weights_hash
 from ..search.losses import negative
-from ..search.summary import class_probabilities, summary_of
+from ..search.summary import summarise
 from ..settings.rules import at_least, one_of
 from ..settings.solver import OBJECTIVES
 from ..settings.train import parse_corners
@@ -295,29 +295,24 @@ class LinearPrograms:
             for corner, unit in zip(self.corners, units, strict=True)
         ]
 
-    @torch.no_grad()
     def _summary(self, images: Tensor) -> dict[str, Any]:
-        """The figures of `summary.json`, of the corners as they are saved (float32)."""
-        every = torch.stack([self.initial, self.target, *images])
-        probabilities = class_probabilities(self.model, every)
-        preactivation = self.cut(images.double())
-        summary = summary_of(self.corners, self.units, preactivation, self.features, probabilities)
+        pair = (self.initial, self.target)
+        found = summarise(
+            self.model, self.layer, pair, images, self.corners, self.units, self.features
+        )
         limit = _EXACT * float(self.features.features.norm())
-        far = [each["corner"] for each in summary["corners"] if not each["positive"] <= limit]
+        far = [each["corner"] for each in found["corners"] if not each["positive"] <= limit]
         if far:
             warnings.warn(
                 f"not converged: L_pos of corners {far} is not under {_EXACT:g} ||f(t)||: features "
                 "this small are within the solver's tolerance of 1e-7; scale the network's weights",
                 stacklevel=3,
             )
-        return summary | {
+        return found | {
             "experiment": "linear_program",
-            "classifier": type(self.model).__name__,
             "classifier_hash": weights_hash(self.model),
-            "layer": self.layer,
             "solver": "linear_program",
             "objective": self.objective,
-            "distance_scale": 1 if len(self.initial) == 1 else 255,
             "converged": not far,
         }
 

@@ -41,12 +41,13 @@ class Splitting:
     """What is known of all pieces of a hull.
 
     Attributes:
-        weights: (n, K, K) of the vertices of each piece that is not settled.
+        weights: (n, V, K) of the V vertices of each piece that is not settled.
         volume: (n,) their shares of the hull.
         figures: (n, F) what holds on each.
         settled: (F,) what holds on all that are settled.
         share: of the hull's volume that is settled.
         pieces: how many have been judged.
+        done: (n, V, K) of the pieces that are settled, where `keeps` asks for them.
         seconds: how long that took.
     """
 
@@ -57,14 +58,16 @@ class Splitting:
     share: float = 0.0
     pieces: int = 0
     seconds: float = 0.0
+    keeps: bool = False
     most: int = field(default=1, init=False)
+    done: list[Tensor] = field(default_factory=list, init=False)
 
     @classmethod
-    def of(cls, corners: int, figures: int) -> "Splitting":
-        """The whole hull, of which nothing is known."""
+    def of(cls, vertices: Tensor, figures: int) -> "Splitting":
+        """The simplex of some points, by their weights (V, K), of which nothing is known."""
         like = torch.zeros(1, figures, dtype=torch.float64)
         return cls(
-            torch.eye(corners, dtype=torch.float64)[None],
+            vertices.double()[None],
             torch.ones(1, dtype=torch.float64),
             like - torch.inf,
             like[0] + torch.inf,
@@ -83,6 +86,7 @@ class Splitting:
         name: str,
         best_first: bool,
         memory: int = _MOST,
+        limit: float = torch.inf,
     ) -> None:
         """Judge pieces, and halve those that are not settled, until all are or time is up.
 
@@ -93,8 +97,9 @@ class Splitting:
             name: what the progress bar says.
             best_first: begin with what is nearest to settled, or with what is farthest.
             memory: pieces that fit into memory at once.
+            limit: how many pieces to judge at most, about.
         """
-        if cache and (kept := cache.load(self.weights.shape[1], len(self.settled))):
+        if cache and (kept := cache.load(self.weights.shape[2], len(self.settled))):
             self._take(kept)
         started = saved = time.monotonic()
         before = self.seconds
@@ -102,7 +107,7 @@ class Splitting:
                    bar_format="{l_bar}{bar}| [{elapsed}{postfix}]")  # fmt: skip
         with bar:
             first = seconds > 0
-            while self._left() and (first or time.monotonic() < started + seconds):
+            while self._left(limit) and (first or time.monotonic() < started + seconds):
                 first = False
                 began = time.monotonic()
                 self.advance(judge, best_first)
@@ -120,9 +125,9 @@ class Splitting:
         if cache:
             cache.save(self._kept())
 
-    def _left(self) -> bool:
-        """Whether there is a piece to halve."""
-        return bool((self.volume > _SMALLEST).any())
+    def _left(self, limit: float) -> bool:
+        """Whether there is a piece to judge, and not too many have been."""
+        return self.pieces < limit and bool((self.volume > _SMALLEST).any())
 
     def advance(self, judge: Callable[[Tensor], Judged], best_first: bool) -> None:
         """Judge `most` pieces, and halve those that are not settled."""
@@ -137,6 +142,8 @@ class Splitting:
         figures = torch.maximum(found.figures.cpu(), known)  # a piece's hold on its halves
         self.pieces += len(now)
         self.share += float(volume[settled].sum())
+        if self.keeps:
+            self.done.append(weights[settled])
         self.settled = torch.cat([figures[settled], self.settled[None]]).amin(0)
         halved = _halves(weights[~settled], *(each[~settled] for each in edge))
         self.weights = torch.cat([self.weights[later], halved])
@@ -156,7 +163,7 @@ class Splitting:
 
 
 def _halves(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Pieces (n, K, K) halved across an edge each, (2n, K, K): halves are neighbours."""
+    """Pieces (n, V, K) halved across an edge each, (2n, V, K): halves are neighbours."""
     each = torch.arange(len(weights))
     middle = (weights[each, first] + weights[each, second]) / 2
     halves = torch.stack([weights, weights], 1)

@@ -71,7 +71,7 @@ def prove_class(
         SettingError: for a time that is negative or no number.
     """
     at_least("seconds", seconds, 0)
-    judge = _ClassJudge(hull)
+    judge = ClassJudge(hull)
     try:
         corners = torch.eye(len(hull.corners), dtype=torch.float64)
         judge.try_points(torch.cat([corners, torch.tensor([*suspects], dtype=torch.float64)
@@ -81,7 +81,7 @@ def prove_class(
                     "share_proved": 0.0, "pieces": 0, "seconds": 0.0,
                     "reason": "its corners are of two classes"}  # fmt: skip
         judge.prepare()
-        known = Splitting.of(len(hull.corners), 2)
+        known = Splitting.of(torch.eye(len(hull.corners)), 2)
         cache = _cache(directory, judge.network, hull, "class")
         known.run(judge, seconds, cache, "Class of the hull", True, judge.most)
     except NotPiecewiseLinear as error:
@@ -122,7 +122,7 @@ class _Judge:
             )
 
     def bounds(self, weights: Tensor) -> tuple[Bounds, Tensor]:
-        """The bounds of some pieces, and the points (P, K, C, H, W) at their vertices."""
+        """The bounds of some pieces, and the points (P, V, C, H, W) at their vertices."""
         points = torch.tensordot(weights.to(self.place), self.corners, 1)
         bounds = Bounds(self.steps, points, rounding(len(self.corners), points))
         if not self.checked:
@@ -139,7 +139,7 @@ class _Judge:
         self.checked = True
 
 
-class _ClassJudge(_Judge):
+class ClassJudge(_Judge):
     """The target's logit over each other one."""
 
     def __init__(self, hull: Hull) -> None:
@@ -173,6 +173,7 @@ class _ClassJudge(_Judge):
             }
 
     def __call__(self, weights: Tensor) -> Judged:
+        """The margins of pieces (P, V, K): a piece is settled where all are above 0."""
         self.try_points(weights.mean(1))
         bounds, _ = self.bounds(weights)
         margins = bounds.lower(len(self.steps) - 1, self.rows).amin(2)
@@ -219,7 +220,7 @@ def prove_collision(
         if not judge.norm:
             return {"reason": "no unit is active in the target: f(t) is 0"}
         judge.prepare()
-        known = Splitting.of(len(hull.corners), 2)
+        known = Splitting.of(torch.eye(len(hull.corners)), 2)
         cache = _cache(directory, judge.network, hull, "collision")
         known.run(judge, seconds, cache, "Collision", False, judge.most)
     except NotPiecewiseLinear as error:

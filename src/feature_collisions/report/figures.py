@@ -1,6 +1,7 @@
 """Every figure that Matplotlib draws: sheets of pictures, histograms, sizes over many runs."""
 
 import io
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 from ..data.files import write_atomically
 from ..data.images import to_uint8
@@ -101,6 +102,34 @@ def histogram_figure(result: dict[str, Any], target: str) -> Figure:
         _plain(axes)
     figure.axes[0].set_ylabel("points, %", fontsize=8)
     figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr, call-arg]
+    return figure
+
+
+_STATES = {"proved": _BLUE, "undecided": "#FFFFFF", "refuted": _VERMILION}
+
+
+def faces_figure(proof: dict[str, Any]) -> Figure | None:
+    """The hull's triangles, each part in the colour of what is known of it (`prove_faces`)."""
+    triangles = proof.get("faces", {}).get("triangles")
+    if not triangles:
+        return None
+    columns = min(5, len(triangles))
+    rows = math.ceil(len(triangles) / columns)
+    figure = _figure(_WIDTH, _WIDTH / columns * rows + 0.4)
+    panels = [*figure.subplots(rows, columns, squeeze=False).flat]
+    for axes in panels:
+        axes.set_axis_off()
+    for triangle, axes in zip(triangles, panels, strict=False):
+        corners = triangle["corners"]
+        for part in triangle["parts"]:  # the second corner to the right, the third on top
+            places = [(u + v / 2, v * math.sqrt(0.75)) for u, v in part["vertices"]]
+            axes.fill(*zip(*places, strict=True), fc=_STATES[part["state"]], ec=_LINE, lw=0.1)
+        axes.set(xlim=(-0.05, 1.05), ylim=(-0.15, 1.05), aspect="equal")
+        for name, (x, y) in zip(corners, ((0, -0.05), (1, -0.05), (0.5, 0.99)), strict=True):
+            axes.text(x, y, name, fontsize=7, ha="center", va="top" if y < 0.5 else "center")
+        axes.set_title(f"{triangle['share_proved']:.1%} proved", fontsize=7)
+    names = [Patch(fc=colour, ec=_LINE, label=state) for state, colour in _STATES.items()]
+    figure.legend(handles=names, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     return figure
 
 

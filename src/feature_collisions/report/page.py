@@ -33,6 +33,7 @@ def hull_page(
     sheets: Sequence[Sheet],
     histogram: Figure,
     explorer: dict[str, Any] | None,
+    faces: Figure | None = None,
 ) -> str:
     """The page of one hull.
 
@@ -41,6 +42,7 @@ def hull_page(
         sheets: the pictures; the first stands at the top.
         histogram: of the probabilities.
         explorer: the hull on a lattice, as `page.js` takes it; None leaves the explorer out.
+        faces: the hull's triangles and what is proved of them, if anything was tried.
     """
     return _render(
         "report.html",
@@ -49,6 +51,7 @@ def hull_page(
                   if any(claim.known == known for claim in description.claims)},
         sheets=sheets,
         histogram=histogram,
+        faces=faces,
         explorer=explorer,
         script=Markup(_text("page.js")) if explorer else "",
     )  # fmt: skip

@@ -8,7 +8,7 @@ from ..data.files import write_text
 from ..evaluation.lattice import explored
 from ..hull.hull import Hull
 from .escaping import for_markdown
-from .figures import histogram_figure, save_figure, sheet_figure
+from .figures import faces_figure, histogram_figure, save_figure, sheet_figure
 from .findings import Description, claims_table, describe
 from .page import hull_page
 from .sheets import hull_sheets
@@ -29,22 +29,26 @@ def write_report(
     description = describe(hull.summary, result, class_names)
     sheets = hull_sheets(directory, hull, result, class_names)
     histogram = histogram_figure(result, class_names[hull.target_class])
+    faces = faces_figure(result.get("proof", {}))
     explorer = None
     if len(hull.corners) > 1:
         explorer = explored(hull, class_names) | {"worst": result.get("worst_case_weights")}
     drawn = {sheet.name: sheet_figure(sheet) for sheet in sheets if sheet.name not in _KEPT}
-    for name, figure in (drawn | {"probabilities": histogram}).items():
+    charts = {"probabilities": histogram} | ({"triangles": faces} if faces else {})
+    for name, figure in (drawn | charts).items():
         for ending in ("png", "pdf"):
             save_figure(figure, directory / f"{name}.{ending}")
-    write_text(directory / "report.html", hull_page(description, sheets, histogram, explorer))
+    write_text(
+        directory / "report.html", hull_page(description, sheets, histogram, explorer, faces)
+    )
     shown = {sheet.heading: _KEPT.get(sheet.name, f"{sheet.name}.png") for sheet in sheets}
-    write_text(directory / "report.md", _markdown(description, shown))
+    write_text(directory / "report.md", _markdown(description, shown, faces is not None))
 
 
 _KEPT = {"patches": "images/patches.png", "worst": "images/worst_case.png"}  # pictures already
 
 
-def _markdown(description: Description, pictures: dict[str, str]) -> str:
+def _markdown(description: Description, pictures: dict[str, str], faces: bool) -> str:
     """`report.md`, in which no name is markup."""
     (_, top), *others = (
         (f"## {heading}", f"![{heading}]({path})") for heading, path in pictures.items()
@@ -56,6 +60,8 @@ def _markdown(description: Description, pictures: dict[str, str]) -> str:
     for table in (claims_table(description.claims), *description.tables):
         parts += [f"## {for_markdown(table.heading)}", as_markdown(table)]
     parts += ["## Over the hull", "![probabilities](probabilities.png)"]
+    if faces:
+        parts += ["## Triangles of three corners", "![proved, undecided, refuted](triangles.png)"]
     for heading, picture in others:
         parts += [heading, picture]
     return "\n\n".join(parts) + "\n"

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
-from torch import Tensor
+from lightning.pytorch.loggers import Logger, WandbLogger
 from tqdm import tqdm
 
 from ..data.files import read_text, write_text
 from ..data.images import save_png, to_uint8
 from ..patches.composite import Sources
+from ..settings.search import LogSettings
 from .collision import Collision
+
+CURVES, STEPS = "metrics.csv", "images/steps"  # in a run directory
 
 
 class CollisionCallback(Callback):
@@ -36,11 +38,11 @@ def due(module: Collision, every: int) -> bool:
 
 
 class Stop(CollisionCallback):
-    """Ends the search when it is finished, or when the process was told to end."""
+    """Ends the search when it is finished, or when a process of it was told to end."""
 
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Tell the trainer."""
-        trainer.should_stop = module.finished or module.ending()
+        trainer.should_stop = module.finished or module.told
 
 
 class Progress(CollisionCallback):
@@ -53,7 +55,7 @@ class Progress(CollisionCallback):
         assert isinstance(module, Collision)
         total = module.stop.max_steps
         self.bar = tqdm(total=total, initial=module.step, desc="Finding corners", unit="step",
-                        mininterval=0.5)  # fmt: skip
+                        mininterval=0.5, disable=not trainer.is_global_zero)  # fmt: skip
 
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Move the bar."""
@@ -102,6 +104,8 @@ class Curves(CollisionCallback):
         A row that a kill cut off is dropped, too.
         """
         assert isinstance(module, Collision)
+        if not trainer.is_global_zero:
+            return
         rows = []
         if module.step and self.path.exists():
             lines = read_text(self.path, None).splitlines()[1:]
@@ -111,18 +115,14 @@ class Curves(CollisionCallback):
 
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Add one row; none where no step was taken, or a signal ended them on the way to one."""
-        if has_row(module):
-            table = torch.stack([module.curves[name] for name in self.terms])
-            self.add(trainer, module.step, table)
-
-    def add(self, trainer: Trainer, step: int, table: Tensor) -> None:
-        """Add one row of the terms of each corner, (terms, K)."""
-        values = table.flatten().tolist()
+        if not (trainer.is_global_zero and has_row(module)):
+            return
+        values = torch.stack([module.curves[name] for name in self.terms]).flatten().tolist()
         with self.path.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow([step, *values])
+            csv.writer(file, lineterminator="\n").writerow([module.step, *values])
         if trainer.logger:
             named = dict(zip(self.names()[1:], values, strict=True))
-            trainer.logger.log_metrics(named, step=step)
+            trainer.logger.log_metrics(named, step=module.step)
 
     def names(self) -> list[str]:
         """The columns' names."""
@@ -146,7 +146,9 @@ class IntermediateImages(CollisionCallback):
         """Save one picture per corner, when due and at the end."""
         if not (due(module, self.every) or module.finished):
             return
-        images = module.parameterisation().float()
+        images = module.of_all(module.parameterisation()).float()
+        if not trainer.is_global_zero:
+            return
         for corner, image in zip(self.corners, images, strict=True):
             save_png(self.folder / f"step_{module.step:06d}_corner_{corner}.png", image)
         if isinstance(trainer.logger, WandbLogger):
@@ -176,13 +178,53 @@ class Checkpoints(CollisionCallback):
         Raises:
             OSError: when it cannot be written; the one before is still there.
         """
-        if not (due(module, self.every) or module.finished or module.ending()):
+        if not (due(module, self.every) or module.finished or module.told):
             return
         path, temporary = self.folder / "last.ckpt", self.folder / ".last.ckpt.tmp"
         try:
-            trainer.save_checkpoint(temporary)
-            os.replace(temporary, path)
+            trainer.save_checkpoint(temporary)  # every rank hands its corners on, the first writes
+            if trainer.is_global_zero:
+                os.replace(temporary, path)
         except OSError as error:
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            if trainer.is_global_zero:
+                temporary.unlink(missing_ok=True)
+
+
+def callbacks_of(
+    directory: Path | None, corners: Sequence[int], log: LogSettings, sources: Sources | None
+) -> list[Callback]:
+    """All that happens between the steps of one search.
+
+    Args:
+        directory: where curves, images and checkpoints go; None keeps none.
+        corners: names of the K corners.
+        log: how often.
+        sources: of composites.
+    """
+    callbacks: list[Callback] = [Progress()]
+    if directory is not None:
+        callbacks += [
+            Curves(directory / CURVES, corners, curve_terms(sources)),
+            IntermediateImages(directory / STEPS, corners, log.images_every),
+            Checkpoints(directory / "checkpoints", log.checkpoint_every),
+        ]
+    return [*callbacks, Stop()]
+
+
+def log_afterwards(directory: Path, logger: Logger) -> None:
+    """Give a logger the curves and, for W&B, the pictures of a search whose ranks had none."""
+    steps: dict[int, dict[str, Any]] = {}
+    for row in csv.DictReader((directory / CURVES).read_text().splitlines()):
+        values = {name: float(value) for name, value in row.items() if name != "step"}
+        steps[int(row["step"])] = values
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        for path in sorted((directory / STEPS).glob("step_*_corner_*.png")):
+            _, number, _, corner = path.stem.split("_")
+            picture = {f"intermediate/corner_{corner}": wandb.Image(str(path))}
+            steps.setdefault(int(number), {}).update(picture)
+    for step in sorted(steps):
+        logger.log_metrics(steps[step], step=step)

@@ -1,11 +1,11 @@
 """Checkpoints: what one must agree on to be continued from, and how it is written and read.
 
-One file, by one process or by several that share corners: it is the same whoever wrote it, so that
-any number of processes goes on from it. It is read as data.
+One file, from one process or from ranks that own some corners each: it is the same whoever wrote
+it, so that any number of them goes on from it. It is read as data.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from ..data.files import DAMAGED, load_saved
 from ..errors import SettingError
 from ..networks.weights import weights_hash
 from ..settings.search import OptimizerSettings
-from .together import Together
 
 
 def problem_of(
@@ -74,9 +73,6 @@ def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:
         )
 
 
-_BY_CORNER = ("state_dict", "optimizer_states")  # every tensor in them has one row per corner
-
-
 class CheckpointFile(TorchCheckpointIO):
     """Writes to the path that it is given, and nowhere else.
 
@@ -92,73 +88,13 @@ class CheckpointFile(TorchCheckpointIO):
         torch.save(checkpoint, path)
 
 
-class JointCheckpointFile(CheckpointFile):
-    """One file for all processes: the first one joins what each has of its corners.
-
-    Args:
-        together: this process's way to the others.
-        rows: of each process, its corners' places among all.
-    """
-
-    def __init__(self, together: Together, rows: Sequence[Sequence[int]]) -> None:
-        self.together, self.rows = together, rows
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        """Write all processes' checkpoints as one; each of them must call this."""
-        parts = self.together.gather(checkpoint)
-        if parts:
-            super().save_checkpoint(join_checkpoints(parts, self.rows), path)
-
-    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
-        """Read this process's part."""
-        whole = super().load_checkpoint(path, *args, **options)
-        own = list(self.rows[self.together.rank])
-        return whole | {name: _rows_of(whole[name], own) for name in _BY_CORNER}
+BY_CORNER = ("state_dict", "optimizer_states")  # every tensor in them has a row per corner
 
 
-def join_checkpoints(
-    parts: Sequence[dict[str, Any]], rows: Sequence[Sequence[int]]
-) -> dict[str, Any]:
-    """The checkpoint that one process with all the corners would have written.
-
-    Args:
-        parts: one a process.
-        rows: of each, its corners' places among all.
-    """
-    counters = [part["collision"] for part in parts]
-    units = [counter["problem"]["units"] for counter in counters]
-    joint = counters[0] | {
-        name: max(counter[name] for counter in counters) for name in ("seconds", "seconds_total")
-    }
-    joint["problem"] = joint["problem"] | {
-        "units": join_rows([torch.tensor(each) for each in units], rows).tolist()
-    }
-    joined = {name: _joined([part[name] for part in parts], rows) for name in _BY_CORNER}
-    return dict(parts[0]) | joined | {"collision": joint}
-
-
-def join_rows(parts: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> Tensor:
-    """Put the rows of `parts` (k_r, ...) in their places: (K, ...)."""
-    whole = parts[0].new_empty(sum(map(len, rows)), *parts[0].shape[1:])
-    for part, places in zip(parts, rows, strict=True):
-        whole[list(places)] = part
-    return whole
-
-
-def _joined(parts: Sequence[Any], rows: Sequence[Sequence[int]]) -> Any:
-    first = parts[0]
-    if isinstance(first, dict):
-        return {key: _joined([part[key] for part in parts], rows) for key in first}
-    if isinstance(first, list):
-        return [_joined(each, rows) for each in zip(*parts, strict=True)]
-    return join_rows(parts, rows) if isinstance(first, Tensor) and first.ndim else first
-
-
-def _rows_of(whole: Any, places: list[int]) -> Any:
-    if isinstance(whole, dict):
-        return {key: _rows_of(value, places) for key, value in whole.items()}
-    if isinstance(whole, list):
-        return [_rows_of(value, places) for value in whole]
-    return whole[places] if isinstance(whole, Tensor) and whole.ndim else whole
+def map_rows(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """What is BY_CORNER in a checkpoint, every tensor with rows changed."""
+    if isinstance(value, dict):
+        return {key: map_rows(each, change) for key, each in value.items()}
+    if isinstance(value, list):
+        return [map_rows(each, change) for each in value]
+    return change(value) if isinstance(value, Tensor) and value.ndim else value

@@ -6,18 +6,18 @@ With the goal that ends a search, and the optimisers: Adam and the authors' desc
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from ..data.memory import corners_that_fit
-from ..errors import CollisionError
+from ..errors import CollisionError, SettingError
 from ..networks.logits import ask
-from ..networks.target import TargetFeatures
 from ..networks.target_layer import Observed, TargetLayer
-from ..settings.search import LossSettings, OptimizerSettings, StopSettings
+from ..settings.search import OptimizerSettings, StopSettings
+from .checkpoints import BY_CORNER, map_rows
 from .losses import CollisionLoss, settings_at
 from .parameterisations import PatchComposite, Pixels
 
@@ -59,21 +59,20 @@ class Goal:
             reasons[reason] = ~(positive < limit * self.norm)
         return reasons
 
-    def misclassified(self, probabilities: Tensor) -> dict[str, Tensor]:
+    def misclassified(self, classes: Tensor, probability: Tensor) -> dict[str, Tensor]:
         """Which corners the classifier tells from the target, by reason.
 
         Args:
-            probabilities: (K, classes).
+            classes: (K,) the class each is given.
+            probability: (K,) of the target's class.
         """
         if self.stop.probability is None:
             return {}
-        off = (probabilities[:, self.target_class] - self.target_probability).abs()
+        off = (probability - self.target_probability).abs()
         limit = self.stop.probability
         reason = f"the probability of corners {{}} is not within stop.probability={limit:g} "
         return {
-            "corners {} are not of the target's class": (
-                probabilities.argmax(1) != self.target_class
-            ),
+            "corners {} are not of the target's class": classes != self.target_class,
             reason + "of the target's": ~(off <= limit),
         }
 
@@ -92,30 +91,51 @@ def all_met(reasons: dict[str, Tensor]) -> bool:
     return not reasons or not bool(torch.stack(list(reasons.values())).any())
 
 
+class Found(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        corners: (K, C, H, W) float32.
+        variation: (K,) R(P) of composites, 0 of pixels.
+        step: optimiser steps taken.
+        seconds: time spent in them; `earlier`: all time up to the checkpoint it went on from.
+    """
+
+    corners: Tensor
+    variation: Tensor
+    step: int
+    seconds: float
+    earlier: float
+
+
 class Collision(LightningModule):
     """Moves all corners at once until each collides with the target.
 
     One `training_step` takes up to `every` optimiser steps, for Lightning's own loop costs
     several times an MNIST step. Its batch is ignored: there is no data to iterate over.
 
+    Where several ranks run it (`strategy`), each keeps every R-th corner and takes its share of the
+    points between corners. All of them look, decide and write together, so that no rank waits for
+    one that has gone another way.
+
     Args:
         network: images to pre-activations, and to logits, too, where the loss compares them.
-        target: the target's features at that layer.
-        units: (K,) the unit each corner pushes down.
         parameterisation: module whose forward gives the corners, (K, C, H, W).
-        loss, optimizer, stop: settings.
+        loss: of all corners' pre-activations and images.
+        goal: what every corner must reach, and how many steps it may take.
+        optimizer: settings.
         every: steps between looks at the terms.
-        goal: what every corner must reach.
         classifier: images to logits, where the goal speaks of classes.
-        target_logits: (classes,) of the target, where the loss compares them.
-        initial: (C, H, W), where the loss holds corners near it.
         per_batch: images in one forward pass, corners and points between them; None for as many
             as memory holds.
+        compiled: run the network through torch.compile.
         problem: what a checkpoint must agree on to be continued from.
 
     Attributes:
         step: optimiser steps taken; `step_before`: before the last `training_step`.
         seconds: time spent in them; `earlier`: all time up to the checkpoint it went on from.
+        told: whether a process of the search had been told to end, at the last look.
+        found: what was found, once the search has ended.
         converged: whether `stop` lets the search end after `step`: every corner has reached the
             goal, and, with `loss.hull`, points between them its classes.
         curves: (K,) `positive` (the norm), `negative`, `unit_preactivation`, `total`
@@ -125,37 +145,70 @@ class Collision(LightningModule):
     def __init__(
         self,
         network: TargetLayer | Observed,
-        target: TargetFeatures,
-        units: Tensor,
         parameterisation: Pixels | PatchComposite,
-        loss: LossSettings,
-        optimizer: OptimizerSettings,
-        stop: StopSettings,
-        every: int,
+        loss: CollisionLoss,
         goal: Goal,
+        optimizer: OptimizerSettings,
+        *,
+        every: int,
         classifier: nn.Module | None = None,
-        target_logits: Tensor | None = None,
-        initial: Tensor | None = None,
         per_batch: int | None = None,
+        compiled: bool = False,
         problem: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds the parameterisation only
-        self.network = network
-        self.parameterisation = parameterisation
-        self.loss = CollisionLoss(target, units, loss, target_logits, initial)
-        self.loss_settings, self.optimizer_settings, self.stop = loss, optimizer, stop
-        self.every, self.goal, self.per_batch = every, goal, per_batch
-        self.classifier = classifier
+        self.network, self.parameterisation = network, parameterisation
+        self.loss, self.loss_settings = loss, loss.settings
+        self.goal, self.stop = goal, goal.stop
+        self.optimizer_settings, self.every, self.per_batch = optimizer, every, per_batch
+        self.classifier, self.compiled = classifier, compiled
+        self.rank, self.ranks, self.count = 0, 1, len(loss.units)
         self.problem = problem or {}
         self.step = self.step_before = 0
         self.seconds = self.earlier = 0.0
         self.started = time.perf_counter()
         self.curves: dict[str, Tensor] = {}
-        self.converged = self.resumed = False
-        self.agree: Callable[[bool], bool] = bool  # other processes may have corners, too
-        self.ending: Callable[[], bool] = bool  # whether the process was told to end
+        self.converged = self.resumed = self.told = False
+        self.found: Found | None = None
+        self.ending: Callable[[], bool] = bool  # whether this process was told to end
+
+    def setup(self, stage: str) -> None:
+        """Keep this rank's corners, of several ranks."""
+        self.rank, self.ranks = self.trainer.global_rank, self.trainer.world_size
+        if self.ranks > 1:
+            self.parameterisation.keep(self._own)
+            self.loss.units = self.loss.units[self._own]
+
+    @property
+    def _own(self) -> slice:
+        """This rank's rows among those of all."""
+        return slice(self.rank, None, self.ranks)
+
+    def of_all(self, own: Tensor) -> Tensor:
+        """A row of each of this rank's corners (k, ...) to those of all (K, ...), with gradients.
+
+        Every rank must call it.
+        """
+        if self.ranks == 1:
+            return own
+        most = -(-self.count // self.ranks)  # ranks with a corner less send a row of zeros
+        rows = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])
+        parts = self.all_gather(rows, sync_grads=own.requires_grad)
+        assert isinstance(parts, Tensor)  # (ranks, most, ...)
+        return parts.transpose(0, 1).flatten(0, 1)[: self.count]
+
+    def _agreed(self, vote: bool, every: bool = True) -> bool:
+        """Whether every rank votes for it, or any does; every rank must call it."""
+        if self.ranks == 1:
+            return vote
+        return self.trainer.strategy.reduce_boolean_decision(vote, all=every)
+
+    def on_fit_start(self) -> None:
+        """Compile the network where it is going to run."""
+        if self.compiled:
+            self.network.compile()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser of the parameterisation."""
@@ -165,8 +218,28 @@ class Collision(LightningModule):
         """Take the steps up to the next multiple of `every`, then look at the terms.
 
         Raises:
-            CollisionError: when a loss or a gradient is not finite; it names the step.
+            SettingError: for a network that does not compile.
+            CollisionError: when a loss or a gradient is not finite, naming the step, or memory runs
+                out.
         """
+        try:
+            self._take_steps()
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise SettingError(
+                f"compile=true: the network cannot be compiled here ({_first_line(error)}); leave "
+                "compile out"
+            ) from error
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            raise CollisionError(
+                f"out of memory at step {self.step} with "
+                f"corners_per_batch={self.per_batch or 'auto'}; lower it or data.size, or "
+                "set trainer.precision=bf16-mixed. Checkpoints written before are kept: go on with "
+                "ckpt_path=last"
+            ) from error
+
+    def _take_steps(self) -> None:
         start = time.perf_counter()
         if self.resumed:  # the checkpoint may be that of the end
             self.resumed = False
@@ -188,7 +261,7 @@ class Collision(LightningModule):
             totals.append(self._descend(step, backward))
             optimizer.step()
             self.parameterisation.project()
-            if self.ending():
+            if self.ranks == 1 and self.ending():  # several end at the next look, together
                 end = step + 1
                 break
         self._look(totals, _optimised(optimizer, not scaled))
@@ -198,11 +271,14 @@ class Collision(LightningModule):
     def _descend(self, step: int, backward: Callable[[Tensor], None]) -> Tensor:
         """Leave the loss's gradient in the parameters; the loss, summed over the corners."""
         images, variation = self.parameterisation.penalised()
-        inside = self._points_inside(self.loss.settings.hull, step, images)
-        own = self.loss.of_images(images, variation)
+        settings = self.loss.settings
+        tied = settings.hull > 0 or settings.distance > 0
+        every = self.of_all(images) if tied else images
+        inside = self._points_inside(settings.hull, step, every)
+        own = self.loss.of_images(images, variation, every)
         own = [term for term in own if term.requires_grad]  # R of pixels is 0 and has none
-        if self._most(images) >= len(images) + len(inside):
-            together = torch.cat([images, inside]) if len(inside) else images
+        if self._at_once(images):
+            together = torch.cat([images, inside]) if settings.hull else images
             total = sum(own, self._loss_of(together, slice(len(images))))
             backward(total)
             return total.detach()
@@ -241,21 +317,29 @@ class Collision(LightningModule):
             return preactivation.to(dtype), logits.to(dtype)
         return self.network(images).to(dtype), None
 
-    def _points_inside(self, count: int, seed: int, images: Tensor) -> Tensor:
-        """Random points of the hull, (count, C, H, W)."""
+    def _points_inside(self, count: int, seed: int, every: Tensor) -> Tensor:
+        """This rank's share of `count` random points of the hull of all corners (K, C, H, W)."""
         if count == 0:
-            return images[:0]
+            return every[:0]
         generator = torch.Generator().manual_seed(seed)
-        weights = torch.empty(count, len(images)).exponential_(generator=generator)
-        weights = (weights / weights.sum(1, keepdim=True)).to(images)
-        points: Tensor = torch.tensordot(weights, images, 1)
+        weights = torch.empty(count, len(every)).exponential_(generator=generator)
+        weights = (weights / weights.sum(1, keepdim=True)).to(every)
+        points: Tensor = torch.tensordot(weights[self._own], every, 1)
         return points
+
+    def _at_once(self, images: Tensor) -> bool:
+        """Whether a rank's corners and points go through the network together, in all ranks."""
+        rows = sum(-(-count // self.ranks) for count in (self.count, self.loss_settings.hull))
+        return self._most(images) >= rows
 
     def _most(self, images: Tensor) -> int:
         """How many of `images`, and of points between them, go through the network at once."""
         if self.per_batch is None:
-            inside = self.loss_settings.hull
-            self.per_batch = corners_that_fit(self.network, images, inside)
+            inside = -(-self.loss_settings.hull // self.ranks)
+            fit = torch.tensor(corners_that_fit(self.network, images, inside), device=self.device)
+            if self.ranks > 1:
+                fit = self.trainer.strategy.reduce(fit, reduce_op="min")
+            self.per_batch = int(fit)
         return self.per_batch
 
     def _parts(self, images: Tensor) -> list[slice]:
@@ -267,8 +351,8 @@ class Collision(LightningModule):
         images, variation = self.parameterisation.penalised()
         parts = self._parts(images)
         preactivation = torch.cat([self._observe(images[rows])[0] for rows in parts])
-        curves = self.loss.curves(preactivation, variation)
-        losses = torch.stack([*totals, curves["total"].sum()]).isfinite()
+        own = self.loss.curves(preactivation, variation)
+        losses = torch.stack([*totals, own["total"].sum()]).isfinite()
         # A network can hide what is not a number, and clipping an infinite step does.
         rest = torch.stack([tensor.isfinite().all() for tensor in (images, variation, *optimised)])
         if not (losses.all() & rest.all()):
@@ -278,26 +362,29 @@ class Collision(LightningModule):
                 f"the {what} is not finite at step {step}; lower optimizer.rate, loss.alpha or "
                 "loss.beta. Checkpoints written before are kept"
             )
-        self.curves = curves
+        self.curves = dict(zip(own, self.of_all(torch.stack(list(own.values()), 1)).T, strict=True))
+        every = self.of_all(images) if self.loss.settings.hull else images
         step = self.step + len(totals)
-        self.converged = self.agree(  # the classes cost many steps: not where nothing hangs on them
+        self.converged = self._agreed(  # the classes cost many steps: not where nothing hangs on it
             self.stop.min_steps <= step < self.stop.max_steps
-            and all_met(self.goal.late(curves["positive"]))
-            and self._classified_as_target(images)
+            and all_met(self.goal.late(own["positive"]))
+            and self._classified_as_target(images, every)
         )
+        self.told = self._agreed(self.ending(), every=False)
 
-    def _classified_as_target(self, images: Tensor) -> bool:
-        """Whether the goal is met at the corners and, with `loss.hull`, at points between them.
+    def _classified_as_target(self, images: Tensor, every: Tensor) -> bool:
+        """Whether the goal is met at the corners and, with `loss.hull`, at points between all.
 
         These cost a step each, so they are looked at last, and to the first that fails.
         """
         if self.classifier is None:
             return True
-        inside = self._points_inside(_LOOKED_AT if self.loss.settings.hull else 0, 0, images)
+        inside = self._points_inside(_LOOKED_AT if self.loss.settings.hull else 0, 0, every)
         for points in (images, inside):
             for rows in self._parts(points):
                 probabilities = ask(self.classifier, points[rows]).float().softmax(1)
-                if not all_met(self.goal.misclassified(probabilities)):
+                of_target = probabilities[:, self.goal.target_class]
+                if not all_met(self.goal.misclassified(probabilities.argmax(1), of_target)):
                     return False
         return True
 
@@ -308,10 +395,18 @@ class Collision(LightningModule):
         enough = looked_at and self.step >= self.stop.min_steps and self.converged
         return self.step >= self.stop.max_steps or enough
 
+    def on_train_end(self) -> None:
+        """Say what was found; on every rank, of all corners."""
+        corners = self.of_all(self.parameterisation().detach().float()).cpu()
+        variation = self.curves["total_variation"].detach().cpu()
+        self.found = Found(corners, variation, self.step, self.seconds, self.earlier)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the parameterisation and the counters, nothing of the classifier."""
         kept = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("param")}
         checkpoint["state_dict"] = kept
+        for name in BY_CORNER:
+            checkpoint[name] = map_rows(checkpoint[name], self.of_all)
         checkpoint["collision"] = {
             "step": self.step,
             "seconds": self.seconds,
@@ -320,11 +415,26 @@ class Collision(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the counters up again."""
+        """Take the counters up again, and of the rest this rank's rows, laid as it lays them.
+
+        Fused Adam on a CPU takes its means to lie in memory as the parameter does, unasked.
+        """
+        for name in BY_CORNER:
+            checkpoint[name] = map_rows(
+                checkpoint[name], lambda all_rows: self.parameterisation.laid(all_rows[self._own])
+            )
         saved = checkpoint["collision"]
         self.step = self.step_before = saved["step"]
         self.seconds, self.resumed = saved["seconds"], True
         self.earlier = saved["seconds_total"]
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _optimised(optimizer: torch.optim.Optimizer, gradients: bool) -> list[Tensor]:

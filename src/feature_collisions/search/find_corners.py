@@ -3,12 +3,11 @@
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from ..errors import SettingError
 from ..hull.distances import SIGMA
 from ..hull.hull import Hull
 from ..networks.agreement import accepted, check_agreement, check_gradient, is_double
-from ..networks.frozen import frozen_copy, network_of, quicken
+from ..networks.frozen import frozen_copy, halve_weights, network_of
 from ..networks.logits import device_of
 from ..networks.target import logits_of, passing, preactivation_of, target_features
 from ..networks.target_layer import Observed, TargetLayer, last_hidden_layer
@@ -27,16 +26,15 @@ from ..patches.composite import Sources
 from ..settings.rules import one_of
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from ..settings.train import parse_corners, parse_corners_per_batch
-from ..settings.trainer import MIXED, check_trainer, device_ids, where
-from .callbacks import Checkpoints, Curves, IntermediateImages, Progress, curve_terms
+from ..settings.trainer import MIXED, check_trainer, first_device, where
+from .callbacks import callbacks_of, log_afterwards
 from .checkpoints import check_checkpoint, digest, problem_of
-from .collision import Collision, Goal, all_met, unmet
+from .collision import Collision, Found, Goal, all_met, unmet
 from .floor import alone, what_limits
-from .losses import positive
+from .losses import CollisionLoss, positive
 from .parameterisations import PatchComposite, Pixels
-from .sharing import search_shared
-from .summary import class_probabilities, summary_of
-from .trainer import fit, make_trainer
+from .summary import class_probabilities, summarise
+from .trainer import AGREES, fit, halve_and_compare, make_trainer
 
 _SETTINGS: dict[str, type] = {
     "loss": LossSettings,
@@ -81,14 +79,18 @@ class Search:
         if self.layer == "auto":
             self.layer = last_hidden_layer(self.model)
         self.corners = parse_corners(self.corners)
+        asked = self.trainer.get("precision")
         self.trainer = check_trainer(where(device_of(self.model)) | self.trainer)
         self.dtype = self._dtype()
         place = able(device_of(self.model), self.dtype)
         self.initial, self.target = self.initial.to(place), self.target.to(place)
         self.module = self._collision()
+        self.precision = self._precision(asked)
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
-        self.lightning = make_trainer(self.trainer, self._callbacks(), self.directory)
+        callbacks = callbacks_of(self.directory, self.corners, self.log, self.sources)
+        count = len(self.corners)
+        self.lightning = make_trainer(self.trainer, callbacks, self.directory, count)
 
     def _check_arguments(self) -> None:
         """Refuse what is of the wrong kind or out of range; paths may be given as text."""
@@ -131,6 +133,24 @@ class Search:
             self.trainer["precision"] = "64-true"
         return torch.float64 if self.trainer["precision"] == "64-true" else torch.float32
 
+    def _precision(self, asked: Any) -> dict[str, str]:
+        """What the steps compute in, for the summary; `auto` is decided here."""
+        if asked != "auto" or self.dtype == torch.float64:
+            return {"precision": self.trainer["precision"]}
+        said = {"precision": "32-true", "precision_reason": "auto: no bfloat16 arithmetic here"}
+        if self.trainer["precision"] == "auto":
+            self.trainer["precision"] = "32-true"
+            cosine = halve_and_compare(self.module, first_device(self.trainer))
+            found = (
+                f"auto: the first gradients in bfloat16 and float32 have a cosine of {cosine:.3f}"
+            )
+            said["precision_reason"] = found
+            if cosine >= AGREES:
+                self.trainer["precision"] = said["precision"] = "bf16-mixed"
+            else:
+                self.module = self._collision()  # with weights that were not halved
+        return said
+
     def _collision(self) -> Collision:
         """The search's module: what every step runs, compared with the model."""
         self.features = features = target_features(self.model, self.layer, self.target, self.dtype)
@@ -143,22 +163,25 @@ class Search:
         with passing(self.target.shape):
             logits = logits_of(self.model, self.target[None])[0]
             network, classifier = self._frozen(layout)
-        self.goal = self._goal(float(features.features.norm()), logits.softmax(0))
+        target_class = int(logits.argmax())
+        probability = float(logits.softmax(0)[target_class])
+        norm = float(features.features.norm())
+        self.goal = Goal(self.stop, norm, target_class, probability)
+        target_logits = logits.to(self.dtype) if self.loss.output else None
+        near = self.initial.to(self.dtype) if self.loss.nearness else None
         return Collision(
             network,
-            features,
-            units,
             parameterisation,
-            self.loss,
-            self.optimizer,
-            self.stop,
-            self.log.every,
+            CollisionLoss(features, units, self.loss, target_logits, near),
             self.goal,
-            classifier,
-            logits.to(self.dtype) if self.loss.output else None,
-            self.initial.to(self.dtype) if self.loss.nearness else None,
-            parse_corners_per_batch(self.corners_per_batch),
-            problem_of(self.model, self.layer, self.initial, self.target, units, self.optimizer)
+            self.optimizer,
+            every=self.log.every,
+            classifier=classifier,
+            compiled=self.compile,
+            per_batch=parse_corners_per_batch(self.corners_per_batch),
+            problem=problem_of(
+                self.model, self.layer, self.initial, self.target, units, self.optimizer
+            )
             | self._problem_of_sources(),
         )
 
@@ -173,24 +196,24 @@ class Search:
         """
         self.module.started = time.perf_counter()
         self._say_if_already_there()
-        if len(device_ids(self.trainer)) > 1 and len(self.corners) > 1:
-            found = self._share(logger)
-        else:
-            with between_steps() as self.module.ending:
-                fit(self.lightning, self.module, logger, self.ckpt_path)
-            found = self.module.parameterisation().detach()
-        found = found.to(self.initial)  # Lightning leaves what it has moved on the CPU
+        shared = self.lightning.world_size > 1
+        with between_steps() as self.module.ending:
+            fit(self.lightning, self.module, None if shared else logger, self.ckpt_path)
+        found = self.module.found
+        assert found is not None
+        # Lightning leaves what it has moved on the CPU.
+        found = found._replace(corners=found.corners.to(self.initial))
+        if shared and logger and self.directory is not None:
+            log_afterwards(self.directory, logger)
         summary = self._summary(found)
         if self.sources is not None:
-            for entry, variation in zip(
-                summary["corners"], self.module.curves["total_variation"].tolist(), strict=True
-            ):
+            for entry, variation in zip(summary["corners"], found.variation.tolist(), strict=True):
                 entry["total_variation"] = variation
             if self.directory is not None:
                 save_png(self.directory / "images" / "composite.png", self.start[0])
-            summary |= self._limits(found)
+            summary |= self._limits(found.corners)
         now = time.perf_counter()
-        summary["seconds_total"] = self.module.earlier + now - self.module.started
+        summary["seconds_total"] = found.earlier + now - self.module.started
         if "limits" in summary:
             warnings.warn(summary["limits"], stacklevel=2)
         if summary["unmet"]:
@@ -202,7 +225,7 @@ class Search:
         return Hull(
             self.model,
             self.layer,
-            found,
+            found.corners,
             self.initial,
             self.target,
             self.units,
@@ -214,7 +237,10 @@ class Search:
         oriented = self.features.oriented(self._preactivation(self.start))
         norms = positive(oriented, self.features.values, self.features.active)
         probabilities = class_probabilities(self.model, self.start)
-        reasons = self.goal.late(norms) | self.goal.misclassified(probabilities)
+        of_target = probabilities[:, self.goal.target_class]
+        reasons = self.goal.late(norms) | self.goal.misclassified(
+            probabilities.argmax(1), of_target
+        )
         if reasons and all_met(reasons):
             warnings.warn(
                 f"the initial image meets the goal before the first step: its L_pos is "
@@ -235,7 +261,7 @@ class Search:
         observed = Observed(self.model, self.layer)
         check_agreement(self.model, self.layer, pair, observed, frozen)
         check_gradient(network, pair)
-        quicken(network, self.trainer["precision"], self.compile)
+        halve_weights(network, self.trainer["precision"])
         return network, classifier
 
     def _parameterisation(self, layout: torch.memory_format) -> Pixels | PatchComposite:
@@ -249,32 +275,8 @@ class Search:
             return {}
         return {"sources": digest(self.sources.windows), "grid": self.grid}
 
-    def _share(self, logger: Logger | None) -> Tensor:
-        """Search on several devices; the corners, (K, C, H, W)."""
-        arguments = {each.name: getattr(self, each.name) for each in fields(self)}
-        found = search_shared(Search, arguments, logger)
-        self.module.step, self.module.seconds = found.steps, found.seconds
-        self.module.curves["total_variation"] = found.variation
-        self.module.earlier = found.earlier
-        return found.corners
-
-    def _callbacks(self) -> list[Callback]:
-        callbacks: list[Callback] = [Progress()]
-        if self.directory is not None:
-            steps, checkpoints = self.directory / "images" / "steps", self.directory / "checkpoints"
-            callbacks += [
-                Curves(self.directory / "metrics.csv", self.corners, curve_terms(self.sources)),
-                IntermediateImages(steps, self.corners, self.log.images_every),
-                Checkpoints(checkpoints, self.log.checkpoint_every),
-            ]
-        return callbacks
-
     def _preactivation(self, images: Tensor) -> Tensor:
         return preactivation_of(self.model, self.layer, images, self.dtype)
-
-    def _goal(self, norm: float, target: Tensor) -> Goal:
-        target_class = int(target.argmax())
-        return Goal(self.stop, norm, target_class, float(target[target_class]))
 
     def _limits(self, found: Tensor) -> dict[str, Any]:
         """Of composites whose features do not collide: what one corner by itself gets to."""
@@ -289,28 +291,28 @@ class Search:
         floor = float(one.module.curves["positive"][0]) / norm
         return {"floor": floor, "limits": what_limits(largest, limit, floor)}
 
-    def _summary(self, found: Tensor) -> dict[str, Any]:
-        """The figures of `summary.json`, of the corners as they are saved (float32)."""
-        probabilities = class_probabilities(
-            self.model, torch.stack([self.initial, self.target, *found])
+    def _summary(self, found: Found) -> dict[str, Any]:
+        """What `summary.json` says of the corners."""
+        pair, images, features = (self.initial, self.target), found.corners, self.features
+        summary = summarise(
+            self.model, self.layer, pair, images, self.corners, self.units, features
         )
-        preactivation = self._preactivation(found)
-        summary = summary_of(self.corners, self.units, preactivation, self.features, probabilities)
-        norms = torch.tensor([entry["positive"] for entry in summary["corners"]])
-        reasons = self.goal.late(norms) | self.goal.misclassified(probabilities[2:])
-        late = unmet(reasons, list(self.corners))
-        return summary | {
+        norms, classes, probabilities = (
+            torch.tensor([entry[name] for entry in summary["corners"]])
+            for name in ("positive", "predicted_class", "probability")
+        )
+        reasons = self.goal.late(norms) | self.goal.misclassified(classes, probabilities)
+        late = unmet(reasons, self.corners)
+        own = {
             "experiment": "find_corners",
-            "classifier": type(self.model).__name__,
             "classifier_hash": self.module.problem["classifier"],
-            "layer": self.layer,
-            "distance_scale": 1 if len(self.initial) == 1 else 255,
             "hull_relative": float(self.stop.hull_relative),
             "converged": not late,
             "unmet": late,
-            "steps": self.module.step,
-            "seconds": self.module.seconds,
+            "steps": found.step,
+            "seconds": found.seconds,
         }
+        return summary | self.precision | own
 
 
 def find_corners(

@@ -42,7 +42,10 @@ def what_limits(largest: float, limit: float, floor: float) -> str:
     apart = f"features are {largest:.3f} ||f(t)|| apart (stop.hull_relative={limit:g})"
     by_itself = f"one corner by itself comes to {floor:.3f} in {_STEPS} steps"
     if floor > limit:
-        return f"{apart}: these patches limit them; {by_itself}. Raise patches.neighbours"
+        return (
+            f"{apart}: these patches limit them; {by_itself}. Larger windows can say more "
+            "(patches.surround), or other images (patches.root)"
+        )
     return (
         f"{apart}: the search limits them; {by_itself}. Lower loss.distance or raise stop.max_steps"
     )

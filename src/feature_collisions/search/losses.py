@@ -168,18 +168,22 @@ class CollisionLoss(nn.Module):
         weight = self.settings.output * self.alpha * self.norm**self._power / self._power
         return weight * divergence(logits, self.target_logits)
 
-    def of_images(self, images: Tensor, variation: Tensor) -> list[Tensor]:
+    def of_images(self, images: Tensor, variation: Tensor, every: Tensor) -> list[Tensor]:
         """The terms of the images, each summed over the corners: those whose weight is not 0.
+
+        A term that ties corners together is taken of all, and counts for the share that these are:
+        several ranks with some corners each have it once between them.
 
         Args:
             images: (K, C, H, W).
             variation: (K,) R(P) (sec. 4.1).
+            every: the images of all corners, these among them.
         """
         settings, terms = self.settings, []
         if settings.gamma:
             terms.append(settings.gamma * variation.sum())
-        if settings.distance and len(images) > 1:
-            terms.append(-settings.distance * len(images) * smooth_distances(images).mean())
+        if settings.distance and len(every) > 1:
+            terms.append(-settings.distance * len(images) * smooth_distances(every).mean())
         if settings.nearness:
             assert self.initial is not None
             terms.append(settings.nearness / 2 * (images - self.initial).square().sum())

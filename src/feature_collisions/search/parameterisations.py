@@ -25,8 +25,8 @@ class Pixels(nn.Module):
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         super().__init__()
-        pixels = initial.repeat(count, 1, 1, 1).contiguous(memory_format=memory_format)
-        self.pixels = nn.Parameter(pixels)
+        self.memory_format = memory_format
+        self.pixels = nn.Parameter(self.laid(initial.repeat(count, 1, 1, 1)))
 
     def forward(self) -> Tensor:
         """The corners, (K, C, H, W)."""
@@ -35,6 +35,14 @@ class Pixels(nn.Module):
     def penalised(self) -> tuple[Tensor, Tensor]:
         """The corners, and R(x) = 0 for each (sec. 3)."""
         return self.pixels, self.pixels.new_zeros(len(self.pixels))
+
+    def keep(self, rows: slice) -> None:
+        """Leave out all corners but `rows`."""
+        self.pixels = nn.Parameter(self.laid(self.pixels.detach()[rows]))
+
+    def laid(self, pixels: Tensor) -> Tensor:
+        """Pixels as the parameter has them in memory."""
+        return pixels.contiguous(memory_format=self.memory_format)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -97,6 +105,14 @@ class PatchComposite(nn.Module):
         # Two products of matrices, the second one wide: many small ones take longer.
         taller = torch.matmul(self.enlarge, self.control)
         return (taller @ self.enlarge.T).add_(self.start)
+
+    def keep(self, rows: slice) -> None:
+        """Leave out all corners but `rows`."""
+        self.control = nn.Parameter(self.laid(self.control.detach()[rows]))
+
+    def laid(self, control: Tensor) -> Tensor:
+        """Control parameters as the parameter has them in memory."""
+        return control.contiguous()
 
     def project(self) -> None:
         """Softmax keeps every composite within its sources: there is nothing to clip."""

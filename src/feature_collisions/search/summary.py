@@ -3,15 +3,45 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..networks.target import TargetFeatures, logits_of
+from ..networks.target import TargetFeatures, logits_of, preactivation_of
 from .losses import negative, positive
 
 
 def class_probabilities(model: nn.Module, images: Tensor) -> Tensor:
     """(B, C, H, W) to (B, classes), the model in eval mode."""
     return logits_of(model, images).softmax(1)
+
+
+def summarise(
+    model: nn.Module,
+    layer: str,
+    pair: tuple[Tensor, Tensor],
+    images: Tensor,
+    corners: Sequence[int],
+    units: Tensor,
+    features: TargetFeatures,
+) -> dict[str, Any]:
+    """The figures of corners as they are saved (float32), and the problem that they solve.
+
+    Args:
+        model: the classifier.
+        layer: the target layer.
+        pair: the initial image and the target, (C, H, W) each.
+        images: (K, C, H, W), the corners.
+        corners: their K numbers.
+        units: (K,) the unit each pushed down.
+        features: the target's, in the dtype that pre-activations are computed in.
+    """
+    probabilities = class_probabilities(model, torch.stack([*pair, *images]))
+    preactivation = preactivation_of(model, layer, images, features.features.dtype)
+    return summary_of(corners, units, preactivation, features, probabilities) | {
+        "classifier": type(model).__name__,
+        "layer": layer,
+        "distance_scale": 1 if len(pair[0]) == 1 else 255,
+    }
 
 
 def summary_of(

@@ -9,25 +9,32 @@ from .rules import SEED, STEPS, at_least, one_of, whole
 
 @dataclass
 class DataPlace:
-    """Where the run's data lies now, if not where the run found it."""
+    """Where the run's data lies now."""
 
     root: str | None = None
+    """The folder of the run's data now; null: where the run found it."""
 
 
 @dataclass
 class ClassifierPlace:
-    """Where the run's weights lie now, and the import path of a classifier of the user's own."""
+    """Where the run's classifier lies now."""
 
     weights: str | None = None
+    """The file of the run's weights now; null: where the run found it."""
     path: str | None = None
+    """MODULE:NAME of the classifier's constructor, for a run with one of the user's own: a run
+    directory is data, and names no code to execute."""
 
 
 @dataclass
 class WorstCaseSettings:
-    """Projected gradient from all corners, all edge midpoints and `starts` random points."""
+    """The search for the worst point of the hull, by projected gradient over its weights."""
 
     starts: int = 32
+    """Random points that projected gradient starts from, beside all corners and all edge midpoints.
+    """
     steps: int = 50
+    """Steps of each start."""
 
     def check(self) -> None:
         """Raise SettingError for a negative number."""
@@ -37,9 +44,11 @@ class WorstCaseSettings:
 
 @dataclass
 class PlainSettings:
-    """Adam steps for the hull of plain Eq. 1 solutions; 0 leaves it out."""
+    """The hull of plain solutions of Eq. 1, as a baseline (Table 5)."""
 
     steps: int = 300
+    """Adam steps for the hull of plain solutions of Eq. 1, which `hull` is compared with; 0 leaves
+    it out."""
 
     def check(self) -> None:
         """Raise SettingError for a negative number."""
@@ -48,17 +57,18 @@ class PlainSettings:
 
 @dataclass
 class EdgeSettings:
-    """How much of the hull's edges is walked exactly.
-
-    Each edge up to `share` of it; when that is left out, as far as `seconds` allow in all.
-    `memory` is in GiB, for the values at all breakpoints of a chunk in any one layer.
-    """
+    """How much of the hull's edges is walked exactly."""
 
     share: float | None = None
+    """How much of each edge is walked exactly, in [0, 1]; null: as far as `seconds` allow."""
     seconds: float = 10.0
+    """Time for all edges together where `share` is not given."""
     precision: int = 64
+    """Bits of the arithmetic: 64, or 32, which is faster and rounds bends away."""
     memory: float = 0.25
+    """GiB for the values at all breakpoints of a chunk in any one layer."""
     resume: bool = True
+    """Whether a walk goes on from what an earlier evaluation has kept."""
 
     def check(self) -> None:
         """Raise SettingError for a share beyond the edge, or another number out of range."""
@@ -76,15 +86,12 @@ class EdgeSettings:
 
 @dataclass
 class ProofSettings:
-    """What is proved of the whole hull.
-
-    Attributes:
-        seconds: for each of two statements, of its class and of its collision.
-        depth: whether to compare the corners with Eq. 2's exact optimum.
-    """
+    """What is proved of the whole hull."""
 
     seconds: float = 5.0
+    """Time for each of two proofs, of the hull's class and of its collision; 0 asks for none."""
     depth: bool = True
+    """Whether to compare the corners with Eq. 2's exact optimum, by linear programs."""
 
     def check(self) -> None:
         """Raise SettingError for a negative time."""
@@ -93,12 +100,11 @@ class ProofSettings:
 
 @dataclass
 class WandbMode:
-    """Weights & Biases, for runs that have been there: `offline`, `online` or `disabled`.
-
-    What a run was made with decides nothing: a stranger's must not turn an upload on.
-    """
+    """Weights & Biases, for runs that have been there."""
 
     mode: str = "offline"
+    """`offline`, `online` or `disabled`. Whatever the run was made with: a stranger's must not turn
+    an upload on."""
 
     def check(self) -> None:
         """Raise SettingError for an unknown mode."""
@@ -107,36 +113,47 @@ class WandbMode:
 
 @dataclass
 class SurveySettings:
-    """A CSV file of the user's own columns, one line per network; which one others are compared to.
-
-    `reference` is the first network's name where it is left out.
-    """
+    """What a table over many networks holds beside what was measured."""
 
     extra: str | None = None
+    """A CSV file of columns of the user's own, one line per network; null: none."""
     reference: str | None = None
+    """The network that the others are compared to; null: the first by name."""
 
 
 @dataclass
 class EvaluateSettings:
-    """Everything `evaluate.py` can be told.
-
-    `samples` points of each sampling law on the corners themselves; `samples_beside` of each set
-    that is measured beside these: the 8-bit corners' laws, balls and other hulls.
-    """
+    """Everything `evaluate.py` can be told."""
 
     run: str | None = None
+    """A run's, a sweep's or a survey's directory; null: the newest."""
     samples: int = 2000
+    """Points per sampling law on the corners themselves; 2000 of 2000 says 99.85 % at 95 %
+    confidence, as in the paper."""
     samples_beside: int = 300
+    """Points of each set that is measured beside these: the 8-bit corners' laws, balls and other
+    hulls. 300 of 300 says 99 %."""
     trainer: dict[str, Any] = field(default_factory=dict)
+    """Arguments of Lightning's Trainer that say where to measure: accelerator, devices, precision.
+    """
     seed: int = 0
+    """Of the random points."""
     worst_case: WorstCaseSettings = field(default_factory=WorstCaseSettings)
+    """The search for the worst point of the hull."""
     plain: PlainSettings = field(default_factory=PlainSettings)
+    """The hull of plain Eq. 1 solutions (Table 5)."""
     edges: EdgeSettings = field(default_factory=EdgeSettings)
+    """The exact walk along the hull's edges."""
     proof: ProofSettings = field(default_factory=ProofSettings)
+    """What is proved of the whole hull."""
     data: DataPlace = field(default_factory=DataPlace)
+    """Where the run's data lies now."""
     classifier: ClassifierPlace = field(default_factory=ClassifierPlace)
+    """Where the run's classifier lies now."""
     survey: SurveySettings = field(default_factory=SurveySettings)
+    """What a table over many networks holds beside."""
     wandb: WandbMode = field(default_factory=WandbMode)
+    """Whether what is found is logged to the run's W&B run."""
 
     @property
     def beside(self) -> int:

@@ -15,31 +15,38 @@ class PatchSettings:
     The composite has the images' own size, S x S (`data.size`). Searched images are brought to
     `size` x `size` and reduced by `reduction`; a patch of `patch` x `patch` pixels of the composite
     is a window of patch * size / S pixels there, before the reduction.
-
-    Attributes:
-        root: folder of images to take patches from; null: the run's own data.
-        fraction: of each class's images, rounded down, but at least one of each.
-        size, reduction: of searched images; 256 and 2 keep them at 128x128.
-        search_stride: between an image's windows, in pixels of `size`.
-        patch, stride, surround: n, the distance between patches and s, in the composite's pixels.
-        search: `exact`, or `faiss`: a compressed index whose best are ranked again.
-        neighbours: sources per patch, the nearest k.
-        logits: `pixel`, the paper's control parameters, or `grid`: `grid` x `grid` numbers a
-            window, smoothly enlarged.
     """
 
     root: str | None = None
+    """A folder of images that patches are taken from; null: the run's own data."""
     fraction: float = 0.1
+    """The share of each class's images, in (0, 1], rounded down, but one of each at least. The
+    authors take 0.1."""
     size: int = 256
+    """The side, in pixels, that images are brought to for the search; the authors' 256."""
     reduction: int = 2
+    """What that side is divided by before windows are compared: 2 searches 128x128 images, as the
+    authors do."""
     search_stride: int = 12
+    """Pixels of `size` between one window and the next of a searched image; 12 gives 289 windows
+    per image."""
     patch: int = 56
+    """n, the side of a patch in pixels of the composite; the authors' 56."""
     stride: int = 7
+    """Pixels of the composite between patches; 7 gives 625 of them at 224x224, as the authors have.
+    """
     surround: int = 4
+    """s, the pixels pasted around a patch on every side, which blend into its neighbours."""
     search: str = "exact"
+    """`exact`, or `faiss`: a compressed index whose best candidates are ranked again, for millions
+    of patches."""
     neighbours: int = 1
+    """k, the nearest sources per patch that are pasted. 1, as in the paper; more can say more."""
     logits: str = "pixel"
+    """`pixel`: the paper's control parameters, one per pixel of a window; `grid`: `grid` x `grid`
+    per window, smoothly enlarged, so that neighbouring pixels change together."""
     grid: int = 16
+    """The side of that grid, in numbers."""
 
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""

@@ -11,42 +11,58 @@ from .rules import STEPS, at_least, one_of, rising, whole
 
 @dataclass
 class LossStage:
-    """Weights from `step` on; one that is not given stays as it was."""
+    """Weights from a step on."""
 
     step: int = MISSING
+    """The step that these weights hold from; stages rise, from 1 or later."""
     alpha: float | None = None
+    """The weight of L_pos from there on; null: as before."""
     beta: float | None = None
+    """The weight of L_neg from there on; null: as before."""
     gamma: float | None = None
+    """The weight of R(P) from there on; null: as before."""
 
 
 @dataclass
 class LossSettings:
-    """Weights of Eq. 6; `positive_form` is `norm` (as printed) or `half_square` (as optimised).
-
-    `normalise` measures features in units of ||f(t)||, so that weights carry from one network to
-    another: L_pos and L_neg are those of f0 / ||f(t)||. `rectified` counts in L_pos what the ReLU
-    lets through of inactive units above zero: later layers see it, Eq. 2 does not. `hull` is how
-    many random points of the hull L_pos is taken at, too, in every step, each with `hull_weight`
-    times alpha. `output` adds KL(p(t) || p(x)) of the class probabilities, at the corners and at
-    those points; a divergence of 1 weighs `output` times what an L_pos of ||f(t)|| does.
-    `distance` rewards the mean distance between two corners that a person sees: of pixels in
-    [0, 1], after a Gaussian low-pass. `nearness` / 2 times the squared L2 distance to the initial
-    image, of pixels in [0, 1], holds corners near it: they keep its picture. `stages` changes the
-    weights on the way, as the authors do from step 14,000 of their macro runs.
-    """
+    """The terms of Eq. 4 and 6, and what goes beyond the paper, by their weights."""
 
     alpha: float = 1.0
+    """The weight of L_pos, the distance from the target's active units (Eq. 4). 1 leaves the unit
+    to `beta`, which is measured against it."""
     beta: float = 0.1
+    """The weight of L_neg, which pushes one unit per corner down and holds the other inactive ones
+    (Eq. 4). At 0.1 of alpha the norm still is an exact penalty on MNIST: L_pos ends near 0."""
     gamma: float = 0.0
+    """The weight of R(P), the roughness of a composite's weights (Eq. 6); 0, for pixels have none.
+    """
     positive_form: str = "norm"
+    """L_pos is the `norm`, as the paper prints it, or `half_square`, half its square, as the
+    authors optimise it. The norm ends at a collision, the square near one, with gradients that deep
+    networks bear better."""
     normalise: bool = False
+    """Whether features are measured in units of ||f(t)||, so that weights carry from one network to
+    another. Off, as in the paper."""
     hull: int = 0
+    """How many random points between the corners L_pos is taken at, too, in every step; 0, as in
+    the paper. Without any, good corners of a deep layer can have a bad interior."""
     hull_weight: float = 1.0
+    """What such a point counts for, over what a corner does."""
     output: float = 0.0
+    """The weight of KL(p(t) || p(x)) of the class probabilities, at the corners and those points: a
+    divergence of 1 nat counts `output` times what an L_pos of ||f(t)|| does. 0, as in the paper."""
     distance: float = 0.0
+    """The reward for the mean L2 distance between two corners, of pixels in [0, 1] after a Gaussian
+    low-pass: for differences that a person sees. 0, as in the paper."""
     nearness: float = 0.0
+    """The weight of half the squared L2 distance to the initial image, of pixels in [0, 1]: it
+    holds corners near, so that they keep its picture. 0, as in the paper."""
     rectified: bool = False
+    """Whether L_pos counts what the ReLU lets through of inactive units above zero, too: later
+    layers see it, Eq. 2 does not. Off, as in the paper."""
     stages: list[LossStage] = field(default_factory=list)
+    """Other weights from given steps on, as the authors have them from step 14,000 of their macro
+    runs; none."""
 
     @classmethod
     def for_any_network(cls, **changed: Any) -> Self:
@@ -86,27 +102,34 @@ class LossSettings:
 
 @dataclass
 class RateStage:
-    """The rate from `step` on."""
+    """A rate from a step on."""
 
     step: int = MISSING
+    """The step that this rate holds from."""
     rate: float = MISSING
+    """The rate from there on, in the parameters' unit per step."""
 
 
 @dataclass
 class OptimizerSettings:
-    """`adam`, or `descent` (Algorithm 1) on a running `average` of the gradient.
-
-    `square_average` is Adam's beta_2: how long it remembers the gradient's size. The rate falls
-    linearly from `rate` to `final_rate` over `stop.max_steps`, or goes by `stages`: each one's
-    rate from its step on.
-    """
+    """How the loss is descended: Adam, or Algorithm 1, at a rate that falls."""
 
     name: str = "adam"
+    """`adam`, or `descent`, the paper's Algorithm 1. Adam, since it needs far fewer steps.
+    """
     rate: float = 0.1
+    """The first rate: Adam's step in pixels of [0, 1], or in logits of a composite; what `descent`
+    multiplies the gradient by."""
     final_rate: float = 0.0
+    """The rate at `stop.max_steps`; it falls on a line from `rate`. 0: the search comes to rest."""
     average: float = 0.0
+    """The share of the earlier gradients that `descent` keeps in its running mean, in [0, 1); the
+    authors use 0.99. 0 takes each gradient as it is."""
     square_average: float = 0.999
+    """Adam's beta_2, in [0, 1): how long it remembers the gradient's size. 0.999 is usual; 0.9
+    suits gradients that shrink tenfold on the way."""
     stages: list[RateStage] = field(default_factory=list)
+    """Other rates from given steps on, in place of the line; none."""
 
     @classmethod
     def for_any_network(cls, **changed: Any) -> Self:
@@ -144,14 +167,15 @@ class OptimizerSettings:
 
 @dataclass
 class RateSettings:
-    """The rate each choice of `optimizer` takes in this experiment; it depends on the losses.
-
-    `paper_stages` are the rates that `paper` goes on with.
-    """
+    """The rate that each choice of `optimizer` takes in an experiment: it depends on the loss."""
 
     adam: float = 0.1
+    """The first rate with `optimizer=adam`; 0.1 reaches the optimum of Eq. 2 on MNIST in 1000
+    steps."""
     paper: float = 0.002
+    """The rate with `optimizer=paper`, for gradients of this experiment's loss."""
     paper_stages: list[RateStage] = field(default_factory=list)
+    """The rates that `optimizer=paper` goes on with, from given steps on."""
 
     def check(self) -> None:
         """Raise SettingError for a rate out of range, even one that is not chosen."""
@@ -164,19 +188,24 @@ class RateSettings:
 
 @dataclass
 class StopSettings:
-    """Stop once every corner has reached all limits that are given, or at `max_steps`.
-
-    `positive` bounds L_pos (the norm), `positive_relative` L_pos over ||f(t)||; `probability`
-    asks for the target's class, with a probability that close to the target's. `hull_relative`
-    ends nothing: up to this largest L_pos over ||f(t)|| a hull's features are said to collide.
-    """
+    """When a search ends: once every corner has reached all limits given, or at `max_steps`."""
 
     positive: float | None = None
+    """L_pos (the norm) that every corner must be under; null: any, for it is in the network's own
+    unit. 5 is the paper's on MNIST."""
     min_steps: int = 0
+    """Steps that are taken even where all corners have collided before; 0."""
     max_steps: int = 1000
+    """Steps after which the search ends in any case; the rate falls until then."""
     positive_relative: float | None = 0.1
+    """L_pos over ||f(t)|| that every corner must be under; null: any. A tenth, in any network."""
     probability: float | None = 0.05
+    """How near every corner's probability of the target's class must be to the target's, and the
+    class must be that; with `loss.hull`, at points between the corners, too. null: not asked."""
     hull_relative: float = 0.3
+    """The largest L_pos over ||f(t)||, of the corners and points between them, at which a hull's
+    features are said to collide; it ends no search. The experiments have 0.05 on digits, 0.2 on
+    pixels of deep networks, 0.3 on composites."""
 
     def check(self) -> None:
         """Raise SettingError for limits that contradict each other."""
@@ -196,11 +225,15 @@ class StopSettings:
 
 @dataclass
 class LogSettings:
-    """Cadences in steps: curves (also how often stopping is checked), pictures, checkpoints."""
+    """How often a search is looked at and written down, in steps."""
 
     every: int = 50
+    """Steps between rows of the curves, and between looks at whether to stop. A look costs a
+    forward pass."""
     images_every: int = 250
+    """Steps between intermediate pictures."""
     checkpoint_every: int = 500
+    """Steps between checkpoints; what a kill can cost."""
 
     def check(self) -> None:
         """Raise SettingError for a cadence below one step."""

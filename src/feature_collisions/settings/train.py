@@ -26,20 +26,22 @@ from .solver import OBJECTIVES
 
 @dataclass
 class ClassifierSettings:
-    """A network, its weights, and the layer whose features collide.
-
-    `name` is `mnist_mlp`, `file` (imported from `path`, MODULE:NAME) or one of `library`'s:
-    torchvision or timm. `layer` may be `auto`: the last that feeds a ReLU and that everything flows
-    through. `train` trains mnist_mlp anew, on the data and with the run's seed, in place of what
-    ships.
-    """
+    """A network, its weights, and the layer whose features collide."""
 
     name: str = MISSING
+    """`mnist_mlp`, `file` (imported from `path`), or a name of `library`'s."""
     weights: str | None = None
+    """A file of weights; null: the library's own, which may have to be downloaded."""
     layer: str = MISSING
+    """The target layer, a node whose output feeds a ReLU; `auto`: the last that does and that
+    everything flows through."""
     path: str | None = None
+    """MODULE:NAME of a constructor on PYTHONPATH, for `name=file`."""
     train: bool = False
+    """Whether mnist_mlp is trained anew, on the data and with the run's seed, in place of what
+    ships."""
     library: str = "torchvision"
+    """Where `name` is looked up: `torchvision` or `timm`."""
 
     def check(self) -> None:
         """Raise SettingError for an unknown library."""
@@ -48,15 +50,16 @@ class ClassifierSettings:
 
 @dataclass
 class DataSettings:
-    """Where images come from; `size` and `resize` (`warp` or `crop`) concern image folders.
-
-    `size` is None where the classifier's own is wanted.
-    """
+    """Where images come from; `size` and `resize` concern image folders."""
 
     name: str = MISSING
+    """The data set: `digits` (ships with the package), `mnist`, `cifar10` or `image_folder`."""
     root: str | None = None
+    """The folder that it lies in; null for what ships."""
     size: int | None = 224
+    """The side of images from a folder, in pixels; null: the classifier's own."""
     resize: str = "warp"
+    """How such an image is brought to `size`: `warp`, as the authors do, or `crop`."""
 
     def check(self) -> None:
         """Raise SettingError for an unknown way of resizing, or no size."""
@@ -67,10 +70,13 @@ class DataSettings:
 
 @dataclass
 class WandbSettings:
-    """Weights & Biases: `online`, `offline` (files in the run directory) or `disabled`."""
+    """Weights & Biases."""
 
     mode: str = "offline"
+    """`offline` (files in the run directory), `online` or `disabled`. Offline, for it needs no
+    account."""
     project: str = "feature_collisions"
+    """The W&B project that runs belong to."""
 
     def check(self) -> None:
         """Raise SettingError for an unknown mode."""
@@ -82,31 +88,63 @@ class Settings:
     """Everything `train.py` can be told."""
 
     name: str = MISSING
+    """The experiment's name, which its runs' folder bears."""
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+    """The network and its target layer."""
     data: DataSettings = field(default_factory=DataSettings)
+    """Where images come from."""
     initial: Any = MISSING
+    """The image every corner starts from: an index, CLASS or CLASS:N, or an image file."""
     target: Any = MISSING
+    """The image whose features are matched, named likewise."""
     corner: Any = "0..4"
+    """Which of the target's inactive units are pushed down: one index, a list, or a..b with both
+    ends."""
     loss: LossSettings = field(default_factory=LossSettings)
+    """The terms that are descended."""
     rates: RateSettings = field(default_factory=RateSettings)
+    """The optimiser's rates in this experiment."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    """How they are descended."""
     stop: StopSettings = field(default_factory=StopSettings)
+    """When the search ends."""
     log: LogSettings = field(default_factory=LogSettings)
+    """How often curves, pictures and checkpoints are written."""
     wandb: WandbSettings = field(default_factory=WandbSettings)
+    """Weights & Biases."""
     parameterisation: str = "pixels"
+    """`pixels` (section 3), or `composite`: blends of patches of other images (section 4)."""
     patches: PatchSettings = field(default_factory=PatchSettings)
+    """What composites are made of."""
     corner_order: str = "flat"
+    """How `corner` counts units: `flat`, or `inactive_first`: those inactive at the start come
+    first."""
     trainer: dict[str, Any] = field(default_factory=dict)
+    """Arguments of Lightning's Trainer: accelerator, devices, precision."""
     seed: int = 0
+    """Of all that is drawn at random; the same seed gives the same tensors."""
     ckpt_path: str | None = None
+    """A checkpoint to go on from; `last`: the newest run of this experiment, continued in place."""
     corners_per_batch: Any = "auto"
+    """Images in one forward pass, corners and the points of `loss.hull`; `auto`: as many as memory
+    holds."""
     channels_last: bool = False
+    """Whether images and filters lie in memory with the channels last; faster for some networks,
+    slower for others."""
     compile: bool = False
+    """Whether the frozen network runs through torch.compile."""
     pairs: str | None = None
+    """Many pairs in place of `initial` and `target`: FILE.csv, random:N or random:N:P; null: one.
+    """
     networks: list[dict[str, str | None]] = field(default_factory=list)
+    """The classifiers that a sweep goes over, so that all of them draw the same pairs; the command
+    line fills it in."""
 
     solver: str = "gradient"
+    """`gradient`, or `linear_program`: exact corners, where the layer is affine in the pixels."""
     objective: str = "eq2"
+    """What linear programs find: `eq2`, `unit` (unit i alone), `random` directions, or `near`
+    (quadratic: nearest to the initial image)."""
 
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""

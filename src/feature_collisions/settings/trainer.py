@@ -8,7 +8,7 @@ import torch
 from ..errors import SettingError
 
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-_PRECISIONS = ("32-true", "64-true", *MIXED)
+_PRECISIONS = ("32-true", "64-true", *MIXED, "auto")
 _ARGUMENTS = ("accelerator", "devices", "precision", "strategy", "num_nodes", "benchmark",
               "deterministic", "detect_anomaly", "profiler")  # fmt: skip
 _ALIASES = {"32": "32-true", "64": "64-true"}
@@ -55,6 +55,8 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
         )
     if precision == "bf16-mixed" and trainer["accelerator"] in ("gpu", "cuda"):
         _check_bfloat16(gpus)
+    if precision == "auto" and not bfloat16_is_fast(trainer["accelerator"]):
+        trainer["precision"] = "32-true"
     _check_devices(trainer, gpus)
     if trainer.setdefault("strategy", "auto") not in ("auto", "ddp"):
         raise SettingError(
@@ -128,6 +130,19 @@ def _check_there(accelerator: str, gpus: int) -> None:
         raise SettingError(
             "trainer.accelerator=mps: PyTorch sees no GPU of Apple's here; choose auto or cpu"
         )
+
+
+def bfloat16_is_fast(accelerator: str) -> bool:
+    """Whether a device has bfloat16 arithmetic of its own; without it, it takes ten times as long.
+
+    Args:
+        accelerator: Lightning's name of it, not `auto`.
+    """
+    if accelerator == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return accelerator in ("gpu", "cuda") and torch.cuda.is_bf16_supported(
+        including_emulation=False
+    )
 
 
 def _check_bfloat16(gpus: int) -> None:

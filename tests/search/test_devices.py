@@ -1,13 +1,9 @@
-import csv
-
 import pytest
 import torch
 from torch import nn
 
-from feature_collisions.data.files import save_tensors
 from feature_collisions.data.memory import bytes_of_one, corners_that_fit, free_bytes
 from feature_collisions.errors import CollisionError, SettingError
-from feature_collisions.networks.mnist_mlp import MnistMLP
 from feature_collisions.search.find_corners import Search, find_corners
 from feature_collisions.settings.search import (
     LogSettings,
@@ -15,7 +11,6 @@ from feature_collisions.settings.search import (
     OptimizerSettings,
     StopSettings,
 )
-from helpers.commands import start
 
 
 def convolutions():
@@ -48,49 +43,6 @@ def loss(request):
     return LossSettings(10.0, 0.1, positive_form="half_square", output=request.param)
 
 
-@pytest.mark.filterwarnings("ignore:not converged")
-def test_two_processes_find_what_one_finds(pair, loss, tmp_path):
-    """1e-5 in float32; and one run directory, as one process would write it."""
-    one = search(pair, loss=loss, directory=tmp_path / "one")
-    trainer = {"accelerator": "cpu", "strategy": "ddp", "devices": 2}
-    two = search(pair, loss=loss, directory=tmp_path / "two", trainer=trainer)
-    assert (one.corners - two.corners).abs().max() < 1e-5
-    assert torch.equal(one.units, two.units)
-    assert one.summary["steps"] == two.summary["steps"]
-    tables = []
-    for name in ("one", "two"):
-        lines = (tmp_path / name / "metrics.csv").read_text().splitlines()
-        tables.append(list(csv.reader(lines)))
-    assert tables[0][0] == tables[1][0]
-    assert [row[0] for row in tables[0]] == [row[0] for row in tables[1]]
-    pictures = [sorted(p.name for p in (tmp_path / n).rglob("step_*")) for n in ("one", "two")]
-    assert pictures[0] == pictures[1]
-    longer = {"stop": StopSettings(None, 80, 80, 0.1, None), "loss": loss}
-    alone, other = (  # one file, which any number of processes goes on from
-        search(pair, **longer, ckpt_path=tmp_path / name / "checkpoints" / "last.ckpt")
-        for name in ("one", "two")
-    )
-    assert (alone.corners - one.corners).abs().max() > 1e-3
-    assert (alone.corners - other.corners).abs().max() < 1e-4
-    both = search(
-        pair, **longer, directory=tmp_path / "one", trainer=trainer,
-        ckpt_path=tmp_path / "one" / "checkpoints" / "last.ckpt",
-    )  # fmt: skip
-    assert (both.corners - alone.corners).abs().max() < 1e-5
-    steps = [row.split(",")[0] for row in (tmp_path / "one" / "metrics.csv").read_text().split()]
-    assert steps == ["step", "20", "40", "60", "80"]
-    assert not list(tmp_path.rglob(".*"))
-
-
-def test_an_error_in_a_process_is_told_in_its_own_words(pair):
-    with pytest.raises(CollisionError, match=r"the loss is not finite at step \d+; lower"):
-        search(
-            pair,
-            trainer={"accelerator": "cpu", "strategy": "ddp", "devices": 2},
-            loss=LossSettings(3e38, 3e38, positive_form="half_square"),
-        )
-
-
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
@@ -110,15 +62,6 @@ def test_an_error_in_a_process_is_told_in_its_own_words(pair):
 def test_what_the_machine_lacks_is_refused(pair, trainer, message):
     with pytest.raises(SettingError, match=message):
         search(pair, trainer={"accelerator": "cpu"} | trainer)
-
-
-def test_points_between_corners_are_not_shared_out(pair):
-    with pytest.raises(SettingError, match=r"loss\.hull=2: .*all corners on one device"):
-        search(
-            pair,
-            loss=LossSettings(10.0, 0.1, positive_form="half_square", hull=2),
-            trainer={"accelerator": "cpu", "devices": 2},
-        )
 
 
 @pytest.mark.filterwarnings("ignore:not converged")
@@ -219,33 +162,3 @@ def test_running_out_of_memory_leaves_the_last_checkpoint(pair, tmp_path, monkey
 def test_parts_must_have_corners(pair, value):
     with pytest.raises(SettingError, match=rf"corners_per_batch={value}: must be auto, or a numb"):
         search(pair, corners_per_batch=value)
-
-
-def jobs_of_a_sweep(run, tmp_path, *arguments):
-    """Sweep with a classifier that costs no training; the folders of the jobs with corners."""
-    weights = MnistMLP(torch.Generator().manual_seed(0)).state_dict()
-    save_tensors(tmp_path / "weights.safetensors", weights)
-    quick = ("stop.min_steps=0", "stop.max_steps=50", "wandb.mode=disabled")
-    options = ("-m", "classifier.weights=weights.safetensors", "hydra.sweep.dir=sweep")
-    run("train.py", *options, *quick, *arguments)
-    return sorted(path.parent.name for path in tmp_path.rglob("collision.safetensors"))
-
-
-@pytest.mark.filterwarnings("ignore:not converged")
-def test_a_sweep_over_two_processes_each_does_not_start_again(command, tmp_path):
-    """Were the command line replayed, each process would make a sweep of its own."""
-    arguments = ("trainer=ddp", "trainer.devices=2", "corner=[0,1],[2]")
-    assert jobs_of_a_sweep(command, tmp_path, *arguments) == ["0", "1"]
-    assert len(list(tmp_path.rglob("multirun.yaml"))) == 1
-
-
-def test_joblib_runs_a_sweep_with_two_workers(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the launcher is not there")
-
-    def run(*arguments):  # as a user does: the workers import train.py by its path
-        process = start(*arguments, cwd=tmp_path)
-        said, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, said
-
-    options = ("corner=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    assert jobs_of_a_sweep(run, tmp_path, *options) == ["0", "1"]

@@ -1,0 +1,77 @@
+"""The triangles of a hull: which parts of each are proved to be the target's class, and a map."""
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..hull.hull import Hull
+from ..networks.graph import NotPiecewiseLinear
+from ..networks.logits import ask
+from ..settings.rules import at_least
+from .splitting import Splitting
+from .whole_hull import ClassJudge
+
+_PIECES = 300  # of a triangle: as many as a picture shows
+
+
+@torch.no_grad()
+@torch.backends.cudnn.flags(enabled=False)  # it may convolve otherwise than by adding products up
+def prove_faces(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
+    """Prove the class on every triangle of three corners, by bounds over pieces of it.
+
+    Args:
+        hull: three corners or more.
+        seconds: for all triangles together.
+
+    Returns:
+        `share_proved` of all triangles' area, and `triangles`: each one's `corners` (their
+        numbers), `share_proved`, and the `parts` it is cut into. A part is its `state` and its
+        three `vertices`, each by the weights of the triangle's second and third corner. States:
+        `proved`, `refuted` (the model gives the part's middle another class) or `undecided`. Or the
+        `reason` why the network cannot be bounded.
+
+    Raises:
+        SettingError: for a time that is negative or no number.
+    """
+    at_least("seconds", seconds, 0)
+    judge = ClassJudge(hull)
+    numbers = [int(entry["corner"]) for entry in hull.summary["corners"]]
+    triangles = list(itertools.combinations(range(len(numbers)), 3))
+    if not triangles:
+        return {"reason": "needs three corners"}
+    found, shares = list[dict[str, Any]](), list[float]()
+    try:
+        judge.prepare()
+        for three in triangles:
+            known = Splitting.of(torch.eye(len(numbers))[list(three)], 2)
+            known.keeps = True
+            name = "Triangle " + ", ".join(str(numbers[k]) for k in three)
+            known.run(judge, seconds / len(triangles), None, name, True, judge.most, limit=_PIECES)
+            shares.append(known.share)
+            found.append(
+                {"corners": [numbers[k] for k in three], "share_proved": known.share,
+                 "parts": _parts(hull, known, three)}
+            )  # fmt: skip
+    except NotPiecewiseLinear as error:
+        return {"reason": str(error)}
+    return {"share_proved": sum(shares) / len(shares), "triangles": found}
+
+
+def _parts(hull: Hull, known: Splitting, three: tuple[int, ...]) -> list[dict[str, Any]]:
+    """The pieces of a triangle and what is known of each."""
+    other = ask(hull.model, hull.points(known.weights.mean(1))).argmax(1) != hull.target_class
+    states = ["refuted" if bad else "undecided" for bad in other.tolist()]
+    done = torch.cat([*known.done, known.weights[:0]])
+    return [
+        {"state": state, "vertices": _flat(piece, three)}
+        for state, piece in [
+            *(("proved", piece) for piece in done),
+            *zip(states, known.weights, strict=True),
+        ]
+    ]
+
+
+def _flat(piece: Tensor, three: tuple[int, ...]) -> list[list[float]]:
+    return [[round(float(w), 6) for w in vertex] for vertex in piece[:, list(three[1:])]]

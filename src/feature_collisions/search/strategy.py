@@ -1,0 +1,239 @@
+"""Lightning's strategy for a search on several devices: each rank owns some of the corners.
+
+Corners are independent of each other, so no gradient is averaged over the ranks, as DDP would; what
+ties corners together, and what is decided or written once, goes through Lightning's collectives.
+The ranks are spawned by the process that was started: none runs the command line again, so that a
+sweep cannot begin again in each of them.
+"""
+
+import io
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers.launcher import _Launcher
+from torch._C._distributed_c10d import TCPStore
+from torch.multiprocessing.spawn import (
+    ProcessContext,
+    ProcessExitedException,
+    ProcessRaisedException,
+    start_processes,
+)
+
+from ..ends import Stopped, between_steps, stopping, told_to_end
+from ..errors import CollisionError, SettingError
+from .collision import Collision, Found
+
+_PATIENCE = timedelta(minutes=30)  # as torch has it: a look may come after a compilation
+_GRACE = 5  # seconds that the others have when one rank has failed, before they are killed
+_HOST = "127.0.0.1"
+
+
+class CornersOverRanks(DDPStrategy):
+    """Spawned ranks that own corners: gloo between CPUs, NCCL between GPUs; one machine.
+
+    Of DDP it has the process group, the collectives and one device per rank; the module is not
+    wrapped, and `Collision.setup` keeps the corners that are its rank's.
+
+    Args:
+        patience: how long a rank waits for another before it gives up.
+    """
+
+    port: int  # of the launcher's store, where the ranks find each other
+
+    def __init__(self, patience: timedelta = _PATIENCE) -> None:
+        super().__init__(start_method="spawn", timeout=patience)
+        self.patience = patience
+
+    def _configure_launcher(self) -> None:
+        self._launcher = RankLauncher(self)
+
+    def configure_ddp(self) -> None:
+        """Leave the module as it is: every rank has the gradient of its own corners."""
+
+    def setup_distributed(self) -> None:
+        """Meet the other ranks at the launcher's store: no port is guessed, none left open."""
+        self.set_world_ranks()
+        self._process_group_backend = self._get_process_group_backend()
+        dist.init_process_group(
+            self._process_group_backend,
+            store=TCPStore(_HOST, self.port, is_master=False, timeout=self.patience),
+            rank=self.global_rank,
+            world_size=self.world_size,
+            timeout=self.patience,
+            device_id=None if self.root_device.type == "cpu" else self.root_device,
+        )
+
+
+class RankLauncher(_Launcher):
+    """Spawns the ranks, hands on what the first found, and ends all when one fails.
+
+    Lightning's own launcher for spawned processes writes the whole network into a temporary file to
+    bring it back, and gives an error as the text of a traceback.
+    """
+
+    def __init__(self, strategy: CornersOverRanks) -> None:
+        self.strategy = strategy
+
+    @property
+    def is_interactive_compatible(self) -> bool:
+        """Whether a notebook may use it: one whose model is imported, so that it can be pickled."""
+        return True
+
+    def launch(
+        self, function: Callable[..., Any], *args: Any, trainer: Trainer, **kwargs: Any
+    ) -> None:
+        """Run `function`, a method of `trainer`, in every rank; `found` of its module is set here.
+
+        Raises:
+            SettingError, CollisionError, OSError: what a rank raised, in its own words.
+        """
+        module = trainer.lightning_module
+        assert isinstance(module, Collision)
+        store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
+        self.strategy.port = store.port
+        count = self.strategy.num_processes
+        heard, reports = zip(
+            *(multiprocessing.get_context("spawn").Pipe(duplex=False) for _ in range(count)),
+            strict=True,
+        )
+        threads = max(1, torch.get_num_threads() // count)
+        work = (function, args, kwargs, reports, threads)
+        said: list[Any] = [None] * count
+        try:
+            spawned = start_processes(_run_rank, work, count, join=False, start_method="spawn")
+            with _ended_together(spawned) as ranks:
+                _await(ranks, heard, said)
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            _listen(heard, said)
+            raise _in_own_words(said, error) from None
+        found = said[0]
+        if found is None and not told_to_end():
+            raise CollisionError(
+                "a process of trainer.devices was told to end, and the others with it; go on with "
+                "ckpt_path=last"
+            )
+        module.found = Found(**found) if found else None
+
+    def kill(self, signum: Any) -> None:
+        """Nothing: the ranks end with `launch`."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"strategy": self.strategy}
+
+
+def _run_rank(
+    rank: int,
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    reports: Sequence[Connection],
+    threads: int,
+) -> None:
+    """One rank's process. A signal ends the steps of all ranks at the next look."""
+    torch.set_num_threads(threads)
+    os.environ["LOCAL_RANK"] = str(rank)
+    loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    if loopback:  # a search stays on its machine, whatever its name resolves to
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
+    module: Any = args[0]
+    try:
+        with stopping(), between_steps(), quiet_lightning():
+            function(*args, **kwargs)
+    except Stopped:
+        return
+    except (SettingError, CollisionError, OSError) as error:
+        told = (error.errno, error.strerror, error.filename) if isinstance(error, OSError) else ()
+        _send(reports[rank], [type(error).__name__, list(told or (str(error),))])
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if rank == 0:
+        _send(reports[0], module.found._asdict())
+
+
+def _await(ranks: ProcessContext, heard: Sequence[Connection], said: list[Any]) -> None:
+    """Wait until all have ended, and listen; a signal is passed on to them."""
+    passed_on = False
+    while not ranks.join(timeout=0.1, grace_period=_GRACE):
+        _listen(heard, said)
+        if told_to_end() and not passed_on:
+            passed_on = True
+            for process in ranks.processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)
+    _listen(heard, said)
+
+
+def _listen(heard: Sequence[Connection], said: list[Any]) -> None:
+    """Take in what each rank says, once: what was found, or how it failed. It is read as data."""
+    for rank, connection in enumerate(heard):
+        if connection.poll():
+            message = io.BytesIO(connection.recv_bytes())
+            said[rank] = torch.load(message, weights_only=True)
+
+
+@contextmanager
+def _ended_together(ranks: ProcessContext) -> Iterator[ProcessContext]:
+    """End every rank when this process goes on, whatever the reason."""
+    try:
+        yield ranks
+    finally:
+        for process in ranks.processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+
+def _send(report: Connection, said: Any) -> None:
+    buffer = io.BytesIO()
+    torch.save(said, buffer)
+    report.send_bytes(buffer.getbuffer())
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Leave out Lightning's lines about the hardware, and warnings that do not apply."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # The frozen network is meant to be in eval mode.
+            warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training")
+            # One process is right: where SLURM is installed, Lightning tells to use it.
+            warnings.filterwarnings("ignore", ".*srun. command is available")
+            # Lightning 2.6 asks torch in a way that torch 2.12 and later deprecate.
+            warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+_MENDABLE = {"SettingError": SettingError, "CollisionError": CollisionError}
+
+
+def _in_own_words(said: Sequence[Any], error: Exception) -> Exception:
+    """What the rank that failed said; the others may have failed for want of its answer."""
+    failed = [each for each in said if isinstance(each, list)]
+    if failed:
+        kind, arguments = failed[0]
+        return _MENDABLE.get(kind, OSError)(*arguments)
+    last = str(error).strip().splitlines()[-1]
+    return CollisionError(
+        f"a process of trainer.devices failed ({last}); the others were ended. Checkpoints written "
+        "before are kept: go on with ckpt_path=last, with trainer.devices=1 if it happens again"
+    )
