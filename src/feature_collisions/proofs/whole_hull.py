@@ -203,8 +203,9 @@ def prove_collision(
     Returns:
         `by`: `affine` or `bounds`; `share_proved`: 1, for what follows is of the whole hull;
         `feature_relative_max`: at every point ||f(x) - f(t)|| is at most that much of ||f(t)||;
-        `feature_error_max`: no activation is off by more. Where the layer is affine, also `positive_relative_max`, the largest L_pos over ||f(t)||, and
-        `inactive_max`, the largest pre-activation of a unit that is inactive in the target, or what
+        `feature_error_max`: no activation is off by more. Where the layer is affine, also
+        `positive_relative_max`, the largest L_pos over ||f(t)||, and `inactive_max`, the largest
+        pre-activation of a unit that is inactive in the target, or what
         one is below the ceiling that it was above (at most 0: all of them stay off). Else
         `feature_relative_seen`, the largest at any point that was looked at, `pieces` and
         `seconds`. Or the `reason` why nothing is bounded.
