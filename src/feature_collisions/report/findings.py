@@ -237,7 +237,7 @@ def _edges(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
             f"float{edges['precision']}, up to rounding; another class first between corners {one} "
             f"and {other}, from {low:.6f} to {high:.6f} of the way"
         )
-    if share + failed < 1:
+    if share + failed < 1 - 1e-9:
         note += "; of the rest nothing is known"
     yield Finding(label, value, Known.WALKED if share + failed else Known.NOT_PROVED, note)
 
