@@ -128,7 +128,7 @@ def claims_table(claims: Sequence[Finding], notes: bool = True) -> Table:
 
 
 def _table(heading: str, findings: Sequence[Finding], notes: bool = True) -> Table:
-    columns = ("", "found", "how it is known", "note")
+    columns = ("", "found", "how known", "note")
     notes = notes and any(finding.note for finding in findings)
     count = 4 if notes else 3
     return Table(heading, columns[:count], [finding[:count] for finding in findings])
