@@ -2,8 +2,11 @@
 
 import doctest
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections import OrderedDict
 from pathlib import Path
@@ -279,3 +282,29 @@ def test_no_page_names_this_machine():
         text = page.read_text()
         assert "/tmp/" not in text
         assert home == "/" or f"{home}/" not in text
+
+
+def test_no_page_was_left_half_merged():
+    for page in PAGES:
+        assert not re.search(r"^(<<<<<<<|=======|>>>>>>>)", page.read_text(), re.MULTILINE), page
+
+
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
+    pytest.importorskip("material", reason="the `docs` extra is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    options = {"NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(
+        command, cwd=ROOT, env=os.environ | options, capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) >= len(PAGES)
+    code = re.compile(r"<(code|pre|script)\b.*?</\1>", re.DOTALL)
+    for page in pages:
+        text = page.read_text()
+        assert not re.search(r'<(script|img|iframe)[^>]+src="?(https?:)?//', text), page
+        assert not re.search(r'<link[^>]+stylesheet[^>]+href="?(https?:)?//', text), page
+        assert "$" not in code.sub("", text), page  # an equation that was left as it is written
+    settings = (tmp_path / "reference" / "settings.html").read_text()
+    assert "LossSettings" in settings
+    assert "hull_weight" in settings

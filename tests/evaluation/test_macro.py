@@ -58,7 +58,8 @@ def test_report_shows_the_composite_where_its_picture_is_whole(tmp_path: Path) -
     assert found is not None
     assert torch.allclose(found, start)
     above, below = corners_sheet(hull, ("a", "b", "c", "d"), found).rows
-    assert [panel.name for panel in above] == ["initial", "start", "corner 0", "corner 1", "target"]
+    names = ["initial", "start", "corner 0", "corner 1", "their even mix", "target"]
+    assert [panel.name for panel in above] == names
     mean = hull.corners.mean(0)
     assert below[:2] == [None, None]
     assert torch.equal(below[2].image, (0.5 + hull.corners[0] - mean).clamp(0, 1))

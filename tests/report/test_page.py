@@ -78,10 +78,16 @@ def test_nothing_is_fetched_and_only_the_pages_script_may_run(page):
 
 def test_the_pictures_are_exact_and_in_order(page):
     hull = made_hull(5)
-    shown = page().images()[:7]
+    shown = page().images()[:8]
     names = [image["alt"].split(":")[0] for image in shown]
-    assert names == ["initial", *(f"corner {k}" for k in range(5)), "target"]
-    for image, expected in zip(shown, [hull.initial, *hull.corners, hull.target], strict=True):
+    assert names == ["initial", *(f"corner {k}" for k in range(5)), "their even mix", "target"]
+    mix = hull.points(torch.full((1, 5), 0.2))[0]
+    assert torch.allclose(mix, hull.corners.mean(0), atol=1e-6)
+    probabilities = hull.model(mix[None]).detach().softmax(1)[0]
+    words = f"{NAMES[int(probabilities.argmax())]}, {float(probabilities[1]):.4f}"
+    assert shown[6]["alt"] == f"their even mix: {words}"
+    images = [hull.initial, *hull.corners, mix, hull.target]
+    for image, expected in zip(shown, images, strict=True):
         content = base64.b64decode(image["src"].split(",")[1])
         pixels = torch.from_numpy(to_uint8(expected))
         assert torch.equal(torch.tensor(list(Image.open(io.BytesIO(content)).tobytes())),

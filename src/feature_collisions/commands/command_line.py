@@ -48,6 +48,6 @@ def changed(arguments: Sequence[str], *overrides: str) -> list[str]:
     """
     keys = {each.partition("=")[0] for each in overrides}
     kept = [each for each in arguments if each.partition("=")[0].lstrip("+~") not in keys]
-    places = [i for i, each in enumerate(kept, 1) if "=" in each and not each.startswith("-")]
-    at = places[-1] if places else len(kept)
+    overriding = [i for i, each in enumerate(kept, 1) if "=" in each and not each.startswith("-")]
+    at = overriding[-1] if overriding else len(kept)
     return [*kept[:at], *overrides, *kept[at:]]

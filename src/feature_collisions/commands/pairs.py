@@ -129,13 +129,13 @@ def run_pairs(
     Raises:
         OSError: when the disk is full.
     """
-    places = [_place(directory, number, pair) for number, pair in enumerate(pairs)]
-    known = [_known_outcome(place) for place in places]
+    directories = [_place(directory, number, pair) for number, pair in enumerate(pairs)]
+    known = [_known_outcome(place) for place in directories]
     if count := sum(outcome is not None for outcome in known):
         print(f"{directory}: {count} of {len(pairs)} pairs were found there with these settings",
               flush=True)  # fmt: skip
     outcomes: list[dict[str, Any]] = []
-    for number, (pair, place) in enumerate(zip(pairs, places, strict=True)):
+    for number, (pair, place) in enumerate(zip(pairs, directories, strict=True)):
         outcome, earlier = known[number], " (found earlier)"
         if outcome is None:
             outcome, earlier = _searched(pair, place, search, samples), ""

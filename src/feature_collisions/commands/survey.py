@@ -75,8 +75,8 @@ class Survey:
         figures: dict[str, list[dict[str, float | None]]] = {}
         for name, runs in self.runs.items():
             print(f"{name}", flush=True)
-            places = settings.data.root, settings.classifier.weights, settings.classifier.path
-            model, data = classifier_of(runs[0], *places, settings.trainer)
+            paths = settings.data.root, settings.classifier.weights, settings.classifier.path
+            model, data = classifier_of(runs[0], *paths, settings.trainer)
             distance = data.test.mean_distance()
             figures[name] = [_measured(run, model, distance, settings) for run in runs]
         return figures

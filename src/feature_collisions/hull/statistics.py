@@ -87,8 +87,8 @@ class HullStatistics(Metric):
         self.samples += len(logits)
         self.correct += (logits.argmax(1) == self.target_class).sum()
         self.probability_sum += probability.sum()
-        places = (probability * _BINS).long().clamp(0, _BINS - 1)  # NaN goes to a bin too
-        self.histogram.index_add_(0, places, torch.ones_like(places))
+        bins = (probability * _BINS).long().clamp(0, _BINS - 1)  # NaN goes to a bin too
+        self.histogram.index_add_(0, bins, torch.ones_like(bins))
         self.probability_min = torch.minimum(self.probability_min, probability.min())
         self.positive_max = torch.maximum(self.positive_max, error.norm(dim=1).max().double())
         self.kept += ((oriented <= 0) & self.inactive).sum()

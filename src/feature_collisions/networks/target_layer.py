@@ -105,9 +105,11 @@ def last_hidden_layer(model: nn.Module) -> str:
         rectifiers = [] if keeps_values(root, node) else rectifiers_after(root, node)
         if rectifiers and not _passes_by(node.graph, rectifiers):
             return name
+    others = [reason for node in nodes.values() if (reason := not_flat_after(root, node))]
+    said = f" ({others[-1]})" if others else ""
     raise SettingError(
         "layer=auto: this network has no layer that feeds a ReLU and that everything flows "
-        "through; name one"
+        f"through{said}; name another, or choose a network with one"
     )
 
 

@@ -30,7 +30,7 @@ def load_timm(settings: ClassifierSettings, size: Sequence[int]) -> nn.Module:
     """
     timm, name = _timm(), settings.name
     _check_name(timm, name)
-    source = f"classifier.weights={settings.weights}"
+    source = f"classifier.weights={settings.weights or 'null'}"
     tags = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{name.partition('.')[0]}.*")]
     if settings.weights is None or not (is_file(settings.weights) or settings.weights in tags):
         raise SettingError(

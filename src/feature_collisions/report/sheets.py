@@ -11,6 +11,8 @@ from torch import Tensor
 from ..data.images import load_image, load_picture
 from ..errors import SettingError
 from ..hull.hull import Hull
+from ..networks.graph import evaluating
+from ..networks.logits import ask
 from ..patches.database import PatchDatabase, source
 from ..patches.paste import cut_out
 from ..patches.search import Matches
@@ -90,7 +92,7 @@ def hull_sheets(
 
 
 def corners_sheet(hull: Hull, class_names: Sequence[str], start: Tensor | None = None) -> Sheet:
-    """Initial image, corners, target (Figures 2, 3 and 7).
+    """Initial image, corners, their even mix, target (Figures 2, 3 and 7).
 
     Args:
         hull: the corners.
@@ -104,11 +106,13 @@ def corners_sheet(hull: Hull, class_names: Sequence[str], start: Tensor | None =
               f"{class_names[entry['predicted_class']]}, {entry['probability']:.4f}", mixed=True)
         for image, entry in zip(hull.corners, entries, strict=True)
     ]  # fmt: skip
+    if len(entries) > 1:
+        panels.append(_even_mix(hull, class_names))
     first = Panel(hull.initial, "initial", class_names[summary["initial_class"]])
     words = f"{class_names[hull.target_class]}, {summary['target_probability']:.4f}"
     last = Panel(hull.target, "target", words)
     heading = "Initial image, corners, target"
-    note = "Under each corner: its class, and its probability of the target's class."
+    note = "Under a picture: its class, and its probability of the target's class."
     if start is None:
         row = [first, *panels, last]
         rows = [row[k : k + _WIDEST] for k in range(0, len(row), _WIDEST)]
@@ -117,9 +121,19 @@ def corners_sheet(hull: Hull, class_names: Sequence[str], start: Tensor | None =
     own = [Panel(part, f"corner {entry['corner']}", "of its own")
            for part, entry in zip(parts, entries, strict=True)]  # fmt: skip
     rows = [[first, Panel(start, "start", "the composite by Eq. 5"), *panels, last],
-            [None, None, *own, None]]  # fmt: skip
+            [None, None, *own]]  # fmt: skip
     note += " Below: what each has of its own, the corner minus the mean of the corners, on grey."
     return Sheet("corners", heading, rows, note)
+
+
+@torch.inference_mode()
+def _even_mix(hull: Hull, class_names: Sequence[str]) -> Panel:
+    """The hull's centre, which the classifier is asked about."""
+    mix = hull.points(torch.full((1, len(hull.corners)), 1 / len(hull.corners)))
+    with evaluating(hull.model):
+        probabilities = ask(hull.model, mix)[0].softmax(0)
+    name, share = class_names[int(probabilities.argmax())], float(probabilities[hull.target_class])
+    return Panel(mix[0], "their even mix", f"{name}, {share:.4f}")
 
 
 def differences_sheet(hull: Hull, boxes: Sequence[dict[str, Any]]) -> Sheet | None:
