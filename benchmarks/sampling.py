@@ -1,47 +1,78 @@
-"""2,000 points of a SqueezeNet hull against a bare batched forward of 2,000 images.
+"""Points of a SqueezeNet hull against bare batched forwards, at several batch sizes and layouts.
 
-    python benchmarks/sampling.py [samples]
+    python benchmarks/sampling.py [--samples 256] [--rounds 3]
 
-Weights and corners are random: the cost does not depend on them. The two are timed in turns, so
-that a busy machine slows both; the smallest time of each counts.
+Weights and corners are random: the cost does not depend on them. All are timed in turns; the
+smallest time of each counts. Where others use the machine too, the processor's seconds, of all
+threads, tell more than the clock's.
 """
 
-import sys
+import argparse
 import time
+from collections.abc import Callable
 
 import torch
 from torchvision.models import squeezenet1_1
 
-from feature_collisions import Hull
+from feature_collisions.commands.start import keep_freed_memory
+from feature_collisions.hull.hull import Hull
 
-samples, batch, rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 2000, 32, 3
-torch.manual_seed(0)
-model = squeezenet1_1().eval().requires_grad_(False)
-corners = torch.rand(5, 3, 224, 224)
-summary = {"target_class": 0, "distance_scale": 255}
-hull = Hull(
-    model, "features.12.squeeze", corners, corners[0], corners[1], torch.arange(5), summary, batch
-)
-images = torch.rand(batch, 3, 224, 224)
+LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
 
 
-def bare() -> None:
-    with torch.inference_mode():
+def bare(layout: torch.memory_format, batch: int, samples: int) -> Callable[[], None]:
+    """`samples` forward passes, `batch` at a time."""
+    torch.manual_seed(0)
+    model = squeezenet1_1().eval().requires_grad_(False).to(memory_format=layout)
+    images = torch.rand(batch, 3, 224, 224).contiguous(memory_format=layout)
+
+    @torch.inference_mode()
+    def work() -> None:
         for _ in range(samples // batch):
             model(images)
 
-
-def sample() -> None:
-    hull.sample(samples // batch * batch)
+    return work
 
 
-times: dict[str, list[float]] = {"bare": [], "sample": []}
-for _ in range(rounds):
-    for measured in (bare, sample):
-        start = time.perf_counter()
-        measured()
-        times[measured.__name__].append(time.perf_counter() - start)
-best = {name: min(found) for name, found in times.items()}
-print({name: [round(t, 2) for t in found] for name, found in times.items()})
-print(f"{samples} points: {best['sample']:.2f} s; bare forwards {best['bare']:.2f} s; "
-      f"ratio {best['sample'] / best['bare']:.3f}")  # fmt: skip
+def hull_of(layout: torch.memory_format) -> Hull:
+    torch.manual_seed(0)
+    model = squeezenet1_1().eval().requires_grad_(False).to(memory_format=layout)
+    corners = torch.rand(5, 3, 224, 224).contiguous(memory_format=layout)
+    summary = {"target_class": 0, "distance_scale": 255}
+    units = torch.arange(5)
+    return Hull(model, "features.12.squeeze", corners, corners[0], corners[1], units, summary)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    keep_freed_memory()  # as evaluate.py does
+    samples = arguments.samples // 64 * 64
+    works: dict[str, Callable[[], object]] = {
+        f"bare, {name}, {batch} at once": bare(layout, batch, samples)
+        for name, layout in LAYOUTS.items()
+        for batch in (16, 32, 64)
+    }
+    hull = hull_of(torch.channels_last)
+    sampled = f"Hull.sample, channels last, {hull.at_once} at once"
+    works[sampled] = lambda: hull.sample(samples)
+    clocks = (time.perf_counter, time.process_time)
+    best = {name: [float("inf")] * 2 for name in works}
+    for _ in range(arguments.rounds):
+        for name, work in works.items():
+            starts = [clock() for clock in clocks]
+            work()
+            spent = [clock() - start for clock, start in zip(clocks, starts, strict=True)]
+            best[name] = [min(pair) for pair in zip(best[name], spent, strict=True)]
+    for name, (seconds, processor) in best.items():
+        print(f"{name:42s} {samples / seconds:7.1f} points/s, {samples / processor:7.1f} a "
+              "processor's second")  # fmt: skip
+    floors = [min(each) for each in zip(*(best[n] for n in works if n != sampled), strict=True)]
+    shares = [floor / own for floor, own in zip(floors, best[sampled], strict=True)]
+    print("sampling reaches {:.2f}, by the processor's seconds {:.2f}, of the best".format(*shares))
+
+
+if __name__ == "__main__":
+    main()

@@ -60,7 +60,9 @@ def test_a_full_disk_is_told_by_the_files_own_name(full):
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(full):
     (full / "last.ckpt").write_text("before")
-    trainer = SimpleNamespace(save_checkpoint=lambda path: path.write_bytes(b"x" * 1000))
+    trainer = SimpleNamespace(
+        save_checkpoint=lambda path: path.write_bytes(b"x" * 1000), is_global_zero=True
+    )
     module = SimpleNamespace(step=1, step_before=0, finished=True)
     with pytest.raises(OSError, match="too large") as caught:
         Checkpoints(full, 1).look(trainer, module)

@@ -10,7 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from feature_collisions.data.devices import sparing
 from feature_collisions.data.files import save_tensors
+from feature_collisions.errors import SettingError
+from helpers.hulls import evaluated, made_hull
 from helpers.runs import CONFIG
 
 
@@ -166,3 +169,30 @@ def test_train_solves_for_exact_corners(command, tmp_path, classifier, objective
 def test_exact_corners_of_a_deeper_layer_are_refused(command, classifier):
     answer = command("train.py", "solver=linear_program", "classifier.layer=hidden2")
     assert "layer hidden2 is not affine in the pixels" in answer
+
+
+def test_memory_that_runs_out_is_named_with_what_to_do(tmp_path, monkeypatch):
+    hull = made_hull(3)
+
+    def hungry(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(type(hull), "sample", hungry)
+    found = evaluated(hull, tmp_path)
+    assert found["failed"]["dirichlet"].startswith("out of memory on cpu; end what else runs there")
+    assert found["worst_case_probability"] >= 0  # the others are kept
+    message = r"out of memory on cuda:0; .*trainer\.accelerator=cpu"
+    with pytest.raises(SettingError, match=message), sparing(torch.device("cuda", 0)):
+        hungry()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["trainer.accelerator=mps"], "trainer.accelerator=mps: PyTorch sees no GPU of Apple's"),
+        (["trainer.devices=2"], "trainer.devices=2: a hull is measured on one device"),
+        (["trainer.precision=16-mixed", "trainer.accelerator=cpu"], "no float16 arithmetic"),
+    ],
+)
+def test_a_device_or_precision_that_is_not_there_is_refused(command, run, settings, message):
+    assert message in command("evaluate.py", f"run={run}", *settings)

@@ -154,8 +154,13 @@ def test_edges_that_fail_are_named():
             "breakpoints": 4, "margin_min": -1.0, "rounding": 1e-12}  # fmt: skip
     edges = {"precision": 64, "share_proved": 0.75, "share_failed": 0.25, "edges": [edge]}
     (claim,) = claims_of(edges=edges).values()
-    assert claim.value == "75.0000% of their length is seven, 25.0000% is not"
+    assert claim.value == "seven on 75.0000% of their length, another class on 25.0000%"
+    assert "of the rest" not in claim.note
     assert "between corners 0 and 2, from 0.250000 to 0.500000" in claim.note
+    (claim,) = claims_of(edges=edges | {"share_failed": 0.125}).values()
+    assert claim.note.endswith("; of the rest nothing is known")
+    (claim,) = claims_of(edges=edges | {"share_proved": 0, "share_failed": 0}).values()
+    assert claim.known is Known.NOT_PROVED
     (claim,) = claims_of(edges={"reason": "GELU bends everywhere"}).values()
     assert claim.known is Known.NOT_PROVED
     assert claim.value == "not walked: GELU bends everywhere"

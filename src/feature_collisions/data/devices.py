@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from ..errors import SettingError
+
 CPU = torch.device("cpu")
 WITHOUT_FLOAT64 = {"mps"}  # Apple's
 
@@ -26,3 +28,25 @@ def without_tf32() -> Iterator[None]:
 def in_half(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[Any]:
     """Where networks compute in half `precision`; None leaves them as they are."""
     return nullcontext() if precision is None else torch.autocast(device.type, precision)
+
+
+@contextmanager
+def sparing(device: torch.device) -> Iterator[None]:
+    """Say in a SettingError what to do when the device's memory runs out."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        elsewhere = (
+            "" if device.type == "cpu" else ", or measure on the CPU: trainer.accelerator=cpu"
+        )
+        raise SettingError(
+            f"out of memory on {device}; end what else runs there{elsewhere}. What was measured "
+            "before is kept"
+        ) from error
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch says so, of a GPU or of the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

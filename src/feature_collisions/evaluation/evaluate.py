@@ -11,6 +11,7 @@ import platformdirs
 import torch
 
 from ..data.datasets import DataSplit, load_data
+from ..data.devices import CPU, sparing
 from ..data.files import write_json
 from ..data.images import save_png
 from ..errors import SettingError
@@ -19,6 +20,7 @@ from ..hull.run import Run
 from ..hull.run_checks import check_figures, check_units
 from ..networks.classifiers import load_classifier
 from ..networks.graph import evaluating
+from ..networks.logits import device_of
 from ..networks.own_code import is_remembered
 from ..networks.weights import weights_hash
 from ..proofs.edges import prove_edges
@@ -130,9 +132,10 @@ def classifier_of(
             f"run={run.directory}: its corners were found with other weights (hash {expected}, "
             f"here {found}); give the file with classifier.weights=FILE"
         )
-    if trainer is not None:
-        wide = torch.float64 if trainer["precision"] == "64-true" else None
-        model.to(first_device(trainer), wide)
+    place = CPU if trainer is None else first_device(trainer)
+    wide = torch.float64 if trainer and trainer["precision"] == "64-true" else None
+    with sparing(place):
+        model.to(place, wide)
     if run.config.get("channels_last") is True:
         model.to(memory_format=torch.channels_last)
     return model, data
@@ -144,7 +147,8 @@ def checked_hull(model: torch.nn.Module, run: Run) -> Hull:
     if run.config.get("channels_last") is True:
         run.corners = run.corners.contiguous(memory_format=torch.channels_last)
     try:
-        hull = Hull(model, layer, run.corners, run.initial, run.target, run.units, run.summary)
+        with sparing(device_of(model)):
+            hull = Hull(model, layer, run.corners, run.initial, run.target, run.units, run.summary)
     except RuntimeError as error:
         raise SettingError(
             f"run={run.directory}: images of {tuple(run.target.shape)} do not pass through "
@@ -202,7 +206,8 @@ def evaluate(
     left = list(measurements)
     for name, measure in measurements.items():
         try:
-            found = measure(hull, result, settings, directory)
+            with sparing(hull.corners.device):
+                found = measure(hull, result, settings, directory)
             json.dumps(found, allow_nan=False)
         except Exception as error:  # whatever it is, the other measurements must not be lost
             result.setdefault("failed", {})[name] = reason_of(error)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .steps import Affine, Input, MaxPool, Rectifier, Step
 
-_NARROW = 1024  # units of a layer that bend, up to which they are bounded backward, too
+_WORK = 2**25  # numbers a piece that rows of a layer's bends may pass on their way
 _MEMORY = 2**27  # bytes of the rows that are carried backward at once
 _HARDLY = 1e-9  # of the largest deviation: what is smaller counts as rounding
 
@@ -89,14 +89,15 @@ class Bounds:
         steps: of the network.
         vertices: (P, K, C, H, W), each piece's.
         error: (P, K, C, H, W) or a number, how far each pixel may be off.
-        narrow: where at most so many units of a layer bend, they are bounded backward, too.
+        work: units that bend are bounded backward, too, where the rows of a layer's pass at most
+            so many numbers on their way to the pixels.
     """
 
     @torch.no_grad()
     def __init__(
-        self, steps: Sequence[Step], vertices: Tensor, error: Tensor | float, narrow: int = _NARROW
+        self, steps: Sequence[Step], vertices: Tensor, error: Tensor | float, work: int = _WORK
     ) -> None:
-        self.steps, self.narrow = steps, narrow
+        self.steps, self.work = steps, work
         self.pieces, self.corners = vertices.shape[:2]
         bent = {k for step in steps if isinstance(step, Rectifier) for k in step.sources}
         self.at: list[Enclosure] = []
@@ -196,7 +197,8 @@ class Bounds:
         low, high = found.low.flatten(1), found.high.flatten(1)
         bends = (low < 0) & (high > 0)
         count = int(bends.sum(1).max())
-        if not 0 < count <= self.narrow:
+        way = sum(step.size for step in self.steps[: number + 1])
+        if not 0 < count * way <= self.work:
             return
         units = bends.int().argsort(dim=1, descending=True, stable=True)[:, :count]
         mine = bends.gather(1, units)  # a piece with fewer has rows of zeros

@@ -201,10 +201,11 @@ def prove_collision(
         directory: as `prove_class` takes it.
 
     Returns:
-        `by`: `affine` or `bounds`; `feature_relative_max`: at every point ||f(x) - f(t)|| is at
-        most that much of ||f(t)||; `feature_error_max`: no activation is off by more. Where the
-        layer is affine, also `positive_relative_max`, the largest L_pos over ||f(t)||, and
-        `inactive_max`, the largest pre-activation of a unit that is inactive in the target, or what
+        `by`: `affine` or `bounds`; `share_proved`: 1, for what follows is of the whole hull;
+        `feature_relative_max`: at every point ||f(x) - f(t)|| is at most that much of ||f(t)||;
+        `feature_error_max`: no activation is off by more. Where the layer is affine, also
+        `positive_relative_max`, the largest L_pos over ||f(t)||, and `inactive_max`, the largest
+        pre-activation of a unit that is inactive in the target, or what
         one is below the ceiling that it was above (at most 0: all of them stay off). Else
         `feature_relative_seen`, the largest at any point that was looked at, `pieces` and
         `seconds`. Or the `reason` why nothing is bounded.
@@ -218,26 +219,31 @@ def prove_collision(
         if judge.is_affine:
             return judge.exact()
         if not judge.norm:
-            return {"reason": "no unit is active in the target: f(t) is 0"}
+            return _nothing("no unit is active in the target: f(t) is 0")
         judge.prepare()
         known = Splitting.of(torch.eye(len(hull.corners)), 2)
         cache = _cache(directory, judge.network, hull, "collision")
         known.run(judge, seconds, cache, "Collision", False, judge.most)
     except NotPiecewiseLinear as error:
-        return {"reason": str(error)}
+        return _nothing(str(error))
     if not known.pieces:
-        return {"reason": f"no time was given (seconds={seconds:g})"}
+        return _nothing(f"no time was given (seconds={seconds:g})")
     norm, unit = known.everywhere.neg().tolist()
     if not norm < torch.inf:
-        return {"reason": "the bounds are not finite numbers"}
+        return _nothing("the bounds are not finite numbers")
     return {
         "by": "bounds",
+        "share_proved": 1.0,
         "feature_relative_max": norm,
         "feature_error_max": unit,
         "feature_relative_seen": judge.seen,
         "pieces": known.pieces,
         "seconds": known.seconds,
     }
+
+
+def _nothing(reason: str) -> dict[str, Any]:
+    return {"share_proved": 0.0, "reason": reason}
 
 
 class _CollisionJudge(_Judge):
@@ -275,6 +281,7 @@ class _CollisionJudge(_Judge):
         whole = self._errors(self.preactivation).norm(dim=1).max()
         return {
             "by": "affine",
+            "share_proved": 1.0,
             "feature_relative_max": float(whole) / self.norm if self.norm else None,
             "positive_relative_max": distance / self.norm if self.norm else None,
             "inactive_max": float(inactive.max()) if inactive.numel() else None,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from ..evaluation.paper import CASES, Case
 from ..hull.hull import SAMPLERS
 from ..hull.statistics import CLASS, FEATURES, NEITHER
 from .tables import Table, number
@@ -225,17 +226,20 @@ def _edges(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     if "reason" in edges:
         yield Finding(label, f"not walked: {edges['reason']}", Known.NOT_PROVED)
         return
-    value = f"{edges['share_proved']:.4%} of their length is {target}"
+    share, failed = edges["share_proved"], edges["share_failed"]
+    value = f"{target} on {share:.4%} of their length"
     note = f"float{edges['precision']}, up to rounding; no piece of another class was met"
     first = next((edge for edge in edges["edges"] if edge["first_failure"]), None)
     if first:
-        value += f", {edges['share_failed']:.4%} is not"
+        value += f", another class on {failed:.4%}"
         (one, other), (low, high) = first["corners"], first["first_failure"]
         note = (
             f"float{edges['precision']}, up to rounding; another class first between corners {one} "
             f"and {other}, from {low:.6f} to {high:.6f} of the way"
         )
-    yield Finding(label, value, Known.WALKED, note)
+    if share + failed < 1 - 1e-9:
+        note += "; of the rest nothing is known"
+    yield Finding(label, value, Known.WALKED if share + failed else Known.NOT_PROVED, note)
 
 
 def _features_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
@@ -407,43 +411,6 @@ def _edges_table(edges: dict[str, Any]) -> Table:
     ]
     columns = ("edge", "walked", "class proved", "linear pieces", "smallest margin", "rounding")
     return Table("Its edges", columns, rows)
-
-
-class Case(NamedTuple):
-    """One row of the paper's tables; distances are L2, on its own pixel scale."""
-
-    name: str
-    images_distance: float | None
-    corners_distance: float | None
-    accuracy: float | None
-    target_probability: float
-    sampled_probability: float | None
-    ball_accuracy: float | None = None
-
-
-_IMAGENET = 37_538.22
-_MNIST = (Case("paper, Table 1 (Figure 2): 3 to 7", 10.21, 1.28, 1.0, 1.0, 1.0),)
-_PIXELS = (
-    Case("paper, Table 2 (Figure 3a): home theater to jeep", _IMAGENET, 4906.56, 1, 0.993, 0.995),
-    Case("paper, Table 2 (Figure 3b): spaniel to goldfish", _IMAGENET, 8959.69, 1, 0.999, 0.999),
-)
-_MACRO = (
-    Case("paper, Table 3 (Figure 7a): trimaran to obelisk",
-         _IMAGENET, 5909.37, 1, 0.997, 0.992, 0.248),
-    Case("paper, Table 3 (Figure 7b): eggnog to eraser",
-         _IMAGENET, 6074.86, 1, 0.579, 0.585, 0.035),
-    Case("paper, Table 4 (Figure 8): church", _IMAGENET, 8597.34, 1, 0.952, 0.877, 0.092),
-    Case("paper, Table 4 (Figure 9): cleaver", _IMAGENET, 9587.92, 1, 0.999, 0.8, 0.0),
-)  # fmt: skip
-
-CASES = {
-    "mnist": _MNIST,
-    "vgg_pixel": _PIXELS,
-    "squeezenet_pixel": _PIXELS,
-    "vgg_macro": _MACRO,
-    "squeezenet_macro": _MACRO,
-}
-"""The rows of the paper that an experiment stands for; other experiments have none."""
 
 
 def comparison(experiment: str, result: dict[str, Any], target: str) -> Table:

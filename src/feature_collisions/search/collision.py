@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from ..data.devices import out_of_memory
 from ..data.memory import corners_that_fit
 from ..errors import CollisionError, SettingError
 from ..networks.logits import ask
@@ -230,7 +231,7 @@ class Collision(LightningModule):
                 "compile out"
             ) from error
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             raise CollisionError(
                 f"out of memory at step {self.step} with "
@@ -427,10 +428,6 @@ class Collision(LightningModule):
         self.step = self.step_before = saved["step"]
         self.seconds, self.resumed = saved["seconds"], True
         self.earlier = saved["seconds_total"]
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _first_line(error: BaseException) -> str:
