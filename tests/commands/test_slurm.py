@@ -17,6 +17,7 @@ from helpers.commands import ROOT, start
 
 pytestmark = [
     pytest.mark.slurm,
+    pytest.mark.timeout(600),  # a minute each on a quiet machine; SLURM waits for nobody
     pytest.mark.skipif(
         not all(map(shutil.which, ("slurmctld", "slurmd", "sbatch", "munged"))),
         reason="SLURM is not there (apt-get install slurm-wlm munge)",
