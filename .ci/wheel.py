@@ -11,8 +11,9 @@ from feature_collisions import StopSettings, find_corners, load_run
 
 assert feature_collisions.__file__.startswith(sys.argv[1]), feature_collisions.__file__
 package = files("feature_collisions")
-for name in ("py.typed", "data/imagenet_wnids.txt", "patches/composite.c", "report/page.html",
-             "report/page.css", "report/page.js", "report/explorer.html"):  # fmt: skip
+for name in ("py.typed", "data/imagenet_wnids.txt", "patches/composite.c", "report/layout.html",
+             "report/parts.html", "report/report.html", "report/runs.html", "report/survey.html",
+             "report/page.css", "report/page.js"):  # fmt: skip
     assert package.joinpath(name).read_text() or name == "py.typed", name
 assert len(package.joinpath("networks/mnist_mlp.safetensors").read_bytes()) > 1_000_000
 torch.manual_seed(0)

@@ -38,8 +38,9 @@ def commands_of(text):
     for block in blocks:
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.split(" #")[0].split("&&"):
-                if COMMAND.match(part.strip()):
-                    yield part.strip()
+                part = part.strip().removesuffix(" &")  # in the background
+                if COMMAND.match(part):
+                    yield part
 
 
 def listed():

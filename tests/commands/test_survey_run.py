@@ -252,3 +252,23 @@ def test_an_extra_file_that_does_not_fit_is_refused(tmp_path, text, message):
     (tmp_path / "extra.csv").write_text(text)
     with pytest.raises(SettingError, match=message):
         read_extra(str(tmp_path / "extra.csv"), ["a:one", "b:two"])
+
+
+def test_a_hull_that_cannot_be_measured_leaves_its_pair_out(folder, evaluate, capsys):
+    damaged = shutil.copytree(folder / "sweep", folder / "damaged")
+    path = next(iter(sorted((damaged / "1").glob("001_*")))) / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["corners"][0]["positive"] += 1000
+    path.write_text(json.dumps(summary))
+    answer = evaluate("run=damaged", "seed=1")
+    assert "not everything was measured" in answer
+    assert "positive=" in answer
+    assert (damaged / "survey.md").read_text().startswith("# 2 networks, 2 pairs")
+
+
+def test_a_strangers_name_is_only_text(folder, evaluate, capsys):
+    strange = shutil.copytree(folder / "sweep", folder / "named")
+    for path in (strange / "1").rglob("config.yaml"):
+        path.write_text(path.read_text().replace("survey_networks:clipped", '"a:$x_{<b>\\e[31m"'))
+    assert evaluate("run=named", "classifier.path=survey_networks:clipped") is not None
+    assert "\x1b" not in capsys.readouterr().out

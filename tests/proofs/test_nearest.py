@@ -6,6 +6,7 @@ import torch
 from scipy.optimize import minimize, nnls
 
 from feature_collisions.errors import CollisionError, SettingError
+from feature_collisions.hull.run import load_run
 from feature_collisions.proofs.linear_program import LinearPrograms
 from feature_collisions.proofs.nearest import Constraints, nearest_point
 from feature_collisions.search.find_corners import find_corners
@@ -100,3 +101,16 @@ def test_gradient_descent_on_the_loss_finds_the_same_corner(shift, shift_images)
 def test_nearness_must_be_given(shift, shift_images):
     with pytest.raises(SettingError, match=r"loss\.nearness=0: objective=near .*must be above 0"):
         LinearPrograms(shift, "hidden", *shift_images, [0], "near")
+
+
+def test_the_experiment_that_keeps_its_picture(command, tmp_path):
+    """Nearer to the 3 than Eq. 2's optimum, and the same features to rounding."""
+    place = tmp_path / "near"
+    quick = ("corner=0..1", "wandb.mode=disabled", f"hydra.run.dir={place}")
+    assert command("train.py", "experiment=mnist_near", *quick) is None
+    run = load_run(place)
+    assert (run.summary["objective"], run.summary["hull_relative"]) == ("near", 0.05)
+    assert max(entry["positive_relative"] for entry in run.summary["corners"]) < 1e-6
+    assert {entry["predicted_class"] for entry in run.summary["corners"]} == {7}
+    apart = (run.corners - run.initial).flatten(1).norm(dim=1)
+    assert 5.9 < apart.min() <= apart.max() < 6.4

@@ -72,17 +72,18 @@ def evaluate_survey(
     from .survey import read_survey
 
     survey = read_survey(settings, runs)
-    figures = survey.measured(settings)
+    figures, pairs, failed = survey.measured(settings)
     tables = write_survey(
-        directory, figures, survey.pairs, survey.reference, survey.extra, survey.budget,
+        directory, figures, pairs, survey.reference, survey.extra, survey.budget,
         settings.seed,
     )  # fmt: skip
     for table in tables:
-        print(f"\n{table.heading}\n\n{as_text(table)}\n\n{for_line(table.note)}")
+        print(for_terminal(f"\n{table.heading}\n"))
+        print(f"{as_text(table)}\n\n{for_line(table.note)}")
     for line in survey.left_out:
         print(for_terminal(f"left out: {line}"))
     print(for_terminal(f"\nsurvey: {directory / 'survey.html'}"))
-    end_with([f"{name}: {reason}" for name, reason in refused.items()])
+    end_with([f"{name}: {reason}" for name, reason in (refused | failed).items()])
 
 
 def evaluate_many(

@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import SettingError
+from ..report.escaping import for_terminal
 
 if TYPE_CHECKING:
     from ..hull.run import Run
@@ -45,6 +46,20 @@ def _pair(run: Run) -> str:
     return digest.hexdigest()
 
 
+class Measured(NamedTuple):
+    """What a survey's hulls gave.
+
+    Attributes:
+        figures: by network, one entry per pair.
+        pairs: their names.
+        failed: hulls that could not be measured, and why; their pairs are left out.
+    """
+
+    figures: dict[str, list[dict[str, float | None]]]
+    pairs: list[str]
+    failed: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Survey:
     """The hulls of a survey.
@@ -65,21 +80,35 @@ class Survey:
     budget: str
     left_out: Sequence[str]
 
-    def measured(self, settings: EvaluateSettings) -> dict[str, list[dict[str, float | None]]]:
-        """Every hull's figures, by network.
+    def measured(self, settings: EvaluateSettings) -> Measured:
+        """Every hull's figures, of the pairs that could be measured in all networks.
 
         What was measured before, on this machine and of the same corners, is not measured again.
-        """
-        from ..evaluation.evaluate import classifier_of
 
-        figures: dict[str, list[dict[str, float | None]]] = {}
+        Raises:
+            SettingError: when no pair could be.
+        """
+        from ..evaluation.evaluate import classifier_of, reason_of
+
+        found: dict[str, dict[int, dict[str, float | None]]] = {}
+        failed: dict[str, str] = {}
         for name, runs in self.runs.items():
-            print(f"{name}", flush=True)
+            print(for_terminal(name), flush=True)
             paths = settings.data.root, settings.classifier.weights, settings.classifier.path
             model, data = classifier_of(runs[0], *paths, settings.trainer)
             distance = data.test.mean_distance()
-            figures[name] = [_measured(run, model, distance, settings) for run in runs]
-        return figures
+            found[name] = {}
+            for number, run in enumerate(runs):
+                try:
+                    found[name][number] = _measured(run, model, distance, settings)
+                except Exception as error:  # whatever it is, the other hulls must not be lost
+                    failed[str(run.directory)] = reason_of(error)
+        kept = sorted(set.intersection(*(set(each) for each in found.values())))
+        if not kept:
+            place, reason = next(iter(failed.items()))
+            raise SettingError(f"run: no pair could be measured in all networks. {place}: {reason}")
+        figures = {name: [each[number] for number in kept] for name, each in found.items()}
+        return Measured(figures, [self.pairs[number] for number in kept], failed)
 
 
 def read_survey(settings: EvaluateSettings, runs: Sequence[Run]) -> Survey:

@@ -222,7 +222,7 @@ def _with_interval(axes: Any, size: Interval | None, place: float, upright: bool
 
 
 def _short(name: str) -> str:
-    text = name.rpartition(":")[2]
+    text = name.rpartition(":")[2].replace("$", r"\$")  # which begins a formula
     return text if len(text) <= 24 else f"{text[:23]}…"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..data.files import write_text
 from ..evaluation.survey import COLUMNS, Figures, Interval, differences, means
-from .escaping import for_csv
+from .escaping import for_csv, for_markdown
 from .figures import save_figure, survey_figure
 from .page import survey_page
 from .tables import Table, as_markdown, number
@@ -66,8 +66,12 @@ def write_survey(
     for ending in ("png", "pdf"):
         save_figure(figure, directory / f"survey.{ending}")
     tables = [overview, paired]
-    parts = ["# " + overview.heading, as_markdown(overview), "![hull sizes](survey.png)"]
-    parts += ["## " + paired.heading, as_markdown(paired)]
+    parts = [
+        "# " + for_markdown(overview.heading),
+        as_markdown(overview),
+        "![hull sizes](survey.png)",
+    ]
+    parts += ["## " + for_markdown(paired.heading), as_markdown(paired)]
     write_text(directory / "survey.md", "\n\n".join(parts) + "\n")
     write_text(directory / "survey.html", survey_page(directory.name, tables, figure))
     _write_csv(directory / "survey.csv", *_rows(found, extra, columns))
