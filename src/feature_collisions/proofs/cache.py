@@ -14,7 +14,7 @@ from ..data.files import load_tensors, read_json, save_tensors, write_json
 from ..errors import SettingError
 from ..networks.weights import weights_hash
 
-_METHOD = 3  # raise it when the walk or its judgement changes: what was proved otherwise is stale
+_METHOD = 4  # raise it when the walk or its judgement changes: what was proved otherwise is stale
 _SIMPLE = (bool, int, float, str, tuple, type(None))
 
 
