@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from feature_collisions.data.files import load_tensors
 from feature_collisions.errors import SettingError
@@ -109,6 +109,34 @@ def test_bounds_hold_at_every_point_and_at_the_vertices(name: str, scale: float)
         assert widths["backward"] <= 1.1 * widths["forward"] + 1e-11
         moved = float((logits.max(0).values - logits.min(0).values).max())
         assert widths["backward"] < 20 * moved + 1e-11
+
+
+class Values(fx.Interpreter):
+    """Runs a network and keeps every node's values."""
+
+    def run_node(self, node: fx.Node) -> Any:
+        self.seen = getattr(self, "seen", {})
+        result = super().run_node(node)
+        self.seen[node.name] = result.clone() if isinstance(result, Tensor) else result
+        return result
+
+
+@pytest.mark.parametrize("work", [0, 2**25])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_step_lies_within_its_bounds(name: str, work: int) -> None:
+    network, corners = made(name, 0, SIZES[name], 0.7)
+    weights = torch.cat([torch.eye(4).double(), dirichlet(2000, 4, torch.Generator())])
+    steps = steps_of(network, corners[0])
+    bounds = Bounds(steps, corners[None], rounding(4, corners)[None], work)
+    values = Values(network, garbage_collect_values=False)
+    values.run(torch.tensordot(weights, corners, 1))
+    for step, here in zip(steps, bounds.at, strict=True):
+        seen = values.seen[step.name].flatten(1)
+        middle, radius = weights @ here.middle[0].flatten(1), weights @ here.radius[0].flatten(1)
+        slack = 1e-12 * (1 + seen.abs().max())  # float64 rounds what is seen, too
+        assert ((seen - middle).abs() <= radius + slack).all(), step.name
+        assert (here.low[0].flatten() <= seen + slack).all(), step.name
+        assert (seen <= here.high[0].flatten() + slack).all(), step.name
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -477,7 +477,9 @@ def _lines(below: Tensor, above: Tensor, low: Tensor, high: Tensor, top: float) 
     vertices, and between `low` and `high` (P, ...). Slopes are chosen freely, and the starts are
     what they demand. Where y is convex, so is y - slope x, and below the mix of its values at the
     vertices' ends: each vertex pays for its own interval alone. Likewise from below where y is
-    concave; elsewhere the ends of [low, high] and the bends between them decide.
+    concave; elsewhere the ends of [low, high] and the bends between them decide. A vertex's ends
+    may lie beyond [low, high], so that max(x, 0), or min(x, top), stands for y there: it is y
+    wherever x can be, and convex, or concave, everywhere.
     """
     on, off = (low >= 0) & (high <= top), (high <= 0) | (low >= top)
     middle = (below + above).mean(1) / 2
@@ -498,18 +500,20 @@ def _lines(below: Tensor, above: Tensor, low: Tensor, high: Tensor, top: float) 
     if top < math.inf:
         points.append(low.new_full((), top).clamp(low, high))
 
-    def demand(slope: Tensor, places: list[Tensor]) -> Tensor:
-        return torch.stack([place.clamp(0, top) - slope * place for place in places])
+    def demand(slope: Tensor, places: list[Tensor], least: float = 0, most: float = top) -> Tensor:
+        return torch.stack([place.clamp(least, most) - slope * place for place in places])
 
     over = torch.where(
         (high <= top)[:, None],
-        demand(high_slope[:, None], ends).amax(0),
+        demand(high_slope[:, None], ends, most=math.inf).amax(0),
         demand(high_slope, points).amax(0)[:, None],
     )
     floor = demand(high_slope, points).amin(0)[:, None].expand_as(over)
     under = demand(low_slope, points).amin(0)[:, None].expand_as(over)
     if top < math.inf:
-        under = torch.where((low >= 0)[:, None], demand(low_slope[:, None], ends).amin(0), under)
+        under = torch.where(
+            (low >= 0)[:, None], demand(low_slope[:, None], ends, least=-math.inf).amin(0), under
+        )
     error = rounding(2, 2 * torch.maximum(low.abs(), high.abs()))[:, None]
     straight = (on | (high <= 0))[:, None]
     under, over, floor = (

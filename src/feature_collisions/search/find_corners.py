@@ -219,7 +219,7 @@ class Search:
         if summary["unmet"]:
             warnings.warn(
                 f"not converged: {'; '.join(summary['unmet'])} after {summary['steps']} steps; "
-                "raise stop.max_steps or loss.alpha",
+                "raise stop.max_steps or lower loss.beta; docs/how-to/tune.md has more",
                 stacklevel=2,
             )
         return Hull(
