@@ -83,6 +83,12 @@ def elsewhere(float64: bool = True) -> Iterator[None]:
         # Inference tensors come to a dispatch mode in other parts, whose place nothing tells.
         modes = {True: torch.no_grad, False: nullcontext}
         patch.setattr(torch._C, "_InferenceMode", lambda mode: modes[mode]())
+        cast = torch.autocast  # knows real devices only
+
+        def autocast(device: str, *given: Any, **options: Any) -> Any:
+            return nullcontext() if device == DEVICE.type else cast(device, *given, **options)
+
+        patch.setattr(torch, "autocast", autocast)
         supported = optimizer._get_fused_kernels_supported_devices()
         patch.setattr(
             optimizer, "_get_fused_kernels_supported_devices", lambda: [*supported, DEVICE.type]

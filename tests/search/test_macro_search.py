@@ -198,11 +198,11 @@ def test_mnist_macro_from_the_command_line(
     assert 0 < result["macro_share"] < 1
     assert result["total_variation"] > 0
     assert -1 < result["ssim_to_target"] < 1
-    assert (place / "composites.png").exists()
+    assert (place / "corners.png").exists()
     assert (place / "images" / "patches.png").stat().st_size > 10_000
     page = (place / "report.html").read_text()
     assert "the composite by Eq. 5" in page
-    assert 'alt="patches and matches"' in page
+    assert 'alt="patches: query, match, pasted"' in page
     assert "R(P), mean over the corners" in (place / "report.md").read_text()
 
 
