@@ -48,7 +48,7 @@ def contents(folder):
 
 def test_the_second_run_is_refused_until_the_first_is_killed(tmp_path, drawn, owner):
     run = tmp_path / "run"
-    message = f"error: hydra.run.dir={run}: another process is at work there; wait for its end"
+    message = f"error: hydra.run.dir={run}: another process is at work there; wait until it ends"
     before = contents(run)
     assert run_command(tmp_path, "train.py", *QUICK, "hydra.run.dir=run").startswith(message)
     (run / "config.yaml").write_text("name: mnist\n")
