@@ -26,7 +26,7 @@ def random_net(pixels: int = 36, units: int = 12) -> nn.Sequential:
 def programs(objective: str, corners: range = range(3), seed: int = 0) -> LinearPrograms:
     model = random_net()
     initial, target = torch.rand(2, 1, 6, 6)
-    return LinearPrograms(model, "1", initial, target, corners, objective, seed)
+    return LinearPrograms(model, "1", initial, target, corners, objective, seed, nearness=1.0)
 
 
 def test_the_affine_map_is_the_layer() -> None:
