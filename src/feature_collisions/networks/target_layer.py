@@ -1,12 +1,18 @@
-"""The network cut before the target layer's ReLU, or watched there on its way to the logits."""
+"""The network cut before the target layer's ReLU, or watched there on its way to the logits.
+
+With what every step runs of it: a frozen copy, and no more than the loss needs.
+"""
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 
+from ..data.devices import able
 from ..errors import SettingError
+from ..settings.trainer import MIXED
 from .graph import (
     NotPiecewiseLinear,
     Traced,
@@ -18,7 +24,7 @@ from .graph import (
     shell_of,
     trace,
 )
-from .logits import logits_in
+from .logits import device_of, logits_in
 
 
 class TargetLayer(nn.Module):
@@ -69,6 +75,50 @@ class Observed(nn.Module):
         """(B, C, H, W) to logits (B, classes) and pre-activations (B, N)."""
         output, preactivation = self.network(images)
         return logits_in(output, len(images)), preactivation.flatten(1)
+
+
+def frozen_copy(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The whole classifier where it lies, in eval mode and without gradients for its weights."""
+    frozen: nn.Module = copied(model).requires_grad_(False).eval()
+    return frozen.to(memory_format=layout)
+
+
+def network_of(
+    model: nn.Module, layer: str, logits: bool, dtype: torch.dtype, layout: torch.memory_format
+) -> TargetLayer | Observed:
+    """The classifier up to the target layer, or all of it where the loss compares logits.
+
+    Args:
+        model: the classifier.
+        layer: its target layer.
+        logits: whether the loss compares them.
+        dtype: of images and features.
+        layout: how images and filters lie in memory.
+    """
+    network: TargetLayer | Observed
+    if logits:  # frozen once cut: a copied model would still call a forward patched on the first
+        network = cast(Observed, frozen_copy(Observed(model, layer), layout))
+    else:
+        network = TargetLayer(model, layer)
+    network.to(able(device_of(model), dtype), dtype).to(memory_format=layout)
+    return network
+
+
+def halve_weights(network: nn.Module, precision: str) -> None:
+    """Store what a mixed precision would convert at every step: autocast keeps no frozen weights.
+
+    Normalisations keep float32, as autocast has it. It rounds, which no comparison with the model
+    allows for.
+
+    Args:
+        network: the frozen network.
+        precision: Lightning's; only mixed ones change anything.
+    """
+    if precision not in MIXED:
+        return
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(MIXED[precision])
 
 
 def copied(module: nn.Module) -> nn.Module:

@@ -18,10 +18,16 @@ from ..errors import SettingError
 from ..hull.distances import SIGMA
 from ..hull.hull import Hull
 from ..networks.agreement import accepted, check_agreement, check_gradient, is_double
-from ..networks.frozen import frozen_copy, halve_weights, network_of
 from ..networks.logits import device_of
 from ..networks.target import logits_of, passing, preactivation_of, target_features
-from ..networks.target_layer import Observed, TargetLayer, last_hidden_layer
+from ..networks.target_layer import (
+    Observed,
+    TargetLayer,
+    frozen_copy,
+    halve_weights,
+    last_hidden_layer,
+    network_of,
+)
 from ..patches.composite import Sources
 from ..settings.rules import one_of
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
