@@ -37,7 +37,7 @@ from feature_collisions.settings.train import (
     parse_corners_per_batch,
 )
 from feature_collisions.settings.trainer import check_trainer
-from helpers.commands import ROOT
+from helpers.settings import CONF
 from helpers.settings import settings as composed
 
 ODD = [None, True, "5", "", [], {}, -1, 0, 1, 2, 1.5, -0.0, 1e-320, 1e308, 2**63, 10**400,
@@ -194,7 +194,7 @@ def test_a_range_is_measured_before_it_is_made():
     with pytest.raises(SettingError, match=r"corner=0\.\.99999999999: names 100,000,000,000 corn"):
         parse_corners("0..99999999999")
     with pytest.raises(SystemExit, match=r"corner=0\.\.99999999999: names 100,000,000,000 corners"):
-        expand_or_exit(["corner=0..99999999999", "-m"], ROOT / "conf")
+        expand_or_exit(["corner=0..99999999999", "-m"], CONF)
     with pytest.raises(SettingError, match="no layer has as many units"):
         parse_corners("9" * 5000)
     assert len(parse_corners("0..9999")) == 10_000
@@ -239,7 +239,7 @@ def test_a_flag_may_stand_anywhere():
     given = ["corner=0..1", "-m", "data.root=DIR", "~x", "--cfg", "job", "seed=1"]
     ordered = ["corner=0..1", "data.root=DIR", "~x", "seed=1", "-m", "--cfg", "job"]
     assert overrides_first(given) == ordered
-    assert expand_or_exit(given, ROOT / "conf")[:2] == ["corner=0,1", "data.root=DIR"]
+    assert expand_or_exit(given, CONF)[:2] == ["corner=0,1", "data.root=DIR"]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_what_hydra_has_no_message_for_is_refused_before(argument):
     with pytest.raises(SettingError, match=r"digits; none may have more|none of the choices"):
         check_arguments(["corner=0", argument])
     with pytest.raises(SystemExit, match="error: "):
-        expand_or_exit([argument], ROOT / "conf")
+        expand_or_exit([argument], CONF)
 
 
 def test_settings_of_a_job_are_checked_whole():
