@@ -104,4 +104,4 @@ def test_a_sweep_repeated_is_refused_and_continued_when_asked(train, tmp_path, c
     assert "loss.alpha was 1.0, is 100.0" in answer
     assert "raise stop.max_steps=100" in answer
     assert train(*sweep, "ckpt_path=last", "stop.max_steps=150") is None
-    assert "under other settings (stop.max_steps was 100, is 150)" in capsys.readouterr().out
+    assert "with other settings (stop.max_steps was 100, is 150)" in capsys.readouterr().out

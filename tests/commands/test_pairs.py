@@ -221,4 +221,4 @@ def test_a_search_with_interior_points_does_not_stop_at_good_corners(shift, shif
         ).module
         module.classifier, module.goal = OnlyCorners(), Goal(stop, 1.0, 0, 0.7)
         corners = torch.stack([torch.zeros(1, 3, 3), torch.ones(1, 3, 3)])
-        assert module._classified_as_target(corners) == converged
+        assert module._classified_as_target(corners, corners) == converged

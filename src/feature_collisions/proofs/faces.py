@@ -14,6 +14,7 @@ from .splitting import Splitting
 from .whole_hull import ClassJudge
 
 _PIECES = 300  # of a triangle: as many as a picture shows
+_CORNERS = 10  # of a hull: 120 triangles; there are 2,024 with 24
 
 
 @torch.no_grad()
@@ -41,6 +42,9 @@ def prove_faces(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
     triangles = list(itertools.combinations(range(len(numbers)), 3))
     if not triangles:
         return {"reason": "needs three corners"}
+    if len(numbers) > _CORNERS:
+        many = f"{len(triangles):,} triangles of {len(numbers)} corners"
+        return {"reason": f"{many} are too many to tell apart; {_CORNERS} corners are tried"}
     found, shares = list[dict[str, Any]](), list[float]()
     try:
         judge.prepare()

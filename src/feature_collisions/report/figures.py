@@ -105,14 +105,19 @@ def histogram_figure(result: dict[str, Any], target: str) -> Figure:
     return figure
 
 
+_FACES = 20  # triangles in one figure
 _STATES = {"proved": _BLUE, "undecided": "#FFFFFF", "refuted": _VERMILION}
 
 
 def faces_figure(proof: dict[str, Any]) -> Figure | None:
-    """The hull's triangles, each part in the colour of what is known of it (`prove_faces`)."""
+    """The hull's triangles, each part in the colour of what is known of it (`prove_faces`).
+
+    Of many the `_FACES` are shown of which least is proved.
+    """
     triangles = proof.get("faces", {}).get("triangles")
     if not triangles:
         return None
+    triangles = sorted(triangles, key=lambda triangle: triangle["share_proved"])[:_FACES]
     columns = min(5, len(triangles))
     rows = math.ceil(len(triangles) / columns)
     figure = _figure(_WIDTH, _WIDTH / columns * rows + 0.4)
