@@ -12,7 +12,7 @@ from torch import nn
 from feature_collisions.commands.extra_file import read_extra
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.survey import COLUMNS, differences, interval_of
-from feature_collisions.networks.own_code import is_remembered
+from feature_collisions.networks.classifiers import is_remembered
 from helpers.commands import run_command
 
 NETWORKS = """

@@ -18,10 +18,9 @@ from ..errors import SettingError
 from ..hull.hull import SAMPLERS, Hull
 from ..hull.run import Run
 from ..hull.run_checks import check_figures, check_units
-from ..networks.classifiers import load_classifier
+from ..networks.classifiers import is_remembered, load_classifier
 from ..networks.graph import evaluating
 from ..networks.logits import device_of
-from ..networks.own_code import is_remembered
 from ..networks.weights import weights_hash
 from ..proofs.edges import prove_edges
 from ..proofs.faces import prove_faces
