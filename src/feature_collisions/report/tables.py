@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,11 +55,16 @@ def as_text(table: Table) -> str:
         widths = [max(filled[k], min(names[k], len(cells[0][k]))) for k in range(len(names))]
         widest = widths.index(max(widths))
         widths[widest] = max(20, widths[widest] + min(0, screen - sum(widths)))
-    return tabulate(
-        cells[1:], cells[0], "simple", disable_numparse=True, colalign=_aligned(table),
-        maxcolwidths=[max(1, width) for width in widths],
-        maxheadercolwidths=[max(1, width) for width in names],
-    )  # fmt: skip
+    # tabulate's own breaking of cells takes the word False for a truth value, and prints True.
+    head, *rows = [
+        [_broken(cell, width) for cell, width in zip(row, limits, strict=True)]
+        for row, limits in zip(cells, [names] + [widths] * len(table.rows), strict=True)
+    ]
+    return tabulate(rows, head, "simple", disable_numparse=True, colalign=_aligned(table))
+
+
+def _broken(cell: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(cell, max(1, width))) or cell
 
 
 def number(value: float | None, form: str = ".4g") -> str:
