@@ -136,7 +136,7 @@ class RankLauncher(_Launcher):
 
 def _run_rank(
     rank: int,
-    function: Callable[..., Any],
+    function: Any,  # a method of the Trainer
     args: Any,
     kwargs: Any,
     reports: Sequence[Connection],
@@ -148,7 +148,7 @@ def _run_rank(
     loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     if loopback:  # a search stays on its machine, whatever its name resolves to
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
-    module, trainer = args[0], _trainer_of(function)
+    module, trainer = args[0], function.__self__
     # Lightning answers SIGTERM by a collective of its own, in the midst of whatever a rank is
     # doing: the other one waits in another, and both hang.
     trainer._signal_connector.register_signal_handlers = _leave_signals
@@ -166,11 +166,6 @@ def _run_rank(
             dist.destroy_process_group()
     if rank == 0:
         _send(reports[0], module.found._asdict())
-
-
-def _trainer_of(function: Any) -> Any:
-    """Whose bound method Lightning gives a launcher."""
-    return function.__self__
 
 
 def _leave_signals() -> None:
