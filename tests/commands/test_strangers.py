@@ -269,7 +269,8 @@ def test_units_must_be_inactive_units_of_the_target(evaluate, whole, tmp_path, u
         (CONFIG.replace("seed: 0", "seed: -1"), "does not say which"),
         (CONFIG.replace("root: null", "root: null, size: -3"), "data.size=-3"),
         ("a: &a [x, x]\nb: *a\n", "line 2: an alias"),
-        ("[" * 5000, "nested too deep"),
+        ("[" * 500, "nested too deep"),
+        ("[" * 5000, "nest"),  # some versions of libyaml count for themselves
         ("a: !!int x", "a tag"),
         ("a: " + "1:" * 100_000 + "1", "a value too long"),
     ],

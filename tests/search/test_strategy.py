@@ -1,9 +1,7 @@
 """One search on several ranks: what one process finds, one directory, one end for all."""
 
 import csv
-import os
-import signal
-import subprocess
+import multiprocessing
 import threading
 import time
 
@@ -128,12 +126,9 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_search_goes_on(pair, tmp_
     def kill():
         while not last.exists():
             time.sleep(0.02)
-        children = subprocess.run(
-            ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True
-        ).stdout.splitlines()
-        ranks = [line for line in children if "spawn_main" in line]
+        ranks = multiprocessing.active_children()
         killed.extend([len(ranks), time.monotonic()])
-        os.kill(int(ranks[-1].split()[0]), signal.SIGKILL)
+        ranks[-1].kill()
 
     threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(CollisionError, match=r"a process of trainer\.devices failed \(.*SIGKILL"):
