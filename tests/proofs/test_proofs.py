@@ -15,9 +15,10 @@ from feature_collisions.data.files import load_tensors
 from feature_collisions.errors import SettingError
 from feature_collisions.hull.hull import Hull, dirichlet
 from feature_collisions.networks.graph import NotPiecewiseLinear
-from feature_collisions.proofs.bounds import Bounds, rounding
+from feature_collisions.proofs.bounds import Bounds
 from feature_collisions.proofs.linear_program import LinearPrograms, depth
 from feature_collisions.proofs.piecewise import traced
+from feature_collisions.proofs.relaxation import rounding
 from feature_collisions.proofs.splitting import Judged, Splitting
 from feature_collisions.proofs.steps import steps_of
 from feature_collisions.proofs.whole_hull import (

@@ -20,10 +20,11 @@ from ..networks.target import TargetFeatures
 from ..networks.target_layer import TargetLayer
 from ..search.losses import positive
 from ..settings.rules import at_least
-from .bounds import Bounds, rounding
+from .bounds import Bounds
 from .cache import PieceCache, proof_key
 from .linear_program import check_affine
 from .piecewise import traced
+from .relaxation import rounding
 from .splitting import Judged, Splitting
 from .steps import Step, steps_of
 
