@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .relaxation import Bend, Range, between, rounding, tops_of
-from .steps import Affine, Input, MaxPool, Rectifier, Step
+from .steps import Affine, Input, MaxPool, Rectifier, Reshaped, Step
 
 _GRAIN = 2.0**20  # slopes are multiples of its inverse: sums of them and 1 are exact
 _BENDS = 3000  # at most
@@ -38,13 +38,11 @@ class Dense(Affine):
 
     def linear(self, *values: Tensor) -> Tensor:
         """sum_i W_i x_i."""
-        parts = [value @ weight.T for value, weight in zip(values, self.weights, strict=True)]
-        return torch.stack(parts).sum(0)
+        return _products(self.weights, values)
 
     def spread(self, values: Sequence[Tensor]) -> Tensor:
         """sum_i |W_i| x_i."""
-        parts = [value @ weight.abs().T for value, weight in zip(values, self.weights, strict=True)]
-        return torch.stack(parts).sum(0)
+        return _products([weight.abs() for weight in self.weights], values)
 
     def back(self, rows: Tensor) -> list[Tensor]:
         """W_i^T rows."""
@@ -102,7 +100,7 @@ class _Localiser:
         self.corners = len(vertices)
         point = Input("point", (), torch.Size([self.corners]))
         self.found: list[Step] = [point]
-        self.blocks: list[tuple[int, int | None]] = []  # deviations: their number and their step
+        self.blocks: list[tuple[int, int]] = []  # of deviations: how many, and their step
         none = vertices.new_zeros(0, self.corners)
         self.middle, self.radius = none, none  # (n, K) where each deviation lies
         last_use = {source: number for number, step in enumerate(steps) for source in step.sources}
@@ -145,13 +143,13 @@ class _Localiser:
         bends = ~(bend.is_on | bend.is_off | bend.is_full)[0].flatten()
         units = bends.nonzero().flatten()
         self._count(len(units), step)
-        full = bend.is_full[0] * (step.ceiling if step.ceiling < math.inf else 0.0)
+        full = torch.zeros_like(slope[0]).masked_fill(bend.is_full[0], step.ceiling)
         line = slope[0] - step.tilt
         base, slopes = given.base * line + full, given.slopes * line
         size = given.size * line.abs() + full
         error = given.error * line.abs() + rounding(2, size)
         if len(units):
-            inside = Range(*(each.flatten(each.ndim - step_dims(step))[..., units] for each in x))
+            inside = Range(*(each.flatten(-len(step.shape))[..., units] for each in x))
             part = Bend(inside, step.ceiling, slope[0].flatten()[units])
             zero = torch.zeros_like(inside.low)
             middle, radius = between(part.start_below(zero)[0], part.start_above(zero)[0])
@@ -162,27 +160,45 @@ class _Localiser:
         return _Form(base, slopes, error, size)
 
     def _max_pool(self, step: MaxPool, given: _Form) -> _Form:
-        """Where no cell is the largest everywhere, its window's deviation stays unknown."""
+        """Of a window whose largest cell is always the same, that; any other one is kept whole."""
         x = self._range(given)
         tops, lower, upper = tops_of(step, x)
-        middle, radius = (each[0].flatten(1) for each in between(lower, upper))
         units = (~tops.alone[0].flatten()).nonzero().flatten()
         self._count(len(units), step)
 
         def chosen(values: Tensor) -> Tensor:
             cells = tops.cell.expand(len(values), -1, -1)
-            return values.flatten(-2).gather(-1, cells).view(-1, *step.shape)
+            found = values.flatten(-2).gather(-1, cells).flatten(1)
+            found[:, units] = 0
+            return found.view(-1, *step.shape)
 
-        base, slopes = chosen(given.base), chosen(given.slopes)
-        error, size = chosen(given.error[None])[0], chosen(given.size[None])[0]
+        base, slopes, error, size = (
+            chosen(each) for each in (given.base, given.slopes, given.error[None], given.size[None])
+        )
         if len(units):
-            base.view(self.corners, -1)[:, units] = middle[:, units]
-            slopes.view(len(slopes), -1)[:, units] = 0
-            error.view(-1)[units] = 0
-            size.view(-1)[units] = middle[:, units].abs().amax(0)
-            zero = torch.zeros_like(radius[:, units]).T
-            slopes, size = self._deviate(slopes, size, units, zero, radius[:, units].T, False)
-        return _Form(base, slopes, error, size)
+            middle, radius = (each[0].flatten(1)[:, units].T for each in between(lower, upper))
+            self._keep_windows(step, given, units, tops.cell[0].flatten()[units])
+            slopes, size = self._deviate(slopes, size[0], units, middle, radius)
+            return _Form(base, slopes, error[0], size)
+        return _Form(base, slopes, error[0], size[0])
+
+    def _keep_windows(self, step: MaxPool, given: _Form, units: Tensor, top: Tensor) -> None:
+        cells = step.cells[units % len(step.cells)]
+        cells = torch.where(cells < 0, top[:, None], cells)
+        channel = units // len(step.cells) * math.prod(given.base.shape[-2:])
+        source = self._keep(step.name + "_in", given, (channel[:, None] + cells).flatten())
+        many, few = cells.numel(), len(units)
+        shaped = self._reshape(source, torch.Size([1, 1, many]))
+        places = torch.arange(many, device=cells.device).view(cells.shape)
+        pooled = self._append(MaxPool(step.name, (shaped,), torch.Size([1, 1, few]), places))
+        self._reshape(pooled, torch.Size([few]))
+
+    def _reshape(self, source: int, shape: torch.Size) -> int:
+        given = self.found[source]
+        common = (given.name + "_as", (source,), shape)
+        return self._append(
+            Reshaped(*common, lambda x: x.reshape(len(x), *shape), [given.shape], 0, self.middle)
+        )
 
     def _range(self, form: _Form) -> Range:
         """Where values lie on the piece."""
@@ -207,68 +223,52 @@ class _Localiser:
             raise _TooManyBends
 
     def _deviate(
-        self, slopes: Tensor, size: Tensor, units: Tensor, middle: Tensor, radius: Tensor,
-        kept: bool = True,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Add a deviation to each unit: slopes and sizes of the values."""
+        self, slopes: Tensor, size: Tensor, units: Tensor, middle: Tensor, radius: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Add the last step's values (N, K) as deviations of units: all slopes, and the sizes."""
         before = len(self.middle)
         self.middle, self.radius = (
             torch.cat(both) for both in ((self.middle, middle), (self.radius, radius))
         )
-        self.blocks.append((len(units), len(self.found) - 1 if kept else None))
-        slopes = _padded(slopes, before + len(units))
-        slopes.view(len(slopes), -1)[torch.arange(before, len(slopes)), units] = 1
-        size = size.clone()
-        size.view(-1)[units] += self._most(len(slopes))[before:]
-        return slopes, size
+        self.blocks.append((len(units), len(self.found) - 1))
+        slopes = _padded(slopes, len(self.middle))
+        new = torch.arange(before, len(slopes), device=units.device)
+        slopes.flatten(1)[new, units] = 1
+        size = size.flatten().index_add(0, units, self._most(len(slopes))[before:])
+        return slopes, size.view(slopes.shape[1:])
 
     def _keep(self, name: str, form: _Form, units: Tensor) -> int:
         """Make a step of some units, and give its number."""
-        weights, sources, start = [form.base.flatten(1)[:, units].T], [0], 0
+        weights, sources = [form.base.flatten(1)[:, units].T], [0]
         slopes = form.slopes.flatten(1).index_select(1, units).T
-        error = form.error.flatten()[units]
-        for count, number in self.blocks:
-            part = slopes[:, start : start + count]
-            if number is None:
-                start += count
-                continue
+        counts = [count for count, _ in self.blocks]
+        parts = _padded(slopes.T, sum(counts)).T.split(counts, 1)
+        for (_, number), part in zip(self.blocks, parts, strict=True):
             if part.any():
                 weights.append(part.contiguous())
                 sources.append(number)
-            start += count
-        return self._append(_dense(name, sources, weights, error + self._unknown(slopes)))
-
-    def _unknown(self, slopes: Tensor) -> Tensor:
-        """What deviations that stay unknown do to units (N, n)."""
-        numbers = [
-            torch.full((count,), float(number is None), dtype=slopes.dtype, device=slopes.device)
-            for count, number in self.blocks
-        ]
-        if not any(number is None for _, number in self.blocks):
-            return slopes.new_zeros(len(slopes))
-        most = (torch.cat(numbers) * self._most(len(self.middle)))[: slopes.shape[1]]
-        found = slopes.abs() @ most
-        return found + rounding(len(most), found)
+        return self._append(_dense(name, sources, weights, form.error.flatten()[units]))
 
     def _append(self, step: Step) -> int:
         bends = max(self.found[k].bends for k in step.sources)
-        step.bends = bends + isinstance(step, Rectifier)
+        step.bends = bends + isinstance(step, Rectifier | MaxPool)
         self.found.append(step)
         return len(self.found) - 1
-
-
-def step_dims(step: Step) -> int:
-    return len(step.shape)
 
 
 def _padded(slopes: Tensor, count: int) -> Tensor:
     return torch.cat([slopes, slopes.new_zeros(count - len(slopes), *slopes.shape[1:])])
 
 
+def _products(weights: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    parts = [value @ weight.T for value, weight in zip(values, weights, strict=True)]
+    return torch.stack(parts).sum(0)
+
+
 def _dense(name: str, sources: list[int], weights: list[Tensor], error: Tensor) -> Dense:
     found = Dense(
         name, tuple(sources), error.shape,
-        call=lambda *values: found.linear(*values),
+        call=lambda *values: _products(weights, values),
         taken=[weight.shape[1:] for weight in weights],
         terms=sum(weight.shape[1] for weight in weights) + 1,
         like=error,
