@@ -174,11 +174,8 @@ class Bounds:
         """Linear functions of one step's values, and all that can move them away (see `Spread`)."""
         found = descents(Centred, self.steps, self.at, number, rows)
         self.met = {k: torch.stack([each.met[k] for each in found]).sum(0) for k in found[0].met}
-        columns = [
-            torch.cat([torch.cat(parts, 1) for parts in every])
-            for every in zip(*(each.columns for each in found), strict=True)
-        ]
-        radii = [torch.cat(parts, 1) for parts in found[0].radii]
+        columns = torch.cat([torch.cat(each.columns, 2) for each in found], 1)
+        radii = torch.cat(found[0].radii, 2)
         middle, reach, toll = (
             torch.cat([getattr(each, name) for each in found], 1)
             for name in ("total", "reach", "toll")

@@ -56,16 +56,16 @@ class Spread(NamedTuple):
         middle: (P, S, K) linear on the piece, by its vertices' values.
         reach: (P, S, K) the most that the deviations e can make of each function alone.
         toll: (P, S) for rounding.
-        columns: of each piece, (S, M): what each of its M deviations does to each function.
-        radii: of each piece, (K, M): how large these are, linear on the piece. Those of hardly any
-            size are paid for in `toll`.
+        columns: (P, S, M) what each of a piece's M deviations does to each function.
+        radii: (P, K, M) how large these are, linear on the piece. Those of hardly any size are paid
+            for in `toll`, and are 0.
     """
 
     middle: Tensor
     reach: Tensor
     toll: Tensor
-    columns: list[Tensor]
-    radii: list[Tensor]
+    columns: Tensor
+    radii: Tensor
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The functions' bounds, (P, S, K) each."""
@@ -74,7 +74,7 @@ class Spread(NamedTuple):
 
 
 class Descent:
-    """Rows (P, S, N) on their way to the pixels.
+    """Rows (P, S, N) on their way to the pixels; (1, S, N) while all pieces have the same.
 
     Attributes:
         total: (P, S, K) what is known of the functions, by its vertices' values.
@@ -165,10 +165,9 @@ class Centred(Descent):
 
     def __init__(self, steps: Sequence[Step], at: Sequence[Enclosure], count: int) -> None:
         super().__init__(steps, at, count)
-        pieces = len(self.total)
         self.reach = torch.zeros_like(self.total)
-        self.columns: list[list[Tensor]] = [[] for _ in range(pieces)]
-        self.radii: list[list[Tensor]] = [[] for _ in range(pieces)]
+        self.columns: list[Tensor] = []
+        self.radii: list[Tensor] = []
 
     def _meet(self, number: int, rows: Tensor, size: Tensor) -> None:
         self.met[number] = size.sum(1)
@@ -185,10 +184,12 @@ class Centred(Descent):
         reach = size @ torch.cat([radius, narrow], 1).mT
         self.reach += reach[..., :-1] * (1 + rounding(rows.shape[2] + 8, reach.new_ones(())))
         self.toll += 2 * reach[..., -1]
-        for piece, units in enumerate(wide):
-            has = units.nonzero().flatten()
-            self.columns[piece].append(rows[piece].index_select(1, has))
-            self.radii[piece].append(radius[piece].index_select(1, has))
+        count = int(wide.sum(1).max())
+        units = wide.int().argsort(dim=1, descending=True)[:, None, :count]
+        rows = rows.expand(len(units), -1, -1)
+        self.columns.append(rows.gather(2, units.expand(-1, rows.shape[1], -1)))
+        kept = torch.where(wide[:, None], radius, 0)
+        self.radii.append(kept.gather(2, units.expand(-1, radius.shape[1], -1)))
 
     def _through_lines(self, rows: Tensor, size: Tensor, here: Enclosure) -> Tensor:
         assert here.lines is not None
@@ -214,7 +215,7 @@ def descents(
 ) -> list[DescentT]:
     """Rows (P, S, N), or (S, N), of one step carried down, in parts that fit into memory."""
     pieces = len(at[0].middle)
-    rows = rows.expand(pieces, *rows.shape[-2:])
+    rows = rows if rows.ndim == 3 else rows[None]
     widest = max(step.size for step in steps[: number + 1])
     most = max(1, _MEMORY // (pieces * widest * 8 * 4))
     found = []

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .relaxation import Bend, Range, between, rounding, tops_of
+from .relaxation import Bend, Range, between, rounding, tops_of, windows
 from .steps import Affine, Input, MaxPool, Rectifier, Reshaped, Step
 
 _GRAIN = 2.0**20  # slopes are multiples of its inverse: sums of them and 1 are exact
@@ -57,12 +57,14 @@ class _Form(NamedTuple):
         slopes: (n, ...) what each of the first n deviations does.
         error: (...) how far values may be off.
         size: (...) at most the sum of all terms' sizes, anywhere on the piece.
+        units: the last deviations are these units' own.
     """
 
     base: Tensor
     slopes: Tensor
     error: Tensor
     size: Tensor
+    units: Tensor
 
 
 class _TooManyBends(Exception):
@@ -101,8 +103,9 @@ class _Localiser:
         point = Input("point", (), torch.Size([self.corners]))
         self.found: list[Step] = [point]
         self.blocks: list[tuple[int, int]] = []  # of deviations: how many, and their step
-        none = vertices.new_zeros(0, self.corners)
-        self.middle, self.radius = none, none  # (n, K) where each deviation lies
+        self.none = torch.zeros(0, dtype=torch.int64, device=vertices.device)
+        self.middle = vertices.new_zeros(0, self.corners)
+        self.radius = self.middle  # (n, K), with the middle: where each deviation lies
         last_use = {source: number for number, step in enumerate(steps) for source in step.sources}
         forms: dict[int, _Form] = {}
         for number, step in enumerate(steps):
@@ -124,17 +127,22 @@ class _Localiser:
 
     def _of_images(self, vertices: Tensor, error: Tensor | float) -> _Form:
         off = (torch.zeros_like(vertices) + error).amax(0)
-        return _Form(vertices, vertices[:0], off, vertices.abs().amax(0) + off)
+        return _Form(vertices, vertices[:0], off, vertices.abs().amax(0) + off, self.none)
 
     def _affine(self, step: Affine, given: list[_Form]) -> _Form:
         count = max(len(form.slopes) for form in given)
         base = step.call(*(form.base for form in given))
-        slopes = base.new_zeros(count, *base.shape[1:])
-        if count:
+        if isinstance(step, Dense):
+            parts = zip(step.weights, given, strict=True)
+            slopes = torch.stack([_padded(_through(*part), count) for part in parts]).sum(0)
+        elif count:
             slopes = step.linear(*(_padded(form.slopes, count) for form in given))
+        else:
+            slopes = base[:0]
         error, size = step.spread([torch.stack([form.error, form.size]) for form in given])
         size = size + step.offset.abs() * (1 + self._most(count).sum())
-        return _Form(base, slopes, error + step.error + rounding(step.terms, size), size)
+        error = error + step.error + rounding(step.terms, size)
+        return _Form(base, slopes, error, size, self.none)
 
     def _rectifier(self, step: Rectifier, given: _Form) -> _Form:
         x = self._range(given)
@@ -157,7 +165,7 @@ class _Localiser:
             tilt = part.tilt
             self._append(Rectifier(step.name, (source,), units.shape, step.ceiling, tilt))
             slopes, size = self._deviate(slopes, size, units, middle.T, radius.T)
-        return _Form(base, slopes, error, size)
+        return _Form(base, slopes, error, size, units)
 
     def _max_pool(self, step: MaxPool, given: _Form) -> _Form:
         """Of a window whose largest cell is always the same, that; any other one is kept whole."""
@@ -179,8 +187,8 @@ class _Localiser:
             middle, radius = (each[0].flatten(1)[:, units].T for each in between(lower, upper))
             self._keep_windows(step, given, units, tops.cell[0].flatten()[units])
             slopes, size = self._deviate(slopes, size[0], units, middle, radius)
-            return _Form(base, slopes, error[0], size)
-        return _Form(base, slopes, error[0], size[0])
+            return _Form(base, slopes, error[0], size, units)
+        return _Form(base, slopes, error[0], size[0], units)
 
     def _keep_windows(self, step: MaxPool, given: _Form, units: Tensor, top: Tensor) -> None:
         cells = step.cells[units % len(step.cells)]
@@ -260,6 +268,12 @@ def _padded(slopes: Tensor, count: int) -> Tensor:
     return torch.cat([slopes, slopes.new_zeros(count - len(slopes), *slopes.shape[1:])])
 
 
+def _through(weight: Tensor, form: _Form) -> Tensor:
+    """The slopes (n, N) of W x; one that is a unit's own is a column of W."""
+    before = len(form.slopes) - len(form.units)
+    return torch.cat([form.slopes[:before] @ weight.T, weight.T[form.units]])
+
+
 def _products(weights: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
     parts = [value @ weight.T for value, weight in zip(values, weights, strict=True)]
     return torch.stack(parts).sum(0)
@@ -276,3 +290,26 @@ def _dense(name: str, sources: list[int], weights: list[Tensor], error: Tensor) 
     )  # fmt: skip
     found.error = error
     return found
+
+
+def numbers_of(steps: Sequence[Step]) -> int:
+    """How many numbers the weights of a local network are."""
+    return sum(
+        weight.numel() for step in steps if isinstance(step, Dense) for weight in step.weights
+    )
+
+
+def values_of(steps: Sequence[Step], points: Tensor) -> Tensor:
+    """What a network of steps computes at points (B, ...)."""
+    values: list[Tensor] = []
+    for step in steps:
+        given = [values[k] for k in step.sources]
+        if isinstance(step, Affine):
+            values.append(step.call(*given))
+        elif isinstance(step, Rectifier):
+            values.append(given[0].clamp(0, step.ceiling) - step.tilt * given[0])
+        elif isinstance(step, MaxPool):
+            values.append(windows(step, given[0]).amax(-1).unflatten(-1, step.shape[-2:]))
+        else:
+            values.append(points)
+    return values[-1]
