@@ -121,7 +121,7 @@ class Descent:
         return torch.where(found.isfinite(), found, -torch.inf)
 
     def _meet(self, number: int, rows: Tensor, size: Tensor) -> None:
-        self.met[number] = rows
+        self.met[number] = rows.expand(len(self.total), -1, -1)
 
     def _stop(self, rows: Tensor, size: Tensor, here: Enclosure) -> None:
         """Where the forward bounds are the best there are."""
@@ -170,7 +170,7 @@ class Centred(Descent):
         self.radii: list[Tensor] = []
 
     def _meet(self, number: int, rows: Tensor, size: Tensor) -> None:
-        self.met[number] = size.sum(1)
+        self.met[number] = size.sum(1).expand(len(self.total), -1)
 
     def _stop(self, rows: Tensor, size: Tensor, here: Enclosure) -> None:
         self.toll += _inner(size, here.toll)

@@ -52,7 +52,7 @@ def prove_faces(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
             known = Splitting.of(torch.eye(len(numbers))[list(three)], 2)
             known.keeps = True
             name = "Triangle " + ", ".join(str(numbers[k]) for k in three)
-            known.run(judge, seconds / len(triangles), None, name, True, limit=_PIECES)
+            known.run(judge, seconds / len(triangles), None, name, worst_first=False, limit=_PIECES)
             shares.append(known.share)
             found.append(
                 {"corners": [numbers[k] for k in three], "share_proved": known.share,

@@ -20,8 +20,8 @@ from .local import numbers_of
 from .steps import Step
 
 _MOST = 64  # pieces at once
-_LEVEL = 0.8
-_HALVINGS = 5  # of a piece, until its parts get local networks of their own
+_LEVEL = 0.8  # of the worst: pieces that far from settled are halved in the same turn
+_HALVINGS = 6  # of a piece, until its parts get local networks of their own
 _ROOM = 2**26  # numbers that local networks may hold
 _SECONDS = 0.5  # a batch should take at most
 _SAVE_EVERY = 10.0  # seconds
@@ -151,7 +151,7 @@ class Splitting:
         seconds: float,
         cache: PieceCache | None,
         name: str,
-        best_first: bool,
+        worst_first: bool,
         limit: float = math.inf,
     ) -> None:
         """Judge pieces, and halve those that are not settled, until all are or time is up.
@@ -161,7 +161,7 @@ class Splitting:
             seconds: to spend; about a piece's time more may pass.
             cache: keeps what is known; what it has of an earlier call is gone on with.
             name: what the progress bar says.
-            best_first: begin with what is nearest to settled, or with what is farthest.
+            worst_first: begin with the pieces that are farthest from settled, or the largest ones.
             limit: how many pieces to judge at most, about.
         """
         if cache and (kept := cache.load(self.open.weights.shape[2], len(self.settled))):
@@ -177,7 +177,7 @@ class Splitting:
                 began, count = time.monotonic(), self.count
                 if pace:  # what does not end in time is left alone
                     self.most = max(1, min(self.most, int((started + seconds - began) / pace)))
-                self.advance(judge, best_first)
+                self.advance(judge, worst_first)
                 took = time.monotonic() - began
                 pace = took / (self.count - count)
                 if took < _SECONDS / 2:
@@ -197,10 +197,14 @@ class Splitting:
         """Whether there is a piece to judge, and not too many have been."""
         return self.count < limit and bool((self.open.volume > _SMALLEST).any())
 
-    def advance(self, judge: Judge, best_first: bool) -> None:
+    def advance(self, judge: Judge, worst_first: bool) -> None:
         """Judge up to `most` pieces of one region, and halve those that are not settled."""
-        order = self.open.figures[:, 0].argsort(descending=best_first, stable=True)
+        key = self.open.figures[:, 0] if worst_first else -self.open.volume
+        order = key.argsort(stable=True)
         order = order[self.open.volume[order] > _SMALLEST]
+        if worst_first:  # and what is nearly as bad
+            worst = float(key[order[0]])
+            order = order[key[order] <= max(worst, _LEVEL * worst)]
         now = self._of_region(order)
         if not len(now):
             self._place(judge, order[:1])
@@ -222,14 +226,9 @@ class Splitting:
         self.open = self.open.at(later).and_also(halves)
 
     def _of_region(self, order: Tensor) -> Tensor:
-        """Pieces of the region at hand, but not those that need a region of their own.
-
-        Of `order` those are chosen from that are nearly as far from settled as the first.
-        """
-        figures = self.open.figures[order, 0]
-        now = order[(figures <= _LEVEL * figures[0]) | (figures >= 0)]
+        """Pieces of the region at hand, but not those that need a region of their own."""
         least = self.regions[self.region].volume / 2**_HALVINGS
-        return now[(self.open.region[now] == self.region) & (self.open.volume[now] > least)]
+        return order[(self.open.region[order] == self.region) & (self.open.volume[order] > least)]
 
     def _place(self, judge: Judge, index: Tensor) -> None:
         """Go to the region of a piece, or, where it is small there, to one of its own."""

@@ -86,7 +86,7 @@ def prove_class(
         judge.prepare()
         known = Splitting.of(torch.eye(len(hull.corners)), 2)
         cache = _cache(directory, judge.network, hull, "class")
-        known.run(judge, seconds, cache, "Class of the hull", best_first=True)
+        known.run(judge, seconds, cache, "Class of the hull", worst_first=False)
     except NotPiecewiseLinear as error:
         return {"outcome": "refuted" if judge.counter_example else "undecided",
                 "share_proved": 0.0, "reason": str(error)} | judge.found()  # fmt: skip
@@ -147,7 +147,8 @@ class _Judge:
 
     def _points(self, pieces: Pieces) -> Tensor:
         """(P, V, C, H, W) at the vertices."""
-        return torch.tensordot(pieces.weights.to(self.place), self.corners, 1)
+        points: Tensor = torch.tensordot(pieces.weights.to(self.place), self.corners, 1)
+        return points
 
     def _check(self, bounds: Bounds, points: Tensor) -> None:
         """See once that what the network computes lies within the bounds."""
@@ -244,7 +245,7 @@ def prove_collision(
         judge.prepare()
         known = Splitting.of(torch.eye(len(hull.corners)), 2)
         cache = _cache(directory, judge.network, hull, "collision")
-        known.run(judge, seconds, cache, "Collision", best_first=False)
+        known.run(judge, seconds, cache, "Collision", worst_first=True)
     except NotPiecewiseLinear as error:
         return _nothing(str(error))
     if not known.count:
