@@ -199,7 +199,7 @@ def test_code_that_was_never_named_is_not_imported(folder, evaluate, tmp_path):
         answer = evaluate("run=strange")
     finally:
         (folder / "survey_networks.py").write_text(text)
-    assert "its classifier is a file of the user's own" in answer
+    assert "its classifier is code of a user's own" in answer
     assert strange.exists()
 
 

@@ -115,8 +115,9 @@ def classifier_of(
         settings.path = own
     if settings.name == "file" and settings.path is None:
         raise SettingError(
-            f"run={run.directory}: its classifier is a file of the user's own, which a run cannot "
-            "name where you have not yourself; give it with classifier.path=MODULE:NAME"
+            f"run={run.directory}: its classifier is code of a user's own, and train.py has not "
+            "imported it in this folder, as it is now, at your word; name it with "
+            "classifier.path=MODULE:NAME"
         )
     data = load_data(data_settings, download=root is not None or data_settings.root is None)
     if run.target.shape != data.test.size:

@@ -116,7 +116,9 @@ def wandb_run(
 ) -> "Iterator[wandb.Run]":
     """A W&B run, new or continued, whose files lie in `directory`.
 
-    It is always finished, because the jobs of a sweep share a process.
+    It is always finished, because the jobs of a sweep share a process. W&B would have git describe
+    the repository that `directory` is or lies in, and a stranger's `.git/config` names commands:
+    neither git nor the saving of code is left to it.
 
     Raises:
         SettingError: when W&B refuses it, or its folder is a link to another.
@@ -135,7 +137,9 @@ def wandb_run(
             job_type=identity.job_type,
             mode=mode,  # type: ignore[arg-type]
             config=config,
-            settings=wandb.Settings(silent=True, init_timeout=_PATIENCE),
+            settings=wandb.Settings(
+                silent=True, init_timeout=_PATIENCE, disable_git=True, save_code=False
+            ),
         )
     except (wandb.Error, OSError) as error:
         raise SettingError(_refused(mode, error)) from None
