@@ -97,7 +97,7 @@ def hull(shift, shift_images):
 def test_a_pairs_outcome_is_that_of_its_interpolations(hull):
     found = outcome_of(hull, 50)
     hull.summary["target_probability"] = found["probability_mean"]
-    largest = found["positive_relative_max"]
+    largest = found["feature_relative_max"]
     hull.summary["hull_relative"] = largest * 1.001
     assert (outcome_of(hull, 50)["outcome"], outcome_of(hull, 50)["reasons"]) == (
         "features collide",
@@ -106,7 +106,7 @@ def test_a_pairs_outcome_is_that_of_its_interpolations(hull):
     hull.summary["hull_relative"] = largest * 0.999
     found = outcome_of(hull, 50)
     assert found["outcome"] == "class only"
-    assert found["reasons"][0].startswith(f"largest L_pos {largest:.3f} ||f(t)||, the limit is")
+    assert found["reasons"][0].startswith(f"feature error {largest:.3f} ||f(t)||, the limit is")
     hull.summary["target_probability"] = found["probability_mean"] + 0.051
     found = outcome_of(hull, 50)
     assert found["outcome"] == "neither"

@@ -187,11 +187,13 @@ def _sampled(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
         Known.SAMPLED,
         f"the target's own is {result['target_probability']:.4f}",
     )
-    if (error := sample.get("positive_relative_max")) is not None:
+    if (error := sample.get("feature_relative_max")) is not None:
         yield Finding(
-            "features of those mixes", f"L_pos at most {error:.3g} of ||f(t)||", Known.SAMPLED,
-            "how far the target's active units are from the target's own",
-        )  # fmt: skip
+            "features of those mixes",
+            f"at most {error:.3g} of ||f(t)|| from the target's",
+            Known.SAMPLED,
+            "largest ||f(x) - f(t)||: all that later layers see",
+        )
 
 
 def _other_laws(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
@@ -251,7 +253,7 @@ def _features_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Fi
     elif proof["by"] == "affine":
         yield Finding(
             label,
-            f"L_pos at most {number(proof['positive_relative_max'], '.3g')} of ||f(t)||",
+            f"at most {number(proof['feature_relative_max'], '.3g')} of ||f(t)|| from the target's",
             Known.PROVED,
             f"no inactive unit is above {number(proof['inactive_max'])}, no activation is off by "
             f"more than {proof['feature_error_max']:.4g} (section 2: the layer is affine, so the "
@@ -260,7 +262,7 @@ def _features_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Fi
     else:
         yield Finding(
             label,
-            f"||f(x) - f(t)|| at most {number(proof['feature_relative_max'], '.3g')} of ||f(t)||",
+            f"at most {number(proof['feature_relative_max'], '.3g')} of ||f(t)|| from the target's",
             Known.PROVED,
             f"no activation is off by more than {proof['feature_error_max']:.4g}; the largest that "
             f"was met is {number(proof['feature_relative_seen'], '.3g')} of ||f(t)|| (bounds in "
@@ -385,6 +387,7 @@ def _points_table(result: dict[str, Any]) -> Table:
             f"{sample['accuracy_lower_95']:.3%}",
             f"{sample['probability_mean']:.4f}",
             f"{sample['probability_min']:.4f}",
+            number(sample["feature_relative_max"]),
             number(sample["positive_relative_max"]),
             number(sample["inactive_kept"]),
         )
@@ -392,7 +395,8 @@ def _points_table(result: dict[str, Any]) -> Table:
         if (sample := result.get(key))
     ]
     columns = ("points", "samples", "accuracy", "at least (95 %)", "mean probability", "smallest",
-               "largest L_pos over ||f(t)||", "inactive units kept")  # fmt: skip
+               "feature error over ||f(t)||", "L_pos over ||f(t)||",
+               "inactive units kept")  # fmt: skip
     return Table("Points of the hull", columns, rows)
 
 

@@ -16,7 +16,7 @@ from .tables import Table, as_markdown, number
 _NAMES = {
     "relative_size": ("size", ".3f"),
     "blind_share": ("blind units", ".1%"),
-    "positive_relative_max": ("largest L_pos", ".3f"),
+    "feature_relative_max": ("feature error", ".3f"),
     "accuracy": ("accuracy", ".2%"),
     "probability_mean": ("mean probability", ".3f"),
     "target_probability": ("target's", ".3f"),
@@ -26,8 +26,9 @@ _NAMES = {
 }
 _NOTE = (
     "Means over the same pairs. Size: mean distance between corners over that between two images "
-    "of the data set; largest L_pos: over ||f(t)||; accuracy, probabilities: sampled in the hull, "
-    "the worst point searched, the share proved to be the target's class by bounds."
+    "of the data set; feature error: the largest ||f(x) - f(t)|| over ||f(t)||; accuracy, "
+    "probabilities: sampled in the hull, the worst point searched, the share proved to be the "
+    "target's class by bounds."
 )
 _WARNING = (
     "An interval covers 95 % of what resampled pairs give; of twenty that stand beside each "

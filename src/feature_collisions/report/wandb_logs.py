@@ -227,7 +227,8 @@ def log_hull(run: "wandb.Run", hull: Hull | Run) -> None:
 
 _TABLE = Path("wandb") / "table.json"
 _OF_SAMPLES = ("samples", "accuracy", "accuracy_lower_95", "probability_mean", "probability_min",
-               "positive_relative_max", "inactive_kept", "kl_mean", "kl_max")  # fmt: skip
+               "feature_relative_max", "positive_relative_max", "inactive_kept", "kl_mean",
+               "kl_max")  # fmt: skip
 _OF_OTHERS = ("ball_accuracy", "ball_clipped_accuracy", "ball_span_accuracy",
               "random_simplex_accuracy", "plain_accuracy")  # fmt: skip
 

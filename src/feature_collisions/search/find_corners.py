@@ -288,13 +288,14 @@ class Search:
         """Of composites whose features do not collide: what one corner by itself gets to."""
         limit, norm = self.stop.hull_relative, self.module.loss.norm
         ends = self._preactivation(torch.cat([found, found.mean(0, keepdim=True)]))
-        norms = positive(ends, self.features.values, self.features.active.to(ends))
-        largest = float(norms.max()) / norm if norm else 0.0
+        largest = float(self.features.error(ends).max()) / norm if norm else 0.0
         if largest <= limit:
             return {}
         one = replace(self, corners=self.corners[:1], **alone())
         fit(one.lightning, one.module, None, None)
-        floor = float(one.module.curves["positive"][0]) / norm
+        assert one.module.found is not None
+        nearest = self._preactivation(one.module.found.corners.to(found))
+        floor = float(self.features.error(nearest)) / norm
         return {"floor": floor, "limits": what_limits(largest, limit, floor)}
 
     def _summary(self, found: Found) -> dict[str, Any]:
