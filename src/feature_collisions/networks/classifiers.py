@@ -1,11 +1,11 @@
 """The classifiers whose collisions are searched for, by name or from the user's own code.
 
 What `train.py classifier.path=MODULE:NAME` imports is remembered in the user's cache, with the
-working directory, and the path and checksum of MODULE's file and of the packages that it lies in.
-Where all of these are the same, `evaluate.py` may import MODULE:NAME at the word of a run, which may
-be a stranger's: it executes what this user has had executed, and finds what MODULE itself imports
-and reads where it was found then. In another working directory, the stranger's own say, a module
-beside MODULE or a file with a relative path could be another one; so there the user has to name it.
+working directory, and the place and checksum of MODULE's file and of the packages that it lies in.
+Where all of these are the same, `evaluate.py` may import MODULE:NAME at the word of a run, though
+that may be a stranger's: it executes what this user has had executed, and what MODULE itself
+imports and reads is found where it was found then. In another folder, the stranger's own say, a
+module beside MODULE or a relative path could be another one; there the user has to name it.
 """
 
 import hashlib
