@@ -137,7 +137,7 @@ def test_features_are_bounded_where_the_layer_is_not_affine():
     proof = {"by": "bounds", "feature_relative_max": 0.05, "feature_error_max": 0.25,
              "feature_relative_seen": 0.0125, "pieces": 9, "seconds": 1.0}  # fmt: skip
     claim = claims_of(proof={"collision": proof})["features of every mix"]
-    assert claim.value == "||f(x) - f(t)|| at most 0.05 of ||f(t)||"
+    assert claim.value == "at most 0.05 of ||f(t)|| from the target's"
     assert "0.0125 of ||f(t)||" in claim.note
 
 
