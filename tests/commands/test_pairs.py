@@ -45,6 +45,10 @@ def test_a_file_has_a_pair_a_line(images, tmp_path):
         ("3,7\n3,7,9\n", r"line 2 is 3,7,9; it must be"),
         ("3,\n", r"line 1 is 3,; it must be"),
         ("3,7\n3,eleven\n", r"line 2: target=eleven: no such class"),
+        (
+            f"3,{'9' * 5000}\n",
+            r"line 1, 3,9+\.\.\.: File name too long",
+        ),  # and no number, to Python
         ("initial,target\n", r"there is no pair in it"),
     ],
 )

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 
+from ..data.caches import cache_path
 from ..data.datasets import DataSplit, load_data
 from ..data.devices import CPU, sparing
 from ..data.files import write_json
@@ -326,19 +326,14 @@ def edges(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """The edges between corners, walked exactly as far as the settings allow."""
-    return {"edges": prove_edges(hull, settings.edges, _cache() / "edges")}
-
-
-def _cache() -> Path:
-    """Where proofs are kept: the user's own, never a run directory."""
-    return platformdirs.user_cache_path("feature_collisions")
+    return {"edges": prove_edges(hull, settings.edges, cache_path("edges"))}
 
 
 def collision(
     hull: Hull, known: dict[str, Any], settings: EvaluateSettings, directory: Path
 ) -> dict[str, Any]:
     """What holds of the features at every point of the hull."""
-    found = prove_collision(hull, settings.proof.seconds, _cache() / "hulls")
+    found = prove_collision(hull, settings.proof.seconds, cache_path("hulls"))
     return {"proof": known.get("proof", {}) | {"collision": found}}
 
 
@@ -348,7 +343,7 @@ def of_class(
     """Whether every point of the hull is the target's class."""
     worst = known.get("worst_case_weights")
     suspects = [] if worst is None else [worst]
-    found = prove_class(hull, settings.proof.seconds, _cache() / "hulls", suspects)
+    found = prove_class(hull, settings.proof.seconds, cache_path("hulls"), suspects)
     return {"proof": known.get("proof", {}) | {"class": found}}
 
 

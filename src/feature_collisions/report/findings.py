@@ -137,20 +137,24 @@ def _table(heading: str, findings: Sequence[Finding], notes: bool = True) -> Tab
 
 def corners_table(summary: dict[str, Any], class_names: Sequence[str]) -> Table:
     """One row per corner."""
-    target = class_names[summary["target_class"]]
-    columns = ("corner", "unit", "L_pos", "its pre-activation", "class", f"probability of {target}")
+    target, entries = class_names[summary["target_class"]], summary["corners"]
+    clipped = any(entry.get("side") == "above" for entry in entries)  # else all are below 0
+    columns = ("corner", "unit", *(("side",) if clipped else ()), "L_pos", "its pre-activation",
+               "class", f"probability of {target}")  # fmt: skip
     rows = [
         (
             str(entry["corner"]),
             str(entry["unit"]),
+            *((entry["side"],) if clipped else ()),
             f"{entry['positive']:.4g}",
             f"{entry['unit_preactivation']:.1f}",
             class_names[entry["predicted_class"]],
             f"{entry['probability']:.4f}",
         )
-        for entry in summary["corners"]
+        for entry in entries
     ]
-    return Table("The corners", columns, rows)
+    note = "Side: on which the layer is blind to the unit, below 0 or above its ceiling."
+    return Table("The corners", columns, rows, note if clipped else "")
 
 
 # Claims: each reads its entries of evaluation.json, and yields nothing where they are not there.
