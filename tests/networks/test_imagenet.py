@@ -10,12 +10,13 @@ from feature_collisions.data.class_names import class_names
 from feature_collisions.data.datasets import load_data
 from feature_collisions.data.files import save_tensors, write_text
 from feature_collisions.errors import SettingError
-from feature_collisions.evaluation.evaluate import hull_of
+from feature_collisions.evaluation.hull_of_run import hull_of
 from feature_collisions.hull.run import load_run
 from feature_collisions.networks.classifiers import is_remembered, load_classifier
 from feature_collisions.networks.target_layer import TargetLayer
 from feature_collisions.networks.torchvision_models import Classifier
 from feature_collisions.search.find_corners import Search, find_corners
+from feature_collisions.settings.evaluate import EvaluateSettings
 from feature_collisions.settings.search import LossSettings, StopSettings
 from feature_collisions.settings.train import ClassifierSettings, DataSettings
 from helpers.commands import SHARED
@@ -170,7 +171,7 @@ def test_a_run_cannot_name_code_to_import(tmp_path, monkeypatch, shift, shift_im
         "layer: hidden, path: 'own_classifier_b:make'}\n",
     )
     with pytest.raises(SettingError, match=r"name it with classifier\.path=MODULE:NAME"):
-        hull_of(load_run(tmp_path / "run"), None, None)
+        hull_of(load_run(tmp_path / "run"), EvaluateSettings())
     assert "own_classifier_b" not in sys.modules
 
 
