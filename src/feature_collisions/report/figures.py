@@ -15,7 +15,7 @@ from ..data.files import write_atomically
 from ..data.images import to_uint8
 from ..evaluation.survey import Figures, Interval
 from ..hull.statistics import OUTCOMES
-from .findings import LAWS
+from .findings import LAWS, settled
 from .sheets import Sheet
 from .tables import number
 
@@ -112,12 +112,12 @@ _STATES = {"proved": _BLUE, "undecided": "#FFFFFF", "refuted": _VERMILION}
 def faces_figure(proof: dict[str, Any]) -> Figure | None:
     """The hull's triangles, each part in the colour of what is known of it (`prove_faces`).
 
-    Of many the `_FACES` are shown of which least is proved.
+    Of many the `_FACES` are shown of which least is proved. None where nothing is known of any.
     """
-    triangles = proof.get("faces", {}).get("triangles")
-    if not triangles:
+    faces = proof.get("faces", {})
+    if not settled(faces):
         return None
-    triangles = sorted(triangles, key=lambda triangle: triangle["share_proved"])[:_FACES]
+    triangles = sorted(faces["triangles"], key=lambda triangle: triangle["share_proved"])[:_FACES]
     columns = min(5, len(triangles))
     rows = math.ceil(len(triangles) / columns)
     figure = _figure(_WIDTH, _WIDTH / columns * rows + 0.4)

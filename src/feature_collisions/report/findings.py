@@ -303,6 +303,32 @@ def _class_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Findi
         yield Finding(label, share, known, "of the rest the bounds say nothing: undecided")
 
 
+def _faces(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    proof = result.get("proof", {})
+    faces, of_class = proof.get("faces", {}), proof.get("class", {})
+    label, reason = "class of mixes of three corners", faces.get("reason")
+    if reason and reason != of_class.get("reason"):
+        yield Finding(label, reason, Known.NOT_PROVED)
+    elif "triangles" in faces:
+        share, count = faces["share_proved"], len(faces["triangles"])
+        note = (
+            f"bounds in float64 over {count} triangle{'s' * (count > 1)}"
+            if settled(faces)
+            else "the bounds settle no part of a triangle in the time they have (proof.seconds): "
+            "there is nothing to draw"
+        )
+        yield Finding(
+            label, f"{names[result['target_class']]} on {share:.2%} of the triangles' area",
+            Known.PROVED if share else Known.NOT_PROVED, note,
+        )  # fmt: skip
+
+
+def settled(faces: dict[str, Any]) -> bool:
+    """Whether some part of a triangle is proved or refuted (`prove_faces`)."""
+    parts = [part for triangle in faces.get("triangles", ()) for part in triangle["parts"]]
+    return any(part["state"] != "undecided" for part in parts)
+
+
 def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     if (mean := result.get("corner_distance_mean")) is None:
         return
@@ -318,7 +344,7 @@ def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding
 
 Claim = Callable[[dict[str, Any], Sequence[str]], Iterator[Finding]]
 CLAIMS: tuple[Claim, ...] = (
-    _not_measured, _outcome, _class_proof, _features_proof, _edges, _worst_case, _sampled,
+    _not_measured, _outcome, _class_proof, _faces, _features_proof, _edges, _worst_case, _sampled,
     _other_laws, _distances,
 )  # fmt: skip
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from lightning.pytorch.loggers import Logger
@@ -322,6 +322,24 @@ class Search:
         return summary | self.precision | own
 
 
+class SearchSettings(TypedDict, total=False):
+    """What `find_corners` takes by keyword; it says what each means."""
+
+    loss: LossSettings
+    optimizer: OptimizerSettings
+    stop: StopSettings
+    log: LogSettings
+    trainer: dict[str, Any]
+    directory: Path | None
+    ckpt_path: Path | None
+    corners_per_batch: int | str
+    channels_last: bool
+    compile: bool
+    sources: Sources | None
+    grid: int | None
+    corner_order: str
+
+
 def find_corners(
     model: nn.Module,
     layer: str,
@@ -330,7 +348,7 @@ def find_corners(
     corners: Sequence[int] = range(5),
     *,
     logger: Logger | None = None,
-    **settings: Any,
+    **settings: Unpack[SearchSettings],
 ) -> Hull:
     """Find images that the classifier cannot tell from the target, one per corner (Eq. 3 and 4).
 
