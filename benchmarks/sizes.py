@@ -1,4 +1,4 @@
-"""Hull size against steps, corners and beta: where it levels off, and what tolerance it has there.
+"""Relative size against steps, corners and beta: where it levels off, and what tolerance it has there.
 
 Run: PYTHONPATH=DIR python benchmarks/sizes.py --networks MODULE:NAME MODULE:NAME --root DIR
 """

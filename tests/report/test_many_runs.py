@@ -179,4 +179,4 @@ def test_evaluate_a_sweep_over_weights(command, classifier, tmp_path):
         assert float(row["relative_size"]) == result["relative_size"]
         assert row["corners"] == "2"
         assert (place / "report.html").stat().st_size > 0
-    assert "![hull size" in (tmp_path / "sweep" / "runs.md").read_text()
+    assert "![relative size" in (tmp_path / "sweep" / "runs.md").read_text()

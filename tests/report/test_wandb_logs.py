@@ -130,7 +130,7 @@ def test_a_hull_of_several_jobs_gets_a_run_in_their_group(command, copy, capsys)
     assert [run.config["loss"][name] for name in weights] == [1.0, 0.1, 0.0]
     result = json.loads((copy / "evaluation.json").read_text())
     for name, value in {
-        "size": result["relative_size"],
+        "relative_size": result["relative_size"],
         "accuracy": result["dirichlet"]["accuracy"],
         "worst_case": result["worst_case_probability"],
     }.items():
@@ -203,7 +203,7 @@ def test_an_evaluation_is_added_to_the_run_that_made_the_corners(evaluated_run, 
     (added,) = told(run.directory)
     for name in ("id", "group", "name", "project", "job_type"):
         assert getattr(added, name) == getattr(JOB, name)
-    assert added.summary["hull/size"] == pytest.approx(result["relative_size"])
+    assert added.summary["hull/relative_size"] == pytest.approx(result["relative_size"])
     assert added.summary["converged"] is True  # what the search said is not lost
     assert added.steps_of("evaluation") == [11]  # after its last step
     assert added.steps_of("hull/worst_point") == ([11] if worst == "there" else [])

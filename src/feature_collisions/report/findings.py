@@ -334,7 +334,8 @@ def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding
         return
     if (size := result.get("relative_size")) is not None:
         note = (
-            f"{size:.2f} times the mean distance of two images of the data set, "
+            f"relative size {size:.2f}: so many times the mean distance of two images of the data "
+            "set, "
             f"{result['dataset_distance_mean']:,.2f}"
         )
     else:
@@ -358,7 +359,7 @@ class Entry(NamedTuple):
 
 
 SIZES = (
-    Entry("distance between corners over that between images of the data set",
+    Entry("relative size: distance between corners over that between images of the data set",
           "relative_size", ".3f"),
     Entry("smallest distance between two corners", "corner_distance_min", ",.2f"),
     Entry("mean distance of a corner from the initial image", "initial_distance_mean", ",.2f"),

@@ -1,4 +1,4 @@
-"""A table over many hulls: one row each, and hull size against the loss's weights."""
+"""A table over many hulls: one row each, and relative size against the loss's weights."""
 
 import csv
 import io
@@ -134,7 +134,7 @@ def write_runs(directory: Path, rows: Sequence[dict[str, Any]]) -> None:
     if figure:
         for ending in ("png", "pdf"):
             save_figure(figure, directory / f"sizes.{ending}")
-        parts.append("![hull size against the loss's weights](sizes.png)")
+        parts.append("![relative size against the loss's weights](sizes.png)")
     write_text(directory / "runs.md", "\n\n".join(parts) + "\n")
     reports = [f"{row['run']}/report.html" for row in rows]
     links = [f"./{quote(path)}" if (directory / path).is_file() else "" for path in reports]

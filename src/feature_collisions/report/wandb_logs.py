@@ -279,7 +279,7 @@ def hull_figures(result: dict[str, Any]) -> dict[str, Any]:
         "accuracy": sample.get("accuracy"),
         "accuracy_lower_95": sample.get("accuracy_lower_95"),
         "probability": sample.get("probability_mean"),
-        "size": result.get("relative_size"),
+        "relative_size": result.get("relative_size"),
         "corner_distance": result.get("corner_distance_mean"),
         "worst_case": result.get("worst_case_probability"),
         "worst_case_correct": result.get("worst_case_correct"),
@@ -319,7 +319,7 @@ def _media(directory: Path, result: dict[str, Any], class_names: Sequence[str]) 
 def log_table(
     mode: str, directory: Path, runs: Sequence[Run], rows: Sequence[dict[str, Any]]
 ) -> str | None:
-    """Log the table over many runs, and hull size against the loss's weights.
+    """Log the table over many runs, and relative size against the loss's weights.
 
     Args:
         mode: as for `log_evaluation`.
