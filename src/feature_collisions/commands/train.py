@@ -249,6 +249,7 @@ def search_pair(
             compile=settings.compile,
             sources=sources,
             grid=settings.patches.grid if settings.patches.logits == "grid" else None,
+            seed=settings.seed,
         )
     built = time.perf_counter()
     write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))

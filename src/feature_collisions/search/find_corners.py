@@ -29,7 +29,7 @@ from ..networks.target_layer import (
     network_of,
 )
 from ..patches.composite import Sources
-from ..settings.rules import one_of
+from ..settings.rules import SEED, one_of, whole
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from ..settings.train import parse_corners, parse_corners_per_batch
 from ..settings.trainer import MIXED, check_trainer, first_device, where
@@ -78,6 +78,7 @@ class Search:
     sources: Sources | None = None
     grid: int | None = None
     corner_order: str = "flat"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self._check_arguments()
@@ -111,6 +112,7 @@ class Search:
             raise SettingError(f"trainer={self.trainer}: must be a dict of Trainer's arguments")
         if not isinstance(self.layer, str):
             raise SettingError(f"layer={self.layer}: must be a name, such as 'features.0'")
+        whole("seed", self.seed, 0, SEED)
         one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
         for name, kind in _SETTINGS.items():
             if not isinstance(getattr(self, name), kind):
@@ -184,6 +186,7 @@ class Search:
             every=self.log.every,
             classifier=classifier,
             compiled=self.compile,
+            seed=self.seed,
             per_batch=parse_corners_per_batch(self.corners_per_batch),
             problem=problem_of(
                 self.model, self.layer, self.initial, self.target, units, self.optimizer
@@ -384,6 +387,7 @@ def find_corners(
         grid (int): of composites: a grid of logits per window, or None for a logit per pixel.
         corner_order (str): `flat`, or `inactive_first`: units already inactive at the start
             come first.
+        seed (int): of the points of `loss.hull`, from 0 to 2**32 - 1.
 
     Returns:
         The hull of the corners. Whether they converged is in its `summary`.
