@@ -1,4 +1,4 @@
-"""Relative size against steps, corners and beta: where it levels off, and what tolerance it has there.
+"""Relative size against steps, corners and beta: where it levels off, and at what tolerance.
 
 Run: PYTHONPATH=DIR python benchmarks/sizes.py --networks MODULE:NAME MODULE:NAME --root DIR
 """
@@ -35,7 +35,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     register_schemas(ConfigStore.instance())
     with initialize("../conf", version_base="1.3"):
-        base = to_settings(compose("config", ["experiment=cifar_pixel", "classifier.path=a:b"]))
+        base = to_settings(compose("config", ["experiment=small_pixel", "classifier.path=a:b"]))
     models = {}
     for name in arguments.networks:
         module, _, function = name.partition(":")

@@ -141,7 +141,7 @@ def faces_figure(proof: dict[str, Any]) -> Figure | None:
 def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
     """Relative size against every weight of the loss that differs; None where none does.
 
-    What nearness costs is seen beside it: relative size against the distance from the initial image.
+    What nearness costs is seen beside it: the same against the distance from the initial image.
     """
     known = [row for row in rows if row.get("relative_size") is not None]
     names = dict.fromkeys(name for row in known for name in row if name.startswith("loss."))

@@ -25,8 +25,8 @@ _NAMES = {
     "seconds": ("seconds", ",.1f"),
 }
 _NOTE = (
-    "Means over the same pairs. Relative size: mean distance between corners over that between two images "
-    "of the data set; feature error: the largest ||f(x) - f(t)|| over ||f(t)||; accuracy, "
+    "Means over the same pairs. Relative size: mean distance between corners over that between two "
+    "images of the data set; feature error: the largest ||f(x) - f(t)|| over ||f(t)||; accuracy, "
     "probabilities: sampled in the hull, the worst point searched, the share proved to be the "
     "target's class by bounds."
 )

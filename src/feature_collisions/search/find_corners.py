@@ -341,6 +341,7 @@ class SearchSettings(TypedDict, total=False):
     sources: Sources | None
     grid: int | None
     corner_order: str
+    seed: int
 
 
 def find_corners(
