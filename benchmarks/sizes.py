@@ -1,4 +1,4 @@
-"""Hull size against steps, corners and beta: where it levels off, and what tolerance it has there.
+"""Relative size against steps, corners and beta: where it levels off, and at what tolerance.
 
 Run: PYTHONPATH=DIR python benchmarks/sizes.py --networks MODULE:NAME MODULE:NAME --root DIR
 """
@@ -35,7 +35,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     register_schemas(ConfigStore.instance())
     with initialize("../conf", version_base="1.3"):
-        base = to_settings(compose("config", ["experiment=cifar_pixel", "classifier.path=a:b"]))
+        base = to_settings(compose("config", ["experiment=small_pixel", "classifier.path=a:b"]))
     models = {}
     for name in arguments.networks:
         module, _, function = name.partition(":")
@@ -46,7 +46,7 @@ def main() -> None:
     settings = [("steps", steps) for steps in STEPS]
     settings += [("beta", beta) for beta in BETAS] + [("corners", count) for count in CORNERS]
     print(
-        "| network | changed | size | largest L_pos | accuracy | seconds |\n" + "| --- " * 6 + "|"
+        "| network | changed | size | feature error | accuracy | seconds |\n" + "| --- " * 6 + "|"
     )
     for name, model in models.items():
         layer = last_hidden_layer(model)
@@ -72,7 +72,7 @@ def main() -> None:
                 )
                 sample = hull.sample(200)
                 size = float(hull.corner_distances().mean()) / 255 / distance
-                accuracy, error = sample["accuracy"], sample["positive_relative_max"]
+                accuracy, error = sample["accuracy"], sample["feature_relative_max"]
                 found.append((size, error, accuracy, hull.summary["seconds"]))
             mean = [sum(column) / len(found) for column in zip(*found, strict=True)]
             print(

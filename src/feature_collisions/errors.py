@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend."""
+"""The two kinds of error that are the user's to mend."""
 
 
 class SettingError(ValueError):

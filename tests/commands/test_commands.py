@@ -1,8 +1,11 @@
 """train.py and evaluate.py as a user runs them."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -12,6 +15,15 @@ from feature_collisions.data.files import load_tensors, save_tensors
 from feature_collisions.data.images import save_png
 from helpers.commands import ROOT, start
 from helpers.runs import QUICK
+
+
+def test_help_into_a_pipe_that_nobody_reads_ends_quietly():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, ROOT / "train.py", "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 @pytest.fixture

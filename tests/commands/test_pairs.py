@@ -45,6 +45,10 @@ def test_a_file_has_a_pair_a_line(images, tmp_path):
         ("3,7\n3,7,9\n", r"line 2 is 3,7,9; it must be"),
         ("3,\n", r"line 1 is 3,; it must be"),
         ("3,7\n3,eleven\n", r"line 2: target=eleven: no such class"),
+        (
+            f"3,{'9' * 5000}\n",
+            r"line 1, 3,9+\.\.\.: File name too long",
+        ),  # and no number, to Python
         ("initial,target\n", r"there is no pair in it"),
     ],
 )
@@ -97,7 +101,7 @@ def hull(shift, shift_images):
 def test_a_pairs_outcome_is_that_of_its_interpolations(hull):
     found = outcome_of(hull, 50)
     hull.summary["target_probability"] = found["probability_mean"]
-    largest = found["positive_relative_max"]
+    largest = found["feature_relative_max"]
     hull.summary["hull_relative"] = largest * 1.001
     assert (outcome_of(hull, 50)["outcome"], outcome_of(hull, 50)["reasons"]) == (
         "features collide",
@@ -106,7 +110,7 @@ def test_a_pairs_outcome_is_that_of_its_interpolations(hull):
     hull.summary["hull_relative"] = largest * 0.999
     found = outcome_of(hull, 50)
     assert found["outcome"] == "class only"
-    assert found["reasons"][0].startswith(f"largest L_pos {largest:.3f} ||f(t)||, the limit is")
+    assert found["reasons"][0].startswith(f"feature error {largest:.3f} ||f(t)||, the limit is")
     hull.summary["target_probability"] = found["probability_mean"] + 0.051
     found = outcome_of(hull, 50)
     assert found["outcome"] == "neither"

@@ -299,8 +299,9 @@ VALUES = st.one_of(
 @given(st.data())
 def test_any_value_in_a_run_is_refused_or_measured(whole, tmp_path, data):
     """Up to what a hull is made of; what is measured then is the drill's affair."""
-    from feature_collisions.evaluation.evaluate import hull_of
+    from feature_collisions.evaluation.hull_of_run import hull_of
     from feature_collisions.hull.run import load_run
+    from feature_collisions.settings.evaluate import ClassifierPlace, EvaluateSettings
 
     run = tmp_path / "run"
     shutil.rmtree(run, ignore_errors=True)
@@ -318,7 +319,9 @@ def test_any_value_in_a_run_is_refused_or_measured(whole, tmp_path, data):
     (run / "summary.json").write_text(json.dumps(summary))
     (run / "config.yaml").write_text(json.dumps(config))
     with suppress(SettingError):  # and nothing else
-        hull_of(load_run(run), None, None, "test_strangers:toy")
+        hull_of(
+            load_run(run), EvaluateSettings(classifier=ClassifierPlace(path="test_strangers:toy"))
+        )
 
 
 def test_a_pipe_or_a_device_is_no_picture(tmp_path):

@@ -57,7 +57,7 @@ def folder(tmp_path_factory, digits):
     save_file(fitted(nn.ReLU(), digits, 0), folder / "plain.safetensors")
     save_file(fitted(nn.ReLU6(), digits, 1), folder / "clipped.safetensors")
     answer = run_command(
-        folder, "train.py", "experiment=cifar_pixel", "data=digits", "classifier=file",
+        folder, "train.py", "experiment=small_pixel", "data=digits", "classifier=file",
         "classifier.path=survey_networks:plain,survey_networks:clipped", "pairs=random:3",
         "stop.min_steps=30", "stop.max_steps=30", "corner=[0,1,2]", "wandb.mode=disabled",
         "hydra.sweep.dir=sweep", "-m",
@@ -151,7 +151,7 @@ def test_a_survey_is_gone_on_with(folder, evaluate, capsys):
     assert "left out: survey_networks:plain: 1 pairs" in capsys.readouterr().out
     assert (again / "survey.md").read_text().startswith("# 2 networks, 2 pairs")
     answer = run_command(
-        folder, "train.py", "experiment=cifar_pixel", "data=digits", "classifier=file",
+        folder, "train.py", "experiment=small_pixel", "data=digits", "classifier=file",
         "classifier.path=survey_networks:plain,survey_networks:clipped", "pairs=random:3",
         "stop.min_steps=30", "stop.max_steps=30", "corner=[0,1,2]", "wandb.mode=disabled",
         "hydra.sweep.dir=again", "ckpt_path=last", "-m",
@@ -199,7 +199,7 @@ def test_code_that_was_never_named_is_not_imported(folder, evaluate, tmp_path):
         answer = evaluate("run=strange")
     finally:
         (folder / "survey_networks.py").write_text(text)
-    assert "its classifier is a file of the user's own" in answer
+    assert "its classifier is code of a user's own" in answer
     assert strange.exists()
 
 

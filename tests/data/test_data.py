@@ -45,6 +45,7 @@ def test_images_are_found_by_class_rank_and_file(digits, tmp_path):
     [
         ("eleven", r"initial=eleven: no such class; .*Classes: 0, 1, 2"),
         (11, r"initial=11: no such class"),
+        ("7:" + "9" * 5000, r"initial=7:9{198}: class 7 has images 0 to 99 here"),
         ("7:100", r"initial=7:100: class 7 has images 0 to 99 here"),
         ("7:x", r"initial=7:x: class 7 has images 0 to 99 here"),
         ("none.png", r"none\.png: there is no such image file"),

@@ -9,7 +9,7 @@ import torch
 from feature_collisions.commands.evaluate import print_report
 from feature_collisions.commands.train import print_corners
 from feature_collisions.data.datasets import Images
-from feature_collisions.evaluation import evaluate as evaluation
+from feature_collisions.evaluation import hull_of_run
 from feature_collisions.evaluation.evaluate import OF_TWO_CORNERS, SAMPLED, evaluate
 from feature_collisions.hull.hull import Hull
 from feature_collisions.hull.places import newest_run
@@ -47,8 +47,7 @@ def test_one_measurement_that_fails_leaves_the_others(monkeypatch, tmp_path, cap
     missing = whole.keys() - result.keys()
     assert len(missing) <= len(whole) / 3
     assert all(result[key] == whole[key] for key in ("dirichlet", "edges") if key in result)
-    write_report(tmp_path, hull, result, NAMES)
-    print_report(run_of(hull, tmp_path), result, NAMES)
+    print_report(tmp_path, write_report(tmp_path, hull, result, NAMES))
     for text in (
         capsys.readouterr().out,
         (tmp_path / "report.md").read_text(),
@@ -61,8 +60,8 @@ def test_one_measurement_that_fails_leaves_the_others(monkeypatch, tmp_path, cap
     assert row_of("x", run_of(hull), result, NAMES)["outcome"].startswith(f"not measured: {name}")
 
 
-def run_of(hull, directory=None):
-    return Run(directory, hull.corners, hull.initial, hull.target, hull.units, hull.summary, {})
+def run_of(hull):
+    return Run(None, hull.corners, hull.initial, hull.target, hull.units, hull.summary, {})
 
 
 def test_everything_may_fail(monkeypatch, tmp_path, capsys):
@@ -70,8 +69,7 @@ def test_everything_may_fail(monkeypatch, tmp_path, capsys):
     failing(monkeypatch, *SAMPLED, *OF_TWO_CORNERS)
     result = evaluated(hull, tmp_path)
     assert list(result["failed"]) == [*SAMPLED, *OF_TWO_CORNERS]
-    write_report(tmp_path, hull, result, NAMES)
-    print_report(run_of(hull, tmp_path), result, NAMES)
+    print_report(tmp_path, write_report(tmp_path, hull, result, NAMES))
     assert capsys.readouterr().out.count("not measured") == len(SAMPLED) + len(OF_TWO_CORNERS)
 
 
@@ -101,7 +99,7 @@ def test_a_data_set_without_two_different_images_has_no_relative_size(
 ):  # fmt: skip
     from feature_collisions.data.datasets import DataSplit
 
-    load = evaluation.load_data
+    load = hull_of_run.load_data
 
     def small(settings, **options):
         data = load(settings, **options)
@@ -109,7 +107,7 @@ def test_a_data_set_without_two_different_images_has_no_relative_size(
         test = Images(images, torch.zeros(len(pixels), dtype=torch.int64), data.test.class_names)
         return DataSplit(data.train, test)
 
-    monkeypatch.setattr(evaluation, "load_data", small)
+    monkeypatch.setattr(hull_of_run, "load_data", small)
     assert command("evaluate.py", "run=run", *FAST, "worst_case.steps=1") is None
     found = json.loads((run / "evaluation.json").read_text())
     assert found["dataset_distance_mean"] == mean
@@ -145,7 +143,7 @@ def test_a_run_that_fails_is_a_row_of_its_own(command, run, tmp_path, monkeypatc
 
     for name in ("one", "two"):
         shutil.copytree(run, tmp_path / "folder" / name)
-    load, calls = evaluation.load_data, []
+    load, calls = hull_of_run.load_data, []
 
     def fails_once(settings, **options):
         calls.append(settings)
@@ -153,7 +151,7 @@ def test_a_run_that_fails_is_a_row_of_its_own(command, run, tmp_path, monkeypatc
             raise MemoryError("everything is full")
         return load(settings, **options)
 
-    monkeypatch.setattr(evaluation, "load_data", fails_once)
+    monkeypatch.setattr(hull_of_run, "load_data", fails_once)
     answer = command("evaluate.py", "run=folder", *FAST, "worst_case.steps=1")
     assert "MemoryError: everything is full" in answer
     table = (tmp_path / "folder" / "runs.md").read_text()
@@ -180,8 +178,7 @@ def test_classes_are_numbered_where_the_data_sets_names_are_not_theirs(tmp_path,
     assert classes_of(NAMES, 4) is NAMES
     print_corners(hull.summary, shown, tmp_path)
     result = evaluated(hull, tmp_path)
-    write_report(tmp_path, hull, result, shown)
-    print_report(run_of(hull, tmp_path), result, shown)
+    print_report(tmp_path, write_report(tmp_path, hull, result, shown))
     assert "probability of class 3" in capsys.readouterr().out
 
 
@@ -227,5 +224,4 @@ def test_the_distance_of_the_data_set_may_fail_too(tmp_path):
     result = evaluate(hull, fails, settings, tmp_path)
     assert result["failed"] == {"dataset_distance": "OSError: unreadable"}
     assert result["relative_size"] is None
-    write_report(tmp_path, hull, result, NAMES)
-    print_report(run_of(hull, tmp_path), result, NAMES)
+    print_report(tmp_path, write_report(tmp_path, hull, result, NAMES))

@@ -33,12 +33,13 @@ def test_statistics_are_what_a_slow_count_gives():
     for part in range(0, 30, 7):
         statistics.update(logits[part : part + 7], f0[part : part + 7])
     result = statistics.compute()
-    correct, probabilities, errors, kept = 0, [], [], 0
+    correct, probabilities, errors, seen, kept = 0, [], [], [], 0
     for row, features in zip(logits.tolist(), f0.tolist(), strict=True):
         correct += max(range(4), key=row.__getitem__) == 2
         probabilities.append(math.exp(row[2]) / sum(map(math.exp, row)))
         pairs = list(zip(features, target.preactivation.tolist(), strict=True))
         errors.append(math.sqrt(sum((x - t) ** 2 for x, t in pairs if t >= 0)))
+        seen.append(math.sqrt(sum((max(x, 0) - max(t, 0)) ** 2 for x, t in pairs)))
         kept += sum(x <= 0 for x, t in pairs if t < 0)
     inactive = int((target.preactivation < 0).sum())
     norm = math.sqrt(sum(max(t, 0) ** 2 for t in target.preactivation.tolist()))
@@ -48,6 +49,7 @@ def test_statistics_are_what_a_slow_count_gives():
     assert result["probability_mean"] == pytest.approx(sum(probabilities) / 30, rel=1e-5)
     assert result["probability_min"] == pytest.approx(min(probabilities), rel=1e-5)
     assert result["positive_relative_max"] == pytest.approx(max(errors) / norm, rel=1e-5)
+    assert result["feature_relative_max"] == pytest.approx(max(seen) / norm, rel=1e-5)
     assert result["inactive_kept"] == pytest.approx(kept / 30 / inactive)
 
 
@@ -68,7 +70,7 @@ def test_statistics_are_what_a_slow_count_gives():
 def test_a_hull_has_one_of_three_outcomes(accuracy, mean, largest, outcome, reasons):
     sample = {
         "samples": 1000, "accuracy": accuracy, "probability_mean": mean,
-        "positive_relative_max": largest,
+        "feature_relative_max": largest,
     }  # fmt: skip
     found = outcome_of(sample, 0.7, 0.3)
     assert (found.name, len(found.reasons)) == (outcome, reasons)

@@ -197,6 +197,7 @@ def test_statistics_count_blind_units_that_are_still_blind():
     assert found["inactive_kept"] == pytest.approx(4 / 6)
     norm = math.sqrt(6**2 + 3**2 + 6**2)
     assert found["positive_relative_max"] == pytest.approx(0.5 / norm)
+    assert found["feature_relative_max"] == pytest.approx(math.hypot(1.0, 0.5) / norm)
 
 
 def test_a_relu_has_no_upper_side():

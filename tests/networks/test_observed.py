@@ -94,4 +94,6 @@ def test_a_hull_of_the_target_alone_has_no_divergence_and_no_feature_error() -> 
     assert found["kl_max"] < 1e-6
     assert found["positive_relative_max"] is not None
     assert found["positive_relative_max"] < 1e-5
+    assert found["feature_relative_max"] is not None
+    assert found["feature_relative_max"] < 1e-5
     assert found["inactive_kept"] == 1

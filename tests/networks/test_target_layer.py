@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,6 +118,15 @@ def test_models_that_cannot_be_traced_are_stopped_at_the_layer():
         TargetLayer(network, "nope")
     with pytest.raises(SettingError, match="the network never runs it"):
         TargetLayer(network, "unused")(images)
+
+
+def test_of_many_layers_the_nearest_and_the_last_are_named():
+    network = nn.Sequential(*(m for _ in range(100) for m in (nn.Linear(1, 1), nn.ReLU())))
+    with pytest.raises(SettingError, match=r"layer=97: feeds no ReLU; .*98") as error:
+        TargetLayer(network, "97")
+    message = str(error.value)
+    assert re.search(r": (\d+, )+198 and \d+ others$", message)
+    assert len(message) < 250
 
 
 def test_corners_beyond_the_inactive_units_are_refused():

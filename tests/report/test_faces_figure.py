@@ -4,7 +4,8 @@ from matplotlib.colors import to_hex
 
 from feature_collisions.proofs.faces import prove_faces
 from feature_collisions.report.figures import _STATES, faces_figure
-from helpers.hulls import valley
+from feature_collisions.report.findings import CLAIMS, Known
+from helpers.hulls import NAMES, valley
 
 
 def test_every_part_is_drawn_in_its_colour() -> None:
@@ -18,6 +19,16 @@ def test_every_part_is_drawn_in_its_colour() -> None:
     assert [text.get_text() for text in axes.texts] == ["4", "5", "9"]
 
 
-def test_without_triangles_there_is_no_picture() -> None:
+def test_without_triangles_or_a_part_that_is_settled_there_is_no_picture_but_a_sentence() -> None:
+    found = prove_faces(valley(), 0)
+    parts = [part for triangle in found["triangles"] for part in triangle["parts"]]
+    for part in parts:
+        part["state"] = "undecided"
+    result = {"target_class": 0, "target_probability": 1.0, "proof": {"faces": found}}
+    found["share_proved"] = 0.0
+    assert faces_figure(result["proof"]) is None
+    (row,) = [row for claim in CLAIMS for row in claim(result, NAMES) if "three" in row.label]
+    assert row.known == Known.NOT_PROVED
+    assert "nothing to draw" in row.note
     assert faces_figure({}) is None
     assert faces_figure({"faces": {"reason": "needs three corners"}}) is None

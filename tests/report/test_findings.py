@@ -67,6 +67,24 @@ def test_markdown_html_and_terminal_hold_the_same_rows(hull, tmp_path, monkeypat
         assert [for_line(part) for part in claim[:3]] == [p.strip() for p in cut(line, shown[1])]
 
 
+def test_the_corners_say_on_which_side_a_unit_is_hidden_where_the_layer_has_two(hull):
+    def table():
+        found = next(t for t in describe(hull.summary, RESULT, NAMES).tables if "unit" in t.columns)
+        return found, [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+
+    found, rows = table()
+    assert "side" not in rows[0]
+    assert not found.note
+    for entry, side in zip(hull.summary["corners"], ("below", "above", "below"), strict=True):
+        entry["side"] = side
+    found, rows = table()
+    assert [row["side"] for row in rows] == ["below", "above", "below"]
+    assert "above its ceiling" in found.note
+
+
+RESULT = {"target_class": 1, "target_probability": 0.5}
+
+
 def cut(line, rule):
     """The cells of a line, by the dashes under the columns' names."""
     start, parts = 0, []
@@ -137,7 +155,7 @@ def test_features_are_bounded_where_the_layer_is_not_affine():
     proof = {"by": "bounds", "feature_relative_max": 0.05, "feature_error_max": 0.25,
              "feature_relative_seen": 0.0125, "pieces": 9, "seconds": 1.0}  # fmt: skip
     claim = claims_of(proof={"collision": proof})["features of every mix"]
-    assert claim.value == "||f(x) - f(t)|| at most 0.05 of ||f(t)||"
+    assert claim.value == "at most 0.05 of ||f(t)|| from the target's"
     assert "0.0125 of ||f(t)||" in claim.note
 
 

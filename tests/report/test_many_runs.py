@@ -71,13 +71,13 @@ def test_different_experiments_stand_in_one_table(tmp_path):
     assert (a["experiment"], b["experiment"]) == ("mnist", "squeezenet_pixel")
     assert (a["layer"], b["layer"]) == ("hidden1", "classifier.1")
     assert (a["loss.hull"], b["loss.hull"]) == ("2", "")
-    assert a["positive_relative_max"] == "0.25"
+    assert a["feature_relative_max"] == "0.25"
     assert "| squeezenet1_1 |" in (tmp_path / "runs.md").read_text()
 
 
 SAMPLE = {
     "accuracy": 1.0, "accuracy_lower_95": 0.99, "probability_mean": 0.9,
-    "positive_relative_max": 0.25,
+    "feature_relative_max": 0.25,
 }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def rows_of(alphas, sizes, mean=0.9, largest=0.25):
         config = {"loss": {"alpha": alpha, "beta": 1.0, "positive_form": "norm", "share": True}}
         run = Run(None, image[None], image, image, units, summary, config)
         result = {
-            "dirichlet": SAMPLE | {"probability_mean": mean, "positive_relative_max": largest},
+            "dirichlet": SAMPLE | {"probability_mean": mean, "feature_relative_max": largest},
             "target_probability": 0.9,
             "relative_size": size,
             "corner_distance_mean": 2.0 * size,
@@ -179,4 +179,4 @@ def test_evaluate_a_sweep_over_weights(command, classifier, tmp_path):
         assert float(row["relative_size"]) == result["relative_size"]
         assert row["corners"] == "2"
         assert (place / "report.html").stat().st_size > 0
-    assert "![hull size" in (tmp_path / "sweep" / "runs.md").read_text()
+    assert "![relative size" in (tmp_path / "sweep" / "runs.md").read_text()

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import subprocess
 import time
 from dataclasses import asdict
 
 import pytest
+import wandb
 
 from feature_collisions.data.images import save_png
 from feature_collisions.errors import SettingError
@@ -128,7 +130,7 @@ def test_a_hull_of_several_jobs_gets_a_run_in_their_group(command, copy, capsys)
     assert [run.config["loss"][name] for name in weights] == [1.0, 0.1, 0.0]
     result = json.loads((copy / "evaluation.json").read_text())
     for name, value in {
-        "size": result["relative_size"],
+        "relative_size": result["relative_size"],
         "accuracy": result["dirichlet"]["accuracy"],
         "worst_case": result["worst_case_probability"],
     }.items():
@@ -157,6 +159,28 @@ def test_where_wandb_sends_things_is_no_matter_of_the_run_directory(copy):
         assert run.settings.base_url != "http://x.test"
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_a_repository_that_a_run_directory_is_executes_nothing(copy, tmp_path, monkeypatch):
+    """W&B, where it saves code, asks git for a diff, and git the commands that its config names."""
+    run = copy / "1"
+    touch = f"touch {tmp_path / 'executed'};"
+    for arguments in (
+        ["init", "-q"],
+        ["add", "-f", "summary.json"],
+        ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "first"],
+        ["config", "diff.external", touch],
+        ["config", "core.fsmonitor", touch],
+    ):
+        subprocess.run(["git", *arguments], cwd=run, check=True)
+    (run / "summary.json").write_text((run / "summary.json").read_text() + "\n")
+    monkeypatch.setenv("WANDB_SAVE_CODE", "true")
+    wandb.teardown()  # it reads the environment once
+    with wandb_run("offline", run, JOB):
+        pass
+    wandb.teardown()
+    assert not (tmp_path / "executed").exists()
+
+
 JOB = Identity("0123abcd", "digits", "mnist corner 0", "sweep", "train")
 
 
@@ -179,7 +203,7 @@ def test_an_evaluation_is_added_to_the_run_that_made_the_corners(evaluated_run, 
     (added,) = told(run.directory)
     for name in ("id", "group", "name", "project", "job_type"):
         assert getattr(added, name) == getattr(JOB, name)
-    assert added.summary["hull/size"] == pytest.approx(result["relative_size"])
+    assert added.summary["hull/relative_size"] == pytest.approx(result["relative_size"])
     assert added.summary["converged"] is True  # what the search said is not lost
     assert added.steps_of("evaluation") == [11]  # after its last step
     assert added.steps_of("hull/worst_point") == ([11] if worst == "there" else [])
@@ -218,8 +242,6 @@ def test_many_runs_are_a_table_in_a_run_of_its_own(evaluated_run, tmp_path):
 
 
 def test_what_wandb_refuses_is_one_message(tmp_path, monkeypatch):
-    import wandb
-
     def refuse(**_):
         raise wandb.errors.UsageError("api_key not configured (no-tty).\ncall wandb.login()")
 

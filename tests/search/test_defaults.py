@@ -1,12 +1,14 @@
 """What `find_corners` does unless it is told otherwise: it must mean something for any network."""
 
 import warnings
+from dataclasses import fields
 
 import pytest
 import torch
 from torch import nn
 
 from feature_collisions import LossSettings, OptimizerSettings, StopSettings, find_corners
+from feature_collisions.search.find_corners import Search, SearchSettings
 
 
 def perceptron():
@@ -23,6 +25,11 @@ def convolutions():
         nn.Flatten(), nn.Linear(784, 10),
     )  # fmt: skip
     return model, *torch.rand(2, 3, 16, 16)
+
+
+def test_the_keywords_are_the_searchs_own():
+    own = [field.name for field in fields(Search)]
+    assert own[own.index("corners") + 1 :] == list(SearchSettings.__annotations__)
 
 
 def test_a_goal_that_is_met_before_the_first_step_is_told():

@@ -39,6 +39,19 @@ def test_corners_of_a_known_polytope(shift, shift_images):
     )
 
 
+def test_a_seed_moves_the_points_between_corners_and_nothing_else(shift, shift_images):
+    def corners(hull, seed):
+        settings = QUICK | {"loss": LossSettings(hull=hull), "seed": seed}
+        settings["stop"] = StopSettings(positive=0.01, min_steps=30, max_steps=30)
+        return find_corners(shift, "hidden", *shift_images, range(3), **settings).corners
+
+    assert torch.equal(corners(2, 1), corners(2, 1))
+    assert not torch.equal(corners(2, 0), corners(2, 1))
+    assert torch.equal(corners(0, 0), corners(0, 1))
+    with pytest.raises(SettingError, match="seed=-1"):
+        corners(0, -1)
+
+
 def test_every_mix_of_exact_corners_keeps_the_features(shift, shift_images):
     """Section 2: the hull of exact corners lies in the polytope."""
     initial, target = shift_images

@@ -19,6 +19,7 @@ from .survey import is_survey
 
 if TYPE_CHECKING:
     from ..hull.run import Run
+    from ..report.findings import Description
 
 
 def main(config: DictConfig) -> None:
@@ -143,32 +144,32 @@ def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Se
     """Evaluate a run, as data: nothing it names is executed. Gives the classes' names too."""
     from ..data.devices import without_tf32
     from ..data.files import refuse_links, write_json
-    from ..evaluation.evaluate import EVALUATION, evaluate, hull_of, reason_of
+    from ..evaluation.evaluate import EVALUATION, evaluate, reason_of
+    from ..evaluation.hull_of_run import hull_of
     from ..report import report
-    from ..report.findings import classes_of
+    from ..report.findings import classes_of, describe
 
     refuse_links(run.directory)
-    place, named = settings.data, settings.classifier
-    hull, data = hull_of(run, place.root, named.weights, named.path, settings.trainer)
+    hull, data = hull_of(run, settings)
     with claimed(run.directory, "run"), without_tf32():
         scale = run.summary["distance_scale"]
         result = evaluate(hull, lambda: data.test.mean_distance() * scale, settings, run.directory)
         names = classes_of(data.test.class_names, len(hull.target_logits))
         try:
-            report.write_report(run.directory, hull, result, names)
+            description = report.write_report(run.directory, hull, result, names)
         except Exception as error:  # what was measured stands in evaluation.json
             result.setdefault("failed", {})["report"] = reason_of(error)
             write_json(run.directory / EVALUATION, result)
-    print_report(run, result, names)
+            description = describe(run.summary, result, names)
+    print_report(run.directory, description)
     return result, names
 
 
-def print_report(run: "Run", result: dict[str, Any], class_names: Sequence[str]) -> None:
+def print_report(directory: Path, description: "Description") -> None:
     """What `evaluate.py` ends with: the claims, how each is known, and where the report lies."""
-    from ..report.findings import claims_table, describe
+    from ..report.findings import claims_table
     from ..report.tables import as_text
 
-    description = describe(run.summary, result, class_names)
     print(for_terminal(f"\n{description.headline}. {description.warning}".rstrip()))
     print(f"\n{as_text(claims_table(description.claims, notes=False))}\n")
-    print(for_terminal(f"report: {run.directory / 'report.html'}"))
+    print(for_terminal(f"report: {directory / 'report.html'}"))

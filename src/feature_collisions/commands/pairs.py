@@ -27,7 +27,7 @@ OUTCOME = "outcome.json"
 FAILED = "not measured"
 _COLUMNS = (
     "initial", "target", "accuracy", "probability_mean", "target_probability",
-    "positive_relative_max", "corner_distance_mean", "steps", "seconds", "outcome",
+    "feature_relative_max", "corner_distance_mean", "steps", "seconds", "outcome",
 )  # fmt: skip
 _RULE = (
     "give a CSV file with lines of initial,target, random:N, random:N:0 for images that the "
@@ -215,7 +215,7 @@ def outcome_of(hull: Hull, samples: int) -> dict[str, Any]:
         "probability_mean": mean,
         "target_probability": target,
         "corner_distance_mean": float(distances.mean()) if len(distances) else None,
-        "positive_relative_max": found["positive_relative_max"],
+        "feature_relative_max": found["feature_relative_max"],
         "steps": hull.summary["steps"],
         "seconds": hull.summary["seconds"],
     }

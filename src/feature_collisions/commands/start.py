@@ -30,6 +30,7 @@ from ..settings.train import (
 )
 from .command_line import changed, command
 
+_BROKEN_PIPE = 141  # 128 + SIGPIPE
 _MENDABLE = (SettingError, CollisionError, HydraException, OmegaConfBaseException, OSError)
 
 
@@ -37,7 +38,8 @@ def run_command(task: Callable[[DictConfig], None], conf: Path, name: str) -> No
     """Run `task` on the config `conf`/`name`.yaml and the command line's overrides.
 
     A mistake the user can mend ends with one message and exit status 1, without a traceback;
-    SIGINT and SIGTERM with one line and the status 130 or 143.
+    SIGINT and SIGTERM with one line and the status 130 or 143; a reader of the help who has seen
+    enough, quietly with SIGPIPE's, 141.
     """
     register_schemas(ConfigStore.instance())
     sys.argv[1:] = expand_or_exit(sys.argv[1:], conf)
@@ -53,6 +55,9 @@ def run_command(task: Callable[[DictConfig], None], conf: Path, name: str) -> No
         go_on = stopped.command or _again(sys.argv)
         print(f"\n{stopped}; what was written is kept. To go on: {go_on}", file=sys.stderr)
         sys.exit(stopped.status)
+    except BrokenPipeError:  # `train.py --help | head`: as programs end that no handler keeps
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush
+        sys.exit(_BROKEN_PIPE)
     except _MENDABLE as error:
         sys.exit(f"error: {explain(error)}")
 

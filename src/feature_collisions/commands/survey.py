@@ -88,14 +88,14 @@ class Survey:
         Raises:
             SettingError: when no pair could be.
         """
-        from ..evaluation.evaluate import classifier_of, reason_of
+        from ..evaluation.evaluate import reason_of
+        from ..evaluation.hull_of_run import classifier_of
 
         found: dict[str, dict[int, dict[str, float | None]]] = {}
         failed: dict[str, str] = {}
         for name, runs in self.runs.items():
             print(for_terminal(name), flush=True)
-            paths = settings.data.root, settings.classifier.weights, settings.classifier.path
-            model, data = classifier_of(runs[0], *paths, settings.trainer)
+            model, data = classifier_of(runs[0], settings)
             distance = data.test.mean_distance()
             found[name] = {}
             for number, run in enumerate(runs):
@@ -204,7 +204,7 @@ def _measured(
     """A hull's figures, from the user's cache where they are there."""
     from ..data.caches import cache_path, is_kept, keep
     from ..data.files import read_json, write_json
-    from ..evaluation.evaluate import checked_hull
+    from ..evaluation.hull_of_run import checked_hull
     from ..evaluation.survey import COLUMNS, measure
 
     place = cache_path("survey", f"{_key(run, distance, settings)}.json")

@@ -158,7 +158,8 @@ def print_corners(summary: dict[str, Any], class_names: Sequence[str], directory
     from ..report.findings import corners_table
     from ..report.tables import as_text
 
-    print(f"\n{as_text(corners_table(summary, class_names))}\n")
+    table = corners_table(summary, class_names)
+    print(f"\n{as_text(table)}\n" + (f"\n{table.note}" if table.note else ""))
     seconds = f"{summary['seconds']:.2f} s of {summary['seconds_total']:.1f} s in all"
     print(f"{summary['steps']} steps, {seconds}")
     label = summary.get("target_label")  # of the data set; a class where their numbers agree
@@ -248,6 +249,7 @@ def search_pair(
             compile=settings.compile,
             sources=sources,
             grid=settings.patches.grid if settings.patches.logits == "grid" else None,
+            seed=settings.seed,
         )
     built = time.perf_counter()
     write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))

@@ -15,6 +15,7 @@ from .images import load_image
 
 _RULE = "give a class name, a class index, CLASS:N for the class's N-th image, or an image file"
 _FEW = 20  # class names that a message can list
+_DIGITS = 9  # of an index: Python refuses to read thousands of them
 
 
 class Found(NamedTuple):
@@ -91,21 +92,20 @@ class ImageSet(ABC):
         if label is None and (Path(text).is_file() or (Path(text).suffix and not rank)):
             return Found(load_image(text, self.size, self.resize), None)
         if label is None:
-            raise SettingError(f"{setting}={text}: no such class; {_RULE}. {self._near(name)}")
+            raise SettingError(f"{setting}={text:.200}: no such class; {_RULE}. {self._near(name)}")
         members = (self.labels == label).nonzero().flatten()
-        number = int(rank) if rank.isdecimal() else 0 if not rank else -1
-        if not 0 <= number < len(members):
+        number = _index(rank) if rank else 0
+        if number is None or number >= len(members):
             here = f"images 0 to {len(members) - 1}" if len(members) else "no image"
-            raise SettingError(f"{setting}={text}: class {name} has {here} here; {_RULE}")
+            raise SettingError(f"{setting}={text:.200}: class {name} has {here} here; {_RULE}")
         return Found(self[int(members[number])], label)
 
     def class_index(self, name: str) -> int | None:
         """The class called `name`, or of that index."""
         if name in self.class_names:
             return self.class_names.index(name)
-        if name.isdecimal() and int(name) < len(self.class_names):
-            return int(name)
-        return None
+        index = _index(name)
+        return None if index is None or index >= len(self.class_names) else index
 
     def _near(self, name: str) -> str:
         if len(self.class_names) <= _FEW:
@@ -117,6 +117,11 @@ class ImageSet(ABC):
         """Mean L2 distance between two of (at most `most`) images, pixels in [0, 1] (Table 1)."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
         return float(torch.pdist(self[order].flatten(1)).mean())
+
+
+def _index(text: str) -> int | None:
+    """The number that is written there; None for none, and for one of more digits than any has."""
+    return int(text) if text.isdecimal() and len(text) <= _DIGITS else None
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,9 @@ def check_pair(initial: Tensor, target: Tensor) -> None:
         if not isinstance(image, Tensor):
             raise SettingError(
                 f"{name}: must be a float32 tensor (C, H, W) with pixels in [0, 1], is a "
-                f"{type(image).__name__}; read files with feature_collisions.images.load_image, "
-                "turn others with torchvision.transforms.functional.to_tensor"
+                f"{type(image).__name__}; read files with "
+                "feature_collisions.data.images.load_image, turn others with "
+                "torchvision.transforms.functional.to_tensor"
             )
         if image.ndim != 3 or image.dtype != torch.float32:
             raise SettingError(

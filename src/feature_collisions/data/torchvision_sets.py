@@ -1,6 +1,9 @@
 """MNIST and CIFAR-10 as torchvision lays them out; downloaded where that is allowed."""
 
-from collections.abc import Iterable
+import hashlib
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,11 @@ def load_mnist(root: str | None, download: bool) -> tuple[Images, Images]:
         f"put the four original files, unpacked, into {{folder}}/{raw}, or use data=digits, which "
         "needs no files"
     )
-    folder, halves = _halves(MNIST, "MNIST", root, names, download, cure)
-    train, test = (_digits(half, folder) for half in halves)
-    return train, test
+    folder = _folder("MNIST", root, names, download)
+    with _explained("MNIST", folder, cure):
+        missing = not all(_is_whole(folder / name) for name in names)
+        train, test = MNIST(str(folder), download=missing), MNIST(str(folder), train=False)
+    return _digits(train, folder), _digits(test, folder)
 
 
 def _digits(half: Any, folder: Path) -> Images:
@@ -53,8 +58,8 @@ def _digits(half: Any, folder: Path) -> Images:
 def load_cifar10(root: str | None, download: bool) -> tuple[Images, Images]:
     """CIFAR-10's two halves, to train and to test with: (M, 3, 32, 32).
 
-    Its files are pickles, which could execute anything: torchvision opens them only where their
-    checksums are those of the published ones.
+    Its files are pickles, which could execute anything: only bytes with the checksums of the
+    published files are unpickled. (torchvision compares them, too, and then reads the file again.)
 
     Args:
         root: the folder of `cifar-10-batches-py`; the user's cache when None.
@@ -73,44 +78,55 @@ def load_cifar10(root: str | None, download: bool) -> tuple[Images, Images]:
             f"data.root={root}: holds image folders, not {base}; read them with "
             "data=image_folder data.size=32"
         )
-    names = [base / each[0] for each in listed]
-    _, halves = _halves(CIFAR10, "CIFAR-10", root, names, download, cure)
-    train, test = (
-        Images(
-            torch.from_numpy(half.data).permute(0, 3, 1, 2).contiguous(),
-            torch.tensor(half.targets),
-            tuple(half.classes),
+    folder = _folder("CIFAR-10", root, [base / each[0] for each in listed], download)
+    with _explained("CIFAR-10", folder, cure):
+        if not all(_is_whole(folder / base / each[0]) for each in listed):
+            CIFAR10(str(folder), download=True)
+        meta = _published(folder / base / CIFAR10.meta["filename"], CIFAR10.meta["md5"])
+        names = tuple(meta[CIFAR10.meta["key"]])
+        train, test = (
+            [_published(folder / base / name, checksum) for name, checksum in files]
+            for files in (CIFAR10.train_list, CIFAR10.test_list)
         )
-        for half in halves
-    )
-    return train, test
+    return _coloured(train, names), _coloured(test, names)
 
 
-def _halves(
-    kind: Any, title: str, root: str | None, names: Iterable[Path], download: bool, cure: str
-) -> tuple[Path, list[Any]]:
-    """The folder, and torchvision's set `kind` in it, to train and to test with."""
+def _published(path: Path, checksum: str) -> Any:
+    """What is pickled in one of the published files."""
+    with opened(path, _MOST_BYTES) as file:
+        content = file.read()
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != checksum:
+        raise ValueError("its files are not the published ones")
+    return pickle.loads(content, encoding="latin1")
+
+
+def _coloured(batches: Sequence[dict[str, Any]], names: tuple[str, ...]) -> Images:
+    pixels = torch.cat([torch.from_numpy(batch["data"]) for batch in batches])
+    labels = torch.tensor([label for batch in batches for label in batch["labels"]])
+    return Images(pixels.view(-1, 3, 32, 32), labels, names)
+
+
+def _folder(title: str, root: str | None, names: Sequence[Path], download: bool) -> Path:
+    """Where a set lies, or may be downloaded to."""
     folder = Path(root) if root else cache_path("data")
-    paths = [folder / name for name in names]
-    if not (download or all(map(_is_whole, paths))):
+    if not (download or all(_is_whole(folder / name) for name in names)):
         raise SettingError(
             f"data.root={folder}: {title} is not there, and nothing is downloaded to a place that "
             "a run names; say with data.root=DIR where it lies, or where it may be downloaded to"
         )
-    halves = []
+    return folder
+
+
+@contextmanager
+def _explained(title: str, folder: Path, cure: str) -> Iterator[None]:
+    """Say in a SettingError what torchvision raises."""
     try:
-        for train in (True, False):
-            missing = not all(map(_is_whole, paths))
-            halves.append(kind(str(folder), train, download=missing))
-        return folder, halves
-    except Exception as error:  # torchvision raises whatever its parser meets
+        yield
+    except Exception as error:  # whatever its parser and the network meet
         reason = (str(error).splitlines() or ["no reason given"])[0]
-        reason = f"{type(error).__name__}: {reason}"
-        if "download=True" in reason:  # torchvision's advice, to those who call it
-            reason = "its files are not the published ones"
         raise SettingError(
-            f"data.root={folder}: {title} cannot be read or downloaded there ({reason}); "
-            f"{cure.format(folder=folder)}"
+            f"data.root={folder}: {title} cannot be read or downloaded there "
+            f"({type(error).__name__}: {reason}); {cure.format(folder=folder)}"
         ) from None
 
 

@@ -13,7 +13,7 @@ from ..proofs.whole_hull import prove_class
 from ..settings.evaluate import EvaluateSettings
 
 COLUMNS = (
-    "relative_size", "blind_share", "positive_relative_max", "accuracy", "probability_mean",
+    "relative_size", "blind_share", "feature_relative_max", "accuracy", "probability_mean",
     "target_probability", "worst_case_probability", "share_proved", "seconds",
 )  # fmt: skip
 """What is measured of every hull, and averaged over the pairs."""
@@ -37,7 +37,7 @@ def measure(hull: Hull, distance: float, settings: EvaluateSettings) -> dict[str
     return {
         "relative_size": size / distance if distance else None,
         "blind_share": 1 - float(hull.features.active.float().mean()),
-        "positive_relative_max": sample["positive_relative_max"],
+        "feature_relative_max": sample["feature_relative_max"],
         "accuracy": sample["accuracy"],
         "probability_mean": sample["probability_mean"],
         "target_probability": hull.summary["target_probability"],

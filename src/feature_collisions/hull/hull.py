@@ -246,7 +246,7 @@ class Hull:
         """Prove that every point is the target's class, and how near all are to colliding.
 
         Bounds over pieces of the hull, halved until they decide or time is up; see
-        `proofs.whole_hull`, and docs/method.md for the argument.
+        `proofs.whole_hull`, and docs/explanation/method.md for the argument.
 
         Args:
             seconds: for each of the two statements.

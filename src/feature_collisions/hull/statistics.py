@@ -46,6 +46,7 @@ class HullStatistics(Metric):
     correct: Tensor
     probability_sum: Tensor
     probability_min: Tensor
+    feature_max: Tensor
     positive_max: Tensor
     kept: Tensor
     kl_sum: Tensor
@@ -67,7 +68,7 @@ class HullStatistics(Metric):
             self.add_state(name, zero.clone(), dist_reduce_fx="sum")
         self.add_state("histogram", torch.zeros(_BINS, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("probability_min", zero + 1, dist_reduce_fx="min")
-        for name in ("positive_max", "kl_max"):
+        for name in ("feature_max", "positive_max", "kl_max"):
             self.add_state(name, zero.clone(), dist_reduce_fx="max")
         self.to(self.place)
 
@@ -83,20 +84,26 @@ class HullStatistics(Metric):
         probability = log[:, self.target_class].exp()
         divergence = (self.target_log.exp() * (self.target_log - log)).sum(1)
         oriented = self.target.oriented(preactivation)
-        error = oriented * self.target.active - self.target.values
+        positive = (oriented * self.target.active - self.target.values).norm(dim=1)
+        feature = self.target.error(preactivation)
         self.samples += len(logits)
         self.correct += (logits.argmax(1) == self.target_class).sum()
         self.probability_sum += probability.sum()
         bins = (probability * _BINS).long().clamp(0, _BINS - 1)  # NaN goes to a bin too
         self.histogram.index_add_(0, bins, torch.ones_like(bins))
         self.probability_min = torch.minimum(self.probability_min, probability.min())
-        self.positive_max = torch.maximum(self.positive_max, error.norm(dim=1).max().double())
+        self.feature_max = torch.maximum(self.feature_max, feature.max().double())
+        self.positive_max = torch.maximum(self.positive_max, positive.max().double())
         self.kept += ((oriented <= 0) & self.inactive).sum()
         self.kl_sum += divergence.sum()
         self.kl_max = torch.maximum(self.kl_max, divergence.max())
 
     def compute(self) -> dict[str, Any]:
         """The entries of one sampler in `evaluation.json`; None where nothing can be said.
+
+        `feature_relative_max` is the largest ||f(x) - f(t)|| over ||f(t)||: all that later layers
+        see, inactive units above zero too, which `positive_relative_max`, the largest L_pos of
+        Eq. 2 over ||f(t)||, leaves out.
 
         `kl_mean` and `kl_max` are the divergence of the points' class probabilities from the
         target's, KL(target || point), in nats; `probability_histogram` counts points by the
@@ -112,6 +119,7 @@ class HullStatistics(Metric):
             "probability_mean": float(self.probability_sum) / samples,
             "probability_min": float(self.probability_min),
             "probability_histogram": self.histogram.tolist(),
+            "feature_relative_max": float(self.feature_max) / norm if norm else None,
             "positive_relative_max": float(self.positive_max) / norm if norm else None,
             "inactive_kept": float(self.kept) / (samples * inactive) if inactive else None,
             "kl_mean": float(self.kl_sum) / samples,
@@ -127,8 +135,9 @@ class Outcome(NamedTuple):
     """What sampled points say a hull is, and why it is no more than that.
 
     `features collide`: all points are of the target's class, their mean probability is within 0.05
-    of the target's, and the largest L_pos over ||f(t)|| is at most the experiment's limit,
-    `stop.hull_relative`. `class only`: all of this but for the last. `neither`: anything else.
+    of the target's, and the largest ||f(x) - f(t)|| over ||f(t)|| is at most the experiment's
+    limit, `stop.hull_relative`. `class only`: all of this but for the last. `neither`: anything
+    else.
     """
 
     name: str
@@ -136,7 +145,7 @@ class Outcome(NamedTuple):
 
 
 def limit_of(summary: dict[str, Any]) -> float:
-    """The largest L_pos over ||f(t)|| that `summary.json` calls a collision; else the default."""
+    """The largest feature error over ||f(t)|| that `summary.json` calls a collision."""
     return float(summary.get("hull_relative", StopSettings.hull_relative))
 
 
@@ -146,12 +155,12 @@ def outcome_of(sample: dict[str, Any], target_probability: float, limit: float) 
     Args:
         sample: what `HullStatistics.compute` gives.
         target_probability: the class's, at the target.
-        limit: of the largest L_pos over ||f(t)||.
+        limit: of the largest ||f(x) - f(t)|| over ||f(t)||.
 
     Example:
-        >>> sample = {"accuracy": 1.0, "probability_mean": 0.7, "positive_relative_max": 0.4}
+        >>> sample = {"accuracy": 1.0, "probability_mean": 0.7, "feature_relative_max": 0.4}
         >>> outcome_of(sample, 0.7, limit=0.3)
-        Outcome(name='class only', reasons=['largest L_pos 0.400 ||f(t)||, the limit is 0.3'])
+        Outcome(name='class only', reasons=['feature error 0.400 ||f(t)||, the limit is 0.3'])
     """
     reasons = []
     if sample["accuracy"] < 1:
@@ -160,11 +169,11 @@ def outcome_of(sample: dict[str, Any], target_probability: float, limit: float) 
     mean = sample["probability_mean"]
     if not abs(mean - target_probability) <= NEAR:
         reasons.append(f"mean probability {mean:.3f}, the target's is {target_probability:.3f}")
-    name, largest = NEITHER if reasons else CLASS, sample["positive_relative_max"]
+    name, largest = NEITHER if reasons else CLASS, sample["feature_relative_max"]
     if largest is None:
         reasons.append("the target has no active unit, so there is no ||f(t)|| to compare with")
     elif not largest <= limit:
-        reasons.append(f"largest L_pos {largest:.3f} ||f(t)||, the limit is {limit:g}")
+        reasons.append(f"feature error {largest:.3f} ||f(t)||, the limit is {limit:g}")
     return Outcome(name if reasons else FEATURES, reasons)
 
 

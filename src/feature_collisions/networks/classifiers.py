@@ -1,8 +1,11 @@
 """The classifiers whose collisions are searched for, by name or from the user's own code.
 
-What `train.py classifier.path=MODULE:NAME` imports is remembered in the user's cache, by file and
-checksum. `evaluate.py` may then take a run's MODULE:NAME for the same unchanged file. A run from
-elsewhere names nothing that was not executed before at this user's word.
+What `train.py classifier.path=MODULE:NAME` imports is remembered in the user's cache, with the
+working directory, and the place and checksum of MODULE's file and of the packages that it lies in.
+Where all of these are the same, `evaluate.py` may import MODULE:NAME at the word of a run, though
+that may be a stranger's: it executes what this user has had executed, and what MODULE itself
+imports and reads is found where it was found then. In another folder, the stranger's own say, a
+module beside MODULE or a relative path could be another one; there the user has to name it.
 """
 
 import hashlib
@@ -80,14 +83,17 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
     module, _, name = (settings.path or "").partition(":")
     if not (module and name):
         raise SettingError(f"classifier.path={settings.path}: {rule}")
-    sys.path.insert(0, os.getcwd())
+    folder = os.getcwd()
+    files = _files(module, folder)  # before its own code can change a file or the folder
+    sys.path.insert(0, folder)
     try:
         found = getattr(importlib.import_module(module), name)
         model = found if isinstance(found, nn.Module) or not callable(found) else found()
     except (Exception, SystemExit) as error:  # whatever the user's own code raises
         raise SettingError(f"classifier.path={settings.path}: {_cause(error)}; {rule}") from error
     finally:
-        sys.path.remove(os.getcwd())
+        if folder in sys.path:
+            sys.path.remove(folder)
     if not isinstance(model, nn.Module):
         raise SettingError(
             f"classifier.path={settings.path}: is a {type(model).__name__}, no torch.nn.Module; "
@@ -96,21 +102,30 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
     model = accepted(model)
     if settings.weights:
         load_weights(model, Path(settings.weights))
-    _remember(f"{module}:{name}")
+    if files:
+        _remember(folder, f"{module}:{name}", files)
     return model
 
 
-def _remember(path: str) -> None:
-    """Note that the user has had MODULE:NAME imported."""
-    if files := _files(path):
-        known = _known() | {path: files}
-        keep("which classifiers are your own", _place(), lambda place: write_json(place, known))
+_Files = list[list[str]]  # a path and a checksum each
+
+
+def _remember(folder: str, path: str, files: _Files) -> None:
+    """Note that the user has had MODULE:NAME imported in this working directory."""
+    known = _known()
+    known[folder] = _of_folder(known, folder) | {path: files}
+    keep("which classifiers are your own", _place(), lambda place: write_json(place, known))
 
 
 def is_remembered(path: str) -> bool:
-    """Whether MODULE:NAME is the same unchanged file that the user has had imported."""
-    files = _files(path)
-    return files is not None and _known().get(path) == files
+    """Whether the user has had MODULE:NAME imported in this working directory, as it is now.
+
+    Compared are the files of the module and of the packages that it lies in, by place and content;
+    what they import and read is not. Nothing is imported here.
+    """
+    folder = os.getcwd()
+    files = _files(path.partition(":")[0], folder)
+    return bool(files) and _of_folder(_known(), folder).get(path) == files
 
 
 def _place() -> Path:
@@ -118,6 +133,7 @@ def _place() -> Path:
 
 
 def _known() -> dict[str, object]:
+    """MODULE:NAME to files, by working directory."""
     if not is_kept(_place()):
         return {}
     try:
@@ -127,11 +143,16 @@ def _known() -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _files(path: str) -> list[list[str]] | None:
-    """The file of each package on the way to the module, with its checksum; nothing is imported."""
-    places: list[str] | None = [os.getcwd(), *sys.path]
-    found, name = list[list[str]](), ""
-    for part in path.partition(":")[0].split("."):
+def _of_folder(known: dict[str, object], folder: str) -> dict[str, object]:
+    found = known.get(folder)
+    return found if isinstance(found, dict) else {}
+
+
+def _files(module: str, folder: str) -> _Files | None:
+    """The file of each package on the way to the module, and its own; None where one has none."""
+    places: list[str] | None = [folder, *sys.path]
+    found, name = _Files(), ""
+    for part in module.split("."):
         name = f"{name}.{part}".lstrip(".")
         try:
             spec = PathFinder.find_spec(name, places)

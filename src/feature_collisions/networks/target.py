@@ -63,6 +63,11 @@ class TargetFeatures(nn.Module):
             return preactivation
         return torch.where(self.above, self.ceiling - preactivation, preactivation)
 
+    def error(self, preactivation: Tensor) -> Tensor:
+        """||f(x) - f(t)|| (...) of any f0 (..., N): all that later layers can see, Eq. 1."""
+        error: Tensor = (self.rectified(preactivation) - self.features).norm(dim=-1)
+        return error
+
     @property
     def seen_by(self) -> Tensor:
         """(N,) how far each unit is inside of what the layer sees of it; negative: outside."""

@@ -4,6 +4,7 @@ With what every step runs of it: a frozen copy, and no more than the loss needs.
 """
 
 import copy
+import difflib
 import math
 from typing import Any, cast
 
@@ -200,9 +201,21 @@ def _trace(model: nn.Module, layer: str) -> tuple[Traced, fx.Node] | None:
         if layer in nodes:
             other = not_flat_after(root, nodes[layer])
             rule = "feeds no ReLU" + (f" ({other})" if other else "")
-        choices = ", ".join(before_relu) or "none: this classifier has no ReLU"
+        choices = _choices(layer, before_relu) or "none: this classifier has no ReLU"
         raise SettingError(f"layer={layer}: {rule}; layers that feed one: {choices}")
     return traced, nodes[layer]
+
+
+_MANY = 60  # names that one still looks through
+
+
+def _choices(layer: str, names: list[str]) -> str:
+    """All names, or, of many, those most like the one that was given and the last."""
+    if len(names) <= _MANY:
+        return ", ".join(names)
+    near = difflib.get_close_matches(layer, names, 10, 0.3)
+    shown = [*near, *(name for name in names[-10:] if name not in near)]
+    return f"{', '.join(shown)} and {len(names) - len(shown)} others"
 
 
 def _cut(model: nn.Module, layer: str) -> nn.Module:
@@ -301,7 +314,7 @@ def _module(model: nn.Module, layer: str) -> nn.Module:
     if layer not in modules:
         raise SettingError(
             f"layer={layer}: is not a layer of this network; its modules are "
-            f"{', '.join(name for name in modules if name)}"
+            f"{_choices(layer, [name for name in modules if name])}"
         )
     return modules[layer]
 

@@ -189,7 +189,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
 
 
 def _compiled(compiler: list[str], path: Path) -> ctypes.CDLL | None:
-    """Translate the kernel, and keep it at `path` if that can be written."""
+    """Compile the kernel, and keep it at `path` if that can be written."""
     with tempfile.TemporaryDirectory(prefix="feature_collisions-") as folder:
         made = Path(folder) / path.name
         if not _compile(compiler, made):

@@ -1,7 +1,7 @@
 """A compressed index of the database's windows (faiss): candidates, to be ranked exactly.
 
 It stands in for Prioritized DCI, the paper's index (Li and Malik, 2017), which has no maintained
-package. Windows are described by 63 coordinates and the length of the rest (patch_windows.py), kept
+package. Windows are described by 63 coordinates and the length of the rest (`windows`), kept
 as 8-bit codes in lists around centres (IVF); a query looks into the lists nearest to it.
 """
 

@@ -15,7 +15,7 @@ from ..data.files import write_atomically
 from ..data.images import to_uint8
 from ..evaluation.survey import Figures, Interval
 from ..hull.statistics import OUTCOMES
-from .findings import LAWS
+from .findings import LAWS, settled
 from .sheets import Sheet
 from .tables import number
 
@@ -112,12 +112,12 @@ _STATES = {"proved": _BLUE, "undecided": "#FFFFFF", "refuted": _VERMILION}
 def faces_figure(proof: dict[str, Any]) -> Figure | None:
     """The hull's triangles, each part in the colour of what is known of it (`prove_faces`).
 
-    Of many the `_FACES` are shown of which least is proved.
+    Of many the `_FACES` are shown of which least is proved. None where nothing is known of any.
     """
-    triangles = proof.get("faces", {}).get("triangles")
-    if not triangles:
+    faces = proof.get("faces", {})
+    if not settled(faces):
         return None
-    triangles = sorted(triangles, key=lambda triangle: triangle["share_proved"])[:_FACES]
+    triangles = sorted(faces["triangles"], key=lambda triangle: triangle["share_proved"])[:_FACES]
     columns = min(5, len(triangles))
     rows = math.ceil(len(triangles) / columns)
     figure = _figure(_WIDTH, _WIDTH / columns * rows + 0.4)
@@ -139,9 +139,9 @@ def faces_figure(proof: dict[str, Any]) -> Figure | None:
 
 
 def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
-    """Hull size against every weight of the loss that differs; None where none does.
+    """Relative size against every weight of the loss that differs; None where none does.
 
-    What nearness costs is seen beside it: hull size against the distance from the initial image.
+    What nearness costs is seen beside it: the same against the distance from the initial image.
     """
     known = [row for row in rows if row.get("relative_size") is not None]
     names = dict.fromkeys(name for row in known for name in row if name.startswith("loss."))
@@ -162,7 +162,7 @@ def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
             axes.set_xscale("log")
         axes.set_xlabel(_LABELS.get(name, name.removeprefix("loss.")), fontsize=8)
         _plain(axes)
-    panels[0].set_ylabel("distance between corners\nover the data set's", fontsize=8)
+    panels[0].set_ylabel("relative size", fontsize=8)
     panels[0].set_ylim(bottom=0)
     panels[0].legend(fontsize=7, frameon=False)
     return figure
@@ -192,7 +192,7 @@ def survey_figure(
         _with_interval(first, found[name]["relative_size"], row, upright=False)
     first.set_yticks(range(len(networks)), [_short(name) for name in networks], fontsize=7)
     first.invert_yaxis()
-    first.set_xlabel("hull size over the data set's distance", fontsize=8)
+    first.set_xlabel("relative size", fontsize=8)
     for axes, column in zip(panels, columns, strict=False):
         for name in networks:
             mean = found[name]["blind_share"]
@@ -204,7 +204,7 @@ def survey_figure(
             axes.annotate(_short(name), (place, size.mean), (3, 3), fontsize=6,
                           textcoords="offset points")  # fmt: skip
         axes.set_xlabel("share of blind units" if not extra else column, fontsize=8)
-        axes.set_ylabel("hull size", fontsize=8)
+        axes.set_ylabel("relative size", fontsize=8)
         axes.margins(x=0.15)
     for axes in figure.axes:
         _plain(axes)

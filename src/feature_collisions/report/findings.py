@@ -137,20 +137,24 @@ def _table(heading: str, findings: Sequence[Finding], notes: bool = True) -> Tab
 
 def corners_table(summary: dict[str, Any], class_names: Sequence[str]) -> Table:
     """One row per corner."""
-    target = class_names[summary["target_class"]]
-    columns = ("corner", "unit", "L_pos", "its pre-activation", "class", f"probability of {target}")
+    target, entries = class_names[summary["target_class"]], summary["corners"]
+    clipped = any(entry.get("side") == "above" for entry in entries)  # else all are below 0
+    columns = ("corner", "unit", *(("side",) if clipped else ()), "L_pos", "its pre-activation",
+               "class", f"probability of {target}")  # fmt: skip
     rows = [
         (
             str(entry["corner"]),
             str(entry["unit"]),
+            *((entry["side"],) if clipped else ()),
             f"{entry['positive']:.4g}",
             f"{entry['unit_preactivation']:.1f}",
             class_names[entry["predicted_class"]],
             f"{entry['probability']:.4f}",
         )
-        for entry in summary["corners"]
+        for entry in entries
     ]
-    return Table("The corners", columns, rows)
+    note = "Side: on which the layer is blind to the unit, below 0 or above its ceiling."
+    return Table("The corners", columns, rows, note if clipped else "")
 
 
 # Claims: each reads its entries of evaluation.json, and yields nothing where they are not there.
@@ -187,11 +191,13 @@ def _sampled(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
         Known.SAMPLED,
         f"the target's own is {result['target_probability']:.4f}",
     )
-    if (error := sample.get("positive_relative_max")) is not None:
+    if (error := sample.get("feature_relative_max")) is not None:
         yield Finding(
-            "features of those mixes", f"L_pos at most {error:.3g} of ||f(t)||", Known.SAMPLED,
-            "how far the target's active units are from the target's own",
-        )  # fmt: skip
+            "features of those mixes",
+            f"at most {error:.3g} of ||f(t)|| from the target's",
+            Known.SAMPLED,
+            "largest ||f(x) - f(t)||: all that later layers see",
+        )
 
 
 def _other_laws(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
@@ -251,7 +257,7 @@ def _features_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Fi
     elif proof["by"] == "affine":
         yield Finding(
             label,
-            f"L_pos at most {number(proof['positive_relative_max'], '.3g')} of ||f(t)||",
+            f"at most {number(proof['feature_relative_max'], '.3g')} of ||f(t)|| from the target's",
             Known.PROVED,
             f"no inactive unit is above {number(proof['inactive_max'])}, no activation is off by "
             f"more than {proof['feature_error_max']:.4g} (section 2: the layer is affine, so the "
@@ -260,7 +266,7 @@ def _features_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Fi
     else:
         yield Finding(
             label,
-            f"||f(x) - f(t)|| at most {number(proof['feature_relative_max'], '.3g')} of ||f(t)||",
+            f"at most {number(proof['feature_relative_max'], '.3g')} of ||f(t)|| from the target's",
             Known.PROVED,
             f"no activation is off by more than {proof['feature_error_max']:.4g}; the largest that "
             f"was met is {number(proof['feature_relative_seen'], '.3g')} of ||f(t)|| (bounds in "
@@ -297,12 +303,39 @@ def _class_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Findi
         yield Finding(label, share, known, "of the rest the bounds say nothing: undecided")
 
 
+def _faces(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    proof = result.get("proof", {})
+    faces, of_class = proof.get("faces", {}), proof.get("class", {})
+    label, reason = "class of mixes of three corners", faces.get("reason")
+    if reason and reason != of_class.get("reason"):
+        yield Finding(label, reason, Known.NOT_PROVED)
+    elif "triangles" in faces:
+        share, count = faces["share_proved"], len(faces["triangles"])
+        note = (
+            f"bounds in float64 over {count} triangle{'s' * (count > 1)}"
+            if settled(faces)
+            else "the bounds settle no part of a triangle in the time they have (proof.seconds): "
+            "there is nothing to draw"
+        )
+        yield Finding(
+            label, f"{names[result['target_class']]} on {share:.2%} of the triangles' area",
+            Known.PROVED if share else Known.NOT_PROVED, note,
+        )  # fmt: skip
+
+
+def settled(faces: dict[str, Any]) -> bool:
+    """Whether some part of a triangle is proved or refuted (`prove_faces`)."""
+    parts = [part for triangle in faces.get("triangles", ()) for part in triangle["parts"]]
+    return any(part["state"] != "undecided" for part in parts)
+
+
 def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     if (mean := result.get("corner_distance_mean")) is None:
         return
     if (size := result.get("relative_size")) is not None:
         note = (
-            f"{size:.2f} times the mean distance of two images of the data set, "
+            f"relative size {size:.2f}: so many times the mean distance of two images of the data "
+            "set, "
             f"{result['dataset_distance_mean']:,.2f}"
         )
     else:
@@ -312,7 +345,7 @@ def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding
 
 Claim = Callable[[dict[str, Any], Sequence[str]], Iterator[Finding]]
 CLAIMS: tuple[Claim, ...] = (
-    _not_measured, _outcome, _class_proof, _features_proof, _edges, _worst_case, _sampled,
+    _not_measured, _outcome, _class_proof, _faces, _features_proof, _edges, _worst_case, _sampled,
     _other_laws, _distances,
 )  # fmt: skip
 
@@ -326,7 +359,7 @@ class Entry(NamedTuple):
 
 
 SIZES = (
-    Entry("distance between corners over that between images of the data set",
+    Entry("relative size: distance between corners over that between images of the data set",
           "relative_size", ".3f"),
     Entry("smallest distance between two corners", "corner_distance_min", ",.2f"),
     Entry("mean distance of a corner from the initial image", "initial_distance_mean", ",.2f"),
@@ -385,6 +418,7 @@ def _points_table(result: dict[str, Any]) -> Table:
             f"{sample['accuracy_lower_95']:.3%}",
             f"{sample['probability_mean']:.4f}",
             f"{sample['probability_min']:.4f}",
+            number(sample["feature_relative_max"]),
             number(sample["positive_relative_max"]),
             number(sample["inactive_kept"]),
         )
@@ -392,7 +426,8 @@ def _points_table(result: dict[str, Any]) -> Table:
         if (sample := result.get(key))
     ]
     columns = ("points", "samples", "accuracy", "at least (95 %)", "mean probability", "smallest",
-               "largest L_pos over ||f(t)||", "inactive units kept")  # fmt: skip
+               "feature error over ||f(t)||", "L_pos over ||f(t)||",
+               "inactive units kept")  # fmt: skip
     return Table("Points of the hull", columns, rows)
 
 

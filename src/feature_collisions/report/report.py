@@ -17,8 +17,8 @@ from .tables import as_markdown
 
 def write_report(
     directory: Path, hull: Hull, result: dict[str, Any], class_names: Sequence[str]
-) -> None:
-    """Write `report.html`, `report.md`, and each figure as PNG and PDF.
+) -> Description:
+    """Write `report.html`, `report.md`, and each figure as PNG and PDF; gives what they say.
 
     Args:
         directory: the run's.
@@ -43,6 +43,7 @@ def write_report(
     )
     shown = {sheet.heading: _KEPT.get(sheet.name, f"{sheet.name}.png") for sheet in sheets}
     write_text(directory / "report.md", _markdown(description, shown, faces is not None))
+    return description
 
 
 _KEPT = {"patches": "images/patches.png", "worst": "images/worst_case.png"}  # pictures already

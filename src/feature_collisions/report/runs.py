@@ -1,4 +1,4 @@
-"""A table over many hulls: one row each, and hull size against the loss's weights."""
+"""A table over many hulls: one row each, and relative size against the loss's weights."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ COLUMNS = {
     "accuracy_lower_95": ("at least (95 %)", ".3%"),
     "probability_mean": ("mean probability", ".3f"),
     "target_probability": ("target's", ".3f"),
-    "positive_relative_max": ("largest L_pos", ".3f"),
+    "feature_relative_max": ("feature error", ".3f"),
     "worst_case_probability": ("worst found", ".3f"),
     "corner_distance_mean": ("distance", ",.2f"),
     "relative_size": ("relative size", ".3f"),
@@ -34,7 +34,7 @@ COLUMNS = {
 _DETAILS = ("corners", "steps", "seconds", "accuracy_lower_95", "target_probability",
             "worst_case_probability", "corner_distance_mean", "initial_distance_mean")  # fmt: skip
 _SETTINGS = ("experiment", "initial", "target", "classifier", "layer", "corners")
-_NOTE = "Sampled, not proved; the largest L_pos is over ||f(t)||: how near the features really are."
+_NOTE = "Sampled, not proved; feature error: the largest ||f(x) - f(t)|| over ||f(t)||."
 
 
 def row_of(
@@ -59,7 +59,7 @@ def row_of(
         "accuracy_lower_95": sample.get("accuracy_lower_95"),
         "probability_mean": sample.get("probability_mean"),
         "target_probability": result["target_probability"],
-        "positive_relative_max": sample.get("positive_relative_max"),
+        "feature_relative_max": sample.get("feature_relative_max"),
         "worst_case_probability": result.get("worst_case_probability"),
         "corner_distance_mean": result.get("corner_distance_mean"),
         "relative_size": result.get("relative_size"),
@@ -134,7 +134,7 @@ def write_runs(directory: Path, rows: Sequence[dict[str, Any]]) -> None:
     if figure:
         for ending in ("png", "pdf"):
             save_figure(figure, directory / f"sizes.{ending}")
-        parts.append("![hull size against the loss's weights](sizes.png)")
+        parts.append("![relative size against the loss's weights](sizes.png)")
     write_text(directory / "runs.md", "\n\n".join(parts) + "\n")
     reports = [f"{row['run']}/report.html" for row in rows]
     links = [f"./{quote(path)}" if (directory / path).is_file() else "" for path in reports]

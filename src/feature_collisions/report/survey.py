@@ -14,9 +14,9 @@ from .page import survey_page
 from .tables import Table, as_markdown, number
 
 _NAMES = {
-    "relative_size": ("size", ".3f"),
+    "relative_size": ("relative size", ".3f"),
     "blind_share": ("blind units", ".1%"),
-    "positive_relative_max": ("largest L_pos", ".3f"),
+    "feature_relative_max": ("feature error", ".3f"),
     "accuracy": ("accuracy", ".2%"),
     "probability_mean": ("mean probability", ".3f"),
     "target_probability": ("target's", ".3f"),
@@ -25,9 +25,10 @@ _NAMES = {
     "seconds": ("seconds", ",.1f"),
 }
 _NOTE = (
-    "Means over the same pairs. Size: mean distance between corners over that between two images "
-    "of the data set; largest L_pos: over ||f(t)||; accuracy, probabilities: sampled in the hull, "
-    "the worst point searched, the share proved to be the target's class by bounds."
+    "Means over the same pairs. Relative size: mean distance between corners over that between two "
+    "images of the data set; feature error: the largest ||f(x) - f(t)|| over ||f(t)||; accuracy, "
+    "probabilities: sampled in the hull, the worst point searched, the share proved to be the "
+    "target's class by bounds."
 )
 _WARNING = (
     "An interval covers 95 % of what resampled pairs give; of twenty that stand beside each "
@@ -69,7 +70,7 @@ def write_survey(
     parts = [
         "# " + for_markdown(overview.heading),
         as_markdown(overview),
-        "![hull sizes](survey.png)",
+        "![relative sizes](survey.png)",
     ]
     parts += ["## " + for_markdown(paired.heading), as_markdown(paired)]
     write_text(directory / "survey.md", "\n\n".join(parts) + "\n")

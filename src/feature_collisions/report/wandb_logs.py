@@ -116,7 +116,9 @@ def wandb_run(
 ) -> "Iterator[wandb.Run]":
     """A W&B run, new or continued, whose files lie in `directory`.
 
-    It is always finished, because the jobs of a sweep share a process.
+    It is always finished, because the jobs of a sweep share a process. W&B would have git describe
+    the repository that `directory` is or lies in, and a stranger's `.git/config` names commands:
+    neither git nor the saving of code is left to it.
 
     Raises:
         SettingError: when W&B refuses it, or its folder is a link to another.
@@ -135,7 +137,9 @@ def wandb_run(
             job_type=identity.job_type,
             mode=mode,  # type: ignore[arg-type]
             config=config,
-            settings=wandb.Settings(silent=True, init_timeout=_PATIENCE),
+            settings=wandb.Settings(
+                silent=True, init_timeout=_PATIENCE, disable_git=True, save_code=False
+            ),
         )
     except (wandb.Error, OSError) as error:
         raise SettingError(_refused(mode, error)) from None
@@ -223,7 +227,8 @@ def log_hull(run: "wandb.Run", hull: Hull | Run) -> None:
 
 _TABLE = Path("wandb") / "table.json"
 _OF_SAMPLES = ("samples", "accuracy", "accuracy_lower_95", "probability_mean", "probability_min",
-               "positive_relative_max", "inactive_kept", "kl_mean", "kl_max")  # fmt: skip
+               "feature_relative_max", "positive_relative_max", "inactive_kept", "kl_mean",
+               "kl_max")  # fmt: skip
 _OF_OTHERS = ("ball_accuracy", "ball_clipped_accuracy", "ball_span_accuracy",
               "random_simplex_accuracy", "plain_accuracy")  # fmt: skip
 
@@ -274,7 +279,7 @@ def hull_figures(result: dict[str, Any]) -> dict[str, Any]:
         "accuracy": sample.get("accuracy"),
         "accuracy_lower_95": sample.get("accuracy_lower_95"),
         "probability": sample.get("probability_mean"),
-        "size": result.get("relative_size"),
+        "relative_size": result.get("relative_size"),
         "corner_distance": result.get("corner_distance_mean"),
         "worst_case": result.get("worst_case_probability"),
         "worst_case_correct": result.get("worst_case_correct"),
@@ -314,7 +319,7 @@ def _media(directory: Path, result: dict[str, Any], class_names: Sequence[str]) 
 def log_table(
     mode: str, directory: Path, runs: Sequence[Run], rows: Sequence[dict[str, Any]]
 ) -> str | None:
-    """Log the table over many runs, and hull size against the loss's weights.
+    """Log the table over many runs, and relative size against the loss's weights.
 
     Args:
         mode: as for `log_evaluation`.

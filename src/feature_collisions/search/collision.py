@@ -130,6 +130,7 @@ class Collision(LightningModule):
         per_batch: images in one forward pass, corners and points between them; None for as many
             as memory holds.
         compiled: run the network through torch.compile.
+        seed: of the points between corners.
         problem: what a checkpoint must agree on to be continued from.
 
     Attributes:
@@ -155,6 +156,7 @@ class Collision(LightningModule):
         classifier: nn.Module | None = None,
         per_batch: int | None = None,
         compiled: bool = False,
+        seed: int = 0,
         problem: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -164,7 +166,7 @@ class Collision(LightningModule):
         self.loss, self.loss_settings = loss, loss.settings
         self.goal, self.stop = goal, goal.stop
         self.optimizer_settings, self.every, self.per_batch = optimizer, every, per_batch
-        self.classifier, self.compiled = classifier, compiled
+        self.classifier, self.compiled, self.seed = classifier, compiled, seed
         self.rank, self.ranks, self.count = 0, 1, len(loss.units)
         self.problem = problem or {}
         self.step = self.step_before = 0
@@ -318,11 +320,13 @@ class Collision(LightningModule):
             return preactivation.to(dtype), logits.to(dtype)
         return self.network(images).to(dtype), None
 
-    def _points_inside(self, count: int, seed: int, every: Tensor) -> Tensor:
+    def _points_inside(self, count: int, step: int, every: Tensor) -> Tensor:
         """This rank's share of `count` random points of the hull of all corners (K, C, H, W)."""
         if count == 0:
             return every[:0]
-        generator = torch.Generator().manual_seed(seed)
+        # A generator reads 32 bits of its seed; the odd factor keeps the seeds' steps apart.
+        drawn = (self.seed * 2_654_435_761 + step) % 2**32
+        generator = torch.Generator().manual_seed(drawn)
         weights = torch.empty(count, len(every)).exponential_(generator=generator)
         weights = (weights / weights.sum(1, keepdim=True)).to(every)
         points: Tensor = torch.tensordot(weights[self._own], every, 1)

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from lightning.pytorch.loggers import Logger
@@ -29,7 +29,7 @@ from ..networks.target_layer import (
     network_of,
 )
 from ..patches.composite import Sources
-from ..settings.rules import one_of
+from ..settings.rules import SEED, one_of, whole
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from ..settings.train import parse_corners, parse_corners_per_batch
 from ..settings.trainer import MIXED, check_trainer, first_device, where
@@ -78,6 +78,7 @@ class Search:
     sources: Sources | None = None
     grid: int | None = None
     corner_order: str = "flat"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self._check_arguments()
@@ -111,6 +112,7 @@ class Search:
             raise SettingError(f"trainer={self.trainer}: must be a dict of Trainer's arguments")
         if not isinstance(self.layer, str):
             raise SettingError(f"layer={self.layer}: must be a name, such as 'features.0'")
+        whole("seed", self.seed, 0, SEED)
         one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
         for name, kind in _SETTINGS.items():
             if not isinstance(getattr(self, name), kind):
@@ -184,6 +186,7 @@ class Search:
             every=self.log.every,
             classifier=classifier,
             compiled=self.compile,
+            seed=self.seed,
             per_batch=parse_corners_per_batch(self.corners_per_batch),
             problem=problem_of(
                 self.model, self.layer, self.initial, self.target, units, self.optimizer
@@ -288,13 +291,14 @@ class Search:
         """Of composites whose features do not collide: what one corner by itself gets to."""
         limit, norm = self.stop.hull_relative, self.module.loss.norm
         ends = self._preactivation(torch.cat([found, found.mean(0, keepdim=True)]))
-        norms = positive(ends, self.features.values, self.features.active.to(ends))
-        largest = float(norms.max()) / norm if norm else 0.0
+        largest = float(self.features.error(ends).max()) / norm if norm else 0.0
         if largest <= limit:
             return {}
         one = replace(self, corners=self.corners[:1], **alone())
         fit(one.lightning, one.module, None, None)
-        floor = float(one.module.curves["positive"][0]) / norm
+        assert one.module.found is not None
+        nearest = self._preactivation(one.module.found.corners.to(found))
+        floor = float(self.features.error(nearest)) / norm
         return {"floor": floor, "limits": what_limits(largest, limit, floor)}
 
     def _summary(self, found: Found) -> dict[str, Any]:
@@ -321,6 +325,25 @@ class Search:
         return summary | self.precision | own
 
 
+class SearchSettings(TypedDict, total=False):
+    """What `find_corners` takes by keyword; it says what each means."""
+
+    loss: LossSettings
+    optimizer: OptimizerSettings
+    stop: StopSettings
+    log: LogSettings
+    trainer: dict[str, Any]
+    directory: Path | None
+    ckpt_path: Path | None
+    corners_per_batch: int | str
+    channels_last: bool
+    compile: bool
+    sources: Sources | None
+    grid: int | None
+    corner_order: str
+    seed: int
+
+
 def find_corners(
     model: nn.Module,
     layer: str,
@@ -329,7 +352,7 @@ def find_corners(
     corners: Sequence[int] = range(5),
     *,
     logger: Logger | None = None,
-    **settings: Any,
+    **settings: Unpack[SearchSettings],
 ) -> Hull:
     """Find images that the classifier cannot tell from the target, one per corner (Eq. 3 and 4).
 
@@ -365,6 +388,7 @@ def find_corners(
         grid (int): of composites: a grid of logits per window, or None for a logit per pixel.
         corner_order (str): `flat`, or `inactive_first`: units already inactive at the start
             come first.
+        seed (int): of the points of `loss.hull`, from 0 to 2**32 - 1.
 
     Returns:
         The hull of the corners. Whether they converged is in its `summary`.

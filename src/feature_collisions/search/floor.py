@@ -8,7 +8,7 @@ _STEPS = 200
 
 
 def alone() -> dict[str, Any]:
-    """The settings of a search for the L_pos that sources allow, for one corner by itself.
+    """The settings of a search for the features that sources allow, for one corner by itself.
 
     Nothing but the features counts: no unit is pushed down, no distance rewarded, no roughness
     penalised, no point between corners matched; every pixel has logits of its own. What 200 steps
@@ -31,7 +31,7 @@ def what_limits(largest: float, limit: float, floor: float) -> str:
     """Whether sources or search keep features `largest` apart, where `limit` was wanted.
 
     Args:
-        largest: L_pos over ||f(t)|| of the corners and of their mean, the largest of these.
+        largest: of the corners and their mean, the largest ||f(x) - f(t)|| over ||f(t)||.
         limit: `stop.hull_relative`.
         floor: what one corner by itself comes to.
 

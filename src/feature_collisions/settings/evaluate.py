@@ -37,7 +37,7 @@ class WorstCaseSettings:
     """Steps of each start."""
 
     def check(self) -> None:
-        """Raise SettingError for a negative number."""
+        """Raise SettingError for a number out of range."""
         whole("worst_case.starts", self.starts, 0, 100_000)
         whole("worst_case.steps", self.steps, 1, STEPS)
 
@@ -51,7 +51,7 @@ class PlainSettings:
     it out."""
 
     def check(self) -> None:
-        """Raise SettingError for a negative number."""
+        """Raise SettingError for a number out of range."""
         whole("plain.steps", self.steps, 0, STEPS)
 
 
@@ -71,7 +71,7 @@ class EdgeSettings:
     """Whether a walk goes on from what an earlier evaluation has kept."""
 
     def check(self) -> None:
-        """Raise SettingError for a share beyond the edge, or another number out of range."""
+        """Raise SettingError for a number out of range."""
         if self.share is not None:
             at_least("edges.share", self.share, 0)
             if self.share > 1:

@@ -203,8 +203,8 @@ class StopSettings:
     """How near every corner's probability of the target's class must be to the target's, and the
     class must be that; with `loss.hull`, at points between the corners, too. null: not asked."""
     hull_relative: float = 0.3
-    """The largest L_pos over ||f(t)||, of the corners and points between them, at which a hull's
-    features are said to collide; it ends no search. The experiments have 0.05 on digits, 0.2 on
+    """The largest ||f(x) - f(t)|| over ||f(t)|| of a hull's points at which its features are said
+    to collide; it ends no search. The experiments have 0.05 on digits, 0.2 on
     pixels of deep networks, 0.3 on composites."""
 
     def check(self) -> None:

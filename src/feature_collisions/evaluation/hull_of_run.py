@@ -1,0 +1,153 @@
+"""The hull of a run that was read, with its classifier and its data: what a run says is checked.
+
+The run's settings choose among the known classifiers and data sets by name, and can name nothing
+else; it may be a stranger's.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..data.datasets import DataSplit, load_data
+from ..data.devices import CPU, sparing
+from ..errors import SettingError
+from ..hull.hull import Hull
+from ..hull.run import Run
+from ..hull.run_checks import check_figures, check_units
+from ..networks.classifiers import is_remembered, load_classifier
+from ..networks.graph import evaluating
+from ..networks.logits import device_of
+from ..networks.weights import weights_hash
+from ..search.summary import summary_of
+from ..settings.evaluate import EvaluateSettings
+from ..settings.train import ClassifierSettings, DataSettings
+from ..settings.trainer import first_device
+
+
+def hull_of(run: Run, settings: EvaluateSettings) -> tuple[Hull, DataSplit]:
+    """The hull of a run that was read, with its classifier and its data (`classifier_of`)."""
+    model, data = classifier_of(run, settings)
+    return checked_hull(model, run), data
+
+
+def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, DataSplit]:
+    """The classifier and the data of a run that was read.
+
+    Args:
+        run: the run.
+        settings: where data, weights and the user's own classifier lie now, where that is not as
+            the run says; and `trainer`, as `check_evaluation` leaves it: where the hull is measured
+            and in which precision. Empty: on the CPU, in the model's own.
+
+    Raises:
+        SettingError: when the classifier is not the one the corners were found with.
+    """
+    data_settings, classifier, seed = _named(run, settings)
+    expected = run.summary.get("classifier_hash")
+    if not expected:
+        raise SettingError(
+            f"run={run.directory}: summary.json has no classifier_hash, so nothing tells which "
+            "weights the corners belong to; make the run again"
+        )
+    if data_settings.root and not Path(data_settings.root).is_dir():
+        raise SettingError(
+            f"data.root={data_settings.root}: the run's data is not there; say where it lies now "
+            "with data.root=DIR"
+        )
+    # Nothing is downloaded to a place that a run directory names.
+    download = settings.data.root is not None or data_settings.root is None
+    data = load_data(data_settings, download=download)
+    if run.target.shape != data.test.size:
+        raise SettingError(
+            f"run={run.directory}: its images are {tuple(run.target.shape)}, those of its data "
+            f"{data.test.size}; put back the config.yaml that belongs to these corners"
+        )
+    model = load_classifier(classifier, data, seed)
+    found = weights_hash(model)
+    if found != expected:
+        raise SettingError(
+            f"run={run.directory}: its corners were found with other weights (hash {expected}, "
+            f"here {found}); give the file with classifier.weights=FILE"
+        )
+    trainer = settings.trainer
+    place = first_device(trainer) if trainer else CPU
+    with sparing(place):
+        model.to(place, torch.float64 if trainer.get("precision") == "64-true" else None)
+    if run.config.get("channels_last") is True:
+        model.to(memory_format=torch.channels_last)
+    return model, data
+
+
+def _named(run: Run, settings: EvaluateSettings) -> tuple[DataSettings, ClassifierSettings, int]:
+    """The data, the classifier and the seed: as the run says, but for what the user says."""
+    weights, path = settings.classifier.weights, settings.classifier.path
+    try:
+        of_data, named = run.config["data"], run.config["classifier"]
+        data = DataSettings(
+            str(of_data["name"]),
+            settings.data.root or of_data["root"],
+            None if (size := of_data.get("size", 224)) is None else int(size),
+            str(of_data.get("resize", DataSettings.resize)),
+        )
+        classifier = ClassifierSettings(
+            str(named["name"]),
+            weights or named["weights"],
+            str(named["layer"]),
+            path,
+            weights is None and named.get("train") is True,
+            str(named.get("library", ClassifierSettings.library)),
+        )
+        seed = int(run.config["seed"])
+        texts = (of_data["root"], named["weights"], named.get("path"))
+        if not (0 <= seed < 2**63 and all(isinstance(each, str | None) for each in texts)):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise SettingError(
+            f"run={run.directory}: config.yaml does not say which classifier and data were used; "
+            "evaluate a hull that was made in Python with Hull.sample"
+        ) from None
+    data.check()
+    classifier.check()
+    if classifier.name == "file" and path is None:
+        if not (named.get("path") and is_remembered(named["path"])):
+            raise SettingError(
+                f"run={run.directory}: its classifier is code of a user's own, and train.py has "
+                "not imported it in this folder, as it is now, at your word; name it with "
+                "classifier.path=MODULE:NAME"
+            )
+        classifier.path = named["path"]
+    return data, classifier, seed
+
+
+def checked_hull(model: nn.Module, run: Run) -> Hull:
+    """The hull, once the run's classifier has been asked whether the summary can be true."""
+    layer = run.summary["layer"]
+    if run.config.get("channels_last") is True:
+        run.corners = run.corners.contiguous(memory_format=torch.channels_last)
+    try:
+        with sparing(device_of(model)):
+            hull = Hull(model, layer, run.corners, run.initial, run.target, run.units, run.summary)
+    except RuntimeError as error:
+        raise SettingError(
+            f"run={run.directory}: images of {tuple(run.target.shape)} do not pass through "
+            f"{run.summary['classifier']} ({str(error).splitlines()[0]})"
+        ) from None
+    check_units(run.directory, run.units, _numbers(run), hull.features.seen_by.cpu())
+    images = torch.stack([hull.initial, hull.target, *hull.corners])
+    with torch.inference_mode(), evaluating(model):
+        parts = [hull.observe(part) for part in images.split(hull.at_once)]
+    logits, preactivation = (torch.cat(each) for each in zip(*parts, strict=True))
+    probabilities, norm = logits.softmax(1), float(hull.features.features.norm())
+    names = [entry["corner"] for entry in run.summary["corners"]]
+    found = summary_of(names, hull.units, preactivation[2:], hull.features, probabilities)
+    check_figures(run.directory, run.summary, found, norm, probabilities)
+    return hull
+
+
+def _numbers(run: Run) -> list[int] | None:
+    """The corners' numbers where they count the target's inactive units in flat order."""
+    ordered = run.config.get("corner_order", "flat") == "flat"
+    if not ordered or run.summary.get("objective") == "random":
+        return None
+    return [entry["corner"] for entry in run.summary["corners"]]
