@@ -21,7 +21,7 @@ from .local import numbers_of
 from .steps import Step
 
 _MOST = 64  # pieces at once
-_LEVEL = 0.8  # of the worst: pieces that far from settled are halved in the same turn
+_LEVEL = 0.7  # of the worst: pieces that far from settled are halved in the same turn
 _HALVINGS = 6  # of a piece, until its parts get local networks of their own
 _ROOM = 2**26  # numbers that local networks may hold
 _SECONDS = 0.5  # a batch should take at most

@@ -32,9 +32,9 @@ from .steps import Step, steps_of
 _MEMORY = 2**30  # bytes that the bounds of the pieces of a batch may take
 _COPIES = 6  # of every value, at each vertex
 _UNITS = 2048  # of a target layer whose errors are bounded together
-_HALVINGS = 1  # of a piece for its collision
-_CAREFUL = 0.6  # share of the halvings that seem to be needed
-_MOST_HALVINGS = 5  # at once
+_HALVINGS = 2  # of a piece for its collision
+
+_MOST_HALVINGS = 8  # at once
 _TIE = 1e-4  # of the logits: where margins are smaller, the model itself is asked
 _NEAR = 1.05  # a collision's bound so close to an error that was seen is not improved
 
@@ -212,7 +212,7 @@ class ClassJudge(_Judge):
         settled = least > 0
         # Each halving halves the gap between bound and margin or better: so many are needed.
         ratio = (here - least) / here.clamp_min(_TIE)
-        halvings = (_CAREFUL * ratio.log2()).floor().clamp(1, _MOST_HALVINGS).long()
+        halvings = (1.5 * ratio.log2()).ceil().clamp(1, _MOST_HALVINGS).long()
         halvings[here <= 0] = 1
         return Judged(figures, settled, bounds.parts(weigh, halvings * ~settled))
 
