@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.hull.hull import dirichlet
-from feature_collisions.proofs.bounds import Bounds, rounding
+from feature_collisions.proofs.bounds import Bounds
 from feature_collisions.proofs.piecewise import traced
+from feature_collisions.proofs.relaxation import rounding
 from feature_collisions.proofs.steps import steps_of
 
 try:

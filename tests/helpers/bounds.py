@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, fx
 
-from feature_collisions.proofs.bounds import Bounds, rounding
+from feature_collisions.proofs.bounds import Bounds
+from feature_collisions.proofs.relaxation import rounding
 from feature_collisions.proofs.steps import steps_of
 
 

@@ -15,14 +15,16 @@ from feature_collisions.data.files import load_tensors
 from feature_collisions.errors import SettingError
 from feature_collisions.hull.hull import Hull, dirichlet
 from feature_collisions.networks.graph import NotPiecewiseLinear
-from feature_collisions.proofs.bounds import Bounds, rounding
+from feature_collisions.proofs.bounds import Bounds
 from feature_collisions.proofs.linear_program import LinearPrograms, depth
+from feature_collisions.proofs.local import localise, values_of
 from feature_collisions.proofs.piecewise import traced
-from feature_collisions.proofs.splitting import Judged, Splitting
-from feature_collisions.proofs.steps import steps_of
+from feature_collisions.proofs.relaxation import rounding
+from feature_collisions.proofs.splitting import Judged, Pieces, Splitting
+from feature_collisions.proofs.steps import Step, steps_of
 from feature_collisions.proofs.whole_hull import (
-    _joint,
-    _largest_eigenvalue,
+    joint_norm,
+    largest_eigenvalue,
     prove_class,
     prove_collision,
 )
@@ -156,21 +158,39 @@ def test_halving_never_loosens_what_is_known(name: str) -> None:
     network = traced(model)
     steps, rows = steps_of(network, corners[0].double()), torch.tensor([[1.0, -1, 0]]).double()
 
-    def judge(weights: Tensor) -> Judged:
-        points = torch.tensordot(weights, corners.double(), 1)
-        bounds = Bounds(steps, points, rounding(4, points))
-        found = bounds.lower(len(steps) - 1, rows).amin(2)
-        edge = bounds.edge_to_halve({k: each[:, 0].abs() for k, each in bounds.met.items()})
-        return Judged(found, torch.zeros(len(weights)).bool(), edge)
+    class Margin:
+        most, seen = 64, 0.0
 
-    known, before = Splitting.of(torch.eye(4), 1), -math.inf
-    for _ in range(12):
+        def __call__(self, pieces: Pieces, local: list[Step] | None) -> Judged:
+            points = torch.tensordot(pieces.weights, corners.double(), 1)
+            bounds = Bounds(steps, points, rounding(4, points))
+            if local:
+                bounds = Bounds(local, pieces.inside, 0.0)
+            found = bounds.lower(len(bounds.steps) - 1, rows).amin(2)
+            edge = bounds.edge_to_halve({k: each[:, 0].abs() for k, each in bounds.met.items()})
+            return Judged(found, torch.zeros(len(points)).bool(), edge)
+
+        def localise(self, piece: Pieces, local: list[Step] | None) -> list[Step] | None:
+            points = torch.tensordot(piece.weights[0], corners.double(), 1)
+            if local:
+                return localise(local, piece.inside[0])
+            return localise(steps, points, rounding(4, points))
+
+    judge, known, before = Margin(), Splitting.of(torch.eye(4), 1), -math.inf
+    for _ in range(60):
         known.most = 2 * known.most
-        known.advance(judge, best_first=False)
+        known.advance(judge, worst_first=True)
         now = float(known.everywhere)
         assert now >= before
         before = now
-        assert float(known.volume.sum()) == 1
+        assert float(known.open.volume.sum()) == 1
+        for number, region in known.regions.items():
+            inside = known.open.at(known.open.region == number)
+            if region.steps and len(inside.volume):  # both say which points the pieces are
+                points = torch.tensordot(inside.weights, corners.double(), 1).flatten(0, 1)
+                values = values_of(region.steps, inside.inside.flatten(0, 1))
+                torch.testing.assert_close(values, network(points), atol=1e-12, rtol=0)
+    assert len(known.regions) > 2
     true = network(hull.points(dirichlet(1000, 4, torch.Generator())).double()) @ rows.T
     assert before <= float(true.min())
     assert float(true.min()) - before < 0.1 * float(true.max() - true.min())
@@ -331,19 +351,30 @@ def test_the_joint_bound_holds_at_every_sign(seed: int) -> None:
     radii = torch.rand(2, 9, generator=generator, dtype=torch.float64) ** 3
     signs = torch.tensor(list(itertools.product([-1.0, 1], repeat=9)), dtype=torch.float64)
     most = ((signs[:, None] * radii) @ columns.T).norm(dim=2).amax(0)
-    found = _joint(columns, radii)
+    found = joint_norm(columns[None], radii[None])[0]
     assert (most <= found).all()
     assert (found < (columns.abs() @ radii.T).norm(dim=0)).all()  # than unit by unit
+    one = torch.zeros(2, 9, dtype=torch.float64)
+    one[:, 3] = torch.tensor([1e-9, 2.0])
+    exact = one[:, 3] * columns[:, 3].norm()
+    found = joint_norm(columns[None], one[None])[0]
+    assert (exact <= found).all()
+    assert (found <= 1.01 * exact).all()
+    assert (joint_norm(columns[None], 0 * one[None]) < 1e-30).all()
 
 
-def test_the_largest_eigenvalue_is_bounded_from_above() -> None:
-    for size in (1, 3, 40):
-        square = torch.randn(4, size, size, generator=torch.Generator().manual_seed(size)).double()
-        matrices = square @ square.mT * torch.tensor([1e-300, 1e-9, 1, 1e9])[:, None, None]
-        exact = torch.linalg.eigvalsh(matrices)[:, -1]
-        found = _largest_eigenvalue(matrices)
-        assert (exact <= found).all()
-        assert (found <= exact * size ** (1 / 32) * (1 + 1e-9) + 1e-70).all()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_largest_eigenvalue_is_bounded_from_above(dtype: torch.dtype) -> None:
+    for size in (1, 3, 40, 100):
+        for rank in (1, 2, 2 * size):
+            generator = torch.Generator().manual_seed(size)
+            factors = torch.randn(4, size, rank, generator=generator).to(dtype)
+            matrices = factors @ factors.mT
+            matrices /= matrices.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+            exact = torch.linalg.eigvalsh(matrices.double())[:, -1]
+            found = largest_eigenvalue(matrices).double()
+            assert (exact <= found).all()
+            assert (found <= 1.15 * exact + 0.01).all()
 
 
 def collided(seed: int = 0) -> Hull:

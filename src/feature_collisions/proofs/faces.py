@@ -52,7 +52,7 @@ def prove_faces(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
             known = Splitting.of(torch.eye(len(numbers))[list(three)], 2)
             known.keeps = True
             name = "Triangle " + ", ".join(str(numbers[k]) for k in three)
-            known.run(judge, seconds / len(triangles), None, name, True, judge.most, limit=_PIECES)
+            known.run(judge, seconds / len(triangles), None, name, worst_first=False, limit=_PIECES)
             shares.append(known.share)
             found.append(
                 {"corners": [numbers[k] for k in three], "share_proved": known.share,
@@ -65,14 +65,14 @@ def prove_faces(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
 
 def _parts(hull: Hull, known: Splitting, three: tuple[int, ...]) -> list[dict[str, Any]]:
     """The pieces of a triangle and what is known of each."""
-    other = ask(hull.model, hull.points(known.weights.mean(1))).argmax(1) != hull.target_class
+    other = ask(hull.model, hull.points(known.open.weights.mean(1))).argmax(1) != hull.target_class
     states = ["refuted" if bad else "undecided" for bad in other.tolist()]
-    done = torch.cat([*known.done, known.weights[:0]])
+    done = torch.cat([*known.done, known.open.weights[:0]])
     return [
         {"state": state, "vertices": _flat(piece, three)}
         for state, piece in [
             *(("proved", piece) for piece in done),
-            *zip(states, known.weights, strict=True),
+            *zip(states, known.open.weights, strict=True),
         ]
     ]
 

@@ -1,25 +1,77 @@
 """A hull cut into pieces until each is settled: halved where it helps, until time is up.
 
-A piece is a simplex of K points of the hull, by their weights; halving an edge gives two of half
+A piece is a simplex of V points of the hull, by their weights; halving an edge gives two of half
 its volume. After at most 50 halvings weights are multiples of 2^-50, which float64 holds exactly;
-smaller pieces are not halved.
+smaller pieces are not halved. After a few halvings a piece gets a local network of its own, in
+which its parts are judged (see `local`).
 """
 
+import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .cache import PieceCache
+from .local import numbers_of
+from .steps import Step
 
 _MOST = 64  # pieces at once
+_LEVEL = 0.8  # of the worst: pieces that far from settled are halved in the same turn
+_HALVINGS = 6  # of a piece, until its parts get local networks of their own
+_ROOM = 2**26  # numbers that local networks may hold
 _SECONDS = 0.5  # a batch should take at most
 _SAVE_EVERY = 10.0  # seconds
 _SMALLEST = 2.0**-50  # share of the hull's volume
+
+
+class Pieces(NamedTuple):
+    """Pieces of a hull of K corners.
+
+    Attributes:
+        weights: (n, V, K) of the V vertices of each.
+        volume: (n,) their shares of the hull.
+        figures: (n, F) what holds on each: the larger, the better.
+        region: (n,) the number of the region that each is judged in.
+        inside: (n, V, V) the vertices' weights there.
+    """
+
+    weights: Tensor
+    volume: Tensor
+    figures: Tensor
+    region: Tensor
+    inside: Tensor
+
+    def at(self, index: Tensor) -> "Pieces":
+        """Some of them."""
+        return Pieces(*(each[index] for each in self))
+
+    def and_also(self, others: "Pieces") -> "Pieces":
+        """These and others."""
+        return Pieces(*(torch.cat(both) for both in zip(self, others, strict=True)))
+
+    def halved(self, edge: tuple[Tensor, Tensor]) -> "Pieces":
+        """Each cut across an edge, between two vertices: halves (2n) are neighbours."""
+        volume, figures, region = (
+            each.repeat_interleave(2, 0) for each in (self.volume / 2, self.figures, self.region)
+        )
+        weights, inside = (_halves(each, *edge) for each in (self.weights, self.inside))
+        return Pieces(weights, volume, figures, region, inside)
+
+
+class Region(NamedTuple):
+    """A piece with a local network.
+
+    Attributes:
+        steps: of the network; None: the whole network, in which weights are of the hull's corners.
+        volume: of the piece.
+    """
+
+    steps: list[Step] | None
+    volume: float
 
 
 class Judged(NamedTuple):
@@ -36,134 +88,192 @@ class Judged(NamedTuple):
     edge: tuple[Tensor, Tensor]
 
 
+class Judge(Protocol):
+    """Judges pieces.
+
+    Attributes:
+        most: how many pieces fit into memory at once in the whole network.
+        seen: the worst that was seen at a point.
+    """
+
+    most: int
+    seen: float
+
+    def __call__(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
+        """Judge pieces of one region."""
+
+    def localise(self, piece: Pieces, steps: list[Step] | None) -> list[Step] | None:
+        """The local network of one piece, taken out of its region's; None where it is too large."""
+
+
 @dataclass
 class Splitting:
     """What is known of all pieces of a hull.
 
     Attributes:
-        weights: (n, V, K) of the V vertices of each piece that is not settled.
-        volume: (n,) their shares of the hull.
-        figures: (n, F) what holds on each.
+        open: the pieces that are not settled.
         settled: (F,) what holds on all that are settled.
         share: of the hull's volume that is settled.
-        pieces: how many have been judged.
-        done: (n, V, K) of the pieces that are settled, where `keeps` asks for them.
+        count: how many pieces have been judged.
         seconds: how long that took.
+        keeps: whether to keep the weights (n, V, K) of the pieces that are settled, in `done`.
     """
 
-    weights: Tensor
-    volume: Tensor
-    figures: Tensor
+    open: Pieces
     settled: Tensor
     share: float = 0.0
-    pieces: int = 0
+    count: int = 0
     seconds: float = 0.0
     keeps: bool = False
-    most: int = field(default=1, init=False)
     done: list[Tensor] = field(default_factory=list, init=False)
+    regions: dict[int, Region] = field(default_factory=dict, init=False)
+    region: int = field(default=0, init=False)
+    most: int = field(default=1, init=False)
 
     @classmethod
     def of(cls, vertices: Tensor, figures: int) -> "Splitting":
         """The simplex of some points, by their weights (V, K), of which nothing is known."""
         like = torch.zeros(1, figures, dtype=torch.float64)
-        return cls(
-            vertices.double()[None],
-            torch.ones(1, dtype=torch.float64),
-            like - torch.inf,
-            like[0] + torch.inf,
-        )
+        weights = vertices.double()[None]
+        return cls(_unplaced(weights, like[:, 0] + 1, like - torch.inf), like[0] + torch.inf)
+
+    def __post_init__(self) -> None:
+        self.regions[0] = Region(None, math.inf)
 
     @property
     def everywhere(self) -> Tensor:
         """(F,) what holds on the whole hull."""
-        return torch.cat([self.figures, self.settled[None]]).amin(0)
+        return torch.cat([self.open.figures, self.settled[None]]).amin(0)
 
     def run(
         self,
-        judge: Callable[[Tensor], Judged],
+        judge: Judge,
         seconds: float,
         cache: PieceCache | None,
         name: str,
-        best_first: bool,
-        memory: int = _MOST,
-        limit: float = torch.inf,
+        worst_first: bool,
+        limit: float = math.inf,
     ) -> None:
         """Judge pieces, and halve those that are not settled, until all are or time is up.
 
         Args:
-            judge: judges pieces by their weights (P, K, K).
-            seconds: to spend.
+            judge: judges pieces.
+            seconds: to spend; about a piece's time more may pass.
             cache: keeps what is known; what it has of an earlier call is gone on with.
             name: what the progress bar says.
-            best_first: begin with what is nearest to settled, or with what is farthest.
-            memory: pieces that fit into memory at once.
+            worst_first: begin with the pieces that are farthest from settled, or the largest ones.
             limit: how many pieces to judge at most, about.
         """
-        if cache and (kept := cache.load(self.weights.shape[2], len(self.settled))):
-            self._take(kept)
+        if cache and (kept := cache.load(self.open.weights.shape[2], len(self.settled))):
+            self._take(kept, judge)
         started = saved = time.monotonic()
-        before = self.seconds
+        before, pace = self.seconds, 0.0
         bar = tqdm(total=1.0, initial=self.share, desc=name, mininterval=0.5, delay=1,
                    bar_format="{l_bar}{bar}| [{elapsed}{postfix}]")  # fmt: skip
         with bar:
             first = seconds > 0
             while self._left(limit) and (first or time.monotonic() < started + seconds):
                 first = False
-                began = time.monotonic()
-                self.advance(judge, best_first)
+                began, count = time.monotonic(), self.count
+                if pace:  # what does not end in time is left alone
+                    self.most = max(1, min(self.most, int((started + seconds - began) / pace)))
+                self.advance(judge, worst_first)
                 took = time.monotonic() - began
+                pace = took / (self.count - count)
                 if took < _SECONDS / 2:
-                    self.most = min(2 * self.most, _MOST, memory)
+                    self.most = min(2 * self.most, _MOST)
                 elif took > _SECONDS:
                     self.most = max(1, self.most // 2)
                 self.seconds = before + time.monotonic() - started
                 bar.update(self.share - bar.n)
-                bar.set_postfix_str(f"{self.pieces} pieces", refresh=False)
+                bar.set_postfix_str(f"{self.count} pieces", refresh=False)
                 if cache and time.monotonic() > saved + _SAVE_EVERY:
                     saved = time.monotonic()
-                    cache.save(self._kept())
+                    cache.save(self._kept(judge))
         if cache:
-            cache.save(self._kept())
+            cache.save(self._kept(judge))
 
     def _left(self, limit: float) -> bool:
         """Whether there is a piece to judge, and not too many have been."""
-        return self.pieces < limit and bool((self.volume > _SMALLEST).any())
+        return self.count < limit and bool((self.open.volume > _SMALLEST).any())
 
-    def advance(self, judge: Callable[[Tensor], Judged], best_first: bool) -> None:
-        """Judge `most` pieces, and halve those that are not settled."""
-        order = self.figures[:, 0].argsort(descending=best_first, stable=True)
-        small = self.volume[order] <= _SMALLEST
-        order = torch.cat([order[~small], order[small]])
-        most = min(self.most, int((~small).sum()))
-        now, later = order[:most], order[most:]
-        weights, volume, known = self.weights[now], self.volume[now], self.figures[now]
-        found = judge(weights)
+    def advance(self, judge: Judge, worst_first: bool) -> None:
+        """Judge up to `most` pieces of one region, and halve those that are not settled."""
+        key = self.open.figures[:, 0] if worst_first else -self.open.volume
+        order = key.argsort(stable=True)
+        order = order[self.open.volume[order] > _SMALLEST]
+        if worst_first:  # and what is nearly as bad
+            worst = float(key[order[0]])
+            order = order[key[order] <= max(worst, _LEVEL * worst)]
+        now = self._of_region(order)
+        if not len(now):
+            self._place(judge, order[:1])
+            now = self._of_region(order)
+        steps = self.regions[self.region].steps
+        now = now[: self.most if steps else min(self.most, judge.most)]
+        pieces = self.open.at(now)
+        found = judge(pieces, steps)
         settled, edge = found.settled.cpu(), [each.cpu() for each in found.edge]
-        figures = torch.maximum(found.figures.cpu(), known)  # a piece's hold on its halves
-        self.pieces += len(now)
-        self.share += float(volume[settled].sum())
+        figures = torch.maximum(found.figures.cpu(), pieces.figures)  # they hold on its halves
+        pieces = pieces._replace(figures=figures)
+        self.count += len(now)
+        self.share += float(pieces.volume[settled].sum())
         if self.keeps:
-            self.done.append(weights[settled])
+            self.done.append(pieces.weights[settled])
         self.settled = torch.cat([figures[settled], self.settled[None]]).amin(0)
-        halved = _halves(weights[~settled], *(each[~settled] for each in edge))
-        self.weights = torch.cat([self.weights[later], halved])
-        self.volume = torch.cat([self.volume[later], volume[~settled].repeat_interleave(2) / 2])
-        self.figures = torch.cat([self.figures[later], figures[~settled].repeat_interleave(2, 0)])
+        later = torch.ones(len(self.open.volume), dtype=torch.bool).index_fill(0, now, False)
+        halves = pieces.at(~settled).halved((edge[0][~settled], edge[1][~settled]))
+        self.open = self.open.at(later).and_also(halves)
 
-    def _kept(self) -> dict[str, Tensor]:
-        numbers = [self.share, float(self.pieces), self.seconds]
-        return {"weights": self.weights, "volume": self.volume, "figures": self.figures,
+    def _of_region(self, order: Tensor) -> Tensor:
+        """Pieces of the region at hand, but not those that need a region of their own."""
+        least = self.regions[self.region].volume / 2**_HALVINGS
+        return order[(self.open.region[order] == self.region) & (self.open.volume[order] > least)]
+
+    def _place(self, judge: Judge, index: Tensor) -> None:
+        """Go to the region of a piece, or, where it is small there, to one of its own."""
+        piece = self.open.at(index)
+        self.region = int(piece.region)
+        old = self.regions[self.region]
+        if float(piece.volume) > old.volume / 2**_HALVINGS:
+            return
+        local = judge.localise(piece, old.steps)
+        number = self.region = max(self.regions) + 1
+        self.open.region[index] = number
+        if local:
+            self.open.inside[index] = torch.eye(piece.inside.shape[1], dtype=torch.float64)
+        alive = set(self.open.region.tolist())
+        kept = {k: region for k, region in self.regions.items() if k in alive or k == 0}
+        kept[number] = Region(local or old.steps, float(piece.volume))
+        room = _ROOM
+        for k in sorted(kept, reverse=True):
+            room -= numbers_of(kept[k].steps or [])
+            if room < 0 and k != number:  # the oldest are made anew when their turn comes
+                kept[k] = self.regions[0]
+        self.regions = kept
+
+    def _kept(self, judge: Judge) -> dict[str, Tensor]:
+        numbers = [self.share, float(self.count), self.seconds, judge.seen]
+        weights, volume, figures, *_ = self.open
+        return {"weights": weights, "volume": volume, "figures": figures,
                 "settled": self.settled, "numbers": torch.tensor(numbers).double()}  # fmt: skip
 
-    def _take(self, kept: dict[str, Tensor]) -> None:
-        self.weights, self.volume = kept["weights"], kept["volume"]
-        self.figures, self.settled = kept["figures"], kept["settled"]
-        self.share, pieces, self.seconds = kept["numbers"].tolist()
-        self.pieces = int(pieces)
+    def _take(self, kept: dict[str, Tensor], judge: Judge) -> None:
+        self.open = _unplaced(kept["weights"], kept["volume"], kept["figures"])
+        self.settled = kept["settled"]
+        self.share, count, self.seconds, judge.seen = kept["numbers"].tolist()
+        self.count = int(count)
+
+
+def _unplaced(weights: Tensor, volume: Tensor, figures: Tensor) -> Pieces:
+    """Pieces of the whole network."""
+    corners = weights.shape[1]
+    inside = weights.new_zeros(len(weights), corners, corners)
+    return Pieces(weights, volume, figures, torch.zeros(len(weights), dtype=torch.int64), inside)
 
 
 def _halves(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Pieces (n, V, K) halved across an edge each, (2n, V, K): halves are neighbours."""
+    """(n, V, K) halved across an edge each, (2n, V, K)."""
     each = torch.arange(len(weights))
     middle = (weights[each, first] + weights[each, second]) / 2
     halves = torch.stack([weights, weights], 1)

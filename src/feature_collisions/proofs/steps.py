@@ -66,12 +66,14 @@ class Affine(Step):
         call: computes it of the sources' values, (B, ...) each.
         taken: one image's shape for each source.
         terms: how many products a sum has at most, forward or backward.
+        error: how far each value may be off by what its coefficients were computed of.
     """
 
     call: Callable[..., Tensor]
     taken: list[torch.Size]
     terms: int
     like: Tensor
+    error: Tensor | float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.offset = self.call(*self._zeros(1))[0]
@@ -79,13 +81,17 @@ class Affine(Step):
     def _zeros(self, count: int) -> list[Tensor]:
         return [self.like.new_zeros(count, *shape) for shape in self.taken]
 
+    def linear(self, *values: Tensor) -> Tensor:
+        """sum_i A_i x_i."""
+        return self.call(*values) - self.offset
+
     def spread(self, values: Sequence[Tensor]) -> Tensor:
         """sum_i |A_i| x_i, for values that are at least 0."""
         found = []
         for place, value in enumerate(values):
             given = self._zeros(len(value))
             given[place] = value
-            found.append((self.call(*given) - self.offset).abs())
+            found.append(self.linear(*given).abs())
         return torch.stack(found).sum(0)
 
     def back(self, rows: Tensor) -> list[Tensor]:
@@ -141,6 +147,10 @@ class Weighted(Affine):
         super().__post_init__()
         self.absolute = self.weight.abs()
 
+    def linear(self, *values: Tensor) -> Tensor:
+        """W x."""
+        return self.apply(values[0], self.weight, None)
+
     def spread(self, values: Sequence[Tensor]) -> Tensor:
         """|W| x."""
         return self.apply(values[0], self.absolute, None)
@@ -152,9 +162,15 @@ class Weighted(Affine):
 
 @dataclass
 class Rectifier(Step):
-    """min(max(x, 0), ceiling)."""
+    """min(max(x, 0), ceiling) - tilt x; `tilt` is a number of each unit, in multiples of 2^-20."""
 
     ceiling: float
+    tilt: Tensor | float = 0.0
+
+    @property
+    def is_tilted(self) -> bool:
+        """Whether it is more than a rectifier."""
+        return isinstance(self.tilt, Tensor)
 
 
 @dataclass

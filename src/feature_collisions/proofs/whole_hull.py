@@ -20,16 +20,19 @@ from ..networks.target import TargetFeatures
 from ..networks.target_layer import TargetLayer
 from ..search.losses import positive
 from ..settings.rules import at_least
-from .bounds import Bounds, rounding
+from .bounds import Bounds
 from .cache import PieceCache, proof_key
 from .linear_program import check_affine
+from .local import localise, values_of
 from .piecewise import traced
-from .splitting import Judged, Splitting
+from .relaxation import rounding
+from .splitting import Judged, Pieces, Splitting
 from .steps import Step, steps_of
 
 _MEMORY = 2**30  # bytes that the bounds of the pieces of a batch may take
 _COPIES = 6  # of every value, at each vertex
 _UNITS = 2048  # of a target layer whose errors are bounded together
+_TIE = 1e-4  # of the logits: where margins are smaller, the model itself is asked
 _NEAR = 1.05  # a collision's bound so close to an error that was seen is not improved
 
 
@@ -83,11 +86,11 @@ def prove_class(
         judge.prepare()
         known = Splitting.of(torch.eye(len(hull.corners)), 2)
         cache = _cache(directory, judge.network, hull, "class")
-        known.run(judge, seconds, cache, "Class of the hull", True, judge.most)
+        known.run(judge, seconds, cache, "Class of the hull", worst_first=False)
     except NotPiecewiseLinear as error:
         return {"outcome": "refuted" if judge.counter_example else "undecided",
                 "share_proved": 0.0, "reason": str(error)} | judge.found()  # fmt: skip
-    proved = not len(known.weights)
+    proved = not len(known.open.volume)
     margin, probability = known.settled.tolist()
     return {
         "outcome": "proved" if proved else "refuted" if judge.counter_example else "undecided",
@@ -95,7 +98,7 @@ def prove_class(
         "share_proved": 1.0 if proved else known.share,
         "margin_min": margin if known.share else None,
         "probability_min": probability if known.share else None,
-        "pieces": known.pieces,
+        "pieces": known.count,
         "seconds": known.seconds,
     } | judge.found()
 
@@ -108,6 +111,7 @@ class _Judge:
         self.place = able(hull.corners.device)
         self.corners = hull.corners.to(self.place, torch.float64)
         self.checked = False
+        self.seen = 0.0
 
     def follow(self, network: fx.GraphModule) -> None:
         """Make the steps of the network, and see how many pieces fit into memory."""
@@ -121,13 +125,30 @@ class _Judge:
                 "bounds; the edges are walked"
             )
 
-    def bounds(self, weights: Tensor) -> tuple[Bounds, Tensor]:
-        """The bounds of some pieces, and the points (P, V, C, H, W) at their vertices."""
-        points = torch.tensordot(weights.to(self.place), self.corners, 1)
-        bounds = Bounds(self.steps, points, rounding(len(self.corners), points))
+    def bounds(self, pieces: Pieces, steps: list[Step] | None) -> tuple[Bounds, Tensor]:
+        """The bounds of some pieces, and the values (P, N) of the last step at their middles."""
+        if steps:
+            points = pieces.inside.to(self.place)
+            bounds = Bounds(steps, points, 0.0)
+        else:
+            points = self._points(pieces)
+            steps, error = self.steps, rounding(len(self.corners), points)
+            bounds = Bounds(steps, points, error)
         if not self.checked:
-            self._check(bounds, points)
-        return bounds, points
+            self._check(bounds, self._points(pieces))
+        return bounds, values_of(steps, points.mean(1))
+
+    def localise(self, piece: Pieces, steps: list[Step] | None) -> list[Step] | None:
+        """The local network of one piece."""
+        if steps:
+            return localise(steps, piece.inside[0].to(self.place))
+        points = self._points(piece)[0]
+        return localise(self.steps, points, rounding(len(self.corners), points))
+
+    def _points(self, pieces: Pieces) -> Tensor:
+        """(P, V, C, H, W) at the vertices."""
+        points: Tensor = torch.tensordot(pieces.weights.to(self.place), self.corners, 1)
+        return points
 
     def _check(self, bounds: Bounds, points: Tensor) -> None:
         """See once that what the network computes lies within the bounds."""
@@ -160,7 +181,7 @@ class ClassJudge(_Judge):
 
     def try_points(self, weights: Tensor) -> None:
         """Ask the model itself for points of the hull, until one is of another class."""
-        if self.counter_example:
+        if self.counter_example or not len(weights):
             return
         images = self.hull.points(weights)
         predicted = ask(self.hull.model, images).argmax(1)
@@ -172,15 +193,16 @@ class ClassJudge(_Judge):
                 "class": int(predicted[first]),
             }
 
-    def __call__(self, weights: Tensor) -> Judged:
-        """The margins of pieces (P, V, K): a piece is settled where all are above 0."""
-        self.try_points(weights.mean(1))
-        bounds, _ = self.bounds(weights)
-        margins = bounds.lower(len(self.steps) - 1, self.rows).amin(2)
+    def __call__(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
+        """The margins of pieces: a piece is settled where all are above 0."""
+        bounds, logits = self.bounds(pieces, steps)
+        near = (logits @ self.rows.T).amin(1) <= _TIE * logits.abs().amax(1)
+        self.try_points(pieces.weights[near.cpu()].mean(1))
+        margins = bounds.lower(len(bounds.steps) - 1, self.rows).amin(2)
         least, worst = margins.min(1)
         odds = (-margins).exp().sum(1)
         figures = torch.stack([least, (1 / (1 + odds)) * (1 - 1e-12)], 1)
-        each = torch.arange(len(weights), device=self.place)
+        each = torch.arange(len(margins), device=self.place)
         weigh = {k: rows[each, worst].abs() for k, rows in bounds.met.items()}
         return Judged(figures, least > 0, bounds.edge_to_halve(weigh))
 
@@ -223,10 +245,10 @@ def prove_collision(
         judge.prepare()
         known = Splitting.of(torch.eye(len(hull.corners)), 2)
         cache = _cache(directory, judge.network, hull, "collision")
-        known.run(judge, seconds, cache, "Collision", False, judge.most)
+        known.run(judge, seconds, cache, "Collision", worst_first=True)
     except NotPiecewiseLinear as error:
         return _nothing(str(error))
-    if not known.pieces:
+    if not known.count:
         return _nothing(f"no time was given (seconds={seconds:g})")
     norm, unit = known.everywhere.neg().tolist()
     if not norm < torch.inf:
@@ -237,7 +259,7 @@ def prove_collision(
         "feature_relative_max": norm,
         "feature_error_max": unit,
         "feature_relative_seen": judge.seen,
-        "pieces": known.pieces,
+        "pieces": known.count,
         "seconds": known.seconds,
     }
 
@@ -260,7 +282,6 @@ class _CollisionJudge(_Judge):
         target, self.preactivation = self.cut(images).split([1, len(images) - 1])
         self.features = TargetFeatures(target[0], hull.features.ceiling)
         self.norm = float(self.features.features.norm())
-        self.seen = 0.0
 
     @property
     def is_affine(self) -> bool:
@@ -310,83 +331,100 @@ class _CollisionJudge(_Judge):
         off = features.rectified(preactivation) - features.features
         self.seen = max(self.seen, float(off.norm(dim=1).max()) / self.norm)
 
-    def __call__(self, weights: Tensor) -> Judged:
-        bounds, points = self.bounds(weights)
-        self._look(self.cut(points.mean(1)))
-        last = len(self.steps) - 1
-        rows = torch.eye(self.steps[last].size, dtype=torch.float64, device=self.place)
-        spread = bounds.spread(last, rows)
-        found = torch.stack([self._judge(*each) for each in zip(*spread, strict=True)])
-        figures = torch.stack([-found[:, 0] / self.norm * (1 + 1e-12), -found[:, 1]], 1)
+    def __call__(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
+        bounds, preactivation = self.bounds(pieces, steps)
+        self._look(preactivation)
+        whole, alone = self._errors_of(bounds)
+        figures = torch.stack([-whole / self.norm * (1 + 1e-12), -alone], 1)
         return Judged(
             figures, -figures[:, 0] <= _NEAR * self.seen, bounds.edge_to_halve(bounds.met)
         )
 
-    def _judge(
-        self, middle: Tensor, reach: Tensor, toll: Tensor, columns: Tensor, radii: Tensor
-    ) -> Tensor:
-        """Of one piece: the largest norm of all errors, and the largest error.
+    def _errors_of(self, bounds: Bounds) -> tuple[Tensor, Tensor]:
+        """Of each piece, (P,): the largest norm of all errors, and the largest error.
 
         At a vertex the errors are at most those of the middle, plus what the deviations make. The
-        latter's norm is bounded for many units together (see `_joint`), which share the deviations;
-        units that are all but off add up, each with the largest error of its own.
+        latter's norm is bounded for many units together (see `joint_norm`), which share the
+        deviations; units that are all but off add up, each with the largest error of its own.
         """
-        mirrored = torch.where(self.features.above, -1.0, 1.0)
-        reach = reach.T + toll
-        centre = self._errors(middle.T)  # (K, S)
-        alone = centre + reach
+        last = bounds.at[-1]
+        middle, reach = last.middle, last.radius  # (P, K, N)
+        alone = self._most(middle, reach)
+        used = (alone > 0).any(1).any(0).nonzero().flatten()  # the others have no error anywhere
+        rows = torch.eye(len(alone[0, 0]), dtype=torch.float64, device=self.place)[used]
+        spread = bounds.spread(len(bounds.steps) - 1, rows)
+        middle = middle.index_copy(2, used, spread.middle.mT)
+        reach = reach.index_copy(2, used, (spread.reach + spread.toll[..., None]).mT)
+        alone = self._most(middle, reach)
         blind = ~self.features.active
-        oriented = self.features.oriented(middle.T)
-        alone = torch.where(blind, (oriented + reach).relu(), alone)
-        off = blind & (alone.amax(0) <= 0.5 * reach.amax(0))
-        columns = columns * mirrored[:, None]
-        shared = _joint(columns[~off], radii)
-        still = centre[:, ~off].norm(dim=1) + toll[~off].norm()
-        together = torch.minimum(still + shared, alone[:, ~off].norm(dim=1))
-        whole = (together.square() + alone[:, off].square().sum(1)).sqrt()
-        error = 1 + 1e-12 * max(1, len(toll) / 1000)  # sums of squares, all of one sign
-        return torch.stack([whole.max() * error, alone.max() * error])
+        off = blind & (alone.amax(1) <= 0.5 * reach.amax(1))  # (P, N)
+        columns = spread.columns.masked_fill(off[:, used, None], 0)
+        toll = spread.toll.masked_fill(off[:, used], 0).norm(dim=1, keepdim=True)
+        still = self._errors(middle).masked_fill(off[:, None], 0).norm(dim=2) + toll
+        apart = alone.masked_fill(off[:, None], 0).norm(dim=2)
+        together = torch.minimum(still + joint_norm(columns, spread.radii), apart)
+        rest = alone.masked_fill(~off[:, None], 0).square().sum(2)
+        whole = (together.square() + rest).sqrt()
+        error = 1 + 1e-12 * max(1, len(blind) / 1000)  # sums of squares, all of one sign
+        return whole.amax(1) * error, alone.amax((1, 2)) * error
+
+    def _most(self, middle: Tensor, reach: Tensor) -> Tensor:
+        """At most how far units (..., N) are off that lie within `reach` of `middle`."""
+        blind = (self.features.oriented(middle) + reach).relu()
+        return torch.where(self.features.active, self._errors(middle) + reach, blind)
 
 
-def _joint(columns: Tensor, radii: Tensor) -> Tensor:
-    """At most ||A e|| for |e| <= radii: A (S, M), radii (K, M), the answer (K,).
+def joint_norm(columns: Tensor, radii: Tensor) -> Tensor:
+    """At most ||A e|| for |e| <= radii: A (P, S, M), radii (P, K, M), the answer (P, K).
 
     For any s > 0, ||A e||^2 <= lambda_max(A R S^-1 R A^T) sum(s), R the radii: s weighs every
-    deviation by what it makes alone.
+    deviation by what it makes alone. In float32, which is enough for a bound of some per mille.
     """
     if not columns.numel():
-        return radii.new_zeros(len(radii))
-    length = columns.norm(dim=0).clamp_min(torch.finfo(columns.dtype).tiny ** 0.5)
-    gram = (columns * (radii / length)[:, None]) @ columns.T  # (K, S, S)
-    gram = (gram + gram.mT) / 2
-    total = (radii * length).sum(1)
-    terms = columns.shape[1] + 16
-    slack = 4 * terms * torch.finfo(columns.dtype).eps
-    # |rounding of an entry| <= gamma |A| ... |A|^T, whose norm is at most its trace, `total`
-    largest = _largest_eigenvalue(gram) + slack * total
-    joint: Tensor = (largest * total * (1 + slack)).sqrt()
+        return radii.new_zeros(radii.shape[:2])
+    length = columns.norm(dim=1, keepdim=True)  # (P, 1, M)
+    alone = radii * length
+    total = alone.sum(2)
+    scale = (length * total[..., None]).clamp_min(_TINY)
+    factors = (columns[:, None] * (radii / scale).clamp_max(1 / _TINY).sqrt()[:, :, None]).float()
+    gram = factors @ factors.mT  # (P, K, S, S), of trace 1
+    slack = 4 * (columns.shape[2] + 16) * torch.finfo(torch.float32).eps
+    largest = largest_eigenvalue(gram).double() + slack  # no entry rounds by more than its share
+    joint: Tensor = largest.sqrt() * total * (1 + 1e-12)
     return joint
 
 
-def _largest_eigenvalue(matrices: Tensor) -> Tensor:
-    """At least the largest absolute eigenvalue of symmetric matrices (K, S, S): (K,).
+_TINY = 1e-200
 
-    ||M||^2 = ||M^2||, and the Frobenius norm is at least ||M||: after four squarings it is off by
-    a factor of S^(1/32) at most. A product rounds by gamma_S ||M||_F^2 at most in this norm.
+
+def largest_eigenvalue(matrices: Tensor) -> Tensor:
+    """At least the largest eigenvalue of symmetric matrices (..., S, S) of a trace of about 1.
+
+    None of their eigenvalues is below 0. A guess c by the power method, for which c I - M is then
+    seen to have none below 0: a Cholesky factor of it is found, and what is found is that of a
+    matrix at most gamma trace(c I - M) away (Higham 2002, theorem 10.3).
     """
-    limits = torch.finfo(matrices.dtype)
-    slack = (matrices.shape[-1] + 8) * limits.eps
-    scales = []
-    for _ in range(4):
-        scale = torch.linalg.matrix_norm(matrices).clamp_min(limits.tiny**0.25)
-        scales.append(scale)
-        matrices = matrices / scale[:, None, None]
-        matrices = matrices @ matrices
-        matrices = (matrices + matrices.mT) / 2
-    found: Tensor = torch.linalg.matrix_norm(matrices) * (1 + slack)
-    for scale in reversed(scales):
-        found = (found + 4 * slack).sqrt() * scale * (1 + slack)
-    return found
+    size, eps = matrices.shape[-1], torch.finfo(matrices.dtype).eps
+    flat = matrices.flatten(0, -3)
+    vector = flat.sum(2, keepdim=True)
+    for _ in range(_POWERS):
+        vector = flat @ (vector / vector.norm(dim=1, keepdim=True).clamp_min(eps))
+    guess = vector.norm(dim=1)[:, 0].clamp_min(1 / size) * 1.005
+    found = torch.ones_like(guess)  # the trace
+    left = torch.arange(len(guess), device=guess.device)
+    eye = torch.eye(size, dtype=flat.dtype, device=flat.device)
+    for factor in (1, 1.02, 1.1, 1.3):
+        tried = guess[left] * factor
+        info = torch.linalg.cholesky_ex(tried[:, None, None] * eye - flat[left]).info
+        good = (info == 0) & (tried < 1)
+        found[left[good]] = tried[good]
+        left = left[~good]
+        if not len(left):
+            break
+    return (found + 2 * (size + 8) * eps * (size * found + 1)).view(matrices.shape[:-2])
+
+
+_POWERS = 12
 
 
 def _cache(

@@ -1,0 +1,226 @@
+"""Linear functions of one layer's values on their way back to the pixels, over pieces of a hull.
+
+CROWN (Zhang et al. 2018): where a function meets a bend, it goes on by a line below and a line
+above it. It stops behind the first bends, whose forward bounds are the best there are.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from .relaxation import Lines, Range, Tops, between, rounding
+from .steps import Affine, Rectifier, Step
+
+_MEMORY = 2**27  # bytes of the rows that are carried backward at once
+_HARDLY = 1e-9  # of the largest deviation: what is smaller counts as rounding
+
+
+@dataclass
+class Enclosure:
+    """Where the values of a step lie over P pieces.
+
+    At the point with weights w a value is within sum_k w_k radius_k of sum_k w_k middle_k, and
+    between `low` and `high`.
+
+    Attributes:
+        middle, radius: (P, K, ...).
+        low, high: (P, ...).
+        toll: (P, N) what a row that is carried backward through the step pays for rounding, per
+            unit of its entries.
+        lines: of a rectifier.
+        tops: of a max pool.
+    """
+
+    middle: Tensor
+    radius: Tensor
+    low: Tensor
+    high: Tensor
+    toll: Tensor
+    lines: Lines | None = None
+    tops: Tops | None = None
+
+    @property
+    def range(self) -> Range:
+        """Where the values lie."""
+        return Range(self.middle - self.radius, self.middle + self.radius, self.low, self.high)
+
+
+class Spread(NamedTuple):
+    """S functions of a piece's points: s = middle + columns e for some |e| <= radii, +- toll.
+
+    Attributes:
+        middle: (P, S, K) linear on the piece, by its vertices' values.
+        reach: (P, S, K) the most that the deviations e can make of each function alone.
+        toll: (P, S) for rounding.
+        columns: (P, S, M) what each of a piece's M deviations does to each function.
+        radii: (P, K, M) how large these are, linear on the piece. Those of hardly any size are paid
+            for in `toll`, and are 0.
+    """
+
+    middle: Tensor
+    reach: Tensor
+    toll: Tensor
+    columns: Tensor
+    radii: Tensor
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The functions' bounds, (P, S, K) each."""
+        reach = self.reach + self.toll[..., None]
+        return self.middle - reach, self.middle + reach
+
+
+class Descent:
+    """Rows (P, S, N) on their way to the pixels; (1, S, N) while all pieces have the same.
+
+    Attributes:
+        total: (P, S, K) what is known of the functions, by its vertices' values.
+        toll: (P, S) what rounding may have changed.
+        met: the rows that met each rectifier, by the number of its step.
+    """
+
+    def __init__(self, steps: Sequence[Step], at: Sequence[Enclosure], count: int) -> None:
+        self.steps, self.at = steps, at
+        self.met = dict[int, Tensor]()
+        like = at[0].middle
+        pieces, corners = like.shape[:2]
+        self.total = like.new_zeros(pieces, count, corners)
+        self.toll = like.new_zeros(pieces, count)
+
+    def down(self, number: int, rows: Tensor) -> None:
+        """Carry rows of one step to where they stop."""
+        steps, at = self.steps, self.at
+        waiting = {number: rows}
+        for k in range(number, -1, -1):
+            if (mine := waiting.pop(k, None)) is None:
+                continue
+            step, here, size = steps[k], at[k], mine.abs()
+            if isinstance(step, Rectifier):
+                self._meet(k, mine, size)
+            if step.bends == 0 or (step.bends == 1 and not isinstance(step, Affine)):
+                self._stop(mine, size, here)
+                continue
+            self.toll += _inner(size, here.toll)
+            if isinstance(step, Affine):
+                self.total += (mine @ step.offset.flatten())[..., None]
+                flat = mine.flatten(0, 1).unflatten(1, step.shape)
+                passed = [each.reshape(*mine.shape[:2], -1) for each in step.back(flat)]
+            elif isinstance(step, Rectifier):
+                passed = [self._through_lines(mine, size, here)]
+            else:
+                passed = [self._through_tops(mine, here, steps[step.sources[0]])]
+            for source, each in zip(step.sources, passed, strict=True):
+                waiting[source] = waiting[source] + each if source in waiting else each
+
+    def bound(self) -> Tensor:
+        """The lower bounds' values at the vertices, (P, S, K)."""
+        found = self.total - self.toll[..., None] - torch.finfo(self.total.dtype).tiny ** 0.5
+        return torch.where(found.isfinite(), found, -torch.inf)
+
+    def _meet(self, number: int, rows: Tensor, size: Tensor) -> None:
+        self.met[number] = rows.expand(len(self.total), -1, -1)
+
+    def _stop(self, rows: Tensor, size: Tensor, here: Enclosure) -> None:
+        """Where the forward bounds are the best there are."""
+        self.total += rows @ here.middle.flatten(2).mT
+        paid = size @ torch.cat([here.radius.flatten(2), here.toll[:, None]], 1).mT
+        self.total -= paid[..., :-1]
+        self.toll += paid[..., -1]
+
+    def _through_lines(self, rows: Tensor, size: Tensor, here: Enclosure) -> Tensor:
+        assert here.lines is not None
+        lines = here.lines
+        up = rows.clamp_min(0)
+        down = rows - up
+        self.total += up @ lines.low_start.flatten(2).mT + down @ lines.high_start.flatten(2).mT
+        return (
+            up * lines.low_slope.flatten(1)[:, None] + down * lines.high_slope.flatten(1)[:, None]
+        )
+
+    def _through_tops(self, rows: Tensor, here: Enclosure, source: Step) -> Tensor:
+        """Where one cell is the largest everywhere, it stands for its window, else from below."""
+        assert here.tops is not None
+        alone = here.tops.alone.flatten(1)[:, None]
+        up = torch.where(alone, rows, self._from_below(rows))
+        rest = rows - up
+        self._stop(rest, rest.abs(), here)
+        shape = here.tops.cell.shape
+        up = up.unflatten(2, shape[1:])
+        index = here.tops.cell[:, None].expand_as(up)
+        channels = rows.new_zeros(*up.shape[:-1], math.prod(source.shape[-2:]))
+        return channels.scatter_add_(-1, index, up).flatten(2)
+
+    def _from_below(self, rows: Tensor) -> Tensor:
+        return rows.clamp_min(0)
+
+
+class Centred(Descent):
+    """Between two lines of one slope everywhere: what lies off their middle is a deviation.
+
+    `met` holds the sums (P, N) of the rows' absolute values.
+    """
+
+    def __init__(self, steps: Sequence[Step], at: Sequence[Enclosure], count: int) -> None:
+        super().__init__(steps, at, count)
+        self.reach = torch.zeros_like(self.total)
+        self.columns: list[Tensor] = []
+        self.radii: list[Tensor] = []
+
+    def _meet(self, number: int, rows: Tensor, size: Tensor) -> None:
+        self.met[number] = size.sum(1).expand(len(self.total), -1)
+
+    def _stop(self, rows: Tensor, size: Tensor, here: Enclosure) -> None:
+        self.toll += _inner(size, here.toll)
+        self._deviate(rows, size, here.middle.flatten(2), here.radius.flatten(2))
+
+    def _deviate(self, rows: Tensor, size: Tensor, middle: Tensor, radius: Tensor) -> None:
+        self.total += rows @ middle.mT
+        most = radius.amax(1)
+        wide = most > _HARDLY * most.amax(1, keepdim=True)
+        narrow = torch.where(wide, 0, most)[:, None]
+        reach = size @ torch.cat([radius, narrow], 1).mT
+        self.reach += reach[..., :-1] * (1 + rounding(rows.shape[2] + 8, reach.new_ones(())))
+        self.toll += 2 * reach[..., -1]
+        count = int(wide.sum(1).max())
+        units = wide.int().argsort(dim=1, descending=True)[:, None, :count]
+        rows = rows.expand(len(units), -1, -1)
+        self.columns.append(rows.gather(2, units.expand(-1, rows.shape[1], -1)))
+        kept = torch.where(wide[:, None], radius, 0)
+        self.radii.append(kept.gather(2, units.expand(-1, radius.shape[1], -1)))
+
+    def _through_lines(self, rows: Tensor, size: Tensor, here: Enclosure) -> Tensor:
+        assert here.lines is not None
+        lines = here.lines
+        middle, radius = between(lines.floor.flatten(2), lines.high_start.flatten(2))
+        self._deviate(rows, size, middle, radius)
+        return rows * lines.high_slope.flatten(1)[:, None]
+
+    def _from_below(self, rows: Tensor) -> Tensor:
+        return torch.zeros_like(rows)
+
+
+def _inner(rows: Tensor, of: Tensor) -> Tensor:
+    """(P, S, N) and (P, N) to (P, S)."""
+    return (rows @ of[..., None])[..., 0]
+
+
+DescentT = TypeVar("DescentT", bound=Descent)
+
+
+def descents(
+    kind: type[DescentT], steps: Sequence[Step], at: Sequence[Enclosure], number: int, rows: Tensor
+) -> list[DescentT]:
+    """Rows (P, S, N), or (S, N), of one step carried down, in parts that fit into memory."""
+    pieces = len(at[0].middle)
+    rows = rows if rows.ndim == 3 else rows[None]
+    widest = max(step.size for step in steps[: number + 1])
+    most = max(1, _MEMORY // (pieces * widest * 8 * 4))
+    found = []
+    with torch.no_grad():
+        for part in rows.split(most, 1):
+            found.append(kind(steps, at, part.shape[1]))
+            found[-1].down(number, part)
+    return found
