@@ -5,8 +5,7 @@ import os
 import pytest
 import torch
 
-from feature_collisions.commands.pairs import parse_pairs
-from feature_collisions.commands.pairs_file import read_pairs_file
+from feature_collisions.commands.pairs import parse_pairs, read_pairs_file
 from feature_collisions.errors import SettingError
 
 

@@ -245,6 +245,7 @@ def test_differences_are_paired():
         ("network,x\none,1\ntwo,big\n", "line 3: x='big' must be a finite number"),
         ("network,x\none,1,2\n", "line 2 has 2 entries, and there are 1 columns"),
         ("network\none\n", "has no columns"),
+        ('network,x\n"one,1\n', r"survey\.extra=.*: line 2 cannot be read \(unexpected end of"),
         ("network,x,x\none,1,1\n", "a column has no name of its own"),
     ],
 )

@@ -108,6 +108,8 @@ def test_what_fits_is_measured_on_one_corner(pair, monkeypatch):
         told = free if free is None else int(free)
         monkeypatch.setattr("feature_collisions.data.memory.free_bytes", lambda _, told=told: told)
         assert corners_that_fit(layer, images) == expected
+    monkeypatch.setattr("feature_collisions.data.memory.free_bytes", lambda _: int(one * 10 / 0.69))
+    assert corners_that_fit(layer, images, ranks=2) == 5  # who shares a CPU shares its memory
     monkeypatch.undo()
     free_now = free_bytes(torch.device("cpu"))
     assert free_now is None or free_now > 2**20

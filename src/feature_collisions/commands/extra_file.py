@@ -1,15 +1,12 @@
 """Columns of the user's own for a survey: a CSV file, one line per network."""
 
-import csv
 import difflib
-import io
 import math
 from collections.abc import Sequence
 
-from ..data.files import opened
 from ..errors import SettingError
+from .csv_lines import csv_lines
 
-_MOST_BYTES = 10_000_000
 _RULE = "give a CSV file: network,COLUMN,... in its first line, then a network and its numbers"
 
 
@@ -23,7 +20,7 @@ def read_extra(path: str, networks: Sequence[str]) -> dict[str, dict[str, float]
             network without a line, or an entry that is no number; the line is numbered.
     """
     where = f"survey.extra={path}"
-    lines = _lines(where, path)
+    lines = csv_lines("survey.extra", path, _RULE)
     if len(lines) < 2 or len(lines[0][1]) < 2:
         raise SettingError(f"{where}: has no columns; {_RULE}")
     columns = lines[0][1][1:]
@@ -46,22 +43,6 @@ def read_extra(path: str, networks: Sequence[str]) -> dict[str, dict[str, float]
     if missing := [network for network in networks if network not in found]:
         raise SettingError(f"{where}: has no line for {', '.join(missing)}; {_RULE}")
     return found
-
-
-def _lines(where: str, path: str) -> list[tuple[int, list[str]]]:
-    try:
-        with opened(path, _MOST_BYTES) as file:
-            text = file.read().decode("utf-8-sig")
-    except OSError as error:
-        raise SettingError(f"{where}: cannot be read ({error.strerror}); {_RULE}") from None
-    except UnicodeDecodeError:
-        raise SettingError(f"{where}: is not in UTF-8; save it as CSV UTF-8") from None
-    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
-    try:
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except csv.Error as error:
-        raise SettingError(f"{where}: line {reader.line_num}: {error}; {_RULE}") from None
-    return [(number, row) for number, row in rows if any(row)]
 
 
 def _network(where: str, name: str, networks: Sequence[str]) -> str:

@@ -19,8 +19,8 @@ from ..hull.run import load_run
 from ..hull.statistics import FEATURES, OUTCOMES, counted
 from ..report.runs import rows_table
 from ..report.tables import Table, as_markdown
+from .csv_lines import csv_lines, shown
 from .deciding import differences_to
-from .pairs_file import read_pairs_file, shown
 from .random_pairs import Pair, random_pairs
 
 OUTCOME = "outcome.json"
@@ -79,6 +79,22 @@ def parse_pairs(
     if not pairs:
         raise SettingError(f"pairs={setting}: there is no pair in it; {_RULE}")
     return pairs
+
+
+def read_pairs_file(path: str) -> list[tuple[int, list[str]]]:
+    """The fields of each line of a CSV file of pairs, with the line's number.
+
+    A first line of the names initial,target and empty columns after the second are left out.
+
+    Raises:
+        SettingError: as `csv_lines` does.
+    """
+    lines = csv_lines("pairs", path, _RULE)
+    for _, fields in lines:
+        while len(fields) > 2 and not fields[-1]:
+            fields.pop()
+    named = bool(lines) and [name.lower() for name in lines[0][1]] == ["initial", "target"]
+    return lines[1:] if named else lines
 
 
 def check_earlier(

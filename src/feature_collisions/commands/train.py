@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ..ends import Stopped
 from ..errors import CollisionError, SettingError
@@ -30,9 +32,12 @@ from .start import explain
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..data.datasets import DataSplit
+    from ..data.datasets import DataSplit, Found
     from ..hull.hull import Hull
     from ..patches.composite import Sources
+    from ..proofs.linear_program import LinearPrograms
+    from ..search.find_corners import Search
+    from .random_pairs import Pair
 
 
 def main(config: DictConfig) -> None:
@@ -48,7 +53,7 @@ def main(config: DictConfig) -> None:
         directory, checkpoint = place_of_run(settings.ckpt_path, output, sweep, named)
         group = directory.parent.name if sweep else directory.name
         with claimed(directory, "hydra.sweep.dir" if sweep else "hydra.run.dir"):
-            train(settings, config, directory, checkpoint, group)
+            train(settings, directory, checkpoint, group)
     except Stopped as stopped:
         begun = (directory / CONFIG).exists()
         remove_if_empty(output)
@@ -74,83 +79,126 @@ def continuing(arguments: list[str], place: Path, sweep: bool, begun: bool, resu
     return command("train.py", *(changed(arguments, *overrides) if begun else arguments))
 
 
-def train(
-    settings: Settings, config: DictConfig, directory: Path, checkpoint: Path | None, group: str
-) -> None:
+@dataclass(frozen=True)
+class Job:
+    """What all searches of a job share.
+
+    Attributes:
+        settings: of the search; size and layer have values.
+        data: where its images come from.
+        model: the classifier, where the search runs.
+        hashes: of what the result depends on (`deciding.hashes`).
+        group: of the W&B run.
+    """
+
+    settings: Settings
+    data: DataSplit
+    model: nn.Module
+    hashes: dict[str, Any]
+    group: str
+
+    def of_pair(self, pair: Pair) -> Job:
+        """The same for one of many pairs."""
+        return replace(self, settings=replace(self.settings, **pair._asdict(), pairs=None))
+
+    def find(self) -> tuple[Found, Found]:
+        """The initial image and the target."""
+        find, settings = self.data.test.find, self.settings
+        return find("initial", settings.initial), find("target", settings.target)
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the result, by the settings' names."""
+        from .deciding import deciding
+
+        return deciding(self.settings, self.hashes, *(found.image for found in self.find()))
+
+
+def train(settings: Settings, directory: Path, checkpoint: Path | None, group: str) -> None:
     """Load data and classifier, and search one pair of images or many."""
     from ..data.datasets import load_data
-    from ..data.files import write_text
     from ..networks.classifiers import load_classifier  # imported here: it takes seconds
     from ..report.findings import classes_of
-    from ..report.tables import as_text
     from ..report.wandb_logs import check_login
     from ..settings.trainer import single_device
-    from .deciding import deciding, hashes
-    from .pairs import (
-        check_earlier,
-        evaluated,
-        outcomes_table,
-        parse_pairs,
-        run_pairs,
-    )
-    from .random_pairs import Pair
+    from .deciding import hashes
 
     check_login(settings.wandb.mode)
-    settings, config = with_size(settings, config)
+    settings = with_size(settings)
     data = load_data(settings.data)
     model = load_classifier(settings.classifier, data, settings.seed)
     if place := single_device(settings.trainer):  # the hull is measured there, too
         model.to(place)
-    settings, config = with_layer(settings, config, model)
-    known = hashes(settings, model, data)
-    if settings.pairs is None:
-        hull = search_pair(settings, config, data, model, directory, checkpoint, group, known)
-        names = classes_of(data.test.class_names, len(hull.target_logits))
-        print_corners(hull.summary, names, directory)
+    settings = with_layer(settings, model)
+    job = Job(settings, data, model, hashes(settings, model, data), group)
+    if settings.pairs is not None:
+        train_pairs(job, settings.pairs, directory)
         return
+    hull = search_pair(job, directory, checkpoint)
+    names = classes_of(data.test.class_names, len(hull.target_logits))
+    print_corners(hull.summary, names, directory)
+
+
+def train_pairs(job: Job, pairs_setting: str, directory: Path) -> None:
+    """Search many pairs, one run directory each, and print a table over them.
+
+    Raises:
+        SettingError: for pairs that cannot be read or drawn, or were searched with other settings.
+        CollisionError: when no pair could be evaluated.
+    """
+    from ..data.files import write_text
+    from ..networks.classifiers import load_classifier
+    from ..report.tables import as_text
+    from .pairs import check_earlier, evaluated, outcomes_table, parse_pairs, run_pairs
+
+    settings = job.settings
     others = settings.classifiers() if settings.networks else []
-    models = [load_classifier(each, data, settings.seed) for each in others] or [model]
-    pairs = parse_pairs(settings.pairs, data.test, settings.seed, models)
+    models = [load_classifier(each, job.data, settings.seed) for each in others] or [job.model]
+    pairs = parse_pairs(pairs_setting, job.data.test, settings.seed, models)
     del models
 
     def search(pair: Pair, place: Path) -> Hull:
         last = place / CHECKPOINT
-        one = replace(settings, initial=pair.initial, target=pair.target, pairs=None)
-        merged = OmegaConf.merge(
-            config, {"initial": pair.initial, "target": pair.target, "pairs": None}
-        )
-        assert isinstance(merged, DictConfig)
         with claimed(place, "hydra.run.dir"):
-            checkpoint = last if last.exists() else None
-            return search_pair(one, merged, data, model, place, checkpoint, group, known)
+            return search_pair(job.of_pair(pair), place, last if last.exists() else None)
 
-    def decisive(pair: Pair) -> dict[str, Any]:
-        images = [data.test.find(*each).image for each in pair._asdict().items()]
-        return deciding(settings, known, *images)
-
-    check_earlier(pairs, directory, decisive)
-    write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+    check_earlier(pairs, directory, lambda pair: job.of_pair(pair).deciding())
+    write_text(directory / CONFIG, as_yaml(settings))
     outcomes = run_pairs(pairs, directory, search)
     table = outcomes_table(outcomes)
     print(f"\n{as_text(table)}\n\n{table.heading}. {table.note}\nruns: {directory}")
     if not any(map(evaluated, outcomes)):
         raise CollisionError(
-            f"pairs={settings.pairs}: no pair could be evaluated; {directory / 'pairs.md'} says "
+            f"pairs={pairs_setting}: no pair could be evaluated; {directory / 'pairs.md'} says "
             f"why. The first: {outcomes[0]['reasons'][0]}"
         )
     print(f"next: {command('evaluate.py', override('run', directory))}")
 
 
-def with_size(settings: Settings, config: DictConfig) -> tuple[Settings, DictConfig]:
+def with_size(settings: Settings) -> Settings:
     """The settings with a number, where `data.size` left it to the classifier."""
     from ..networks.classifiers import input_side
 
     if settings.data.size is not None:
-        return settings, config
-    side = input_side(settings.classifier)
-    merged = OmegaConf.merge(config, {"data": {"size": side}})
-    assert isinstance(merged, DictConfig)
-    return replace(settings, data=replace(settings.data, size=side)), merged
+        return settings
+    return replace(settings, data=replace(settings.data, size=input_side(settings.classifier)))
+
+
+def with_layer(settings: Settings, model: nn.Module) -> Settings:
+    """The settings with a layer that has a name, where `classifier.layer=auto` left it open."""
+    from ..networks.target_layer import last_hidden_layer
+
+    if settings.classifier.layer != "auto":
+        return settings
+    layer = last_hidden_layer(model)
+    print(f"classifier.layer=auto: {layer}", flush=True)
+    return replace(settings, classifier=replace(settings.classifier, layer=layer))
+
+
+def as_yaml(settings: Settings) -> str:
+    """What a run keeps as `config.yaml`."""
+    values = asdict(settings)
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=math.inf)
+    return text
 
 
 def print_corners(summary: dict[str, Any], class_names: Sequence[str], directory: Path) -> None:
@@ -174,88 +222,26 @@ def print_corners(summary: dict[str, Any], class_names: Sequence[str], directory
     print(f"run: {directory}\nnext: {command('evaluate.py', override('run', directory))}")
 
 
-def with_layer(
-    settings: Settings, config: DictConfig, model: nn.Module
-) -> tuple[Settings, DictConfig]:
-    """The settings with a layer that has a name, where `classifier.layer=auto` left it open."""
-    from ..networks.target_layer import last_hidden_layer
-
-    if settings.classifier.layer != "auto":
-        return settings, config
-    layer = last_hidden_layer(model)
-    print(f"classifier.layer=auto: {layer}", flush=True)
-    merged = OmegaConf.merge(config, {"classifier": {"layer": layer}})
-    assert isinstance(merged, DictConfig)
-    return replace(settings, classifier=replace(settings.classifier, layer=layer)), merged
-
-
-def search_pair(
-    settings: Settings,
-    config: DictConfig,
-    data: DataSplit,
-    model: nn.Module,
-    directory: Path,
-    checkpoint: Path | None,
-    group: str,
-    hashes: dict[str, Any],
-) -> Hull:
-    """Build the objects in plain Python, find the corners, and write them."""
+def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
+    """Find the corners and write them; a run that is finished there is read."""
     started = time.perf_counter()
     from ..data.files import refuse_links, write_text
     from ..hull.hull import Hull
-    from ..proofs.linear_program import LinearPrograms
     from ..report.wandb_logs import failures_as_warnings, log_hull, wandb_logger
-    from ..search.find_corners import Search
-    from .deciding import deciding, finished_run, keep
+    from .deciding import finished_run, keep
 
     refuse_links(directory)
-    initial = data.test.find("initial", settings.initial)
-    target = data.test.find("target", settings.target)
-    decisive = deciding(settings, hashes, initial.image, target.image)
+    settings, data, decisive = job.settings, job.data, job.deciding()
     if run := finished_run(directory, decisive, settings.stop.max_steps):
         found = run.corners, run.initial, run.target, run.units, run.summary
-        return Hull(model, settings.classifier.layer, *found)
-    sources = None
-    if settings.parameterisation == "composite":
-        sources = paste_patches(settings, data, initial.image, directory)
-    problem: dict[str, Any] = {
-        "model": model,
-        "layer": settings.classifier.layer,
-        "initial": initial.image,
-        "target": target.image,
-        "corners": parse_corners(settings.corner),
-        "corner_order": settings.corner_order,
-    }
-    search: Search | LinearPrograms
-    if settings.solver == "linear_program":
-        search = LinearPrograms(
-            **problem,
-            objective=settings.objective,
-            seed=settings.seed,
-            nearness=settings.loss.nearness,
-        )
-    else:
-        search = Search(
-            **problem,
-            loss=settings.loss,
-            optimizer=settings.optimizer,
-            stop=settings.stop,
-            log=settings.log,
-            trainer=settings.trainer,
-            directory=directory,
-            ckpt_path=checkpoint,
-            corners_per_batch=settings.corners_per_batch,
-            channels_last=settings.channels_last,
-            compile=settings.compile,
-            sources=sources,
-            grid=settings.patches.grid if settings.patches.logits == "grid" else None,
-            seed=settings.seed,
-        )
+        return Hull(job.model, settings.classifier.layer, *found)
+    initial, target = job.find()
+    search = ready_search(job, initial.image, target.image, directory, checkpoint)
     built = time.perf_counter()
-    write_text(directory / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+    write_text(directory / CONFIG, as_yaml(settings))
     keep(directory, decisive)
     name = f"{settings.name} corner {settings.corner}"
-    with wandb_logger(settings.wandb, directory, name, group, asdict(settings)) as logger:
+    with wandb_logger(settings.wandb, directory, name, job.group, asdict(settings)) as logger:
         hull = search.run(logger)
         classes = data.test.class_names
         hull.summary |= {
@@ -271,6 +257,54 @@ def search_pair(
             with failures_as_warnings("log the corners"):
                 log_hull(logger.experiment, hull)
     return hull
+
+
+def ready_search(
+    job: Job, initial: Tensor, target: Tensor, directory: Path, checkpoint: Path | None
+) -> Search | LinearPrograms:
+    """The objects of a search in plain Python, checked and ready to run.
+
+    Args:
+        job: what it shares with others.
+        initial: (C, H, W).
+        target: (C, H, W).
+        directory: of the run.
+        checkpoint: what it goes on from.
+    """
+    from ..proofs.linear_program import LinearPrograms
+    from ..search.find_corners import Search
+
+    settings = job.settings
+    sources = None
+    if settings.parameterisation == "composite":
+        sources = paste_patches(settings, job.data, initial, directory)
+    problem: dict[str, Any] = {
+        "model": job.model,
+        "layer": settings.classifier.layer,
+        "initial": initial,
+        "target": target,
+        "corners": parse_corners(settings.corner),
+        "corner_order": settings.corner_order,
+        "seed": settings.seed,
+    }
+    if settings.solver == "linear_program":
+        nearness = settings.loss.nearness
+        return LinearPrograms(**problem, objective=settings.objective, nearness=nearness)
+    return Search(
+        **problem,
+        loss=settings.loss,
+        optimizer=settings.optimizer,
+        stop=settings.stop,
+        log=settings.log,
+        trainer=settings.trainer,
+        directory=directory,
+        ckpt_path=checkpoint,
+        corners_per_batch=settings.corners_per_batch,
+        channels_last=settings.channels_last,
+        compile=settings.compile,
+        sources=sources,
+        grid=settings.patches.grid if settings.patches.logits == "grid" else None,
+    )
 
 
 def paste_patches(settings: Settings, data: DataSplit, seed: Tensor, directory: Path) -> Sources:

@@ -10,13 +10,15 @@ _SHARE = 0.7  # of the free memory; the rest is for what a measurement on one co
 _WORKSPACE = 2  # gradients and buffers of a backward pass, over what the forward pass kept
 
 
-def corners_that_fit(layer: nn.Module, images: Tensor, inside: int = 0) -> int:
+def corners_that_fit(layer: nn.Module, images: Tensor, inside: int = 0, ranks: int = 1) -> int:
     """How many of `images` a forward and backward pass of `layer` can hold, at least 1.
 
     Args:
         layer: the network, on its device.
         images: (K, C, H, W), on that device.
         inside: points between the corners that may go with them.
+        ranks: processes of this machine that do the same at the same time; they share the memory of
+            a CPU, and each has a GPU of its own.
 
     Returns:
         From 1 to K + `inside`.
@@ -24,6 +26,8 @@ def corners_that_fit(layer: nn.Module, images: Tensor, inside: int = 0) -> int:
     count, free = len(images) + inside, free_bytes(images.device)
     if free is None:
         return count
+    if images.device.type == "cpu":
+        free //= ranks
     return max(1, min(count, int(free * _SHARE) // bytes_of_one(layer, images[:1])))
 
 

@@ -1,7 +1,5 @@
 """A table over many hulls: one row each, and relative size against the loss's weights."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +8,9 @@ from urllib.parse import quote
 from ..data.files import write_text
 from ..hull.run import Run
 from ..hull.statistics import counted, limit_of, outcome_of
-from .escaping import for_csv
 from .figures import save_figure, sizes_figure
 from .page import runs_page
-from .tables import Table, as_markdown, number
+from .tables import Table, as_csv, as_markdown, number
 
 COLUMNS = {
     "initial": ("initial", ""),
@@ -123,11 +120,8 @@ def write_runs(directory: Path, rows: Sequence[dict[str, Any]]) -> None:
         rows: one per hull or refused run, which has `run` and `outcome` alone.
     """
     names = _names(rows)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(for_csv, names))
-    writer.writerows([_plain(row.get(name)) for name in names] for row in rows)
-    write_text(directory / "runs.csv", text.getvalue())
+    cells = [[row.get(name) for name in names] for row in rows]
+    write_text(directory / "runs.csv", as_csv(names, cells))
     table = runs_table(rows)
     figure = sizes_figure(rows)
     parts = [f"# {table.heading}", as_markdown(table)]
@@ -139,7 +133,3 @@ def write_runs(directory: Path, rows: Sequence[dict[str, Any]]) -> None:
     reports = [f"{row['run']}/report.html" for row in rows]
     links = [f"./{quote(path)}" if (directory / path).is_file() else "" for path in reports]
     write_text(directory / "runs.html", runs_page(directory.name, table, links, figure))
-
-
-def _plain(value: Any) -> Any:
-    return for_csv(value) if isinstance(value, str) else value

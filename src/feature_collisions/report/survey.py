@@ -1,17 +1,15 @@
 """The files of a survey: `survey.html`, `survey.md`, `survey.csv`, its differences and figure."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
 from ..data.files import write_text
 from ..evaluation.survey import COLUMNS, Figures, Interval, differences, means
-from .escaping import for_csv, for_markdown
+from .escaping import for_markdown
 from .figures import save_figure, survey_figure
 from .page import survey_page
-from .tables import Table, as_markdown, number
+from .tables import Table, as_csv, as_markdown, number
 
 _NAMES = {
     "relative_size": ("relative size", ".3f"),
@@ -75,22 +73,9 @@ def write_survey(
     parts += ["## " + for_markdown(paired.heading), as_markdown(paired)]
     write_text(directory / "survey.md", "\n\n".join(parts) + "\n")
     write_text(directory / "survey.html", survey_page(directory.name, tables, figure))
-    _write_csv(directory / "survey.csv", *_rows(found, extra, columns))
-    header = ["network", "pair", *COLUMNS]
-    lines = [
-        [network, pair, *(entry[name] for name in COLUMNS)]
-        for network, entries in figures.items()
-        for pair, entry in zip(pairs, entries, strict=True)
-    ]
-    _write_csv(directory / "survey_pairs.csv", header, lines)
-    header = ["network", "other", *_ends(COLUMNS)]
-    lines = []
-    for first, second in combinations(figures, 2):
-        of_two = differences(figures, second, first, seed)
-        lines.append(
-            [second, first, *(end for name in COLUMNS for end in of_two[name] or [None] * 3)]
-        )
-    _write_csv(directory / "survey_differences.csv", header, lines)
+    write_text(directory / "survey.csv", _means_csv(found, extra, columns))
+    write_text(directory / "survey_pairs.csv", _pairs_csv(figures, pairs))
+    write_text(directory / "survey_differences.csv", _differences_csv(figures, seed))
     return tables
 
 
@@ -136,28 +121,41 @@ def _signed(name: str, interval: Interval | None) -> str:
     return f"{text} [{number(interval.low, form)}, {number(interval.high, form)}]{star}"
 
 
-def _rows(
+def _means_csv(
     found: Mapping[str, Mapping[str, Interval | None]],
     extra: Mapping[str, Mapping[str, float]],
     columns: Sequence[str],
-) -> tuple[list[str], list[list[str | float | None]]]:
-    header = ["network", *_ends(COLUMNS), *columns]
-    rows: list[list[str | float | None]] = []
-    for network, entries in found.items():
-        ends = [end for name in COLUMNS for end in entries[name] or (None, None, None)]
-        rows.append([network, *ends, *(extra[network][name] for name in columns)])
-    return header, rows
+) -> str:
+    """A line per network."""
+    rows = [
+        [network, *_all_ends(entries), *(extra[network][name] for name in columns)]
+        for network, entries in found.items()
+    ]
+    return as_csv(["network", *_ends(COLUMNS), *columns], rows)
+
+
+def _pairs_csv(figures: Figures, pairs: Sequence[str]) -> str:
+    """A line per hull."""
+    rows = [
+        [network, pair, *(entry[name] for name in COLUMNS)]
+        for network, entries in figures.items()
+        for pair, entry in zip(pairs, entries, strict=True)
+    ]
+    return as_csv(["network", "pair", *COLUMNS], rows)
+
+
+def _differences_csv(figures: Figures, seed: int) -> str:
+    """A line for every two networks."""
+    rows = [
+        [second, first, *_all_ends(differences(figures, second, first, seed))]
+        for first, second in combinations(figures, 2)
+    ]
+    return as_csv(["network", "other", *_ends(COLUMNS)], rows)
+
+
+def _all_ends(entries: Mapping[str, Interval | None]) -> list[float | None]:
+    return [end for name in COLUMNS for end in entries[name] or (None, None, None)]
 
 
 def _ends(names: Iterable[str]) -> list[str]:
     return [name + ending for name in names for ending in ("", "_low_95", "_high_95")]
-
-
-def _write_csv(
-    path: Path, header: Sequence[str], rows: Iterable[Sequence[str | float | None]]
-) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(for_csv, header))
-    writer.writerows([for_csv(v) if isinstance(v, str) else v for v in row] for row in rows)
-    write_text(path, text.getvalue())

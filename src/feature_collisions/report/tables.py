@@ -1,14 +1,16 @@
-"""Tables: rows of text, rendered as Markdown and for the terminal (`page.py`: as HTML)."""
+"""Tables: rows of text, rendered as Markdown, for the terminal and as CSV (`page.py`: as HTML)."""
 
+import csv
+import io
 import re
 import shutil
 import textwrap
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from .escaping import for_line, for_markdown
+from .escaping import for_csv, for_line, for_markdown
 
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?%?|-")
 
@@ -61,6 +63,15 @@ def as_text(table: Table) -> str:
         for row, limits in zip(cells, [names] + [widths] * len(table.rows), strict=True)
     ]
     return tabulate(rows, head, "simple", disable_numparse=True, colalign=_aligned(table))
+
+
+def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows of values as CSV: numbers with all their digits, texts that no spreadsheet computes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in (header, *rows):
+        writer.writerow([for_csv(cell) if isinstance(cell, str) else cell for cell in row])
+    return text.getvalue()
 
 
 def _broken(cell: str, width: int) -> str:

@@ -341,7 +341,9 @@ class Collision(LightningModule):
         """How many of `images`, and of points between them, go through the network at once."""
         if self.per_batch is None:
             inside = -(-self.loss_settings.hull // self.ranks)
-            fit = torch.tensor(corners_that_fit(self.network, images, inside), device=self.device)
+            beside = self.trainer.num_devices if self.ranks > 1 else 1
+            most = corners_that_fit(self.network, images, inside, beside)
+            fit = torch.tensor(most, device=self.device)
             if self.ranks > 1:
                 fit = self.trainer.strategy.reduce(fit, reduce_op="min")
             self.per_batch = int(fit)
