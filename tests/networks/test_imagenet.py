@@ -153,6 +153,7 @@ def test_a_classifier_of_the_users_own_is_imported(tmp_path, monkeypatch):
         ("own_classifier_a", "give MODULE:NAME"),
         ("own_classifier_a:nothing", "has no attribute 'nothing'"),
         ("no_such_module_x:make", "No module named"),
+        ("models/own_classifier_a.py:make", "without .py; .* and give own_classifier_a:make"),
         ("own_classifier_a:count", "is a int, no torch.nn.Module"),
     ]:
         with pytest.raises(SettingError, match=message):
