@@ -12,6 +12,7 @@ from feature_collisions.networks.graph import (
     NotPiecewiseLinear,
     ceiling_after,
     ceiling_of,
+    frozen_graph,
     in_place,
     kinds,
     trace,
@@ -134,6 +135,40 @@ def test_a_clipped_relu_bends_twice_on_a_segment():
     places, values = Line(network).walk(torch.zeros(1, 1, 1).double(), torch.ones(1, 1, 1).double())
     assert places.tolist() == [0, 0.5, 0.75, 1]
     assert values.flatten().tolist() == [0, 0, 2, 2]
+
+
+class FunctionalBatchNorm(nn.Module):
+    """As timm's BatchNormAct2d calls it."""
+
+    def __init__(self, weighted):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 5), nn.BatchNorm1d(5, eps=1e-3, affine=weighted)
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        norm = self.norm
+        mean, variance = norm.running_mean, norm.running_var
+        x = F.batch_norm(self.layer(x), mean, variance, norm.weight, norm.bias, False, 0.1, 1e-3)
+        return x.relu()
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_functional_batch_norm_by_running_averages_is_affine(weighted):
+    torch.manual_seed(0)
+    network, x = FunctionalBatchNorm(weighted).double().eval(), torch.randn(7, 4).double()
+    graph = frozen_graph(network)
+    assert torch.equal(graph(x), network(x))
+    assert list(kinds(graph).values()).count("affine") == 4  # input, layer, norm, output
+
+
+def test_a_functional_batch_norm_by_the_batch_is_not():
+    class OfTheBatch(nn.Module):
+        def forward(self, x):
+            return F.batch_norm(x, None, None, training=True)
+
+    with pytest.raises(NotPiecewiseLinear, match="batch_norm"):
+        kinds(frozen_graph(OfTheBatch()))
 
 
 def test_slices_and_padding_are_linear_but_not_across_the_images():

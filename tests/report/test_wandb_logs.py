@@ -20,6 +20,7 @@ from feature_collisions.report.wandb_logs import (
     hull_figures,
     keep_identity,
     log_evaluation,
+    log_survey,
     log_table,
     read_identity,
     wandb_run,
@@ -239,6 +240,20 @@ def test_many_runs_are_a_table_in_a_run_of_its_own(evaluated_run, tmp_path):
     assert one.summary["runs"]["nrows"] == 2
     for name in OUTCOMES:
         assert one.summary[f"runs/{name.replace(' ', '_')}"] == int(name == mine)
+
+
+def test_a_survey_is_a_table_of_its_hulls_and_a_picture(evaluated_run, tmp_path):
+    run, _ = evaluated_run
+    save_png(tmp_path / "survey.png", run.target)
+    figures = {"a": [{"size": 0.5}, {"size": None}], "b": [{"size": 0.25}, {"size": 1.0}]}
+    pairs = ["x to y", "<b> to z"]
+    assert log_survey("disabled", tmp_path, [run], figures, pairs) is None
+    assert log_survey("offline", tmp_path, [run], figures, pairs) == f"{tmp_path.name}: 4 runs"
+    (one,) = told(tmp_path)
+    rows = table(tmp_path, one, "survey_hulls")
+    assert rows[:2] == [["a", "x to y", 0.5], ["a", "<b> to z", None]]
+    assert one.last("survey")["_type"] == "image-file"
+    assert (one.summary["survey/networks"], one.summary["survey/pairs"]) == (2, 2)
 
 
 def test_what_wandb_refuses_is_one_message(tmp_path, monkeypatch):

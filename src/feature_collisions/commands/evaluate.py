@@ -70,6 +70,7 @@ def evaluate_survey(
     """Measure the pairs that all networks share, and write tables over them."""
     from ..report.survey import write_survey
     from ..report.tables import as_text
+    from ..report.wandb_logs import log_survey
     from .survey import read_survey
 
     survey = read_survey(settings, runs)
@@ -84,6 +85,7 @@ def evaluate_survey(
     for line in survey.left_out:
         print(for_terminal(f"left out: {line}"))
     print(for_terminal(f"\nsurvey: {directory / 'survey.html'}"))
+    say(settings.wandb.mode, log_survey(settings.wandb.mode, directory, runs, figures, pairs))
     end_with([f"{name}: {reason}" for name, reason in (refused | failed).items()])
 
 

@@ -71,9 +71,37 @@ def frozen_graph(model: nn.Module, dtype: torch.dtype = torch.float64) -> fx.Gra
         if not isinstance(next(iter(reversed(graph.nodes))).args[0], fx.Node):
             raise NotPiecewiseLinear("the network returns more than one tensor of logits")
         network = copy.deepcopy(fx.GraphModule(root, graph))
+    _make_modules_of_batch_norms(network)
     name_what_is_written(network)
     network.requires_grad_(False).eval().to(able(device_of(model), dtype), dtype)
     return network
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    """By running averages, of values of any number of dimensions."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+def _make_modules_of_batch_norms(network: fx.GraphModule) -> None:
+    """Call modules in place of F.batch_norm by running averages, which timm's layers use."""
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum",
+             "eps")  # fmt: skip
+    for node in network.graph.nodes:
+        given = given_by_name(node, names) if node.target is F.batch_norm else {}
+        held = {name: given[name] for name in names[1:5] if given.get(name) is not None}
+        fixed = all(isinstance(at, fx.Node) and at.op == "get_attr" for at in held.values())
+        if given.get("training") is not False or not fixed or "running_var" not in held:
+            continue
+        values = {name: operator.attrgetter(at.target)(network) for name, at in held.items()}
+        module = _BatchNorm(len(values["running_mean"]), given.get("eps", 1e-5))
+        module.to(values["running_mean"]).load_state_dict(values, strict=False)
+        name = f"{node.name}_by_running_averages"
+        network.add_submodule(name, module)
+        node.op, node.target = "call_module", name
+        node.args, node.kwargs = (given["input"],), {}
+    network.recompile()
 
 
 def name_what_is_written(network: fx.GraphModule) -> None:

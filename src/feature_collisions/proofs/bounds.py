@@ -14,11 +14,12 @@ of its weights alone is taken as float64 gives it.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .descent import Centred, Descent, Enclosure, Spread, descents
+from .descent import Centred, Descent, Enclosure, Spread, Units, descents
 from .relaxation import Bend, between, rounding, tops_of, windows
 from .steps import Affine, Input, MaxPool, Rectifier, Step
 
@@ -132,9 +133,7 @@ class Bounds:
             return
         units = bends.int().argsort(dim=1, descending=True, stable=True)[:, :count]
         mine = bends.gather(1, units)  # a piece with fewer has rows of zeros
-        rows = low.new_zeros(*units.shape, low.shape[1])
-        rows.scatter_(2, units[..., None], mine[..., None].to(low))
-        below, above = (each.mT for each in self.spread(number, rows).ends())
+        below, above = (each.mT for each in self.spread(number, Units(units, mine.to(low))).ends())
         every = units[:, None].expand(-1, self.corners, -1)
         middle, radius = found.middle.flatten(2), found.radius.flatten(2)
         old = middle.gather(2, every), radius.gather(2, every)
@@ -170,7 +169,7 @@ class Bounds:
         self.met = {k: torch.cat([each.met[k] for each in found], 1) for k in found[0].met}
         return torch.cat([each.bound() for each in found], 1)
 
-    def spread(self, number: int, rows: Tensor) -> Spread:
+    def spread(self, number: int, rows: Tensor | Units) -> Spread:
         """Linear functions of one step's values, and all that can move them away (see `Spread`)."""
         found = descents(Centred, self.steps, self.at, number, rows)
         self.met = {k: torch.stack([each.met[k] for each in found]).sum(0) for k in found[0].met}
@@ -182,37 +181,86 @@ class Bounds:
         )
         return Spread(middle, reach, toll, columns, radii)
 
-    def edge_to_halve(self, weights: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-        """The edge of each piece along which the rectifiers bend most, by what they weigh.
+    def parts(self, weights: dict[int, Tensor], halvings: Tensor) -> "Parts":
+        """Halve each piece some times, across the edges along which the rectifiers bend most.
 
         Args:
             weights: (P, N) of some rectifiers' units, by the number of their step.
-
-        Returns:
-            The numbers (P,) of its two vertices; of the longest edge where nothing bends.
+            halvings: (P,) how often to halve each.
         """
-        first, second = torch.triu_indices(self.corners, self.corners, 1)
         images = self.at[0].middle.flatten(2)
-        lengths = (images[:, first] - images[:, second]).norm(dim=2)
-        scores = torch.zeros_like(lengths)
+        inner = images @ images.mT
+        values, weigh, tops = [images[..., :0]], [images[:, 0, :0]], [images[0, 0, :0]]
         for number, weight in weights.items():
             step = self.steps[number]
             assert isinstance(step, Rectifier)
-            source = self.at[step.sources[0]]
-            bends = (source.low < 0) & (source.high > 0)
-            bends |= (source.low < step.ceiling) & (source.high > step.ceiling)
+            given, top = self.at[step.sources[0]], step.ceiling
+            bends = (given.low < 0) & (given.high > 0) | (given.low < top) & (given.high > top)
             weight = weight * bends.flatten(1)
             units = (weight > 0).any(0).nonzero().flatten()
-            weight = weight.index_select(1, units)
-            given = source.middle.flatten(2).index_select(2, units)
-            value = given.clamp(0, step.ceiling)
-            for k, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
-                middle = ((given[:, i] + given[:, j]) / 2).clamp(0, step.ceiling)
-                gap = ((value[:, i] + value[:, j]) / 2 - middle).abs()
-                scores[:, k] += (gap * weight).sum(1)
-        flat = ~(scores > 0).any(1, keepdim=True)
-        edge = torch.where(flat, lengths, scores).argmax(1)
-        return first.to(edge.device)[edge], second.to(edge.device)[edge]
+            values.append(given.middle.flatten(2).index_select(2, units))
+            weigh.append(weight.index_select(1, units))
+            tops.append(values[-1].new_full((len(units),), top))
+        every = torch.arange(self.pieces, device=images.device)
+        inside = torch.eye(self.corners, dtype=images.dtype, device=images.device)
+        cut = Parts(every, inside.expand(self.pieces, -1, -1))
+        x, every_weight, ceilings = (torch.cat(each, -1) for each in (values, weigh, tops))
+        for turn in range(int(halvings.max())):
+            going = halvings[cut.piece] > turn
+            stay, go = (Parts(*(each[which] for each in cut)) for which in (~going, going))
+            lengths = _lengths(go.inside @ inner[go.piece] @ go.inside.mT)
+            edge = _most_bent(go.inside @ x[go.piece], every_weight[go.piece], ceilings, lengths)
+            halves = Parts(go.piece.repeat_interleave(2), halve(go.inside, *edge))
+            cut = Parts(*(torch.cat(both) for both in zip(stay, halves, strict=True)))
+        return cut
+
+
+class Parts(NamedTuple):
+    """What some pieces are cut into.
+
+    Attributes:
+        piece: (Q,) the number of the piece that each part is of.
+        inside: (Q, K, K) its vertices, by weights of that piece's.
+    """
+
+    piece: Tensor
+    inside: Tensor
+
+
+def halve(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Pieces (n, V, K) halved across an edge each, (2n, V, K): halves are neighbours."""
+    each = torch.arange(len(weights), device=weights.device)
+    middle = (weights[each, first] + weights[each, second]) / 2
+    halves = torch.stack([weights, weights], 1)
+    halves[each, 0, first] = middle
+    halves[each, 1, second] = middle
+    return halves.flatten(0, 1)
+
+
+def _most_bent(x: Tensor, weight: Tensor, top: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The edge of each piece across which values bend most at its middle: two vertices (P,).
+
+    Args:
+        x: (P, K, N) what enters each rectifier at the vertices.
+        weight: (P, N) of each.
+        top: (N,) the rectifiers' ceilings.
+        lengths: (P, K, K) of the edges; where nothing bends the longest is taken.
+    """
+    first, second = torch.triu_indices(x.shape[1], x.shape[1], 1, device=x.device)
+    value = x.clamp_min(0).minimum(top)
+    scores = lengths.new_zeros(len(x), len(first))
+    for k, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+        middle = ((x[:, i] + x[:, j]) / 2).clamp_min(0).minimum(top)
+        scores[:, k] = (((value[:, i] + value[:, j]) / 2 - middle).abs() * weight).sum(1)
+    flat = ~(scores > 0).any(1, keepdim=True)
+    edge = torch.where(flat, lengths[:, first, second], scores).argmax(1)
+    return first[edge], second[edge]
+
+
+def _lengths(inner: Tensor) -> Tensor:
+    """Squares of distances between points, by their inner products (P, K, K)."""
+    square = inner.diagonal(dim1=1, dim2=2)
+    return square[:, None] + square[:, :, None] - 2 * inner
 
 
 def _largest(middle: Tensor, radius: Tensor) -> Tensor:

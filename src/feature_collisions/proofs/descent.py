@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .relaxation import Lines, Range, Tops, between, rounding
-from .steps import Affine, Rectifier, Step
+from .steps import Affine, Dense, Rectifier, Step
 
 _MEMORY = 2**27  # bytes of the rows that are carried backward at once
 _HARDLY = 1e-9  # of the largest deviation: what is smaller counts as rounding
@@ -92,8 +92,19 @@ class Descent:
 
     def down(self, number: int, rows: Tensor) -> None:
         """Carry rows of one step to where they stop."""
+        self._carry({number: rows}, number)
+
+    def down_from(self, number: int, units: Tensor, mine: Tensor) -> None:
+        """Carry units (P, S) of a step with a weight matrix, or rows of zeros where not `mine`."""
+        step = self.steps[number]
+        assert isinstance(step, Dense)
+        self.toll += self.at[number].toll.gather(1, units) * mine
+        self.total += (step.offset[units] * mine)[..., None]
+        rows = [weight[units] * mine[..., None] for weight in step.weights]
+        self._carry(dict(zip(step.sources, rows, strict=True)), number - 1)
+
+    def _carry(self, waiting: dict[int, Tensor], number: int) -> None:
         steps, at = self.steps, self.at
-        waiting = {number: rows}
         for k in range(number, -1, -1):
             if (mine := waiting.pop(k, None)) is None:
                 continue
@@ -210,17 +221,37 @@ def _inner(rows: Tensor, of: Tensor) -> Tensor:
 DescentT = TypeVar("DescentT", bound=Descent)
 
 
+class Units(NamedTuple):
+    """Rows (P, S, N) of one unit (P, S) each, or of zeros where a piece has no more (`mine`)."""
+
+    units: Tensor
+    mine: Tensor
+
+    def rows(self, size: int) -> Tensor:
+        """All their numbers."""
+        rows = self.mine.new_zeros(*self.units.shape, size)
+        return rows.scatter_(2, self.units[..., None], self.mine[..., None])
+
+
 def descents(
-    kind: type[DescentT], steps: Sequence[Step], at: Sequence[Enclosure], number: int, rows: Tensor
+    kind: type[DescentT],
+    steps: Sequence[Step],
+    at: Sequence[Enclosure],
+    number: int,
+    rows: Tensor | Units,
 ) -> list[DescentT]:
     """Rows (P, S, N), or (S, N), of one step carried down, in parts that fit into memory."""
-    pieces = len(at[0].middle)
-    rows = rows if rows.ndim == 3 else rows[None]
     widest = max(step.size for step in steps[: number + 1])
-    most = max(1, _MEMORY // (pieces * widest * 8 * 4))
+    most = max(1, _MEMORY // (len(at[0].middle) * widest * 8 * 4))
     found = []
     with torch.no_grad():
-        for part in rows.split(most, 1):
-            found.append(kind(steps, at, part.shape[1]))
-            found[-1].down(number, part)
+        if isinstance(rows, Units) and isinstance(steps[number], Dense):
+            for part in zip(*(each.split(most, 1) for each in rows), strict=True):
+                found.append(kind(steps, at, part[0].shape[1]))
+                found[-1].down_from(number, *part)
+            return found
+        rows = rows.rows(steps[number].size) if isinstance(rows, Units) else rows
+        for each in (rows if rows.ndim == 3 else rows[None]).split(most, 1):
+            found.append(kind(steps, at, each.shape[1]))
+            found[-1].down(number, each)
     return found

@@ -2,7 +2,7 @@
 
 A piece is a simplex of V points of the hull, by their weights; halving an edge gives two of half
 its volume. After at most 50 halvings weights are multiples of 2^-50, which float64 holds exactly;
-smaller pieces are not halved. After a few halvings a piece gets a local network of its own, in
+smaller pieces are not cut. After a few halvings a piece gets a local network of its own, in
 which its parts are judged (see `local`).
 """
 
@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .bounds import Parts
 from .cache import PieceCache
 from .local import numbers_of
 from .steps import Step
 
 _MOST = 64  # pieces at once
-_LEVEL = 0.8  # of the worst: pieces that far from settled are halved in the same turn
+_LEVEL = 0.7  # of the worst: pieces that far from settled are halved in the same turn
 _HALVINGS = 6  # of a piece, until its parts get local networks of their own
 _ROOM = 2**26  # numbers that local networks may hold
 _SECONDS = 0.5  # a batch should take at most
 _SAVE_EVERY = 10.0  # seconds
-_SMALLEST = 2.0**-50  # share of the hull's volume
+_SMALLEST = 2.0**-45  # share of the hull's volume
 
 
 class Pieces(NamedTuple):
@@ -53,13 +54,12 @@ class Pieces(NamedTuple):
         """These and others."""
         return Pieces(*(torch.cat(both) for both in zip(self, others, strict=True)))
 
-    def halved(self, edge: tuple[Tensor, Tensor]) -> "Pieces":
-        """Each cut across an edge, between two vertices: halves (2n) are neighbours."""
-        volume, figures, region = (
-            each.repeat_interleave(2, 0) for each in (self.volume / 2, self.figures, self.region)
-        )
-        weights, inside = (_halves(each, *edge) for each in (self.weights, self.inside))
-        return Pieces(weights, volume, figures, region, inside)
+    def cut(self, parts: Parts) -> "Pieces":
+        """Parts of them, which are as large as those beside them."""
+        whole = self.at(parts.piece)
+        volume = whole.volume / parts.piece.bincount()[parts.piece]
+        weights, inside = (parts.inside @ each for each in (whole.weights, whole.inside))
+        return whole._replace(weights=weights, volume=volume, inside=inside)
 
 
 class Region(NamedTuple):
@@ -80,12 +80,12 @@ class Judged(NamedTuple):
     Attributes:
         figures: (P, F) what holds on all of a piece: the larger, the better.
         settled: (P,) whether that is good enough.
-        edge: the two vertices (P,) each, between which to halve.
+        parts: what to cut them into.
     """
 
     figures: Tensor
     settled: Tensor
-    edge: tuple[Tensor, Tensor]
+    parts: Parts
 
 
 class Judge(Protocol):
@@ -213,7 +213,7 @@ class Splitting:
         now = now[: self.most if steps else min(self.most, judge.most)]
         pieces = self.open.at(now)
         found = judge(pieces, steps)
-        settled, edge = found.settled.cpu(), [each.cpu() for each in found.edge]
+        settled, parts = found.settled.cpu(), Parts(*(each.cpu() for each in found.parts))
         figures = torch.maximum(found.figures.cpu(), pieces.figures)  # they hold on its halves
         pieces = pieces._replace(figures=figures)
         self.count += len(now)
@@ -222,8 +222,8 @@ class Splitting:
             self.done.append(pieces.weights[settled])
         self.settled = torch.cat([figures[settled], self.settled[None]]).amin(0)
         later = torch.ones(len(self.open.volume), dtype=torch.bool).index_fill(0, now, False)
-        halves = pieces.at(~settled).halved((edge[0][~settled], edge[1][~settled]))
-        self.open = self.open.at(later).and_also(halves)
+        parts = Parts(*(each[~settled[parts.piece]] for each in parts))
+        self.open = self.open.at(later).and_also(pieces.cut(parts))
 
     def _of_region(self, order: Tensor) -> Tensor:
         """Pieces of the region at hand, but not those that need a region of their own."""
@@ -270,13 +270,3 @@ def _unplaced(weights: Tensor, volume: Tensor, figures: Tensor) -> Pieces:
     corners = weights.shape[1]
     inside = weights.new_zeros(len(weights), corners, corners)
     return Pieces(weights, volume, figures, torch.zeros(len(weights), dtype=torch.int64), inside)
-
-
-def _halves(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """(n, V, K) halved across an edge each, (2n, V, K)."""
-    each = torch.arange(len(weights))
-    middle = (weights[each, first] + weights[each, second]) / 2
-    halves = torch.stack([weights, weights], 1)
-    halves[each, 0, first] = middle
-    halves[each, 1, second] = middle
-    return halves.flatten(0, 1)

@@ -23,7 +23,7 @@ from ..settings.rules import at_least
 from .bounds import Bounds
 from .cache import PieceCache, proof_key
 from .linear_program import check_affine
-from .local import localise, values_of
+from .local import localise, numbers_of, values_of
 from .piecewise import traced
 from .relaxation import rounding
 from .splitting import Judged, Pieces, Splitting
@@ -32,6 +32,9 @@ from .steps import Step, steps_of
 _MEMORY = 2**30  # bytes that the bounds of the pieces of a batch may take
 _COPIES = 6  # of every value, at each vertex
 _UNITS = 2048  # of a target layer whose errors are bounded together
+_HALVINGS = 2  # of a piece for its collision
+
+_MOST_HALVINGS = 8  # at once
 _TIE = 1e-4  # of the logits: where margins are smaller, the model itself is asked
 _NEAR = 1.05  # a collision's bound so close to an error that was seen is not improved
 
@@ -118,6 +121,7 @@ class _Judge:
         self.network: fx.GraphModule = network
         self.steps: list[Step] = steps_of(network, self.corners[0])
         numbers = sum(step.size for step in self.steps) * (len(self.corners) + 1)
+        self.work = numbers_of(self.steps)
         self.most = int(_MEMORY / (numbers * 8 * _COPIES))
         if not self.most:
             raise NotPiecewiseLinear(
@@ -140,7 +144,7 @@ class _Judge:
 
     def localise(self, piece: Pieces, steps: list[Step] | None) -> list[Step] | None:
         """The local network of one piece."""
-        if steps:
+        if steps and numbers_of(steps) < self.work:
             return localise(steps, piece.inside[0].to(self.place))
         points = self._points(piece)[0]
         return localise(self.steps, points, rounding(len(self.corners), points))
@@ -196,7 +200,8 @@ class ClassJudge(_Judge):
     def __call__(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
         """The margins of pieces: a piece is settled where all are above 0."""
         bounds, logits = self.bounds(pieces, steps)
-        near = (logits @ self.rows.T).amin(1) <= _TIE * logits.abs().amax(1)
+        here = (logits @ self.rows.T).amin(1)
+        near = here <= _TIE * logits.abs().amax(1)
         self.try_points(pieces.weights[near.cpu()].mean(1))
         margins = bounds.lower(len(bounds.steps) - 1, self.rows).amin(2)
         least, worst = margins.min(1)
@@ -204,7 +209,12 @@ class ClassJudge(_Judge):
         figures = torch.stack([least, (1 / (1 + odds)) * (1 - 1e-12)], 1)
         each = torch.arange(len(margins), device=self.place)
         weigh = {k: rows[each, worst].abs() for k, rows in bounds.met.items()}
-        return Judged(figures, least > 0, bounds.edge_to_halve(weigh))
+        settled = least > 0
+        # Each halving halves the gap between bound and margin or better: so many are needed.
+        ratio = (here - least) / here.clamp_min(_TIE)
+        halvings = (1.5 * ratio.log2()).ceil().clamp(1, _MOST_HALVINGS).long()
+        halvings[here <= 0] = 1
+        return Judged(figures, settled, bounds.parts(weigh, halvings * ~settled))
 
 
 @torch.no_grad()
@@ -336,9 +346,8 @@ class _CollisionJudge(_Judge):
         self._look(preactivation)
         whole, alone = self._errors_of(bounds)
         figures = torch.stack([-whole / self.norm * (1 + 1e-12), -alone], 1)
-        return Judged(
-            figures, -figures[:, 0] <= _NEAR * self.seen, bounds.edge_to_halve(bounds.met)
-        )
+        settled = -figures[:, 0] <= _NEAR * self.seen
+        return Judged(figures, settled, bounds.parts(bounds.met, _HALVINGS * ~settled))
 
     def _errors_of(self, bounds: Bounds) -> tuple[Tensor, Tensor]:
         """Of each piece, (P,): the largest norm of all errors, and the largest error.

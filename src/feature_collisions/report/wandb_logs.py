@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from ..data.files import read_json, refuse_link, write_json
 from ..data.images import to_uint8
 from ..errors import SettingError
+from ..evaluation.survey import Figures
 from ..hull.hull import SAMPLERS, Hull
 from ..hull.run import Run
 from ..hull.statistics import OUTCOMES
@@ -330,6 +331,46 @@ def log_table(
     Returns:
         The name of the W&B run, or None.
     """
+    outcomes = [row["outcome"] for row in rows]
+    counts = {f"runs/{name.replace(' ', '_')}": outcomes.count(name) for name in OUTCOMES}
+    counts["runs/evaluated"] = len(rows)
+    return _log_rows(mode, directory, runs, "runs", rows, counts, "sizes")
+
+
+def log_survey(
+    mode: str, directory: Path, runs: Sequence[Run], figures: Figures, pairs: Sequence[str]
+) -> str | None:
+    """Log a survey: a row per network and pair, and the figure.
+
+    Args:
+        mode: as for `log_evaluation`.
+        directory: which holds the runs, and `survey.png`.
+        runs: the hulls; where no job of theirs has been in W&B, nothing is logged.
+        figures: what was measured, by network.
+        pairs: their names, in the order of the figures' entries.
+
+    Returns:
+        The name of the W&B run, or None.
+    """
+    rows = [
+        {"network": network, "pair": pair, **entry}
+        for network, entries in figures.items()
+        for pair, entry in zip(pairs, entries, strict=True)
+    ]
+    counts = {"survey/networks": len(figures), "survey/pairs": len(pairs)}
+    return _log_rows(mode, directory, runs, "survey_hulls", rows, counts, "survey")
+
+
+def _log_rows(
+    mode: str,
+    directory: Path,
+    runs: Sequence[Run],
+    table: str,
+    rows: Sequence[dict[str, Any]],
+    counts: dict[str, int],
+    picture: str,
+) -> str | None:
+    """Log a table, counts and a picture of the directory's, if it is there, in a run of its own."""
     first = None if mode == "disabled" else _first([job for run in runs for job in run.jobs])
     if first is None:
         return None
@@ -338,15 +379,12 @@ def log_table(
     identity = _own(directory / _TABLE, first, f"{directory.name}: {len(rows)} runs")
     columns: list[str | int] = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[row.get(str(name)) for name in columns] for row in rows]
-    media: dict[str, Any] = {"runs": wandb.Table(columns, cells, allow_mixed_types=True)}
-    sizes = directory / "sizes.png"
-    if sizes.exists():
-        media["sizes"] = wandb.Image(str(sizes))
-    outcomes = [row["outcome"] for row in rows]
-    counts = {f"runs/{name.replace(' ', '_')}": outcomes.count(name) for name in OUTCOMES}
+    media: dict[str, Any] = {table: wandb.Table(columns, cells, allow_mixed_types=True)}
+    if (place := directory / f"{picture}.png").exists():
+        media[picture] = wandb.Image(str(place))
     with wandb_run(mode, directory, identity) as logged:
         logged.log(media)
-        logged.summary.update({"runs/evaluated": len(rows)} | counts)
+        logged.summary.update(counts)
     return identity.name
 
 
