@@ -115,7 +115,7 @@ def test_weights_of_another_architecture_name_the_keys(tmp_path):
         ("vgg16", None, r"classifier.weights=None: give .*IMAGENET1K_V1.* or a file"),
         ("vgg16", "IMAGENET", r"weights=IMAGENET: must be one of DEFAULT, IMAGENET1K_V1"),
         ("vgg16", "gone.pth", r"weights=gone\.pth: there is no such file"),
-        ("vgg16", "gone.safetensors", r"gone\.safetensors: the file is missing"),
+        ("vgg16", "gone.safetensors", r"weights=gone\.safetensors: the file is missing; give a"),
     ],
 )
 def test_what_names_no_classifier_is_refused(name, weights, message):
@@ -153,6 +153,7 @@ def test_a_classifier_of_the_users_own_is_imported(tmp_path, monkeypatch):
         ("own_classifier_a", "give MODULE:NAME"),
         ("own_classifier_a:nothing", "has no attribute 'nothing'"),
         ("no_such_module_x:make", "No module named"),
+        ("models/own_classifier_a.py:make", "without .py; .* and give own_classifier_a:make"),
         ("own_classifier_a:count", "is a int, no torch.nn.Module"),
     ]:
         with pytest.raises(SettingError, match=message):

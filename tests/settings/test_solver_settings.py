@@ -43,6 +43,13 @@ def test_what_a_solver_uses_it_may_be_told() -> None:
         check_used("gradient", ["objective=unit"])
 
 
+@pytest.mark.parametrize("override", ["initial=3", "target=7"])
+def test_many_pairs_name_the_images_themselves(override: str) -> None:
+    check_used("gradient", [override])
+    with pytest.raises(SettingError, match=rf"{override}: pairs=random:2 names the images"):
+        check_used("gradient", ["pairs=random:2", override], pairs="random:2")
+
+
 @pytest.mark.parametrize("override", ["stop.positive=0.1", "trainer.precision=32-true"])
 def test_the_command_line_refuses_before_anything_is_loaded(command: Any, override: str) -> None:
     answer = command("train.py", "solver=linear_program", override, "wandb.mode=disabled")

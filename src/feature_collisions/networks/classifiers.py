@@ -83,6 +83,11 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
     module, _, name = (settings.path or "").partition(":")
     if not (module and name):
         raise SettingError(f"classifier.path={settings.path}: {rule}")
+    if "/" in module or module.endswith(".py"):
+        raise SettingError(
+            f"classifier.path={settings.path}: MODULE is a name that Python imports, without .py; "
+            f"put its folder on PYTHONPATH, or go there, and give {Path(module).stem}:{name}"
+        )
     folder = os.getcwd()
     files = _files(module, folder)  # before its own code can change a file or the folder
     sys.path.insert(0, folder)

@@ -25,13 +25,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         SettingError: when the file cannot be read.
     """
-    if path.suffix == ".safetensors":
-        return load_tensors(path)
     rule = (
         "give a safetensors file, or a state dict written by torch.save(model.state_dict(), FILE)"
     )
     try:
+        if path.suffix == ".safetensors":
+            return load_tensors(path)
         state = load_saved(path)
+    except SettingError as error:  # which begins with the path
+        raise SettingError(f"classifier.weights={error}; {rule}") from None
     except FileNotFoundError:
         raise SettingError(f"classifier.weights={path}: there is no such file") from None
     except OSError as error:

@@ -311,22 +311,24 @@ def _faces(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
         yield Finding(label, reason, Known.NOT_PROVED)
     elif "triangles" in faces:
         share, count = faces["share_proved"], len(faces["triangles"])
-        note = (
-            f"bounds in float64 over {count} triangle{'s' * (count > 1)}"
-            if settled(faces)
-            else "the bounds settle no part of a triangle in the time they have (proof.seconds): "
-            "there is nothing to draw"
-        )
-        yield Finding(
-            label, f"{names[result['target_class']]} on {share:.2%} of the triangles' area",
-            Known.PROVED if share else Known.NOT_PROVED, note,
-        )  # fmt: skip
+        value = f"{names[result['target_class']]} on {share:.2%} of the triangles' area"
+        note = f"bounds in float64 over {count} triangle{'s' * (count > 1)}"
+        if refuted := _states(faces).count("refuted"):
+            value += f", not so in the middle of {refuted} parts"
+        if not settled(faces):
+            note += "; they settle no part in the time they have: there is nothing to draw"
+        known = Known.REFUTED if refuted else Known.PROVED if share else Known.NOT_PROVED
+        yield Finding(label, value, known, note)
+
+
+def _states(faces: dict[str, Any]) -> list[str]:
+    """What is known of each part of each triangle (`prove_faces`)."""
+    return [part["state"] for each in faces.get("triangles", ()) for part in each["parts"]]
 
 
 def settled(faces: dict[str, Any]) -> bool:
-    """Whether some part of a triangle is proved or refuted (`prove_faces`)."""
-    parts = [part for triangle in faces.get("triangles", ()) for part in triangle["parts"]]
-    return any(part["state"] != "undecided" for part in parts)
+    """Whether some part of a triangle is proved or refuted."""
+    return any(state != "undecided" for state in _states(faces))
 
 
 def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:

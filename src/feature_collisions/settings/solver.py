@@ -1,4 +1,4 @@
-"""Which settings a solver has a use for: what the command line sets in vain is refused."""
+"""Which settings a job has a use for: what the command line sets in vain is refused."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,10 @@ _OF_A_SEARCH = {
 _AS_IT_IS = {"trainer.precision=64-true", "trainer.precision=64"}  # linear programs are in float64
 
 
-def check_used(solver: str, overrides: Sequence[str], objective: str = "eq2") -> None:
-    """Raise SettingError for an override that `solver` would ignore.
+def check_used(
+    solver: str, overrides: Sequence[str], objective: str = "eq2", pairs: str | None = None
+) -> None:
+    """Raise SettingError for an override that `solver` or `pairs` would leave without effect.
 
     An experiment's file holds the settings of its search, and linear programs leave them out: with
     `experiment=mnist solver=linear_program` they solve that experiment's problem. Only what the
@@ -23,6 +25,7 @@ def check_used(solver: str, overrides: Sequence[str], objective: str = "eq2") ->
         solver: `gradient` or `linear_program`.
         overrides: the command line's, as Hydra takes them.
         objective: of linear programs; `near` takes `loss.nearness`.
+        pairs: that name the images, if any.
 
     Example:
         >>> check_used("linear_program", ["solver=linear_program", "corner_order=inactive_first"])
@@ -30,6 +33,10 @@ def check_used(solver: str, overrides: Sequence[str], objective: str = "eq2") ->
     for override in overrides:
         name = override.lstrip("+~").partition("=")[0]
         group = name.partition(".")[0].partition("@")[0]
+        if pairs is not None and name in ("initial", "target"):
+            raise SettingError(
+                f"{override}: pairs={pairs} names the images; leave out the one or the other"
+            )
         if objective == "near" and name == "loss.nearness":
             continue
         if solver == "gradient" and group == "objective":

@@ -28,35 +28,9 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
                 f"these are {', '.join(_ARGUMENTS)}. How long it runs is stop's to say"
             )
     trainer = {"accelerator": "auto", "devices": 1, "precision": "32-true"} | trainer
-    if trainer["accelerator"] not in ("auto", "cpu", "gpu", "cuda", "mps"):
-        raise SettingError(
-            f"trainer.accelerator={trainer['accelerator']}: must be one of auto, cpu, gpu, mps"
-        )
     gpus = torch.cuda.device_count()
-    if trainer["accelerator"] == "auto":
-        trainer["accelerator"] = "gpu" if gpus else "mps" if _apple() else "cpu"
-    _check_there(trainer["accelerator"], gpus)
-    asked = str(trainer["precision"])
-    precision = trainer["precision"] = _ALIASES.get(asked, asked)
-    if precision not in _PRECISIONS:
-        raise SettingError(
-            f"trainer.precision={precision}: must be one of {', '.join(_PRECISIONS)}; the pixels "
-            "themselves stay in float32 or float64"
-        )
-    if precision == "16-mixed" and trainer["accelerator"] == "cpu":
-        raise SettingError(
-            "trainer.precision=16-mixed: this device, the CPU, has no float16 arithmetic; use "
-            "32-true, or bf16-mixed to save memory"
-        )
-    if precision == "64-true" and trainer["accelerator"] == "mps":
-        raise SettingError(
-            "trainer.precision=64-true: this device, Apple's GPU, has no float64 arithmetic; use "
-            "32-true, or trainer.accelerator=cpu"
-        )
-    if precision == "bf16-mixed" and trainer["accelerator"] in ("gpu", "cuda"):
-        _check_bfloat16(gpus)
-    if precision == "auto" and not bfloat16_is_fast(trainer["accelerator"]):
-        trainer["precision"] = "32-true"
+    accelerator = trainer["accelerator"] = _accelerator(trainer["accelerator"], gpus)
+    trainer["precision"] = _precision(str(trainer["precision"]), accelerator, gpus)
     _check_devices(trainer, gpus)
     if trainer.setdefault("strategy", "auto") not in ("auto", "ddp"):
         raise SettingError(
@@ -112,6 +86,40 @@ def device_ids(trainer: dict[str, Any]) -> list[int]:
     """The devices a search runs on."""
     devices = trainer["devices"]
     return list(devices) if isinstance(devices, list) else list(range(devices))
+
+
+def _accelerator(asked: Any, gpus: int) -> str:
+    """Lightning's name of the kind of device; of `auto`, what is there."""
+    if asked not in ("auto", "cpu", "gpu", "cuda", "mps"):
+        raise SettingError(f"trainer.accelerator={asked}: must be one of auto, cpu, gpu, mps")
+    found = str(asked)
+    if found == "auto":
+        found = "gpu" if gpus else "mps" if _apple() else "cpu"
+    _check_there(found, gpus)
+    return found
+
+
+def _precision(asked: str, accelerator: str, gpus: int) -> str:
+    """Lightning's name of the precision; `auto` stays where the first gradient has to decide."""
+    precision = _ALIASES.get(asked, asked)
+    if precision not in _PRECISIONS:
+        raise SettingError(
+            f"trainer.precision={precision}: must be one of {', '.join(_PRECISIONS)}; the pixels "
+            "themselves stay in float32 or float64"
+        )
+    if precision == "16-mixed" and accelerator == "cpu":
+        raise SettingError(
+            "trainer.precision=16-mixed: this device, the CPU, has no float16 arithmetic; use "
+            "32-true, or bf16-mixed to save memory"
+        )
+    if precision == "64-true" and accelerator == "mps":
+        raise SettingError(
+            "trainer.precision=64-true: this device, Apple's GPU, has no float64 arithmetic; use "
+            "32-true, or trainer.accelerator=cpu"
+        )
+    if precision == "bf16-mixed" and accelerator in ("gpu", "cuda"):
+        _check_bfloat16(gpus)
+    return "32-true" if precision == "auto" and not bfloat16_is_fast(accelerator) else precision
 
 
 def _apple() -> bool:
