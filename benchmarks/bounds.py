@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.hull.hull import dirichlet
-from feature_collisions.proofs.bounds import Bounds
+from feature_collisions.proofs.bounds.over_pieces import Bounds
+from feature_collisions.proofs.bounds.relaxation import rounding
+from feature_collisions.proofs.bounds.steps import steps_of
 from feature_collisions.proofs.piecewise import traced
-from feature_collisions.proofs.relaxation import rounding
-from feature_collisions.proofs.steps import steps_of
 
 try:
     from bound_propagation import BoundModelFactory, HyperRectangle

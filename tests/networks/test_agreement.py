@@ -15,7 +15,8 @@ from feature_collisions import Hull, find_corners
 from feature_collisions.errors import SettingError
 from feature_collisions.networks.agreement import check_agreement
 from feature_collisions.networks.target_layer import Observed, TargetLayer
-from feature_collisions.proofs.whole_hull import prove_class, prove_collision
+from feature_collisions.proofs.collision import prove_collision
+from feature_collisions.proofs.whole_hull import prove_class
 from feature_collisions.settings.search import LossSettings, StopSettings
 
 STOP = StopSettings(0.05, max_steps=200, probability=None)

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.hull.hull import dirichlet
-from feature_collisions.proofs.bounds import Bounds
-from feature_collisions.proofs.local import localise, numbers_of, values_of
+from feature_collisions.proofs.bounds.local import localise, numbers_of, values_of
+from feature_collisions.proofs.bounds.over_pieces import Bounds
+from feature_collisions.proofs.bounds.relaxation import rounding
+from feature_collisions.proofs.bounds.steps import Step, steps_of
 from feature_collisions.proofs.piecewise import traced
-from feature_collisions.proofs.relaxation import rounding
-from feature_collisions.proofs.steps import Step, steps_of
 from proofs.test_proofs import NETWORKS, SIZES, made
 
 

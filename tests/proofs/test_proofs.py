@@ -15,19 +15,16 @@ from feature_collisions.data.files import load_tensors
 from feature_collisions.errors import SettingError
 from feature_collisions.hull.hull import Hull, dirichlet
 from feature_collisions.networks.graph import NotPiecewiseLinear
-from feature_collisions.proofs.bounds import Bounds
+from feature_collisions.proofs import splitting
+from feature_collisions.proofs.bounds.local import localise, values_of
+from feature_collisions.proofs.bounds.over_pieces import Bounds, Parts
+from feature_collisions.proofs.bounds.relaxation import rounding
+from feature_collisions.proofs.bounds.steps import Step, steps_of
+from feature_collisions.proofs.collision import joint_norm, largest_eigenvalue, prove_collision
 from feature_collisions.proofs.linear_program import LinearPrograms, depth
-from feature_collisions.proofs.local import localise, values_of
 from feature_collisions.proofs.piecewise import traced
-from feature_collisions.proofs.relaxation import rounding
 from feature_collisions.proofs.splitting import Judged, Pieces, Splitting
-from feature_collisions.proofs.steps import Step, steps_of
-from feature_collisions.proofs.whole_hull import (
-    joint_norm,
-    largest_eigenvalue,
-    prove_class,
-    prove_collision,
-)
+from feature_collisions.proofs.whole_hull import prove_class
 from helpers.bounds import backward, bounds_of, spread
 from helpers.hulls import valley
 from helpers.networks import everything
@@ -293,6 +290,44 @@ def test_what_is_known_is_kept_and_gone_on_with(tmp_path: Path) -> None:
     hull.summary["target_class"] = 0
     with pytest.warns(UserWarning, match="ignored .*; the hull is begun anew"):
         assert prove_class(hull, 0.05, tmp_path)["pieces"] > 0
+
+
+def test_the_worst_that_was_seen_is_kept(tmp_path: Path) -> None:
+    hull = collided()
+    first = prove_collision(hull, 1, tmp_path)
+    second = prove_collision(hull, 1e-9, tmp_path)
+    assert second["feature_relative_seen"] >= first["feature_relative_seen"] > 0
+    assert second["feature_relative_max"] <= first["feature_relative_max"]
+
+
+def test_what_would_not_end_in_time_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    class Slow:
+        most, seen, judged = 64, 0.0, [0]
+
+        def __call__(self, pieces: Pieces, local: list[Step] | None) -> Judged:
+            count = len(pieces.volume)
+            clock.now += 0.02 * count
+            self.judged.append(count)
+            every = torch.arange(count).repeat_interleave(2)
+            halves = 0.5 * torch.eye(2).double().expand(2 * count, -1, -1)
+            return Judged(-torch.ones(count, 1).double(), torch.zeros(count).bool(),
+                          Parts(every, halves))  # fmt: skip
+
+        def localise(self, piece: Pieces, local: list[Step] | None) -> None:
+            return None
+
+    clock = Clock()
+    monkeypatch.setattr(splitting, "time", clock)
+    judge = Slow()
+    Splitting.of(torch.eye(2), 1).run(judge, 1.0, None, "Pieces", worst_first=True)
+    assert max(judge.judged) > 8
+    assert 0.9 < clock.now < 1.03
 
 
 @pytest.mark.parametrize("seconds", [-1, math.nan, math.inf, "a"])

@@ -15,10 +15,11 @@ from ..data.files import write_json
 from ..data.images import save_png
 from ..errors import SettingError
 from ..hull.hull import SAMPLERS, Hull
+from ..proofs.collision import prove_collision
 from ..proofs.edges import prove_edges
 from ..proofs.faces import prove_faces
 from ..proofs.linear_program import depth
-from ..proofs.whole_hull import prove_class, prove_collision
+from ..proofs.whole_hull import prove_class
 from ..settings.evaluate import EvaluateSettings
 from ..settings.trainer import MIXED
 from .baselines import balls, plain, simplices

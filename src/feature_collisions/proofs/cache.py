@@ -3,9 +3,10 @@
 import hashlib
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -43,8 +44,8 @@ def proof_key(
 
 
 @dataclass
-class EdgeCache:
-    """One file for each proof's key; where it cannot be read or written, one does without.
+class _Cache:
+    """A file for each proof's key; where it cannot be read or written, one does without.
 
     Attributes:
         path: the file.
@@ -53,53 +54,60 @@ class EdgeCache:
 
     path: Path
     writable: bool = True
+    what: ClassVar[str]
+    anew: ClassVar[str]
 
-    def load(self, count: int) -> list[dict[str, Any]] | None:
-        """What an earlier evaluation kept of `count` edges, in their order, or None."""
+    def _read(self, read: Callable[[Path], Any], is_sound: Callable[[Any], bool]) -> Any | None:
+        """What an earlier evaluation kept, or None."""
         try:
             if not self.path.exists():
                 return None
-            kept = read_json(self.path)
+            kept = read(self.path)
+            reason = "" if is_sound(kept) else "not what evaluate.py writes"
         except (SettingError, OSError, RecursionError) as error:
-            self._ignored(str(error))
-            return None
-        if not (isinstance(kept, list) and len(kept) == count and all(map(_sound, kept))):
-            self._ignored("not what evaluate.py writes")
+            reason = str(error)
+        if reason:
+            message = f"{self.path}: ignored ({reason}); {self.anew} anew"
+            warnings.warn(message, stacklevel=4)
             return None
         return kept
 
-    def save(self, edges: list[dict[str, Any]]) -> None:
-        """Keep what is known."""
+    def _write(self, write: Callable[[Path, Any], Any], known: Any) -> None:
         if not self.writable:
             return
         try:
-            write_json(self.path, edges)
+            write(self.path, known)
         except OSError as error:
             self.writable = False
             warnings.warn(
-                f"{self.path}: what is known of the edges cannot be kept for the next evaluation "
-                f"({error.strerror or error}); this one goes on without",
-                stacklevel=2,
+                f"{self.path}: what is known of the {self.what} cannot be kept for the next "
+                f"evaluation ({error.strerror or error}); this one goes on without",
+                stacklevel=3,
             )
 
-    def _ignored(self, reason: str) -> None:
-        warnings.warn(f"{self.path}: ignored ({reason}); the edges are walked anew", stacklevel=3)
+
+class EdgeCache(_Cache):
+    """The edges of a hull."""
+
+    what, anew = "edges", "the edges are walked"
+
+    def load(self, count: int) -> list[dict[str, Any]] | None:
+        """What an earlier evaluation kept of `count` edges, in their order, or None."""
+
+        def is_sound(kept: Any) -> bool:
+            return isinstance(kept, list) and len(kept) == count and all(map(_sound, kept))
+
+        return self._read(read_json, is_sound)
+
+    def save(self, edges: list[dict[str, Any]]) -> None:
+        """Keep what is known."""
+        self._write(write_json, edges)
 
 
-_NAMES = {"weights", "volume", "figures", "settled", "numbers"}
+class PieceCache(_Cache):
+    """The pieces of one statement."""
 
-
-@dataclass
-class PieceCache:
-    """The pieces of one statement; where the file cannot be read or written, one does without.
-
-    Attributes:
-        path: the file.
-        writable: whether writing has not failed yet.
-    """
-
-    path: Path
-    writable: bool = True
+    what, anew = "pieces", "the hull is begun"
 
     def load(self, corners: int, figures: int) -> dict[str, Tensor] | None:
         """What an earlier evaluation kept, or None.
@@ -108,35 +116,14 @@ class PieceCache:
             corners: of the hull.
             figures: that are known of each piece.
         """
-        try:
-            if not self.path.exists():
-                return None
-            kept = load_tensors(self.path)
-        except (SettingError, OSError) as error:
-            self._ignored(str(error))
-            return None
-        if not _whole(kept, corners, figures):
-            self._ignored("not what a proof writes")
-            return None
-        return kept
+        return self._read(load_tensors, lambda kept: _whole(kept, corners, figures))
 
     def save(self, kept: dict[str, Tensor]) -> None:
         """Keep what is known."""
-        if not self.writable:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_tensors(self.path, kept)
-        except OSError as error:
-            self.writable = False
-            warnings.warn(
-                f"{self.path}: what is known of the pieces cannot be kept for the next evaluation "
-                f"({error.strerror or error}); this one goes on without",
-                stacklevel=2,
-            )
+        self._write(save_tensors, kept)
 
-    def _ignored(self, reason: str) -> None:
-        warnings.warn(f"{self.path}: ignored ({reason}); the hull is begun anew", stacklevel=4)
+
+_NAMES = {"weights", "volume", "figures", "settled", "numbers"}
 
 
 def _whole(kept: dict[str, Tensor], corners: int, figures: int) -> bool:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .bounds import Parts
+from .bounds.local import numbers_of
+from .bounds.over_pieces import Parts
+from .bounds.steps import Step
 from .cache import PieceCache
-from .local import numbers_of
-from .steps import Step
 
 _MOST = 64  # pieces at once
 _LEVEL = 0.7  # of the worst: pieces that far from settled are halved in the same turn
@@ -258,7 +258,7 @@ class Splitting:
         numbers = [self.share, float(self.count), self.seconds, judge.seen]
         weights, volume, figures, *_ = self.open
         return {"weights": weights, "volume": volume, "figures": figures,
-                "settled": self.settled, "numbers": torch.tensor(numbers).double()}  # fmt: skip
+                "settled": self.settled, "numbers": torch.tensor(numbers, dtype=torch.float64)}  # fmt: skip
 
     def _take(self, kept: dict[str, Tensor], judge: Judge) -> None:
         self.open = _unplaced(kept["weights"], kept["volume"], kept["figures"])

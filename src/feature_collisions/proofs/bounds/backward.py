@@ -12,8 +12,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from .local import Dense
 from .relaxation import Lines, Range, Tops, between, rounding
-from .steps import Affine, Dense, Rectifier, Step
+from .steps import Affine, Rectifier, Step
 
 _MEMORY = 2**27  # bytes of the rows that are carried backward at once
 _HARDLY = 1e-9  # of the largest deviation: what is smaller counts as rounding

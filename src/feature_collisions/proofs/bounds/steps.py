@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.grad import conv2d_input
 
-from ..networks.graph import (
+from ...networks.graph import (
     IN_PLACE,
     NotPiecewiseLinear,
     ceiling_of,
@@ -161,29 +161,6 @@ class Weighted(Affine):
 
 
 @dataclass
-class Dense(Affine):
-    """sum_i W_i x_i, values off by at most `error`.
-
-    Attributes:
-        weights: (N, M_i) of each source.
-    """
-
-    weights: list[Tensor]
-
-    def linear(self, *values: Tensor) -> Tensor:
-        """sum_i W_i x_i."""
-        return _products(self.weights, values)
-
-    def spread(self, values: Sequence[Tensor]) -> Tensor:
-        """sum_i |W_i| x_i."""
-        return _products([weight.abs() for weight in self.weights], values)
-
-    def back(self, rows: Tensor) -> list[Tensor]:
-        """W_i^T rows."""
-        return [rows @ weight for weight in self.weights]
-
-
-@dataclass
 class Rectifier(Step):
     """min(max(x, 0), ceiling) - tilt x; `tilt` is a number of each unit, in multiples of 2^-20."""
 
@@ -205,25 +182,6 @@ class MaxPool(Step):
     """
 
     cells: Tensor
-
-
-def _products(weights: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-    parts = [value @ weight.T for value, weight in zip(values, weights, strict=True)]
-    return torch.stack(parts).sum(0)
-
-
-def dense(name: str, sources: list[int], weights: list[Tensor], error: Tensor) -> Dense:
-    """A step sum_i W_i x_i of its sources, (N, M_i) each, off by at most `error` (N,)."""
-    found = Dense(
-        name, tuple(sources), error.shape,
-        call=lambda *values: _products(weights, values),
-        taken=[weight.shape[1:] for weight in weights],
-        terms=sum(weight.shape[1] for weight in weights) + 1,
-        like=error,
-        weights=weights,
-    )  # fmt: skip
-    found.error = error
-    return found
 
 
 def steps_of(network: fx.GraphModule, image: Tensor) -> list[Step]:

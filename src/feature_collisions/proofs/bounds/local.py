@@ -12,17 +12,41 @@ steps itself, so that a part of P can be taken out of it again.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .relaxation import Bend, Range, between, rounding, tops_of, windows
-from .steps import Affine, Dense, Input, MaxPool, Rectifier, Reshaped, Step, Weighted, dense
+from .steps import Affine, Input, MaxPool, Rectifier, Reshaped, Step, Weighted
 
 _GRAIN = 2.0**20  # slopes are multiples of its inverse: sums of them and 1 are exact
 _BENDS = 3000  # at most
 _MEMORY = 2**30  # bytes that the images may take
+
+
+@dataclass
+class Dense(Affine):
+    """sum_i W_i x_i, values off by at most `error`.
+
+    Attributes:
+        weights: (N, M_i) of each source.
+    """
+
+    weights: list[Tensor]
+
+    def linear(self, *values: Tensor) -> Tensor:
+        """sum_i W_i x_i."""
+        return _products(self.weights, values)
+
+    def spread(self, values: Sequence[Tensor]) -> Tensor:
+        """sum_i |W_i| x_i."""
+        return _products([weight.abs() for weight in self.weights], values)
+
+    def back(self, rows: Tensor) -> list[Tensor]:
+        """W_i^T rows."""
+        return [rows @ weight for weight in self.weights]
 
 
 class _Form(NamedTuple):
@@ -231,7 +255,7 @@ class _Localiser:
             if part.any():
                 weights.append(part.contiguous())
                 sources.append(number)
-        return self._append(dense(name, sources, weights, form.error.flatten()[units]))
+        return self._append(_dense(name, sources, weights, form.error.flatten()[units]))
 
     def _append(self, step: Step) -> int:
         bends = max(self.found[k].bends for k in step.sources)
@@ -248,6 +272,25 @@ def _through(weight: Tensor, form: _Form) -> Tensor:
     """The slopes (n, N) of W x; one that is a unit's own is a column of W."""
     before = len(form.slopes) - len(form.units)
     return torch.cat([form.slopes[:before] @ weight.T, weight.T[form.units]])
+
+
+def _products(weights: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    parts = [value @ weight.T for value, weight in zip(values, weights, strict=True)]
+    return torch.stack(parts).sum(0)
+
+
+def _dense(name: str, sources: list[int], weights: list[Tensor], error: Tensor) -> Dense:
+    """A step sum_i W_i x_i of its sources, (N, M_i) each, off by at most `error` (N,)."""
+    found = Dense(
+        name, tuple(sources), error.shape,
+        call=lambda *values: _products(weights, values),
+        taken=[weight.shape[1:] for weight in weights],
+        terms=sum(weight.shape[1] for weight in weights) + 1,
+        like=error,
+        weights=weights,
+    )  # fmt: skip
+    found.error = error
+    return found
 
 
 def numbers_of(steps: Sequence[Step]) -> int:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .descent import Centred, Descent, Enclosure, Spread, Units, descents
+from .backward import Centred, Descent, Enclosure, Spread, Units, descents
 from .relaxation import Bend, between, rounding, tops_of, windows
 from .steps import Affine, Input, MaxPool, Rectifier, Step
 

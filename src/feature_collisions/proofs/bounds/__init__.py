@@ -1,0 +1,1 @@
+"""Bounds on a piecewise linear network over pieces of a hull."""

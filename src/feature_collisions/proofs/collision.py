@@ -1,0 +1,238 @@
+"""How nearly every point of a hull collides with the target, at the target layer (section 2)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..hull.hull import Hull
+from ..networks.graph import NotPiecewiseLinear
+from ..networks.target import TargetFeatures
+from ..networks.target_layer import TargetLayer
+from ..search.losses import positive
+from ..settings.rules import at_least
+from .bounds.over_pieces import Bounds
+from .bounds.steps import Step
+from .judge import HullJudge, cache_of
+from .linear_program import check_affine
+from .splitting import Judged, Pieces, Splitting
+
+_UNITS = 2048  # of a target layer whose errors are bounded together
+_HALVINGS = 2  # of a piece for its collision
+_NEAR = 1.05  # a collision's bound so close to an error that was seen is not improved
+_POWERS = 12  # steps of the power method
+_TINY = 1e-200  # stands for 0 in a denominator
+
+
+@torch.no_grad()
+@torch.backends.cudnn.flags(enabled=False)
+def prove_collision(
+    hull: Hull, seconds: float = 5.0, directory: Path | None = None
+) -> dict[str, Any]:
+    """How far is any point of the hull from colliding with the target, at the target layer?
+
+    Where the layer is affine in the pixels, the pre-activations of a mix are the mix of the
+    corners', and the answer is exact. Elsewhere the largest error of all pieces is an upper bound.
+
+    Args:
+        hull: the hull.
+        seconds: when to stop halving.
+        directory: as `prove_class` takes it.
+
+    Returns:
+        `by`: `affine` or `bounds`; `share_proved`: 1, for what follows is of the whole hull;
+        `feature_relative_max`: at every point ||f(x) - f(t)|| is at most that much of ||f(t)||;
+        `feature_error_max`: no activation is off by more. Where the layer is affine, also
+        `positive_relative_max`, the largest L_pos over ||f(t)||, and `inactive_max`, the largest
+        pre-activation of a unit that is inactive in the target, or what
+        one is below the ceiling that it was above (at most 0: all of them stay off). Else
+        `feature_relative_seen`, the largest at any point that was looked at, `pieces` and
+        `seconds`. Or the `reason` why nothing is bounded.
+
+    Raises:
+        SettingError: for a time that is negative or no number.
+    """
+    at_least("seconds", seconds, 0)
+    judge = _CollisionJudge(hull)
+    try:
+        if judge.is_affine:
+            return judge.exact()
+        if not judge.norm:
+            return _nothing("no unit is active in the target: f(t) is 0")
+        judge.prepare()
+        known = Splitting.of(torch.eye(len(hull.corners)), 2)
+        cache = cache_of(directory, judge.network, hull, "collision")
+        known.run(judge, seconds, cache, "Collision", worst_first=True)
+    except NotPiecewiseLinear as error:
+        return _nothing(str(error))
+    if not known.count:
+        return _nothing(f"no time was given (seconds={seconds:g})")
+    norm, unit = known.everywhere.neg().tolist()
+    if not norm < torch.inf:
+        return _nothing("the bounds are not finite numbers")
+    return {
+        "by": "bounds",
+        "share_proved": 1.0,
+        "feature_relative_max": norm,
+        "feature_error_max": unit,
+        "feature_relative_seen": judge.seen,
+        "pieces": known.count,
+        "seconds": known.seconds,
+    }
+
+
+def _nothing(reason: str) -> dict[str, Any]:
+    return {"share_proved": 0.0, "reason": reason}
+
+
+class _CollisionJudge(HullJudge):
+    """The target layer's features beside the target's.
+
+    A unit that the layer sees in the target is off by at most |f0(x) - f0(t)|, one that it is
+    blind to by at most what is above 0 of its `oriented` pre-activation (`TargetFeatures`).
+    """
+
+    def __init__(self, hull: Hull) -> None:
+        super().__init__(hull)
+        self.cut = TargetLayer(hull.model, hull.layer).to(self.place, torch.float64)
+        images = torch.cat([hull.target[None], hull.corners]).to(self.place, torch.float64)
+        target, self.preactivation = self.cut(images).split([1, len(images) - 1])
+        self.features = TargetFeatures(target[0], hull.features.ceiling)
+        self.norm = float(self.features.features.norm())
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether the layer is affine in the pixels."""
+        try:
+            check_affine(self.cut)
+        except NotPiecewiseLinear:
+            return False
+        return True
+
+    def exact(self) -> dict[str, Any]:
+        """What holds of an affine layer: everything is convex, so its largest is at a corner."""
+        features = self.features
+        oriented = features.oriented(self.preactivation)
+        distance = float(positive(oriented, features.values, features.active).max())
+        inactive = oriented[:, ~features.active]
+        off = (features.rectified(self.preactivation) - features.features).abs().max()
+        whole = self._errors(self.preactivation).norm(dim=1).max()
+        return {
+            "by": "affine",
+            "share_proved": 1.0,
+            "feature_relative_max": float(whole) / self.norm if self.norm else None,
+            "positive_relative_max": distance / self.norm if self.norm else None,
+            "inactive_max": float(inactive.max()) if inactive.numel() else None,
+            "feature_error_max": float(off),
+        }
+
+    def _errors(self, preactivation: Tensor) -> Tensor:
+        """At most how far units (..., N) are off."""
+        features = self.features
+        oriented = features.oriented(preactivation)
+        return torch.where(features.active, (oriented - features.values).abs(), oriented.relu())
+
+    def prepare(self) -> None:
+        """Follow the network to the target layer."""
+        if not isinstance(self.cut.network, fx.GraphModule):
+            raise NotPiecewiseLinear("torch.fx cannot trace the network")
+        if len(self.features.active) > _UNITS:
+            raise NotPiecewiseLinear(
+                f"the layer's {len(self.features.active)} units are too many (at most {_UNITS})"
+            )
+        self.follow(self.cut.network)
+        self._look(self.preactivation)
+
+    def _look(self, preactivation: Tensor) -> None:
+        features = self.features
+        off = features.rectified(preactivation) - features.features
+        self.seen = max(self.seen, float(off.norm(dim=1).max()) / self.norm)
+
+    def __call__(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
+        bounds, preactivation = self.bounds(pieces, steps)
+        self._look(preactivation)
+        whole, alone = self._errors_of(bounds)
+        figures = torch.stack([-whole / self.norm * (1 + 1e-12), -alone], 1)
+        settled = -figures[:, 0] <= _NEAR * self.seen
+        return Judged(figures, settled, bounds.parts(bounds.met, _HALVINGS * ~settled))
+
+    def _errors_of(self, bounds: Bounds) -> tuple[Tensor, Tensor]:
+        """Of each piece, (P,): the largest norm of all errors, and the largest error.
+
+        At a vertex the errors are at most those of the middle, plus what the deviations make. The
+        latter's norm is bounded for many units together (see `joint_norm`), which share the
+        deviations; units that are all but off add up, each with the largest error of its own.
+        """
+        last = bounds.at[-1]
+        middle, reach = last.middle, last.radius  # (P, K, N)
+        alone = self._most(middle, reach)
+        used = (alone > 0).any(1).any(0).nonzero().flatten()  # the others have no error anywhere
+        rows = torch.eye(len(alone[0, 0]), dtype=torch.float64, device=self.place)[used]
+        spread = bounds.spread(len(bounds.steps) - 1, rows)
+        middle = middle.index_copy(2, used, spread.middle.mT)
+        reach = reach.index_copy(2, used, (spread.reach + spread.toll[..., None]).mT)
+        alone = self._most(middle, reach)
+        blind = ~self.features.active
+        off = blind & (alone.amax(1) <= 0.5 * reach.amax(1))  # (P, N)
+        columns = spread.columns.masked_fill(off[:, used, None], 0)
+        toll = spread.toll.masked_fill(off[:, used], 0).norm(dim=1, keepdim=True)
+        still = self._errors(middle).masked_fill(off[:, None], 0).norm(dim=2) + toll
+        apart = alone.masked_fill(off[:, None], 0).norm(dim=2)
+        together = torch.minimum(still + joint_norm(columns, spread.radii), apart)
+        rest = alone.masked_fill(~off[:, None], 0).square().sum(2)
+        whole = (together.square() + rest).sqrt()
+        error = 1 + 1e-12 * max(1, len(blind) / 1000)  # sums of squares, all of one sign
+        return whole.amax(1) * error, alone.amax((1, 2)) * error
+
+    def _most(self, middle: Tensor, reach: Tensor) -> Tensor:
+        """At most how far units (..., N) are off that lie within `reach` of `middle`."""
+        blind = (self.features.oriented(middle) + reach).relu()
+        return torch.where(self.features.active, self._errors(middle) + reach, blind)
+
+
+def joint_norm(columns: Tensor, radii: Tensor) -> Tensor:
+    """At most ||A e|| for |e| <= radii: A (P, S, M), radii (P, K, M), the answer (P, K).
+
+    For any s > 0, ||A e||^2 <= lambda_max(A R S^-1 R A^T) sum(s), R the radii: s weighs every
+    deviation by what it makes alone. In float32, which is enough for a bound of some per mille.
+    """
+    if not columns.numel():
+        return radii.new_zeros(radii.shape[:2])
+    length = columns.norm(dim=1, keepdim=True)  # (P, 1, M)
+    alone = radii * length
+    total = alone.sum(2)
+    scale = (length * total[..., None]).clamp_min(_TINY)
+    factors = (columns[:, None] * (radii / scale).clamp_max(1 / _TINY).sqrt()[:, :, None]).float()
+    gram = factors @ factors.mT  # (P, K, S, S), of trace 1
+    slack = 4 * (columns.shape[2] + 16) * torch.finfo(torch.float32).eps
+    largest = largest_eigenvalue(gram).double() + slack  # no entry rounds by more than its share
+    joint: Tensor = largest.sqrt() * total * (1 + 1e-12) + _TINY**0.25  # what underflows
+    return joint
+
+
+def largest_eigenvalue(matrices: Tensor) -> Tensor:
+    """At least the largest eigenvalue of symmetric matrices (..., S, S) of a trace of about 1.
+
+    None of their eigenvalues is below 0. A guess c by the power method, for which c I - M is then
+    seen to have none below 0: a Cholesky factor of it is found, and what is found is that of a
+    matrix at most gamma trace(c I - M) away (Higham 2002, theorem 10.3).
+    """
+    size, eps = matrices.shape[-1], torch.finfo(matrices.dtype).eps
+    flat = matrices.flatten(0, -3)
+    vector = flat.sum(2, keepdim=True)
+    for _ in range(_POWERS):
+        vector = flat @ (vector / vector.norm(dim=1, keepdim=True).clamp_min(eps))
+    guess = vector.norm(dim=1)[:, 0].clamp_min(1 / size) * 1.005
+    found = torch.ones_like(guess)  # the trace
+    left = torch.arange(len(guess), device=guess.device)
+    eye = torch.eye(size, dtype=flat.dtype, device=flat.device)
+    for factor in (1, 1.02, 1.1, 1.3):
+        tried = guess[left] * factor
+        info = torch.linalg.cholesky_ex(tried[:, None, None] * eye - flat[left]).info
+        good = (info == 0) & (tried < 1)
+        found[left[good]] = tried[good]
+        left = left[~good]
+        if not len(left):
+            break
+    return (found + 2 * (size + 8) * eps * (size * found + 1)).view(matrices.shape[:-2])

@@ -1,0 +1,90 @@
+"""What the proofs of a hull have in common: its pieces, bounded in whole and local networks."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+
+from ..data.devices import able
+from ..hull.hull import Hull
+from ..networks.graph import NotPiecewiseLinear
+from .bounds.local import localise, numbers_of, values_of
+from .bounds.over_pieces import Bounds
+from .bounds.relaxation import rounding
+from .bounds.steps import Step, steps_of
+from .cache import PieceCache, proof_key
+from .splitting import Pieces
+
+_MEMORY = 2**30  # bytes that the bounds of the pieces of a batch may take
+_COPIES = 6  # of every value, at each vertex
+_LITTLE = 2**14  # products for an image: a smaller network needs no local ones
+
+
+class HullJudge:
+    """Bounds the pieces of a hull."""
+
+    def __init__(self, hull: Hull) -> None:
+        self.hull = hull
+        self.place = able(hull.corners.device)
+        self.corners = hull.corners.to(self.place, torch.float64)
+        self.checked = False
+        self.seen = 0.0
+
+    def follow(self, network: fx.GraphModule) -> None:
+        """Make the steps of the network, and see how many pieces fit into memory."""
+        self.network: fx.GraphModule = network
+        self.steps: list[Step] = steps_of(network, self.corners[0])
+        numbers = sum(step.size for step in self.steps) * (len(self.corners) + 1)
+        self.most = int(_MEMORY / (numbers * 8 * _COPIES))
+        if not self.most:
+            raise NotPiecewiseLinear(
+                f"its {sum(step.size for step in self.steps)} values an image are too many for "
+                "bounds; the edges are walked"
+            )
+
+    def bounds(self, pieces: Pieces, steps: list[Step] | None) -> tuple[Bounds, Tensor]:
+        """The bounds of some pieces, and the values (P, N) of the last step at their middles."""
+        if steps:
+            points = pieces.inside.to(self.place)
+            bounds = Bounds(steps, points, 0.0)
+        else:
+            points = self._points(pieces)
+            steps, error = self.steps, rounding(len(self.corners), points)
+            bounds = Bounds(steps, points, error)
+        if not self.checked:
+            self._check(bounds, self._points(pieces))
+        return bounds, values_of(steps, points.mean(1))
+
+    def localise(self, piece: Pieces, steps: list[Step] | None) -> list[Step] | None:
+        """The local network of one piece, or None where there is nothing to gain."""
+        work = numbers_of(steps or self.steps)
+        if work < _LITTLE:
+            return None
+        if steps and work < numbers_of(self.steps):
+            return localise(steps, piece.inside[0].to(self.place))
+        points = self._points(piece)[0]
+        return localise(self.steps, points, rounding(len(self.corners), points))
+
+    def _points(self, pieces: Pieces) -> Tensor:
+        """(P, V, C, H, W) at the vertices."""
+        points: Tensor = torch.tensordot(pieces.weights.to(self.place), self.corners, 1)
+        return points
+
+    def _check(self, bounds: Bounds, points: Tensor) -> None:
+        """See once that what the network computes lies within the bounds."""
+        values = self.network(points[0])
+        last = bounds.at[-1]
+        off = (values - last.middle[0]).abs() > last.radius[0]
+        if off.any():
+            raise NotPiecewiseLinear("what the network computes lies outside its bounds")
+        self.checked = True
+
+
+def cache_of(
+    directory: Path | None, network: fx.GraphModule, hull: Hull, statement: str
+) -> PieceCache | None:
+    """Where what is known of this hull and statement is kept."""
+    if directory is None:
+        return None
+    key = proof_key(network, hull.corners, hull.target_class, hull.target)
+    return PieceCache(directory / f"{statement}-{key}.safetensors")
