@@ -103,7 +103,7 @@ class Judge(Protocol):
         """Judge pieces of one region."""
 
     def localise(self, piece: Pieces, steps: list[Step] | None) -> list[Step] | None:
-        """The local network of one piece, taken out of its region's; None where it is too large."""
+        """The local network of one piece, taken out of its region's; None where there is none."""
 
 
 @dataclass
@@ -238,18 +238,20 @@ class Splitting:
         if float(piece.volume) > old.volume / 2**_HALVINGS:
             return
         local = judge.localise(piece, old.steps)
+        if not local:  # not before its parts are as small again
+            self.regions[self.region] = old._replace(volume=float(piece.volume))
+            return
         number = self.region = max(self.regions) + 1
         self.open.region[index] = number
-        if local:
-            self.open.inside[index] = torch.eye(piece.inside.shape[1], dtype=torch.float64)
+        self.open.inside[index] = torch.eye(piece.inside.shape[1], dtype=torch.float64)
         alive = set(self.open.region.tolist())
         kept = {k: region for k, region in self.regions.items() if k in alive or k == 0}
-        kept[number] = Region(local or old.steps, float(piece.volume))
+        kept[number] = Region(local, float(piece.volume))
         room = _ROOM
         for k in sorted(kept, reverse=True):
             room -= numbers_of(kept[k].steps or [])
             if room < 0 and k != number:  # the oldest are made anew when their turn comes
-                kept[k] = self.regions[0]
+                kept[k] = Region(None, math.inf)
         self.regions = kept
 
     def _kept(self, judge: Judge) -> dict[str, Tensor]:

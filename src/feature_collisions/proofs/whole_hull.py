@@ -32,9 +32,10 @@ from .steps import Step, steps_of
 _MEMORY = 2**30  # bytes that the bounds of the pieces of a batch may take
 _COPIES = 6  # of every value, at each vertex
 _UNITS = 2048  # of a target layer whose errors are bounded together
+_LITTLE = 2**14  # products for an image: a smaller network needs no local ones
 _HALVINGS = 2  # of a piece for its collision
 
-_MOST_HALVINGS = 8  # at once
+_SHORTER = 2  # halvings of each edge that large pieces may be cut by at once
 _TIE = 1e-4  # of the logits: where margins are smaller, the model itself is asked
 _NEAR = 1.05  # a collision's bound so close to an error that was seen is not improved
 
@@ -121,7 +122,6 @@ class _Judge:
         self.network: fx.GraphModule = network
         self.steps: list[Step] = steps_of(network, self.corners[0])
         numbers = sum(step.size for step in self.steps) * (len(self.corners) + 1)
-        self.work = numbers_of(self.steps)
         self.most = int(_MEMORY / (numbers * 8 * _COPIES))
         if not self.most:
             raise NotPiecewiseLinear(
@@ -143,8 +143,11 @@ class _Judge:
         return bounds, values_of(steps, points.mean(1))
 
     def localise(self, piece: Pieces, steps: list[Step] | None) -> list[Step] | None:
-        """The local network of one piece."""
-        if steps and numbers_of(steps) < self.work:
+        """The local network of one piece, or None where there is nothing to gain."""
+        work = numbers_of(steps or self.steps)
+        if work < _LITTLE:
+            return None
+        if steps and work < numbers_of(self.steps):
             return localise(steps, piece.inside[0].to(self.place))
         points = self._points(piece)[0]
         return localise(self.steps, points, rounding(len(self.corners), points))
@@ -210,11 +213,20 @@ class ClassJudge(_Judge):
         each = torch.arange(len(margins), device=self.place)
         weigh = {k: rows[each, worst].abs() for k, rows in bounds.met.items()}
         settled = least > 0
-        # Each halving halves the gap between bound and margin or better: so many are needed.
-        ratio = (here - least) / here.clamp_min(_TIE)
-        halvings = (1.5 * ratio.log2()).ceil().clamp(1, _MOST_HALVINGS).long()
-        halvings[here <= 0] = 1
+        halvings = self._halvings(pieces, (here - least) / here)
         return Judged(figures, settled, bounds.parts(weigh, halvings * ~settled))
+
+    def _halvings(self, pieces: Pieces, ratio: Tensor) -> Tensor:
+        """How often to halve each piece at once.
+
+        Large ones are cut as often as it takes to bring the gap between bound and margin below the
+        margin (`ratio` of it), if a halving halves the gap to the power of 2/3; not below a size
+        that edges of half the length make: there a hole may be near.
+        """
+        dimensions = pieces.weights.shape[1] - 1
+        room = (_SHORTER * dimensions + pieces.volume.to(ratio).log2()).clamp_min(1)
+        needed = torch.where(ratio > 1, (1.5 * ratio.log2()).ceil(), 1)
+        return needed.clamp_min(1).minimum(room).long()
 
 
 @torch.no_grad()
