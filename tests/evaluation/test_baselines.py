@@ -83,7 +83,7 @@ def test_plain_corners_collide_and_differ() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.ReLU(), nn.Linear(6, 2))
     target = torch.rand(1, 6, 6)
-    corners = torch.rand(3, 1, 6, 6)
+    corners = target.repeat(3, 1, 1, 1)  # none fits better, so that all steps are taken
     summary = {"target_class": 0, "distance_scale": 1}
     hull = Hull(model, "1", corners, corners[0], target, torch.arange(3), summary)
     found = plain_corners(hull, 3, 300, seed=0)
@@ -93,3 +93,16 @@ def test_plain_corners_collide_and_differ() -> None:
     assert found.max() <= 1
     assert torch.pdist(found.flatten(1)).min() > 0.5
     assert torch.equal(found, plain_corners(hull, 3, 300, seed=0))
+
+
+def test_plain_corners_end_as_near_as_the_hulls_own() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.ReLU(), nn.Linear(6, 2))
+    target = torch.rand(1, 6, 6)
+    corners = (target + 0.05 * torch.randn(3, 6, 6)[:, None]).clamp(0, 1)
+    hull = Hull(model, "1", corners, corners[0], target, torch.arange(3), {"target_class": 0})
+    errors = [
+        hull.features.error(model[1](images.flatten(1))).max()
+        for images in (corners, plain_corners(hull, 3, 300, 0), plain_corners(hull, 3, 1, 0))
+    ]
+    assert errors[0] / 5 < errors[1] <= errors[0] < errors[2]

@@ -29,8 +29,8 @@ def test_the_lattice_is_as_fine_as_its_size_allows():
     assert [fineness(k) for k in (2, 5, 40, 60)] == [100, 11, 2, 1]
     for corners in range(3, 54):
         steps = fineness(corners)
-        assert math.comb(steps + corners - 1, steps) <= 1500
-        assert steps == 100 or math.comb(steps + corners, steps + 1) > 1500
+        assert math.comb(steps + corners - 1, steps) <= 750
+        assert steps == 100 or math.comb(steps + corners, steps + 1) > 750
 
 
 def test_the_lattice_holds_the_classifiers_own_probabilities():

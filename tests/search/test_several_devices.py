@@ -1,40 +1,11 @@
 import pytest
 import torch
-from torch import nn
 
 from feature_collisions.data.memory import bytes_of_one, corners_that_fit, free_bytes
 from feature_collisions.errors import CollisionError, SettingError
 from feature_collisions.search.find_corners import Search, find_corners
-from feature_collisions.settings.search import (
-    LogSettings,
-    LossSettings,
-    OptimizerSettings,
-    StopSettings,
-)
-
-
-def convolutions():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3, stride=2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(6 * 36, 4),
-    )  # fmt: skip
-
-
-@pytest.fixture
-def pair():
-    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-def search(pair, **changes):
-    settings = {
-        "loss": LossSettings(10.0, 0.1, positive_form="half_square"),
-        "optimizer": OptimizerSettings("adam", 0.01),
-        "stop": StopSettings(None, 0, 60, 0.1, None),
-        "log": LogSettings(20, 20, 20),
-        "trainer": {"accelerator": "cpu"},
-    }
-    return find_corners(convolutions(), "2", *pair, range(5), **(settings | changes))
+from feature_collisions.settings.search import LogSettings, LossSettings, StopSettings
+from helpers.searches import convolutions, search
 
 
 @pytest.fixture(params=[0.0, 0.5], ids=["features", "output"])

@@ -7,51 +7,17 @@ import time
 
 import pytest
 import torch
-from torch import nn
 
 from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import CollisionError
 from feature_collisions.networks.mnist_mlp import MnistMLP
-from feature_collisions.search.find_corners import Search, find_corners
-from feature_collisions.settings.search import (
-    LogSettings,
-    LossSettings,
-    OptimizerSettings,
-    StopSettings,
-)
+from feature_collisions.search.find_corners import Search
+from feature_collisions.settings.search import LossSettings, StopSettings
 from helpers.commands import start
+from helpers.searches import ALONE, APART, convolutions, search
 
-ALONE = {"accelerator": "cpu"}
 SHARED = {"accelerator": "cpu", "devices": 2}
-APART = LossSettings(10.0, 0.1, positive_form="half_square")
 TIED = LossSettings(10.0, 0.1, positive_form="half_square", output=0.5, hull=3, distance=1.0)
-
-
-def convolutions():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3, stride=2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(6 * 36, 4),
-    )  # fmt: skip
-
-
-@pytest.fixture
-def pair():
-    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-def settings_of(**changes):
-    return {
-        "loss": APART,
-        "optimizer": OptimizerSettings("adam", 0.01, 0.01),
-        "stop": StopSettings(None, 0, 60, 0.1, None),
-        "log": LogSettings(20, 20, 20),
-        "trainer": ALONE,
-    } | changes
-
-
-def search(pair, **changes):
-    return find_corners(convolutions(), "2", *pair, range(5), **settings_of(**changes))
 
 
 def rows_of(directory):

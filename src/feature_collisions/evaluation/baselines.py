@@ -14,6 +14,7 @@ from ..search.collision import make_optimizer, rate_at
 from ..settings.search import OptimizerSettings
 
 _SIMPLICES = 20  # how many simplices share the samples
+_LOOK = 10  # steps between looks at whether plain Eq. 1 is solved well enough
 
 
 def radius(corners: Tensor) -> float:
@@ -64,6 +65,9 @@ def plain_corners(
 ) -> Tensor:
     """Images (count, C, H, W) of plain Eq. 1, without L_neg, from random starts.
 
+    The search ends when all of them fit the target as well as the hull's corners do, and after
+    `steps` at the latest.
+
     Active units are compared before the ReLU: Eq. 1 as printed has the same zeros, but no
     gradient where such a unit is off, and stays half the features' norm away on MNIST.
     """
@@ -74,6 +78,8 @@ def plain_corners(
     settings = OptimizerSettings()
     optimizer = make_optimizer(settings, [images])  # type: ignore[list-item]
     layer = TargetLayer(hull.model, hull.layer)
+    with torch.no_grad():
+        enough = hull.features.error(layer(hull.corners)).max()
     for step in tqdm(range(steps), "Plain Eq. 1", unit="step", mininterval=0.5, delay=1):
         optimizer.param_groups[0]["lr"] = rate_at(settings, step, steps)
         with in_half(images.device, precision):
@@ -81,6 +87,8 @@ def plain_corners(
         oriented = hull.features.oriented(preactivation)
         kept = torch.where(hull.features.active, oriented, oriented.relu())
         error = (kept - hull.features.values).norm(dim=1)
+        if step % _LOOK == 0 and (error <= enough).all():
+            break
         optimizer.zero_grad()
         error.sum().backward()
         optimizer.step()

@@ -14,7 +14,7 @@ from ..hull.hull import Hull
 from ..networks.graph import evaluating
 from ..networks.logits import ask
 
-_MOST_POINTS = 1500
+_MOST_POINTS = 750
 _FINEST = 100
 _MOST_CLASSES = 20
 _LEAST_CLASSES = 5
@@ -22,7 +22,7 @@ _STEPS = 1_000_000  # probabilities are kept as multiples of 1 / _STEPS
 
 
 def fineness(corners: int) -> int:
-    """How many steps the lattice makes along an edge: as many as keep its points under 1,500."""
+    """How many steps the lattice makes along an edge: as many as keep its points under 750."""
     fits = (n for n in range(_FINEST, 1, -1) if math.comb(n + corners - 1, n) <= _MOST_POINTS)
     return next(fits, 1)
 

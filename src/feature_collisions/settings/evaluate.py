@@ -47,8 +47,8 @@ class PlainSettings:
     """The hull of plain solutions of Eq. 1, as a baseline (Table 5)."""
 
     steps: int = 300
-    """Adam steps for the hull of plain solutions of Eq. 1, which `hull` is compared with; 0 leaves
-    it out."""
+    """Adam steps, at most, for the hull of plain solutions of Eq. 1, which `hull` is compared with;
+    they end when these fit the target as well as the hull's corners. 0 leaves it out."""
 
     def check(self) -> None:
         """Raise SettingError for a number out of range."""
