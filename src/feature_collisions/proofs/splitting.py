@@ -257,8 +257,13 @@ class Splitting:
     def _kept(self, judge: Judge) -> dict[str, Tensor]:
         numbers = [self.share, float(self.count), self.seconds, judge.seen]
         weights, volume, figures, *_ = self.open
-        return {"weights": weights, "volume": volume, "figures": figures,
-                "settled": self.settled, "numbers": torch.tensor(numbers, dtype=torch.float64)}  # fmt: skip
+        return {
+            "weights": weights,
+            "volume": volume,
+            "figures": figures,
+            "settled": self.settled,
+            "numbers": torch.tensor(numbers, dtype=torch.float64),
+        }
 
     def _take(self, kept: dict[str, Tensor], judge: Judge) -> None:
         self.open = _unplaced(kept["weights"], kept["volume"], kept["figures"])
