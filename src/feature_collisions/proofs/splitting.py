@@ -255,15 +255,11 @@ class Splitting:
         self.regions = kept
 
     def _kept(self, judge: Judge) -> dict[str, Tensor]:
-        numbers = [self.share, float(self.count), self.seconds, judge.seen]
+        known = [self.share, float(self.count), self.seconds, judge.seen]
+        numbers = torch.tensor(known, dtype=torch.float64)
         weights, volume, figures, *_ = self.open
-        return {
-            "weights": weights,
-            "volume": volume,
-            "figures": figures,
-            "settled": self.settled,
-            "numbers": torch.tensor(numbers, dtype=torch.float64),
-        }
+        return {"weights": weights, "volume": volume, "figures": figures,
+                "settled": self.settled, "numbers": numbers}  # fmt: skip
 
     def _take(self, kept: dict[str, Tensor], judge: Judge) -> None:
         self.open = _unplaced(kept["weights"], kept["volume"], kept["figures"])
