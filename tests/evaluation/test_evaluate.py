@@ -41,9 +41,8 @@ def test_a_hull_of_exact_corners_is_proved(command, run, capsys):
     assert found["worst_case_class"] == 7
     report = (run / "report.md").read_text()
     assert re.search(r"\| class of every mix +\| 7; its logit is at least .* \| proved ", report)
-    assert re.search(
-        r"features of every mix +at most .* from the target.*proved", capsys.readouterr().out
-    )
+    # as wide as the terminal: the cell's last words may stand in the next line
+    assert re.search(r"features of every mix +at most .* proved", capsys.readouterr().out)
     for name in ("differences.png", "images/worst_case.png"):
         assert (run / name).stat().st_size > 0
 

@@ -39,6 +39,7 @@ def test_corners_of_a_known_polytope(shift, shift_images):
     )
 
 
+@pytest.mark.filterwarnings("ignore:not converged")
 def test_a_seed_moves_the_points_between_corners_and_nothing_else(shift, shift_images):
     def corners(hull, seed):
         settings = QUICK | {"loss": LossSettings(hull=hull), "seed": seed}
