@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from feature_collisions.data.devices import sparing
 from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import SettingError
+from feature_collisions.hull.hull import SAMPLERS
 from helpers.hulls import evaluated, made_hull
 from helpers.runs import CONFIG
 
@@ -191,9 +192,25 @@ def test_memory_that_runs_out_is_named_with_what_to_do(tmp_path, monkeypatch):
     ("settings", "message"),
     [
         (["trainer.accelerator=mps"], "trainer.accelerator=mps: PyTorch sees no GPU of Apple's"),
-        (["trainer.devices=2"], "trainer.devices=2: a hull is measured on one device"),
+        (["trainer.accelerator=cpu", "trainer.devices=4096"], "CPU cores here; ask for at most"),
+        (["trainer.accelerator=cpu", "trainer.devices=[0,77]"], "they are counted from 0"),
         (["trainer.precision=16-mixed", "trainer.accelerator=cpu"], "no float16 arithmetic"),
     ],
 )
 def test_a_device_or_precision_that_is_not_there_is_refused(command, run, settings, message):
     assert message in command("evaluate.py", f"run={run}", *settings)
+
+
+@pytest.mark.skipif(os.cpu_count() < 2, reason="one core is one device")
+def test_two_devices_find_what_one_finds(command, run):
+    arguments = "run=run", "trainer.accelerator=cpu", "samples=400", "edges.seconds=0"
+    for devices in (1, 2):
+        assert command("evaluate.py", *arguments, f"trainer.devices={devices}") is None
+        found = json.loads((run / "evaluation.json").read_text())
+        assert found.get("failed") is None
+        figures = [found[law][name] for law in SAMPLERS for name in found[law] if "_m" in name]
+        figures += [found["plain_corner_distance_mean"], found["worst_case_probability"]]
+        if devices == 1:
+            expected = figures
+    assert len(figures) > 10
+    assert figures == pytest.approx(expected, rel=1e-4, abs=1e-6)

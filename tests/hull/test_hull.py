@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 from feature_collisions import Hull
 from feature_collisions.errors import SettingError
 from feature_collisions.hull.hull import dirichlet, in_batches, mixes, stick_breaking
-from feature_collisions.hull.worst_case import descend, project_to_simplex
+from feature_collisions.hull.worst_case import descend, project_to_simplex, slopes_at
 
 
 def hull_of(model, corners, target_class, layer="hidden", **summary):
@@ -136,7 +137,7 @@ def test_zero_samples_are_refused(shift):
 def test_points_do_not_depend_on_how_many_are_taken_at_once(shift, monkeypatch, batch):
     corners = torch.rand(3, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     hull, seen = hull_of(shift, corners, 1), []
-    hull.batch = batch
+    hull.batch, hull.everywhere = batch, [hull]  # one thread: as they come
     observe = Hull.observe
     monkeypatch.setattr(Hull, "observe", lambda self, x: (seen.append(x), observe(self, x))[1])
     hull.sample(600, "stick_breaking", seed=3)
@@ -167,8 +168,7 @@ def test_the_paths_that_go_on_are_the_ones_that_fall_lowest(steps):
         given.append(len(weights))
         return (weights - goal).norm(dim=1)
 
-    lowest = descend(margins_of, starts, steps, at_once=16)
-    assert max(given) <= 16
+    lowest = descend(partial(slopes_at, margins_of), starts, steps)
     assert len(lowest) <= 30
     assert margins_of(lowest).min() <= margins_of(starts).min()
     if steps == 50:

@@ -40,9 +40,9 @@ def main(config: DictConfig) -> None:
 def evaluate_all(settings: EvaluateSettings, directory: Path) -> None:
     """Evaluate each hull in `directory`; more than one are put into one table."""
     from ..hull.run import hulls_below
-    from ..settings.trainer import check_evaluation
+    from ..settings.trainer import check_trainer
 
-    settings.trainer = check_evaluation(settings.trainer)
+    settings.trainer = check_trainer(settings.trainer)
     runs, refused = hulls_below(directory)
     if not runs:
         raise SettingError("; ".join(refused.values()))

@@ -215,7 +215,7 @@ def _measured(
             found = None
         if isinstance(found, dict) and found.keys() == set(COLUMNS):
             return found
-    found = measure(checked_hull(model, run), distance, settings)
+    found = measure(checked_hull(model, run, settings), distance, settings)
     keep("what was measured", place, lambda path: write_json(path, found))
     return found
 

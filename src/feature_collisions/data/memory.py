@@ -32,20 +32,27 @@ def corners_that_fit(layer: nn.Module, images: Tensor, inside: int = 0, ranks: i
 
 
 _LARGE = 10_000  # numbers an image, over which few of them keep a processor busy
-_BUSY = {"cpu": (256, 32)}  # small images, large ones: more of them take longer each
+_BUSY = {"cpu": (256, 16)}  # small images, large ones: more of them take longer each
 _BUSY_ELSEWHERE = (8192, 256)
 
 
 @torch.inference_mode(False)
-def images_at_once(layer: nn.Module, image: Tensor) -> int:
+def images_at_once(layer: nn.Module, image: Tensor, beside: int = 1) -> int:
     """How many images like this one (1, C, H, W) to put through `layer` at once, at least 1.
 
     As many as keep the device busy, but no more than a forward and backward pass can hold.
+
+    Args:
+        layer: the network, on its device.
+        image: (1, C, H, W), on that device.
+        beside: threads that do the same at the same time; those of a CPU share its memory.
     """
     small, large = _BUSY.get(image.device.type, _BUSY_ELSEWHERE)
     most, free = large if image.numel() > _LARGE else small, free_bytes(image.device)
     if free is None:
         return most
+    if image.device.type == "cpu":
+        free //= beside
     return max(1, min(most, int(free * _SHARE) // bytes_of_one(layer, image.clone())))
 
 

@@ -77,20 +77,28 @@ def plain_corners(
     images.requires_grad_()
     settings = OptimizerSettings()
     optimizer = make_optimizer(settings, [images])  # type: ignore[list-item]
-    layer = TargetLayer(hull.model, hull.layer)
+    layers = {id(each): TargetLayer(each.model, each.layer) for each in hull.everywhere}
+
+    def slopes(on: Hull, part: Tensor) -> tuple[Tensor, Tensor]:
+        part = part.detach().to(on.place).requires_grad_()
+        with in_half(on.place, precision):
+            preactivation = layers[id(on)](part).to(part.dtype)
+        oriented = on.features.oriented(preactivation)
+        kept = torch.where(on.features.active, oriented, oriented.relu())
+        error = (kept - on.features.values).norm(dim=1)
+        (gradient,) = torch.autograd.grad(error.sum(), part)
+        return error.detach().to(hull.place), gradient.to(hull.place)
+
     with torch.no_grad():
-        enough = hull.features.error(layer(hull.corners)).max()
+        corners = hull.corners.to(images)
+        enough = hull.features.error(layers[id(hull)](corners)).max()
     for step in tqdm(range(steps), "Plain Eq. 1", unit="step", mininterval=0.5, delay=1):
         optimizer.param_groups[0]["lr"] = rate_at(settings, step, steps)
-        with in_half(images.device, precision):
-            preactivation = layer(images).to(images.dtype)
-        oriented = hull.features.oriented(preactivation)
-        kept = torch.where(hull.features.active, oriented, oriented.relu())
-        error = (kept - hull.features.values).norm(dim=1)
+        found = list(hull.shared(slopes, images.split(hull.part(count))))
+        error, gradient = (torch.cat(each) for each in zip(*found, strict=True))
         if step % _LOOK == 0 and (error <= enough).all():
             break
-        optimizer.zero_grad()
-        error.sum().backward()
+        images.grad = gradient.contiguous(memory_format=hull.layout)  # as fused Adam takes it to be
         optimizer.step()
         with torch.no_grad():
             images.clamp_(0, 1)

@@ -22,13 +22,13 @@ from ..networks.weights import weights_hash
 from ..search.summary import summary_of
 from ..settings.evaluate import EvaluateSettings
 from ..settings.train import ClassifierSettings, DataSettings
-from ..settings.trainer import first_device
+from ..settings.trainer import devices_of
 
 
 def hull_of(run: Run, settings: EvaluateSettings) -> tuple[Hull, DataSplit]:
     """The hull of a run that was read, with its classifier and its data (`classifier_of`)."""
     model, data = classifier_of(run, settings)
-    return checked_hull(model, run), data
+    return checked_hull(model, run, settings), data
 
 
 def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, DataSplit]:
@@ -37,8 +37,8 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
     Args:
         run: the run.
         settings: where data, weights and the user's own classifier lie now, where that is not as
-            the run says; and `trainer`, as `check_evaluation` leaves it: where the hull is measured
-            and in which precision. Empty: on the CPU, in the model's own.
+            the run says; and `trainer`, as `check_trainer` leaves it: on which devices the hull is
+            measured, and in which precision. Empty: on the CPU, in the model's own.
 
     Raises:
         SettingError: when the classifier is not the one the corners were found with.
@@ -70,13 +70,17 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
             f"run={run.directory}: its corners were found with other weights (hash {expected}, "
             f"here {found}); give the file with classifier.weights=FILE"
         )
-    trainer = settings.trainer
-    place = first_device(trainer) if trainer else CPU
+    place, double = _places(settings)[0], settings.trainer.get("precision") == "64-true"
     with sparing(place):
-        model.to(place, torch.float64 if trainer.get("precision") == "64-true" else None)
+        model.to(place, torch.float64 if double else None)
     if run.config.get("channels_last") is True:
         model.to(memory_format=torch.channels_last)
     return model, data
+
+
+def _places(settings: EvaluateSettings) -> list[torch.device]:
+    """The devices that share a hull's points."""
+    return devices_of(settings.trainer) if settings.trainer else [CPU]
 
 
 def _named(run: Run, settings: EvaluateSettings) -> tuple[DataSettings, ClassifierSettings, int]:
@@ -120,14 +124,21 @@ def _named(run: Run, settings: EvaluateSettings) -> tuple[DataSettings, Classifi
     return data, classifier, seed
 
 
-def checked_hull(model: nn.Module, run: Run) -> Hull:
-    """The hull, once the run's classifier has been asked whether the summary can be true."""
+def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull:
+    """The hull, once the run's classifier has been asked whether the summary can be true.
+
+    Args:
+        model: of `classifier_of`.
+        run: the run.
+        settings: `trainer` says which devices share its points.
+    """
     layer = run.summary["layer"]
     if run.config.get("channels_last") is True:
         run.corners = run.corners.contiguous(memory_format=torch.channels_last)
     try:
         with sparing(device_of(model)):
-            hull = Hull(model, layer, run.corners, run.initial, run.target, run.units, run.summary)
+            held = run.corners, run.initial, run.target, run.units, run.summary
+            hull = Hull(model, layer, *held, others=_places(settings)[1:])
     except RuntimeError as error:
         raise SettingError(
             f"run={run.directory}: images of {tuple(run.target.shape)} do not pass through "

@@ -51,11 +51,11 @@ def explored(hull: Hull, class_names: Sequence[str]) -> dict[str, Any]:
     """
     count = len(hull.corners)
     steps = fineness(count)
-    weights = lattice(count, steps)
-    parts = weights.split(hull.at_once)
-    bar = tqdm(parts, "Explorer", unit="batch", mininterval=0.5, delay=1)
+    parts = lattice(count, steps).split(hull.at_once)
+    probabilities = hull.shared(_probabilities, parts)
+    bar = tqdm(probabilities, "Explorer", len(parts), unit="batch", mininterval=0.5, delay=1)
     with evaluating(hull.model):
-        found = torch.cat([ask(hull.model, hull.points(part)).softmax(1).cpu() for part in bar])
+        found = torch.cat(list(bar))
     given = Counter(found.argmax(1).tolist())
     likely = found.mean(0).argsort(descending=True)[:_LEAST_CLASSES].tolist()
     ranked = [hull.target_class, *(k for k, _ in given.most_common(_MOST_CLASSES))]
@@ -70,3 +70,9 @@ def explored(hull: Hull, class_names: Sequence[str]) -> dict[str, Any]:
         "scale": _STEPS,
         "values": (found[:, listed] * _STEPS).round().int().flatten().tolist(),
     }
+
+
+@torch.inference_mode()
+def _probabilities(hull: Hull, weights: Tensor) -> Tensor:
+    """(B, classes) on the CPU."""
+    return ask(hull.model, hull.points(weights)).softmax(1).cpu()

@@ -1,28 +1,31 @@
 """The hull of the corners: its points, what they are classified as, its worst point, its size."""
 
+import copy
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.devices import in_half
+from ..data.devices import CPU, in_half, sparing
 from ..data.memory import images_at_once
 from ..errors import SettingError
 from ..networks.agreement import accepted, check_agreement
 from ..networks.graph import evaluating
 from ..networks.logits import ask, device_of, like_weights
 from ..networks.target import TargetFeatures
-from ..networks.target_layer import Observed, ceiling_at
+from ..networks.target_layer import Observed, ceiling_at, copied
 from ..settings.rules import one_of
 from .run import write_run
 from .statistics import HullStatistics, Outcome, limit_of, outcome_of
-from .worst_case import WorstCase, descend, margin
+from .threads import Threads, threads_of_cpu
+from .worst_case import WorstCase, descend, margin, slopes_at
 
 
 def dirichlet(count: int, corners: int, generator: torch.Generator) -> Tensor:
@@ -62,6 +65,8 @@ def mixes(weights: Tensor, corners: Tensor) -> Tensor:
 
 _LARGE = 10_000  # numbers an image, over which points are drawn in smaller pieces
 
+Result = TypeVar("Result")
+
 
 @dataclass
 class Hull:
@@ -78,6 +83,8 @@ class Hull:
         summary: what `summary.json` holds.
         batch: images a forward pass takes at most; None for as many as keep the device busy and
             fit into its memory. No figure depends on it, but for rounding.
+        others: devices that share its points with the one it lies on, by a copy of the model on
+            each. No figure depends on them, but for rounding.
     """
 
     model: nn.Module
@@ -88,6 +95,7 @@ class Hull:
     units: Tensor
     summary: dict[str, Any]
     batch: int | None = None
+    others: Sequence[torch.device] = ()
     observed: Observed = field(init=False, repr=False)
     features: TargetFeatures = field(init=False, repr=False)
     target_logits: Tensor = field(init=False, repr=False)
@@ -106,6 +114,64 @@ class Hull:
             logits[0],
         )
 
+    @property
+    def place(self) -> torch.device:
+        """Where it lies."""
+        return self.corners.device
+
+    @cached_property
+    def everywhere(self) -> list["Hull"]:
+        """The same hull for every thread that shares its points, itself the first.
+
+        One for each device; on the CPU as many as keep its cores busy, over the same weights: two
+        threads with a batch each are faster than one batch that both work on.
+        """
+        places = [self.place, *self.others]
+        if all(place.type == "cpu" for place in places):
+            places = [CPU] * max(len(places), threads_of_cpu())
+        try:
+            return [self, *map(self._twin, places[1:])]
+        except SettingError:  # a model that cannot be copied
+            if self.others:
+                raise
+            return [self]
+
+    @cached_property
+    def _threads(self) -> Threads:
+        return Threads(len(self.everywhere), self.place.type == "cpu")
+
+    @torch.inference_mode(False)
+    def _twin(self, place: torch.device) -> "Hull":
+        """The same, for another thread: with modules of its own, so that none is run by two."""
+        twin = copy.copy(self)
+        weights = [*self.model.parameters(), *self.model.buffers()] if place == self.place else []
+        twin.model, twin.observed = copied((self.model, self.observed), weights)
+        with sparing(place):
+            for module in (twin.model.eval(), twin.observed):
+                module.to(place)
+            for name in ("corners", "initial", "target", "units", "target_logits"):
+                setattr(twin, name, getattr(self, name).to(place))
+            twin.features = copied(self.features).to(place)
+        return twin
+
+    def shared(
+        self, work: Callable[["Hull", Tensor], Result], parts: Iterable[Tensor]
+    ) -> Iterator[Result]:
+        """`work` of each part, in their order, in turn by every thread that shares the points.
+
+        Args:
+            work: is given the thread's own hull and a part, which lies where this one does.
+                Gradient, inference and autocast modes are PyTorch's defaults in another thread.
+            parts: of the points, or of their weights.
+        """
+
+        def call(hull: Hull, part: Tensor) -> Result:
+            with sparing(hull.place):
+                return work(hull, part)
+
+        turns = zip(cycle(self.everywhere), parts, strict=False)
+        return self._threads.results(partial(call, *turn) for turn in turns)
+
     def observe(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, classes) and pre-activations (B, N) of images (B, C, H, W)."""
         images = like_weights(self.model, images).contiguous(memory_format=self.layout)
@@ -120,12 +186,15 @@ class Hull:
 
     @cached_property
     def at_once(self) -> int:
-        """Images a forward pass takes."""
+        """Images that a thread's forward pass takes."""
         if self.batch is not None:
             return self.batch
+        return min(hull._fitting(len(self.everywhere)) for hull in self.everywhere)
+
+    def _fitting(self, threads: int) -> int:
         with evaluating(self.model):
             given = like_weights(self.model, self.target[None])
-            return images_at_once(self.observed, given)
+            return images_at_once(self.observed, given, threads)
 
     @property
     def target_class(self) -> int:
@@ -171,23 +240,44 @@ class Hull:
         if uint8:
             corners = (corners * 255).round() / 255
         pieces = (SAMPLERS[law](n, len(corners), generator) for n in self.pieces(count))
-        images = (mixes(part, corners) for part in in_batches(pieces, self.at_once))
-        return self.measure(images, count, name or law + (", 8-bit" if uint8 else ""))
+        weights = in_batches(pieces, self.at_once)
+        return self.measure(weights, count, name or law + (", 8-bit" if uint8 else ""), corners)
 
     def pieces(self, count: int) -> Iterator[int]:
         """`count` points in the pieces they are drawn in: on every device the same, by one seed."""
         return batch_sizes(count, 16 if self.corners[0].numel() > _LARGE else 256)
 
     @torch.inference_mode()
-    def measure(self, batches: Iterable[Tensor], count: int, name: str) -> dict[str, Any]:
-        """Classify `count` points, any batches (B, C, H, W), holding one batch in memory."""
-        statistics = HullStatistics(self.features, self.target_class, self.target_logits)
+    def measure(
+        self, batches: Iterable[Tensor], count: int, name: str, corners: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Classify `count` points, holding few batches in memory.
+
+        Args:
+            batches: (B, C, H, W) any points or, with `corners`, (B, K) weights of their mixes.
+            count: how many these are in all.
+            name: what the progress bar says.
+            corners: (K, C, H, W).
+        """
+        statistics = {
+            id(hull): HullStatistics(hull.features, hull.target_class, hull.target_logits)
+            for hull in self.everywhere
+        }
+
+        @torch.inference_mode()
+        def take_in(hull: Hull, batch: Tensor) -> int:
+            images = batch if corners is None else mixes(batch, corners.to(hull.place))
+            statistics[id(hull)].update(*hull.observe(images))
+            return len(batch)
+
         bar = tqdm(total=count, desc=name, unit="point", mininterval=0.5, delay=1)
         with bar, evaluating(self.model):
-            for images in batches:
-                statistics.update(*self.observe(images))
-                bar.update(len(images))
-        found: dict[str, Any] = statistics.compute()
+            for taken in self.shared(take_in, batches):
+                bar.update(taken)
+        first, *rest = statistics.values()
+        for each in rest:
+            first.merge_state(each.to(first.place))
+        found: dict[str, Any] = first.compute()
         return found
 
     def initial_distances(self) -> Tensor:
@@ -223,8 +313,20 @@ class Hull:
         middles = (corners[:, None] + corners)[*torch.triu_indices(count, count, 1)] / 2
         random = dirichlet(starts, count, torch.Generator().manual_seed(seed)).float()
         begun = torch.cat([corners, middles, random]).to(self.corners)
-        with evaluating(self.model), in_half(begun.device, precision):
-            lowest = descend(self._margins, begun, steps, self.at_once)
+
+        def slopes(hull: Hull, weights: Tensor) -> tuple[Tensor, Tensor]:
+            with in_half(hull.place, precision):
+                found = slopes_at(hull._margins, weights.to(hull.place))
+            margins, gradient = (each.to(self.place) for each in found)
+            return margins, gradient
+
+        def slopes_of(weights: Tensor) -> tuple[Tensor, Tensor]:
+            parts = list(self.shared(slopes, weights.split(self.part(len(weights)))))
+            margins, gradient = (torch.cat(each) for each in zip(*parts, strict=True))
+            return margins, gradient
+
+        with evaluating(self.model):
+            lowest = descend(slopes_of, begun, steps)
         with torch.inference_mode(), evaluating(self.model):
             parts = [self._margins(part) for part in lowest.split(self.at_once)]
             worst = lowest[torch.cat(parts).argmin()]
@@ -235,6 +337,10 @@ class Hull:
             worst, image[0], predicted, float(probabilities[self.target_class]),
             predicted == self.target_class,
         )  # fmt: skip
+
+    def part(self, count: int) -> int:
+        """How many of `count` points a thread takes at once, so that each has some."""
+        return min(self.at_once, -(-count // len(self.everywhere)))
 
     def _margins(self, weights: Tensor) -> Tensor:
         """(B, K) weights to the target class's margins (B,) at those points, in float32 or more."""

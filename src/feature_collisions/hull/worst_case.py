@@ -35,19 +35,20 @@ class _Paths(NamedTuple):
         return _Paths(*(each[chosen] for each in self))
 
 
-def descend(
-    margins_of: Callable[[Tensor], Tensor], starts: Tensor, steps: int, at_once: int
-) -> Tensor:
+Slopes = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Weights (B, K) to margins (B,) there, and their gradients (B, K)."""
+
+
+def descend(slopes_of: Slopes, starts: Tensor, steps: int) -> Tensor:
     """Projected gradient over the simplex from all starts at once.
 
     The best third of the paths goes on after a tenth of the steps, and the best third of those
     after three tenths, which leaves a quarter of the work.
 
     Args:
-        margins_of: weights (B, K) to margins (B,), differentiable.
+        slopes_of: the margins and how they rise.
         starts: (S, K) weights.
         steps: of each path that goes on.
-        at_once: points that `margins_of` may be given.
 
     Returns:
         (few, K) the lowest point of each path that went on to the end.
@@ -58,17 +59,14 @@ def descend(
         for start, end in pairwise([0, steps // 10, 3 * steps // 10, steps + 1]):
             paths = paths.best_third() if start else paths
             for step in range(start, end):
-                paths = _step(margins_of, paths, _LONGEST * (1 - step / steps), at_once)
+                paths = _step(slopes_of, paths, _LONGEST * (1 - step / steps))
                 bar.update()
     return paths.lowest
 
 
-def _step(
-    margins_of: Callable[[Tensor], Tensor], paths: _Paths, length: float, at_once: int
-) -> _Paths:
+def _step(slopes_of: Slopes, paths: _Paths, length: float) -> _Paths:
     """Note the margins where the paths are, and go on by `length` down each one's gradient."""
-    found = [_slopes(margins_of, part) for part in paths.weights.split(at_once)]
-    margins, gradient = (torch.cat(each) for each in zip(*found, strict=True))
+    margins, gradient = slopes_of(paths.weights)
     weights = paths.weights
     better = margins < paths.margins
     gradient = gradient - gradient.mean(1, keepdim=True)
@@ -80,7 +78,8 @@ def _step(
     )
 
 
-def _slopes(margins_of: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+def slopes_at(margins_of: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The margins (B,) that `margins_of` gives at weights (B, K), and their gradients (B, K)."""
     weights = weights.detach().requires_grad_()
     margins = margins_of(weights)
     (gradient,) = torch.autograd.grad(margins.sum(), weights)

@@ -6,7 +6,8 @@ With what every step runs of it: a frozen copy, and no more than the loss needs.
 import copy
 import difflib
 import math
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -122,14 +123,21 @@ def halve_weights(network: nn.Module, precision: str) -> None:
             module.to(MIXED[precision])
 
 
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy.
+Modules = TypeVar("Modules", bound=nn.Module | tuple[nn.Module, ...])
+
+
+def copied(modules: Modules, shared: Iterable[Tensor] = ()) -> Modules:
+    """A deep copy of a module, or of several that may hold parts of each other.
+
+    Args:
+        modules: one or several.
+        shared: tensors that the copy has, too.
 
     Raises:
         SettingError: for a module that has none.
     """
     try:
-        return copy.deepcopy(module)
+        return copy.deepcopy(modules, {id(tensor): tensor for tensor in shared})
     except Exception as error:  # whatever the user's own attributes raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingError(

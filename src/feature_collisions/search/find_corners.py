@@ -32,7 +32,7 @@ from ..patches.composite import Sources
 from ..settings.rules import SEED, one_of, whole
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from ..settings.train import parse_corners, parse_corners_per_batch
-from ..settings.trainer import MIXED, check_trainer, first_device, where
+from ..settings.trainer import MIXED, check_trainer, devices_of, where
 from .callbacks import callbacks_of, log_afterwards
 from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Found, Goal, all_met, unmet
@@ -148,7 +148,7 @@ class Search:
         said = {"precision": "32-true", "precision_reason": "auto: no bfloat16 arithmetic here"}
         if self.trainer["precision"] == "auto":
             self.trainer["precision"] = "32-true"
-            cosine = halve_and_compare(self.module, first_device(self.trainer))
+            cosine = halve_and_compare(self.module, devices_of(self.trainer)[0])
             found = (
                 f"auto: the first gradients in bfloat16 and float32 have a cosine of {cosine:.3f}"
             )

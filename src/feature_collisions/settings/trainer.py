@@ -47,25 +47,10 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
     return trainer
 
 
-def check_evaluation(trainer: dict[str, Any]) -> dict[str, Any]:
-    """`check_trainer` for an evaluation, which takes one device.
-
-    Raises:
-        SettingError: as `check_trainer`, and for several devices.
-    """
-    trainer = check_trainer(trainer)
-    if len(device_ids(trainer)) > 1:
-        raise SettingError(
-            f"trainer.devices={trainer['devices']}: a hull is measured on one device; name one of "
-            "them in a list, trainer.devices=[0]"
-        )
-    return trainer
-
-
 def single_device(trainer: dict[str, Any]) -> torch.device | None:
     """The one device that `trainer`, not yet checked, means; None where it means several."""
     checked = check_trainer(trainer)
-    return first_device(checked) if len(device_ids(checked)) == 1 else None
+    return devices_of(checked)[0] if len(device_ids(checked)) == 1 else None
 
 
 def where(device: torch.device) -> dict[str, Any]:
@@ -75,17 +60,18 @@ def where(device: torch.device) -> dict[str, Any]:
     return {"accelerator": "mps" if device.type == "mps" else "cpu", "devices": 1}
 
 
-def first_device(trainer: dict[str, Any]) -> torch.device:
-    """The device that `check_trainer`'s arguments mean, the first of several."""
-    if trainer["accelerator"] in ("gpu", "cuda"):
-        return torch.device("cuda", device_ids(trainer)[0])
-    return torch.device("mps" if trainer["accelerator"] == "mps" else "cpu")
+def devices_of(trainer: dict[str, Any]) -> list[torch.device]:
+    """The devices that `check_trainer`'s arguments mean; of CPUs, one as often as there are."""
+    ids, accelerator = device_ids(trainer), trainer["accelerator"]
+    if accelerator in ("gpu", "cuda"):
+        return [torch.device("cuda", each) for each in ids]
+    return [torch.device("mps" if accelerator == "mps" else "cpu")] * len(ids)
 
 
 def device_ids(trainer: dict[str, Any]) -> list[int]:
-    """The devices a search runs on."""
+    """The numbers of the devices that a search or an evaluation runs on."""
     devices = trainer["devices"]
-    return list(devices) if isinstance(devices, list) else list(range(devices))
+    return list(map(int, devices)) if isinstance(devices, list) else list(range(devices))
 
 
 def _accelerator(asked: Any, gpus: int) -> str:
@@ -165,7 +151,7 @@ def _check_devices(trainer: dict[str, Any], gpus: int) -> None:
     accelerator, devices = trainer["accelerator"], trainer["devices"]
     if devices in ("auto", -1, "-1"):
         devices = trainer["devices"] = max(1, gpus) if accelerator in ("gpu", "cuda") else 1
-    there = {"cpu": os.cpu_count() or 1, "gpu": gpus, "cuda": gpus}.get(accelerator)
+    there = {"cpu": os.cpu_count() or 1, "gpu": gpus, "cuda": gpus, "mps": 1}[accelerator]
     count = len(devices) if isinstance(devices, list) else int(devices) if _whole(devices) else 0
     if isinstance(devices, list) and not _numbers(devices):
         count = 0
@@ -174,10 +160,15 @@ def _check_devices(trainer: dict[str, Any], gpus: int) -> None:
             f"trainer.devices={devices}: must be a whole number of at least 1, auto, or a list of "
             "different devices' numbers, [0,2]"
         )
-    if there is not None and count > there:
+    if count > there:
         kind = "CPU cores" if accelerator == "cpu" else "GPUs"
         raise SettingError(
             f"trainer.devices={devices}: there are {there} {kind} here; ask for at most that many"
+        )
+    if isinstance(devices, list) and max(map(int, devices)) >= there:
+        raise SettingError(
+            f"trainer.devices={devices}: the last one here is number {there - 1}; they are counted "
+            "from 0"
         )
     if not isinstance(devices, list):
         trainer["devices"] = count
