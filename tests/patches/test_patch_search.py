@@ -161,7 +161,22 @@ def test_the_samples_own_images_are_told_from_all_others(tmp_path, monkeypatch):
 def test_bad_requests_are_refused(database):
     with pytest.raises(SettingError, match=r"queries: must be \(Q, 3, 7, 7\).*are \(1, 3, 8, 8\)"):
         search_patches(database, torch.zeros(1, 3, 8, 8), SETTINGS)
-    many = replace(SETTINGS, neighbours=39)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "images", "neighbours", "advice"),
+    [
+        (0.5, 39, 39, r"38; lower it, or raise patches\.fraction"),
+        (1.0, 39, 39, r"38; lower it, or name more \(patches\.root\)"),
+        (1.0, 1, 1, r"0; name more \(patches\.root\)"),
+    ],
+)
+def test_a_database_too_small_for_the_neighbours_is_refused(
+    database, fraction, images, neighbours, advice
+):
+    few = replace(database, images=database.images[:images])
+    settings = replace(SETTINGS, neighbours=neighbours, fraction=fraction)
     seed = database.images[0].float() / 255
-    with pytest.raises(SettingError, match=r"patches\.neighbours=39: the database has 38 images"):
-        search_patches(database, torch.zeros(1, 3, 7, 7), many, seed)
+    rule = rf"patches\.neighbours={neighbours}: images .* not the seed's own: {advice}"
+    with pytest.raises(SettingError, match=rule):
+        search_patches(few, torch.zeros(1, 3, 7, 7), settings, seed)

@@ -222,12 +222,20 @@ def test_sources_that_are_all_alike_are_what_limits(
     model: Any, images: Any, sources: Sources
 ) -> None:
     grey = replace(sources, windows=torch.full_like(sources.windows, 0.5))
-    with pytest.warns(UserWarning, match=r"these patches limit them; .* Larger windows can say"):
+    with pytest.warns(UserWarning, match=r"these patches limit them; .* all of them are alike"):
         hull = run(model, images, grey, 3, grid=3)
     with torch.no_grad():
         f0, t = model[1](torch.full((256,), 0.5)), model[1](images[1].flatten())
     apart = float((f0.relu() - t.relu()).norm() / t.relu().norm())
     assert hull.summary["floor"] == pytest.approx(apart, rel=1e-4)
+
+
+def test_sources_that_differ_too_little_are_what_limits(
+    model: Any, images: Any, sources: Sources
+) -> None:
+    dull = replace(sources, windows=0.4 + 0.1 * sources.windows)
+    with pytest.warns(UserWarning, match=r"these patches limit them; .* Larger windows can say"):
+        run(model, images, dull, 3, grid=3)
 
 
 def test_a_reward_so_large_that_features_are_given_up_is_what_limits(

@@ -96,9 +96,10 @@ def search_patches(
     left_out = same_images(database.images, seed_image)
     others = len(left_out) - int(left_out.sum())
     if others < settings.neighbours:
+        more = "raise patches.fraction" if settings.fraction < 1 else "name more (patches.root)"
         raise SettingError(
-            f"patches.neighbours={settings.neighbours}: the database has {others} images beside "
-            "the seed's own; lower it, or raise patches.fraction"
+            f"patches.neighbours={settings.neighbours}: images in the database that are not the "
+            f"seed's own: {others}; {'lower it, or ' if others else ''}{more}"
         )
     queries = queries.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if settings.search == "faiss":

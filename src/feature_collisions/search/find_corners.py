@@ -297,9 +297,10 @@ class Search:
         one = replace(self, corners=self.corners[:1], **alone())
         fit(one.lightning, one.module, None, None)
         assert one.module.found is not None
-        nearest = self._preactivation(one.module.found.corners.to(found))
-        floor = float(self.features.error(nearest)) / norm
-        return {"floor": floor, "limits": what_limits(largest, limit, floor)}
+        nearest = one.module.found.corners.to(found)
+        floor = float(self.features.error(self._preactivation(nearest))) / norm
+        moved = float((nearest - self.start).abs().max())
+        return {"floor": floor, "limits": what_limits(largest, limit, floor, moved)}
 
     def _summary(self, found: Found) -> dict[str, Any]:
         """What `summary.json` says of the corners."""

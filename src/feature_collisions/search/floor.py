@@ -5,6 +5,7 @@ from typing import Any
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
 
 _STEPS = 200
+_SEEN = 1 / 255  # a step of 8-bit pixels
 
 
 def alone() -> dict[str, Any]:
@@ -27,20 +28,27 @@ def alone() -> dict[str, Any]:
     }
 
 
-def what_limits(largest: float, limit: float, floor: float) -> str:
+def what_limits(largest: float, limit: float, floor: float, moved: float) -> str:
     """Whether sources or search keep features `largest` apart, where `limit` was wanted.
 
     Args:
         largest: of the corners and their mean, the largest ||f(x) - f(t)|| over ||f(t)||.
         limit: `stop.hull_relative`.
         floor: what one corner by itself comes to.
+        moved: the largest difference of a pixel in [0, 1] that it came by from the start.
 
     Example:
-        >>> what_limits(0.6, 0.3, 0.5).split(";")[0]
+        >>> what_limits(0.6, 0.3, 0.5, 0.9).split(";")[0]
         'features are 0.600 ||f(t)|| apart (stop.hull_relative=0.3): these patches limit them'
     """
     apart = f"features are {largest:.3f} ||f(t)|| apart (stop.hull_relative={limit:g})"
     by_itself = f"one corner by itself comes to {floor:.3f} in {_STEPS} steps"
+    if floor > limit and moved < _SEEN:
+        return (
+            f"{apart}: these patches limit them; at each pixel all of them are alike, so that "
+            "every composite is the same picture. Other images can say more (patches.root), or "
+            "more of them (patches.neighbours)"
+        )
     if floor > limit:
         return (
             f"{apart}: these patches limit them; {by_itself}. Larger windows can say more "
