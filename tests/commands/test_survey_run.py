@@ -172,6 +172,16 @@ def test_searches_with_other_settings_are_not_compared(folder, evaluate):
     assert "and 31 in" in answer
 
 
+def test_searches_in_other_precisions_are_not_compared(folder, evaluate):
+    """`trainer.precision=auto` may have taken another one for another network."""
+    other = shutil.copytree(folder / "sweep", folder / "mixed")
+    for path in (other / "1").rglob("summary.json"):
+        path.write_text(path.read_text().replace('"32-true"', '"bf16-mixed"'))
+    answer = evaluate("run=mixed")
+    assert "trainer.precision was 32-true in " in answer
+    assert "and bf16-mixed in" in answer
+
+
 def test_no_pair_in_common_is_said(folder, evaluate):
     other = shutil.copytree(folder / "sweep", folder / "apart")
     for job, kept in (("0", ("000", "001")), ("1", ("001", "002"))):
