@@ -134,6 +134,16 @@ def test_searches_with_other_settings_are_not_compared(folder, evaluate):
     assert "and 31 in" in answer
 
 
+def test_searches_in_other_precisions_are_not_compared(folder, evaluate):
+    """`trainer.precision=auto` may have taken another one for another network."""
+    other = shutil.copytree(folder / "sweep", folder / "mixed")
+    for path in (other / "1").rglob("summary.json"):
+        path.write_text(path.read_text().replace('"32-true"', '"bf16-mixed"'))
+    answer = evaluate("run=mixed")
+    assert "trainer.precision was 32-true in " in answer
+    assert "and bf16-mixed in" in answer
+
+
 def test_no_pair_in_common_is_said(folder, evaluate):
     other = shutil.copytree(folder / "sweep", folder / "apart")
     for job, kept in (("0", ("000", "001")), ("1", ("001", "002"))):
@@ -157,12 +167,29 @@ def test_code_that_was_never_named_is_not_imported(folder, evaluate, tmp_path):
     strange = shutil.copytree(folder / "sweep", folder / "strange")
     text = (folder / "survey_networks.py").read_text()
     (folder / "survey_networks.py").write_text(text + "\n# changed\n")
+    both = "classifier.path=[survey_networks:plain,survey_networks:clipped]"
     try:
         answer = evaluate("run=strange")
+        assert "its classifier is code of a user's own" in answer
+        assert "classifier.path=[MODULE:NAME,MODULE:NAME]" in answer
+        answer = evaluate("run=strange", "classifier.path=[survey_networks:clipped]")
+        assert "survey_networks:plain, which is not in classifier.path=[survey_networks:c" in answer
+        answer = evaluate("run=strange", "classifier.path=3")
+        assert answer.startswith("error: classifier.path=3: give MODULE:NAME, or a list")
+        assert evaluate("run=strange", both) is None
+        assert evaluate("run=strange") is None  # they have been named
     finally:
         (folder / "survey_networks.py").write_text(text)
-    assert "its classifier is code of a user's own" in answer
-    assert strange.exists()
+    assert evaluate("run=strange", both) is None  # as it was, for the tests that follow
+    assert [row["network"] for row in rows(strange / "survey.csv")] == [
+        "survey_networks:plain", "survey_networks:clipped",
+    ]  # fmt: skip
+
+
+def test_one_name_for_all_networks_of_a_survey_is_refused(evaluate):
+    answer = evaluate("run=sweep", "classifier.path=survey_networks:plain")
+    assert "were found with other weights" in answer
+    assert "or the network with classifier.path=MODULE:NAME (a survey's as a list of th" in answer
 
 
 def is_remembered_in(folder, path):
