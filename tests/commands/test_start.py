@@ -1,10 +1,12 @@
 """What the commands import: a start is mostly imports, and none is made before it is needed."""
 
+import gc
 import subprocess
 import sys
 
 import pytest
 
+from feature_collisions.commands.start import importing
 from helpers.commands import ROOT
 
 # Beside torch and Lightning, which brings torchvision, scipy and Matplotlib along.
@@ -47,3 +49,19 @@ def test_a_search_imports_what_it_runs(tmp_path):
     assert status == 0
     assert {"lightning", "feature_collisions.search.find_corners"} <= modules
     assert not modules & set(_LATER)
+
+
+def test_the_collector_rests_while_lightning_is_imported_and_at_no_other_time(monkeypatch):
+    import lightning  # noqa: F401
+
+    with importing():
+        assert gc.isenabled()
+    assert not gc.get_freeze_count()
+    monkeypatch.delitem(sys.modules, "lightning")
+    try:
+        with importing():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
