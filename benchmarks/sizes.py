@@ -1,11 +1,11 @@
 """Relative size against steps, corners and beta: where it levels off, and at what tolerance.
 
+Means over pairs, with their 95 % bootstrap intervals; seconds are those of one search.
 Run: PYTHONPATH=DIR python benchmarks/sizes.py --networks MODULE:NAME MODULE:NAME --root DIR
 """
 
 import argparse
 import importlib
-import sys
 import warnings
 from dataclasses import replace
 
@@ -16,17 +16,22 @@ from feature_collisions import find_corners
 from feature_collisions.commands.random_pairs import random_pairs
 from feature_collisions.commands.start import register_schemas
 from feature_collisions.data.image_folder import ImageFolder
+from feature_collisions.evaluation.survey import interval_of
 from feature_collisions.networks.target_layer import last_hidden_layer
 from feature_collisions.settings.train import DataSettings, to_settings
 
-STEPS, BETAS, CORNERS = (125, 250, 500, 1000, 2000), (0.01, 0.03, 0.3, 1.0), (10, 20, 50)
+STEPS, BETAS, CORNERS = (500, 1000, 2000, 4000, 8000, 16000), (0.01, 0.03, 0.3, 1.0), (10, 20, 50)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="+", required=True)
     parser.add_argument("--root", required=True, help="CIFAR-10 as folders of images")
-    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--steps", type=int, nargs="*", default=STEPS)
+    parser.add_argument("--betas", type=float, nargs="*", default=BETAS)
+    parser.add_argument("--corners", type=int, nargs="*", default=CORNERS)
+    parser.add_argument("--budget", type=int, default=500, help="steps of beta's and the corners'")
     return parser.parse_args()
 
 
@@ -43,21 +48,21 @@ def main() -> None:
     images = ImageFolder(DataSettings("image_folder", arguments.root, 32))
     pairs = random_pairs("pairs", arguments.pairs, images, 0, list(models.values()), True, 0.0)
     distance = images.mean_distance()
-    settings = [("steps", steps) for steps in STEPS]
-    settings += [("beta", beta) for beta in BETAS] + [("corners", count) for count in CORNERS]
+    settings: list[tuple[str, float]] = [("steps", steps) for steps in arguments.steps]
+    settings += [("beta", beta) for beta in arguments.betas]
+    settings += [("corners", count) for count in arguments.corners]
     print(
-        "| network | changed | size | feature error | accuracy | seconds |\n" + "| --- " * 6 + "|"
+        "| network | changed | size | 95 % interval | feature error | accuracy | seconds |\n"
+        + "| --- " * 7
+        + "|"
     )
     for name, model in models.items():
         layer = last_hidden_layer(model)
         for what, value in settings:
-            loss, stop, corners = base.loss, base.stop, range(5)
-            if what == "steps":
-                stop = replace(stop, min_steps=value, max_steps=value)
-            elif what == "beta":
-                loss = replace(loss, beta=value)
-            else:
-                corners = range(value)
+            steps = int(value) if what == "steps" else arguments.budget
+            loss = replace(base.loss, beta=value) if what == "beta" else base.loss
+            corners = range(int(value) if what == "corners" else 5)
+            stop = replace(base.stop, min_steps=steps, max_steps=steps, probability=None)
             found = []
             for pair in pairs:
                 hull = find_corners(
@@ -68,18 +73,21 @@ def main() -> None:
                     corners,
                     loss=loss,
                     optimizer=base.optimizer,
-                    stop=replace(stop, probability=None),
+                    stop=stop,
                 )
                 sample = hull.sample(200)
                 size = float(hull.corner_distances().mean()) / 255 / distance
                 accuracy, error = sample["accuracy"], sample["feature_relative_max"]
                 found.append((size, error, accuracy, hull.summary["seconds"]))
-            mean = [sum(column) / len(found) for column in zip(*found, strict=True)]
+            sizes, *rest = zip(*found, strict=True)
+            size, low, high = interval_of(sizes)
+            error, accuracy, seconds = (sum(column) / len(found) for column in rest)
+            interval = "-" if low is None else f"{low:.3f} to {high:.3f}"
             print(
-                f"| {name} | {what} {value} | {mean[0]:.3f} | {mean[1]:.4f} | {mean[2]:.1%} "
-                f"| {mean[3]:.1f} |"
+                f"| {name} | {what} {value:g} | {size:.3f} | {interval} | {error:.4f} "
+                f"| {accuracy:.1%} | {seconds:.1f} |",
+                flush=True,
             )
-            sys.stdout.flush()
 
 
 if __name__ == "__main__":

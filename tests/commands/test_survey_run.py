@@ -6,62 +6,24 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file
 
 from feature_collisions.commands.extra_file import read_extra
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.survey import COLUMNS, differences, interval_of
 from feature_collisions.networks.classifiers import is_remembered
 from helpers.commands import run_command
-
-NETWORKS = """
-from pathlib import Path
-from safetensors.torch import load_file
-from torch import nn
-
-def load(activation, name):
-    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 60), activation, nn.Linear(60, 10))
-    network.load_state_dict(load_file(Path(__file__).with_name(f"{name}.safetensors")))
-    return network
-
-def plain():
-    return load(nn.ReLU(), "plain")
-
-def clipped():
-    return load(nn.ReLU6(), "clipped")
-"""
-MEASURE = ("samples=100", "worst_case.steps=3", "proof.seconds=0.2", "wandb.mode=disabled")
-
-
-def fitted(activation, digits, seed):
-    """Random hidden units and the readout of least squares: some nine of ten digits are right."""
-    torch.manual_seed(seed)
-    hidden, output = nn.Linear(784, 60), nn.Linear(60, 10)
-    with torch.no_grad():
-        hidden.weight.mul_(8)
-        units = activation(hidden(digits.train[:].flatten(1)))
-        ones = torch.cat([units, torch.ones(len(units), 1)], 1)
-        wanted = nn.functional.one_hot(digits.train.labels, 10).float()
-        found = torch.linalg.lstsq(ones, wanted).solution
-        output.weight.copy_(10 * found[:-1].T)
-        output.bias.copy_(10 * found[-1])
-    return nn.Sequential(nn.Flatten(), hidden, activation, output).state_dict()
+from helpers.surveys import MEASURE, SWEEP, write_networks
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, digits):
     """The networks, and a sweep over them that has been searched."""
     folder = tmp_path_factory.mktemp("survey")
-    (folder / "survey_networks.py").write_text(NETWORKS)
-    save_file(fitted(nn.ReLU(), digits, 0), folder / "plain.safetensors")
-    save_file(fitted(nn.ReLU6(), digits, 1), folder / "clipped.safetensors")
+    write_networks(folder, digits)
     answer = run_command(
-        folder, "train.py", "experiment=small_pixel", "data=digits", "classifier=file",
-        "classifier.path=survey_networks:plain,survey_networks:clipped", "pairs=random:3",
-        "stop.min_steps=30", "stop.max_steps=30", "corner=[0,1,2]", "wandb.mode=disabled",
-        "hydra.sweep.dir=sweep", "-m",
-    )  # fmt: skip
+        folder, "train.py", *SWEEP, "pairs=random:3", "hydra.sweep.dir=sweep", "-m"
+    )
     assert answer is None
     return folder
 
@@ -172,6 +134,16 @@ def test_searches_with_other_settings_are_not_compared(folder, evaluate):
     assert "and 31 in" in answer
 
 
+def test_searches_in_other_precisions_are_not_compared(folder, evaluate):
+    """`trainer.precision=auto` may have taken another one for another network."""
+    other = shutil.copytree(folder / "sweep", folder / "mixed")
+    for path in (other / "1").rglob("summary.json"):
+        path.write_text(path.read_text().replace('"32-true"', '"bf16-mixed"'))
+    answer = evaluate("run=mixed")
+    assert "trainer.precision was 32-true in " in answer
+    assert "and bf16-mixed in" in answer
+
+
 def test_no_pair_in_common_is_said(folder, evaluate):
     other = shutil.copytree(folder / "sweep", folder / "apart")
     for job, kept in (("0", ("000", "001")), ("1", ("001", "002"))):
@@ -195,12 +167,29 @@ def test_code_that_was_never_named_is_not_imported(folder, evaluate, tmp_path):
     strange = shutil.copytree(folder / "sweep", folder / "strange")
     text = (folder / "survey_networks.py").read_text()
     (folder / "survey_networks.py").write_text(text + "\n# changed\n")
+    both = "classifier.path=[survey_networks:plain,survey_networks:clipped]"
     try:
         answer = evaluate("run=strange")
+        assert "its classifier is code of a user's own" in answer
+        assert "classifier.path=[MODULE:NAME,MODULE:NAME]" in answer
+        answer = evaluate("run=strange", "classifier.path=[survey_networks:clipped]")
+        assert "survey_networks:plain, which is not in classifier.path=[survey_networks:c" in answer
+        answer = evaluate("run=strange", "classifier.path=3")
+        assert answer.startswith("error: classifier.path=3: give MODULE:NAME, or a list")
+        assert evaluate("run=strange", both) is None
+        assert evaluate("run=strange") is None  # they have been named
     finally:
         (folder / "survey_networks.py").write_text(text)
-    assert "its classifier is code of a user's own" in answer
-    assert strange.exists()
+    assert evaluate("run=strange", both) is None  # as it was, for the tests that follow
+    assert [row["network"] for row in rows(strange / "survey.csv")] == [
+        "survey_networks:plain", "survey_networks:clipped",
+    ]  # fmt: skip
+
+
+def test_one_name_for_all_networks_of_a_survey_is_refused(evaluate):
+    answer = evaluate("run=sweep", "classifier.path=survey_networks:plain")
+    assert "were found with other weights" in answer
+    assert "or the network with classifier.path=MODULE:NAME (a survey's as a list of th" in answer
 
 
 def is_remembered_in(folder, path):

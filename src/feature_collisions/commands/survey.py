@@ -184,7 +184,7 @@ def _check_budget(runs: Sequence[Run]) -> None:
 
 
 def _flat(run: Run) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"trainer.precision": run.summary.get("precision")}  # what `auto` took
     for name in _SHARED:
         value = run.config.get(name)
         inner = value if isinstance(value, dict) else {None: value}

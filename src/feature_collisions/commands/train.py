@@ -271,7 +271,6 @@ def ready_search(
         directory: of the run.
         checkpoint: what it goes on from.
     """
-    from ..proofs.linear_program import LinearPrograms
     from ..search.find_corners import Search
 
     settings = job.settings
@@ -288,6 +287,8 @@ def ready_search(
         "seed": settings.seed,
     }
     if settings.solver == "linear_program":
+        from ..proofs.linear_program import LinearPrograms
+
         nearness = settings.loss.nearness
         return LinearPrograms(**problem, objective=settings.objective, nearness=nearness)
     return Search(

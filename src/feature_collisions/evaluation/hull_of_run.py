@@ -66,9 +66,11 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
     model = load_classifier(classifier, data, seed)
     found = weights_hash(model)
     if found != expected:
+        other = ", or the network with classifier.path=MODULE:NAME (a survey's as a list of them)"
         raise SettingError(
             f"run={run.directory}: its corners were found with other weights (hash {expected}, "
             f"here {found}); give the file with classifier.weights=FILE"
+            + (other if settings.classifier.path else "")
         )
     place, double = _places(settings)[0], settings.trainer.get("precision") == "64-true"
     with sparing(place):
@@ -85,7 +87,7 @@ def _places(settings: EvaluateSettings) -> list[torch.device]:
 
 def _named(run: Run, settings: EvaluateSettings) -> tuple[DataSettings, ClassifierSettings, int]:
     """The data, the classifier and the seed: as the run says, but for what the user says."""
-    weights, path = settings.classifier.weights, settings.classifier.path
+    weights = settings.classifier.weights
     try:
         of_data, named = run.config["data"], run.config["classifier"]
         data = DataSettings(
@@ -98,7 +100,7 @@ def _named(run: Run, settings: EvaluateSettings) -> tuple[DataSettings, Classifi
             str(named["name"]),
             weights or named["weights"],
             str(named["layer"]),
-            path,
+            None,
             weights is None and named.get("train") is True,
             str(named.get("library", ClassifierSettings.library)),
         )
@@ -113,15 +115,28 @@ def _named(run: Run, settings: EvaluateSettings) -> tuple[DataSettings, Classifi
         ) from None
     data.check()
     classifier.check()
-    if classifier.name == "file" and path is None:
-        if not (named.get("path") and is_remembered(named["path"])):
-            raise SettingError(
-                f"run={run.directory}: its classifier is code of a user's own, and train.py has "
-                "not imported it in this folder, as it is now, at your word; name it with "
-                "classifier.path=MODULE:NAME"
-            )
-        classifier.path = named["path"]
+    if classifier.name == "file":
+        classifier.path = _own_code(run, named.get("path"), settings.classifier.path)
     return data, classifier, seed
+
+
+def _own_code(run: Run, path: str | None, given: str | list[str] | None) -> str:
+    """What may be imported: what the user names, or, if the user has before, what the run does."""
+    if isinstance(given, str):
+        return given
+    if path and (is_remembered(path) or path in (given or [])):
+        return path
+    if given:
+        raise SettingError(
+            f"run={run.directory}: its classifier was {path}, which is not in "
+            f"classifier.path=[{','.join(given)}]; add it"
+        )
+    raise SettingError(
+        f"run={run.directory}: its classifier is code of a user's own, and train.py has "
+        "not imported it in this folder, as it is now, at your word; name it with "
+        "classifier.path=MODULE:NAME, or those of a survey with "
+        "classifier.path=[MODULE:NAME,MODULE:NAME]"
+    )
 
 
 def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull:

@@ -21,9 +21,17 @@ class ClassifierPlace:
 
     weights: str | None = None
     """The file of the run's weights now; null: where the run found it."""
-    path: str | None = None
+    path: Any = None
     """MODULE:NAME of the classifier's constructor, for a run with one of the user's own: a run
-    directory is data, and names no code to execute."""
+    directory is data, and names no code to execute. Of a survey a list, one for each network."""
+
+    def check(self) -> None:
+        """Raise SettingError for what is neither text nor a list of texts."""
+        texts = self.path if isinstance(self.path, list) else [self.path or ""]
+        if not all(isinstance(text, str) for text in texts):
+            raise SettingError(
+                f"classifier.path={self.path}: give MODULE:NAME, or a list of them for a survey"
+            )
 
 
 @dataclass
@@ -165,5 +173,6 @@ class EvaluateSettings:
         whole("samples", self.samples, 1, 10**7)
         whole("samples_beside", self.samples_beside, 1, 10**7)
         whole("seed", self.seed, 0, SEED)
-        for part in (self.worst_case, self.plain, self.edges, self.proof, self.wandb):
+        parts = (self.worst_case, self.plain, self.edges, self.proof, self.classifier, self.wandb)
+        for part in parts:
             part.check()
