@@ -1,5 +1,6 @@
 """The documented commands on a real SLURM of this one machine: docs/how-to/scale.md."""
 
+import csv
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import torch
 from feature_collisions.data.files import save_tensors
 from feature_collisions.networks.mnist_mlp import MnistMLP
 from helpers.commands import ROOT, start
+from helpers.surveys import MEASURE, SWEEP, write_networks
 
 pytestmark = [
     pytest.mark.slurm,
@@ -115,11 +117,16 @@ def step_of(checkpoint):
     return torch.load(checkpoint, weights_only=True)["collision"]["step"]
 
 
+LAUNCHER = (
+    "hydra/launcher=submitit_slurm", "hydra.launcher.partition=main",
+    "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=10",
+)  # fmt: skip
+
+
 def sweep(place, steps, *more):
     return start(
         "train.py", "-m", *arguments(place, steps), "corner=0..1", f"hydra.sweep.dir={place}/sweep",
-        "hydra/launcher=submitit_slurm", "hydra.launcher.partition=main",
-        "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=10", *more, cwd=place,
+        *LAUNCHER, *more, cwd=place,
     )  # fmt: skip
 
 
@@ -142,6 +149,29 @@ def test_a_sweep_is_killed_and_goes_on(place):
         found = summary(place / "sweep" / job)
         assert found["steps"] == max(steps) + 100
         assert [entry["corner"] for entry in found["corners"]] == [int(job)]
+
+
+def test_a_survey_of_many_jobs_is_one_table(tmp_path, digits):
+    """A job for each network, at the same time; evaluate.py then compares them pair by pair."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the launcher is not there")
+    write_networks(tmp_path, digits)
+    said, _ = start(
+        "train.py", *SWEEP, "pairs=random:2", "hydra.sweep.dir=survey", "-m", *LAUNCHER,
+        cwd=tmp_path,
+    ).communicate(timeout=300)  # fmt: skip
+    assert "Traceback" not in said
+    jobs = {path.name for path in (tmp_path / "survey" / ".submitit").glob("*_*")}
+    assert len(jobs) == 2
+    pairs = [json.loads((tmp_path / "survey" / job / "pairs.json").read_text()) for job in "01"]
+    assert [(pair["initial"], pair["target"]) for pair in pairs[0]] == [
+        (pair["initial"], pair["target"]) for pair in pairs[1]
+    ]
+    evaluation = start("evaluate.py", "run=survey", *MEASURE, cwd=tmp_path)
+    said, _ = evaluation.communicate(timeout=200)
+    assert evaluation.returncode == 0, said
+    with (tmp_path / "survey" / "survey.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["network"] for row in rows] == ["survey_networks:plain", "survey_networks:clipped"]
 
 
 JOB = """#!/bin/bash

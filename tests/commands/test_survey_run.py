@@ -6,8 +6,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file
 
 from feature_collisions.commands.extra_file import read_extra
 from feature_collisions.errors import SettingError
@@ -15,54 +14,17 @@ from feature_collisions.evaluation.survey import COLUMNS, differences, interval_
 from feature_collisions.networks.classifiers import is_remembered
 from feature_collisions.report.figures import survey_figure
 from helpers.commands import run_command
-
-NETWORKS = """
-from pathlib import Path
-from safetensors.torch import load_file
-from torch import nn
-
-def load(activation, name):
-    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 60), activation, nn.Linear(60, 10))
-    network.load_state_dict(load_file(Path(__file__).with_name(f"{name}.safetensors")))
-    return network
-
-def plain():
-    return load(nn.ReLU(), "plain")
-
-def clipped():
-    return load(nn.ReLU6(), "clipped")
-"""
-MEASURE = ("samples=100", "worst_case.steps=3", "proof.seconds=0.2", "wandb.mode=disabled")
-
-
-def fitted(activation, digits, seed):
-    """Random hidden units and the readout of least squares: some nine of ten digits are right."""
-    torch.manual_seed(seed)
-    hidden, output = nn.Linear(784, 60), nn.Linear(60, 10)
-    with torch.no_grad():
-        hidden.weight.mul_(8)
-        units = activation(hidden(digits.train[:].flatten(1)))
-        ones = torch.cat([units, torch.ones(len(units), 1)], 1)
-        wanted = nn.functional.one_hot(digits.train.labels, 10).float()
-        found = torch.linalg.lstsq(ones, wanted).solution
-        output.weight.copy_(10 * found[:-1].T)
-        output.bias.copy_(10 * found[-1])
-    return nn.Sequential(nn.Flatten(), hidden, activation, output).state_dict()
+from helpers.surveys import MEASURE, SWEEP, write_networks
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, digits):
     """The networks, and a sweep over them that has been searched."""
     folder = tmp_path_factory.mktemp("survey")
-    (folder / "survey_networks.py").write_text(NETWORKS)
-    save_file(fitted(nn.ReLU(), digits, 0), folder / "plain.safetensors")
-    save_file(fitted(nn.ReLU6(), digits, 1), folder / "clipped.safetensors")
+    write_networks(folder, digits)
     answer = run_command(
-        folder, "train.py", "experiment=small_pixel", "data=digits", "classifier=file",
-        "classifier.path=survey_networks:plain,survey_networks:clipped", "pairs=random:3",
-        "stop.min_steps=30", "stop.max_steps=30", "corner=[0,1,2]", "wandb.mode=disabled",
-        "hydra.sweep.dir=sweep", "-m",
-    )  # fmt: skip
+        folder, "train.py", *SWEEP, "pairs=random:3", "hydra.sweep.dir=sweep", "-m"
+    )
     assert answer is None
     return folder
 

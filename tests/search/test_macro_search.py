@@ -17,7 +17,7 @@ from feature_collisions.settings.search import LossSettings, OptimizerSettings, 
 
 ALL = LossSettings(
     alpha=3.0, beta=0.7, gamma=0.2, positive_form="half_square", normalise=True, hull=2,
-    hull_weight=1.5, distance=0.4, nearness=0.6, rectified=True,
+    hull_weight=1.5, hull_edges=1, distance=0.4, nearness=0.6, rectified=True,
 )  # fmt: skip
 
 
@@ -95,6 +95,7 @@ def equation_6(
         total = total + 0.2 * variation + 0.6 * (image - initial[0]).square().sum() / 2
         corners.append(image)
     draws = torch.empty(2, 2).exponential_(generator=torch.Generator().manual_seed(11))
+    draws[0] = 1  # `hull_edges` puts the first halfway between the two corners
     for weights in (draws / draws.sum(1, keepdim=True)).double():
         mix = sum(w * corner for w, corner in zip(weights, corners, strict=True))
         total = total + 1.5 * 3.0 * l_pos(mix)

@@ -53,6 +53,20 @@ def test_a_seed_moves_the_points_between_corners_and_nothing_else(shift, shift_i
         corners(0, -1)
 
 
+def test_points_halfway_are_the_midpoints_of_edges_and_of_all_alike(shift, shift_images):
+    module = Search(shift, "hidden", *shift_images, range(3), **QUICK).module
+    units = torch.eye(5)[:, None, None]  # points of their hull are their own weights
+    halfway, other = module._points_inside(2001, 7, units, 2000).flatten(1).split([2000, 1])
+    assert halfway.unique().tolist() == [0.0, 0.5]
+    pairs, counts = halfway.unique(dim=0, return_counts=True)
+    assert len(pairs) == 10
+    assert (pairs.sum(1) == 1).all()
+    assert counts.min() > 150  # of 200 on average
+    assert torch.equal(other, module._points_inside(2001, 7, units)[2000:].flatten(1))
+    alone = module._points_inside(2, 7, units[:1], 1)
+    assert torch.equal(alone.flatten(1), torch.eye(5)[[0, 0]])
+
+
 def test_every_mix_of_exact_corners_keeps_the_features(shift, shift_images):
     """Section 2: the hull of exact corners lies in the polytope."""
     initial, target = shift_images

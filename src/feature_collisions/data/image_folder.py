@@ -1,7 +1,12 @@
 """Folders of images, one per class, as ImageNet is laid out; read when they are asked for."""
 
+import functools
 import hashlib
+import math
+import os
 import re
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,7 @@ from ..errors import SettingError
 from ..settings.train import DataSettings
 from .class_names import class_names, wnids
 from .image_set import ImageSet
-from .images import load_image
+from .images import load_image, quiet_decoders
 
 _ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 _SIDE = 224  # where nobody says otherwise
@@ -103,19 +108,32 @@ class ImageFolder(ImageSet):
         The images are held as 8-bit pixels, and their products are summed up piece by piece.
         """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
-        channels, height, width = self.size
-        pixels = torch.empty(len(order), channels * height * width, dtype=torch.uint8)
-        progress = tqdm(order.tolist(), "Reading images", unit="image", mininterval=0.5)
-        for row, index in enumerate(progress):
-            pixels[row] = (self[index].flatten() * 255).round().to(torch.uint8)
-        products = torch.zeros(len(order), len(order), dtype=torch.float64)
-        for piece in pixels.split(4096, dim=1):
-            centred = piece.float() / 255 - 0.5
-            products += (centred @ centred.T).double()
-        norms = products.diagonal()
-        squares = (norms[:, None] + norms - 2 * products).clamp_min(0)
-        pairs = torch.triu_indices(len(order), len(order), 1)
-        return float(squares[*pairs].sqrt().mean())
+        paths = [self.files[index][0] for index in order.tolist()]
+        return _mean_distance(tuple((path, _state(path)) for path in paths), self.size, self.resize)
+
+
+@functools.lru_cache(1)  # hulls that are evaluated in one process mostly share their data
+def _mean_distance(
+    files: tuple[tuple[Path, str], ...], size: tuple[int, int, int], resize: str
+) -> float:
+    """Mean L2 distance between two of the images in `files`, each with its state."""
+    pixels = torch.empty(len(files), math.prod(size), dtype=torch.uint8)
+
+    def read(row: int) -> None:
+        image = load_image(files[row][0], size, resize)
+        pixels[row] = (image.flatten() * 255).round().to(torch.uint8)
+
+    with quiet_decoders(), ThreadPoolExecutor(os.cpu_count()) as threads:
+        rows = threads.map(read, range(len(files)))
+        deque(tqdm(rows, "Reading images", len(files), unit="image", mininterval=0.5), 0)
+    products = torch.zeros(len(files), len(files), dtype=torch.float64)
+    for piece in pixels.split(4096, dim=1):
+        centred = piece.float() / 255 - 0.5
+        products += (centred @ centred.T).double()
+    norms = products.diagonal()
+    squares = (norms[:, None] + norms - 2 * products).clamp_min(0)
+    pairs = torch.triu_indices(len(files), len(files), 1)
+    return float(squares[*pairs].sqrt().mean())
 
 
 def _state(path: Path) -> str:

@@ -97,8 +97,15 @@ class Subject(NamedTuple):
 
     @property
     def half(self) -> torch.dtype | None:
-        """The half precision that searches may take, where the user asks for one."""
-        return MIXED.get(self.settings.trainer.get("precision", ""))
+        """The half precision that searches may take: the one that the user asks for.
+
+        `auto`, which `check_trainer` leaves where the device has bfloat16 arithmetic of its own:
+        bfloat16, if the search for the corners had it.
+        """
+        asked = self.settings.trainer.get("precision", "")
+        if asked == "auto" and self.hull.summary.get("precision") == "bf16-mixed":
+            asked = "bf16-mixed"
+        return MIXED.get(asked)
 
 
 def _dataset_distance(distance_of_two: Callable[[], float], subject: Subject) -> dict[str, Any]:

@@ -6,8 +6,10 @@ smaller pieces are not cut. After a few halvings a piece gets a local network of
 which its parts are judged (see `local`).
 """
 
+import itertools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -87,6 +89,15 @@ class Judged(NamedTuple):
     settled: Tensor
     parts: Parts
 
+    @classmethod
+    def joined(cls, shares: Sequence["Judged"]) -> "Judged":
+        """What is found of pieces, share by share."""
+        figures, settled, parts = zip(*shares, strict=True)
+        before = itertools.accumulate((len(each) for each in settled[:-1]), initial=0)
+        piece = [each.piece + count for each, count in zip(parts, before, strict=True)]
+        inside = torch.cat([each.inside for each in parts])
+        return cls(torch.cat(figures), torch.cat(settled), Parts(torch.cat(piece), inside))
+
 
 class Judge(Protocol):
     """Judges pieces.
@@ -94,9 +105,11 @@ class Judge(Protocol):
     Attributes:
         most: how many pieces fit into memory at once in the whole network.
         seen: the worst that was seen at a point.
+        threads: among which it shares pieces out.
     """
 
     most: int
+    threads: int
     seen: float
 
     def __call__(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
@@ -183,7 +196,7 @@ class Splitting:
                 if took < _SECONDS / 2:
                     self.most = min(2 * self.most, _MOST)
                 elif took > _SECONDS:
-                    self.most = max(1, self.most // 2)
+                    self.most = max(judge.threads, self.most // 2)
                 self.seconds = before + time.monotonic() - started
                 bar.update(self.share - bar.n)
                 bar.set_postfix_str(f"{self.count} pieces", refresh=False)

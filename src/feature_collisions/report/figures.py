@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -27,12 +28,17 @@ _WIDTH = 6.5  # inches, a page's text
 _COLUMNS = 2  # of the user's, in a survey's figure
 _LINES, _GAP = 0.12, 0.06  # inches: a line of 7 points, and what is left free below a row
 
+# Matplotlib reads the `matplotlibrc` of the current folder, which may be a stranger's: it could
+# change every figure, and have LaTeX run for their texts.
+_as_shipped = rc_context(dict(rcParamsDefault))
+
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure, in the format of the path's ending."""
     write_atomically(path, encoded(figure, path.suffix[1:]))
 
 
+@_as_shipped
 def encoded(figure: Figure, form: str) -> bytes:
     """A figure as a file of the format `form`: png, pdf or svg."""
     buffer = io.BytesIO()
@@ -46,6 +52,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
+@_as_shipped
 def sheet_figure(sheet: Sheet) -> Figure:
     """The pictures of a sheet, each with its name and words above it."""
     titles = [[_title(panel.name, panel.words) if panel else "" for panel in row]
@@ -80,6 +87,7 @@ def _title(*parts: str) -> str:
     return "\n".join(line for part in parts for line in textwrap.wrap(part, 15))
 
 
+@_as_shipped
 def histogram_figure(result: dict[str, Any], target: str) -> Figure:
     """How probable the target's class is over the hull, one panel per sampler."""
     figure = _figure(_WIDTH, 2.3)
@@ -109,6 +117,7 @@ _FACES = 20  # triangles in one figure
 _STATES = {"proved": _BLUE, "undecided": "#FFFFFF", "refuted": _VERMILION}
 
 
+@_as_shipped
 def faces_figure(proof: dict[str, Any]) -> Figure | None:
     """The hull's triangles, each part in the colour of what is known of it (`prove_faces`).
 
@@ -138,6 +147,7 @@ def faces_figure(proof: dict[str, Any]) -> Figure | None:
     return figure
 
 
+@_as_shipped
 def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
     """Relative size against every weight of the loss that differs; None where none does.
 
@@ -168,6 +178,7 @@ def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
     return figure
 
 
+@_as_shipped
 def survey_figure(
     figures: Figures,
     found: Mapping[str, Mapping[str, Interval | None]],

@@ -16,7 +16,6 @@ from lightning.pytorch.loggers import WandbLogger
 from ..data.files import read_json, refuse_link, write_json
 from ..data.images import to_uint8
 from ..errors import SettingError
-from ..evaluation.survey import Figures
 from ..hull.hull import SAMPLERS, Hull
 from ..hull.run import Run
 from ..hull.statistics import OUTCOMES
@@ -24,6 +23,8 @@ from ..settings.train import WandbSettings
 
 if TYPE_CHECKING:
     import wandb
+
+    from ..evaluation.survey import Figures
 
 IDENTITY = Path("wandb") / "run.json"
 _PATIENCE = 30.0  # seconds for an answer of W&B's server, which itself would wait for 90
@@ -338,7 +339,7 @@ def log_table(
 
 
 def log_survey(
-    mode: str, directory: Path, runs: Sequence[Run], figures: Figures, pairs: Sequence[str]
+    mode: str, directory: Path, runs: Sequence[Run], figures: "Figures", pairs: Sequence[str]
 ) -> str | None:
     """Log a survey: a row per network and pair, and the figure.
 

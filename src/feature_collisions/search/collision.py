@@ -277,7 +277,7 @@ class Collision(LightningModule):
         settings = self.loss.settings
         tied = settings.hull > 0 or settings.distance > 0
         every = self.of_all(images) if tied else images
-        inside = self._points_inside(settings.hull, step, every)
+        inside = self._points_inside(settings.hull, step, every, settings.hull_edges)
         own = self.loss.of_images(images, variation, every)
         own = [term for term in own if term.requires_grad]  # R of pixels is 0 and has none
         if self._at_once(images):
@@ -320,14 +320,20 @@ class Collision(LightningModule):
             return preactivation.to(dtype), logits.to(dtype)
         return self.network(images).to(dtype), None
 
-    def _points_inside(self, count: int, step: int, every: Tensor) -> Tensor:
-        """This rank's share of `count` random points of the hull of all corners (K, C, H, W)."""
+    def _points_inside(self, count: int, step: int, every: Tensor, halfway: int = 0) -> Tensor:
+        """This rank's share of `count` random points of the hull of all corners (K, C, H, W).
+
+        The first `halfway` of them lie in the middle of two corners.
+        """
         if count == 0:
             return every[:0]
         # A generator reads 32 bits of its seed; the odd factor keeps the seeds' steps apart.
         drawn = (self.seed * 2_654_435_761 + step) % 2**32
         generator = torch.Generator().manual_seed(drawn)
         weights = torch.empty(count, len(every)).exponential_(generator=generator)
+        if halfway:  # of each row the two largest, which any two are as often
+            ends = weights[:halfway].topk(min(2, len(every))).indices
+            weights[:halfway] = torch.zeros_like(weights[:halfway]).scatter_(1, ends, 1.0)
         weights = (weights / weights.sum(1, keepdim=True)).to(every)
         points: Tensor = torch.tensordot(weights[self._own], every, 1)
         return points

@@ -48,6 +48,9 @@ class LossSettings:
     the paper. Without any, good corners of a deep layer can have a bad interior."""
     hull_weight: float = 1.0
     """What such a point counts for, over what a corner does."""
+    hull_edges: int = 0
+    """How many of them are taken halfway between two corners, the others anywhere: of a deep layer
+    that is where features go furthest astray, and where few of the others fall. 0."""
     output: float = 0.0
     """The weight of KL(p(t) || p(x)) of the class probabilities, at the corners and those points: a
     divergence of 1 nat counts `output` times what an L_pos of ||f(t)|| does. 0, as in the paper."""
@@ -91,6 +94,12 @@ class LossSettings:
         for name in ("alpha", "beta", "gamma", "hull_weight", "output", "distance", "nearness"):
             at_least(f"loss.{name}", getattr(self, name), 0)
         whole("loss.hull", self.hull, 0, 10_000)
+        whole("loss.hull_edges", self.hull_edges, 0, 10_000)
+        if self.hull_edges > self.hull:
+            raise SettingError(
+                f"loss.hull_edges={self.hull_edges}: must be at most loss.hull={self.hull}, for it "
+                "is a part of those points; lower the one or raise the other"
+            )
         one_of("loss.positive_form", self.positive_form, ("norm", "half_square"))
         rising("loss.stages", [stage.step for stage in self.stages])
         for number, stage in enumerate(self.stages):
