@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from feature_collisions.data.datasets import load_data
@@ -54,6 +55,18 @@ def bare(model: nn.Module, initial: Tensor, target: Tensor, corners: range) -> f
     return time.perf_counter() - started
 
 
+class Clock(Callback):
+    """When the steps begin and end."""
+
+    def on_train_start(self, *_: object) -> None:
+        """Before the first step."""
+        self.start = time.perf_counter()
+
+    def on_train_end(self, *_: object) -> None:
+        """After the last."""
+        self.end = time.perf_counter()
+
+
 def through_lightning(
     model: nn.Module, initial: Tensor, target: Tensor, corners: range, keep: bool = True
 ) -> float:
@@ -66,16 +79,15 @@ def through_lightning(
             stop=StopSettings(5.0, STEPS, STEPS, None, None),
             trainer=PRECISION, directory=directory,
         )  # fmt: skip
-        marks = []
-        search.module.on_train_start = lambda: marks.append(time.perf_counter())
-        search.module.on_train_end = lambda: marks.append(time.perf_counter())
+        clock = Clock()
+        search.lightning.callbacks.append(clock)
         if keep:
             settings = WandbSettings("offline")
             with wandb_logger(settings, Path(folder), "step", "benchmark", {}) as logger:
                 search.run(logger)
         else:
             search.run()
-        return marks[1] - marks[0]
+        return clock.end - clock.start
 
 
 def compare(name: str, first: list[float], second: list[float], unit: float) -> None:

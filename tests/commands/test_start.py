@@ -1,10 +1,12 @@
 """What the commands import: a start is mostly imports, and none is made before it is needed."""
 
+import gc
 import subprocess
 import sys
 
 import pytest
 
+from feature_collisions.commands.start import importing
 from helpers.commands import ROOT
 
 # Beside torch and Lightning, which brings torchvision, scipy and Matplotlib along.
@@ -47,3 +49,46 @@ def test_a_search_imports_what_it_runs(tmp_path):
     assert status == 0
     assert {"lightning", "feature_collisions.search.find_corners"} <= modules
     assert not modules & set(_LATER)
+
+
+def test_the_collector_rests_while_lightning_is_imported_and_at_no_other_time(monkeypatch):
+    import lightning  # noqa: F401
+
+    with importing():
+        assert gc.isenabled()
+    assert not gc.get_freeze_count()
+    monkeypatch.delitem(sys.modules, "lightning")
+    try:
+        with importing():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
+
+
+FAULTS = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from feature_collisions.commands.start import keep_freed_memory
+keep_freed_memory()
+import torch
+
+def faults(count):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(count):
+        torch.ones(2**24)  # 64 MiB: 16,384 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with ThreadPoolExecutor(1) as thread:
+    for work in (faults, lambda count: thread.submit(faults, count).result()):
+        work(12)  # some go by until freed pieces fit together
+        print(work(10))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux's")
+def test_what_a_step_frees_comes_back_without_new_pages_in_any_thread():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert max(map(int, done.stdout.split())) < 16_384

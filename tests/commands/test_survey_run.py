@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from feature_collisions.commands.extra_file import read_extra
 from feature_collisions.errors import SettingError
-from feature_collisions.evaluation.survey import COLUMNS, differences, interval_of
+from feature_collisions.evaluation.survey import COLUMNS, differences, interval_of, means
 from feature_collisions.networks.classifiers import is_remembered
+from feature_collisions.report.figures import survey_figure
 from helpers.commands import run_command
 from helpers.surveys import MEASURE, SWEEP, write_networks
 
@@ -209,6 +210,19 @@ def test_intervals_are_those_of_the_mean():
     assert found.low == pytest.approx(found.mean - half, abs=0.3 * half)
     assert found.high == pytest.approx(found.mean + half, abs=0.3 * half)
     assert found == interval_of(values.tolist())
+
+
+def test_the_figure_shows_sizes_against_blind_units_and_the_users_first_two_columns():
+    entry = dict.fromkeys(COLUMNS, 0.5)
+    figures = {"m:a": [entry, entry], "m:b": [entry | {"relative_size": 0.25}] * 2}
+    extra = {"m:a": {"x": 1.0, "y": 2.0, "z": 3.0}, "m:b": {"x": 4.0, "y": 5.0, "z": 6.0}}
+    figure = survey_figure(figures, means(figures), extra)
+    shown = {axes.get_xlabel(): axes for axes in figure.axes if axes.has_data()}
+    assert list(shown) == ["relative size", "share of blind units", "x", "y"]
+    points = [
+        line.get_xydata()[0].tolist() for line in shown["y"].lines if len(line.get_xdata()) == 1
+    ]
+    assert points == [[2.0, 0.5], [5.0, 0.25]]
 
 
 def test_differences_are_paired():

@@ -24,7 +24,7 @@ from feature_collisions.proofs.collision import joint_norm, largest_eigenvalue, 
 from feature_collisions.proofs.linear_program import LinearPrograms, depth
 from feature_collisions.proofs.piecewise import traced
 from feature_collisions.proofs.splitting import Judged, Pieces, Splitting
-from feature_collisions.proofs.whole_hull import prove_class
+from feature_collisions.proofs.whole_hull import ClassJudge, prove_class
 from helpers.bounds import backward, bounds_of, spread
 from helpers.hulls import valley
 from helpers.networks import everything
@@ -156,7 +156,7 @@ def test_halving_never_loosens_what_is_known(name: str) -> None:
     steps, rows = steps_of(network, corners[0].double()), torch.tensor([[1.0, -1, 0]]).double()
 
     class Margin:
-        most, seen = 64, 0.0
+        most, threads, seen = 64, 1, 0.0
 
         def __call__(self, pieces: Pieces, local: list[Step] | None) -> Judged:
             points = torch.tensordot(pieces.weights, corners.double(), 1)
@@ -300,6 +300,46 @@ def test_the_worst_that_was_seen_is_kept(tmp_path: Path) -> None:
     assert second["feature_relative_max"] <= first["feature_relative_max"]
 
 
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+def test_threads_find_what_one_does(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
+    hull = hull_of(Hole((0.3137, 0.2719), 5e-4), SQUARE, "bend")
+    found = []
+    for count in (1, 3):
+        monkeypatch.setattr("feature_collisions.proofs.judge.threads_of_cpu", lambda n=count: n)
+        judge = ClassJudge(hull)
+        judge.prepare()
+        known = Splitting.of(torch.eye(len(hull.corners)), 2)
+        known.most = pieces
+        for _ in range(10):
+            known.advance(judge, worst_first=False)
+        found.append((known.open, known.settled, known.share, known.count))
+    torch.testing.assert_close(found[0], found[1], atol=1e-12, rtol=1e-12)
+    assert judge.threads == 3
+
+
+def test_what_is_too_large_for_a_local_network_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for few bends pieces are cut, unjudged, until these are few."""
+    monkeypatch.setattr("feature_collisions.proofs.judge._LITTLE", 0)
+    torch.manual_seed(2)
+    model, corners = Skips().eval(), torch.rand(4, *SIZES["skips"]) * 2 - 0.5
+    hull, found, cut = hull_of(model, corners, "first"), list[dict[str, Any]](), list[Tensor]()
+    true = ClassJudge.halve
+
+    def halve(judge: ClassJudge, pieces: Pieces, times: int) -> Parts:
+        cut.append(pieces.volume)
+        return true(judge, pieces, times)
+
+    monkeypatch.setattr(ClassJudge, "halve", halve)
+    for bends in (3000, 6):
+        monkeypatch.setattr("feature_collisions.proofs.bounds.local._BENDS", bends)
+        assert not cut
+        found.append(prove_class(hull, 20))
+    assert [each["outcome"] for each in found] == ["proved", "proved"]
+    assert found[1]["pieces"] > found[0]["pieces"] > 1
+    assert cut
+    assert max(cut) < 1  # the whole hull was judged
+
+
 def test_what_would_not_end_in_time_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock:
         now = 0.0
@@ -308,7 +348,7 @@ def test_what_would_not_end_in_time_is_not_begun(monkeypatch: pytest.MonkeyPatch
             return self.now
 
     class Slow:
-        most, seen, judged = 64, 0.0, [0]
+        most, threads, seen, judged = 64, 1, 0.0, [0]
 
         def __call__(self, pieces: Pieces, local: list[Step] | None) -> Judged:
             count = len(pieces.volume)

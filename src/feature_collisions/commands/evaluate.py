@@ -14,7 +14,7 @@ from ..report.escaping import for_line, for_terminal
 from ..settings.evaluate import EvaluateSettings
 from ..settings.train import to_settings
 from .command_line import changed, command, override
-from .start import explain
+from .start import explain, importing
 from .survey import is_survey
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ def main(config: DictConfig) -> None:
 
 def evaluate_all(settings: EvaluateSettings, directory: Path) -> None:
     """Evaluate each hull in `directory`; more than one are put into one table."""
-    from ..hull.run import hulls_below
-    from ..settings.trainer import check_trainer
+    with importing():
+        from ..hull.run import hulls_below
+        from ..settings.trainer import check_trainer
 
     settings.trainer = check_trainer(settings.trainer)
     runs, refused = hulls_below(directory)
@@ -144,12 +145,13 @@ def say(mode: str, name: str | None) -> None:
 
 def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Sequence[str]]:
     """Evaluate a run, as data: nothing it names is executed. Gives the classes' names too."""
-    from ..data.devices import without_tf32
-    from ..data.files import refuse_links, write_json
-    from ..evaluation.evaluate import EVALUATION, evaluate, reason_of
-    from ..evaluation.hull_of_run import hull_of
-    from ..report import report
-    from ..report.findings import classes_of, describe
+    with importing():
+        from ..data.devices import without_tf32
+        from ..data.files import refuse_links, write_json
+        from ..evaluation.evaluate import EVALUATION, evaluate, reason_of
+        from ..evaluation.hull_of_run import hull_of
+        from ..report import report
+        from ..report.findings import classes_of, describe
 
     refuse_links(run.directory)
     hull, data = hull_of(run, settings)

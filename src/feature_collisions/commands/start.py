@@ -2,11 +2,13 @@
 
 import ctypes
 import errno
+import gc
 import os
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -74,13 +76,34 @@ def keep_freed_memory() -> None:
     """Have glibc, where it is used, keep the memory that a step frees for the next step.
 
     Otherwise each tensor of some megabytes is returned to the system and comes back as fresh pages,
-    which took a third of the time of a SqueezeNet step on composites.
+    which took a third of the time of a SqueezeNet step on composites. Threads share one arena:
+    those that glibc gives them hold 64 MiB and are returned whole, which took a quarter of the time
+    of points that two threads classify.
     """
     if sys.platform != "linux" or (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is None:
         return
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # of malloc.h
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(mmap_max, 0)
+    mallopt(arena_max, 1)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Have Python's garbage collector rest while a command imports Lightning and all it brings.
+
+    Nothing of it becomes garbage, and walking it again and again took a quarter of the time.
+    Afterwards it is left alone. The later jobs of a sweep find everything imported.
+    """
+    if "lightning" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def register_schemas(store: ConfigStore) -> None:

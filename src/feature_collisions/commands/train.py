@@ -27,7 +27,7 @@ from ..hull.places import (
 from ..settings.solver import check_used
 from ..settings.train import Settings, parse_corners, to_settings
 from .command_line import changed, command, override
-from .start import explain
+from .start import explain, importing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -115,12 +115,13 @@ class Job:
 
 def train(settings: Settings, directory: Path, checkpoint: Path | None, group: str) -> None:
     """Load data and classifier, and search one pair of images or many."""
-    from ..data.datasets import load_data
-    from ..networks.classifiers import load_classifier  # imported here: it takes seconds
-    from ..report.findings import classes_of
-    from ..report.wandb_logs import check_login
-    from ..settings.trainer import single_device
-    from .deciding import hashes
+    with importing():  # here and not above: it takes seconds
+        from ..data.datasets import load_data
+        from ..networks.classifiers import load_classifier
+        from ..report.findings import classes_of
+        from ..report.wandb_logs import check_login
+        from ..settings.trainer import single_device
+        from .deciding import hashes
 
     check_login(settings.wandb.mode)
     settings = with_size(settings)

@@ -147,9 +147,12 @@ class _CollisionJudge(HullJudge):
     def _look(self, preactivation: Tensor) -> None:
         features = self.features
         off = features.rectified(preactivation) - features.features
-        self.seen = max(self.seen, float(off.norm(dim=1).max()) / self.norm)
+        largest = float(off.norm(dim=1).max()) / self.norm
+        with self.one_by_one:
+            self.seen = max(self.seen, largest)
 
-    def __call__(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
+    def judge(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
+        """The errors of pieces: one is settled where its bound is near the largest error seen."""
         bounds, preactivation = self.bounds(pieces, steps)
         self._look(preactivation)
         whole, alone = self._errors_of(bounds)

@@ -1,19 +1,22 @@
 """What the proofs of a hull have in common: its pieces, bounded in whole and local networks."""
 
+from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor, fx
 
 from ..data.devices import able
 from ..hull.hull import Hull
+from ..hull.threads import Threads, threads_of_cpu
 from ..networks.graph import NotPiecewiseLinear
 from .bounds.local import localise, numbers_of, values_of
-from .bounds.over_pieces import Bounds
+from .bounds.over_pieces import Bounds, Parts
 from .bounds.relaxation import rounding
 from .bounds.steps import Step, steps_of
 from .cache import PieceCache, proof_key
-from .splitting import Pieces
+from .splitting import Judged, Pieces
 
 _MEMORY = 2**30  # bytes that the bounds of the pieces of a batch may take
 _COPIES = 6  # of every value, at each vertex
@@ -21,11 +24,20 @@ _LITTLE = 2**14  # products for an image: a smaller network needs no local ones
 
 
 class HullJudge:
-    """Bounds the pieces of a hull."""
+    """Bounds the pieces of a hull, on the CPU some in each of as many threads as keep it busy.
+
+    Attributes:
+        one_by_one: held where threads must take turns: the model is the caller's, and may not run
+            twice at once.
+    """
 
     def __init__(self, hull: Hull) -> None:
         self.hull = hull
         self.place = able(hull.corners.device)
+        on_cpu = self.place.type == "cpu"
+        self.threads = threads_of_cpu() if on_cpu else 1
+        self._pool = Threads(self.threads, on_cpu)
+        self.one_by_one = Lock()
         self.corners = hull.corners.to(self.place, torch.float64)
         self.checked = False
         self.seen = 0.0
@@ -42,6 +54,23 @@ class HullJudge:
                 "bounds; the edges are walked"
             )
 
+    def __call__(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
+        """Judge pieces of one region; the threads share them out."""
+        every = torch.arange(len(pieces.volume))
+        shares = every.tensor_split(min(self.threads, len(every)))
+        if len(shares) == 1:
+            return self.judge(pieces, steps)
+        calls = (partial(self._judge_share, pieces.at(share), steps) for share in shares)
+        return Judged.joined(list(self._pool.results(calls)))
+
+    @torch.no_grad()  # another thread has a mode of its own
+    def _judge_share(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
+        return self.judge(pieces, steps)
+
+    def judge(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
+        """Judge pieces of one region."""
+        raise NotImplementedError
+
     def bounds(self, pieces: Pieces, steps: list[Step] | None) -> tuple[Bounds, Tensor]:
         """The bounds of some pieces, and the values (P, N) of the last step at their middles."""
         if steps:
@@ -51,12 +80,17 @@ class HullJudge:
             points = self._points(pieces)
             steps, error = self.steps, rounding(len(self.corners), points)
             bounds = Bounds(steps, points, error)
-        if not self.checked:
-            self._check(bounds, self._points(pieces))
+        with self.one_by_one:
+            if not self.checked:
+                self._check(bounds, self._points(pieces))
         return bounds, values_of(steps, points.mean(1))
 
     def localise(self, piece: Pieces, steps: list[Step] | None) -> list[Step] | None:
-        """The local network of one piece, or None where there is nothing to gain."""
+        """The local network of one piece, or None where there is nothing to gain.
+
+        Raises:
+            TooManyBends: where too many units bend.
+        """
         work = numbers_of(steps or self.steps)
         if work < _LITTLE:
             return None
@@ -64,6 +98,11 @@ class HullJudge:
             return localise(steps, piece.inside[0].to(self.place))
         points = self._points(piece)[0]
         return localise(self.steps, points, rounding(len(self.corners), points))
+
+    def halve(self, pieces: Pieces, times: int) -> Parts:
+        """Cut pieces across their longest edges, unjudged."""
+        images = Bounds(self.steps[:1], self._points(pieces), 0.0)
+        return images.parts({}, torch.full((len(pieces.volume),), times))
 
     def _points(self, pieces: Pieces) -> Tensor:
         """(P, V, C, H, W) at the vertices."""

@@ -126,12 +126,13 @@ class ClassJudge(HullJudge):
                 "class": int(predicted[first]),
             }
 
-    def __call__(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
+    def judge(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
         """The margins of pieces: a piece is settled where all are above 0."""
         bounds, logits = self.bounds(pieces, steps)
         here = (logits @ self.rows.T).amin(1)
         near = here <= _TIE * logits.abs().amax(1)
-        self.try_points(pieces.weights[near.cpu()].mean(1))
+        with self.one_by_one:
+            self.try_points(pieces.weights[near.cpu()].mean(1))
         margins = bounds.lower(len(bounds.steps) - 1, self.rows).amin(2)
         least, worst = margins.min(1)
         odds = (-margins).exp().sum(1)

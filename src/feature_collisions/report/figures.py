@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -24,8 +25,12 @@ _FROM_INITIAL = "initial_distance_mean"
 _LABELS = {_FROM_INITIAL: "distance from the initial image"}
 _LINE = "#dfe3e8"  # round a picture, so that a white one has an edge
 _WIDTH = 6.5  # inches, a page's text
-_COLUMNS = 3  # of the user's, in a survey's figure
+_COLUMNS = 2  # of the user's, in a survey's figure
 _LINES, _GAP = 0.12, 0.06  # inches: a line of 7 points, and what is left free below a row
+
+# Matplotlib reads the `matplotlibrc` of the current folder, which may be a stranger's: it could
+# change every figure, and have LaTeX run for their texts.
+_as_shipped = rc_context(dict(rcParamsDefault))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -33,6 +38,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_atomically(path, encoded(figure, path.suffix[1:]))
 
 
+@_as_shipped
 def encoded(figure: Figure, form: str) -> bytes:
     """A figure as a file of the format `form`: png, pdf or svg."""
     buffer = io.BytesIO()
@@ -46,6 +52,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
+@_as_shipped
 def sheet_figure(sheet: Sheet) -> Figure:
     """The pictures of a sheet, each with its name and words above it."""
     titles = [[_title(panel.name, panel.words) if panel else "" for panel in row]
@@ -80,6 +87,7 @@ def _title(*parts: str) -> str:
     return "\n".join(line for part in parts for line in textwrap.wrap(part, 15))
 
 
+@_as_shipped
 def histogram_figure(result: dict[str, Any], target: str) -> Figure:
     """How probable the target's class is over the hull, one panel per sampler."""
     figure = _figure(_WIDTH, 2.3)
@@ -109,6 +117,7 @@ _FACES = 20  # triangles in one figure
 _STATES = {"proved": _BLUE, "undecided": "#FFFFFF", "refuted": _VERMILION}
 
 
+@_as_shipped
 def faces_figure(proof: dict[str, Any]) -> Figure | None:
     """The hull's triangles, each part in the colour of what is known of it (`prove_faces`).
 
@@ -138,6 +147,7 @@ def faces_figure(proof: dict[str, Any]) -> Figure | None:
     return figure
 
 
+@_as_shipped
 def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
     """Relative size against every weight of the loss that differs; None where none does.
 
@@ -168,12 +178,13 @@ def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
     return figure
 
 
+@_as_shipped
 def survey_figure(
     figures: Figures,
     found: Mapping[str, Mapping[str, Interval | None]],
     extra: Mapping[str, Mapping[str, float]],
 ) -> Figure:
-    """Each network's sizes, and their means against the user's columns or the blind units.
+    """Each network's sizes, and their means against the blind units and the user's columns.
 
     Args:
         figures: what was measured, by network.
@@ -181,10 +192,15 @@ def survey_figure(
         extra: the user's columns, by network.
     """
     networks = list(figures)
-    columns = list(next(iter(extra.values()), {}))[:_COLUMNS] or ["blind_share"]
+    places: dict[str, dict[str, float | None]] = {
+        "share of blind units": {name: _mean(found[name]["blind_share"]) for name in networks}
+    }
+    for column in list(next(iter(extra.values()), {}))[:_COLUMNS]:
+        places[column] = {name: extra[name][column] for name in networks}
     height = max(2.6, 0.24 * len(networks) + 0.9)
-    figure = _figure(_WIDTH, height * -(-(1 + len(columns)) // 2))
-    panels = figure.subplots(-(-(1 + len(columns)) // 2), 2, squeeze=False).flat
+    rows = -(-(1 + len(places)) // 2)
+    figure = _figure(_WIDTH, height * rows)
+    panels = figure.subplots(rows, 2, squeeze=False).flat
     first = next(panels)
     for row, name in enumerate(networks):
         sizes = [entry["relative_size"] for entry in figures[name]]
@@ -193,17 +209,15 @@ def survey_figure(
     first.set_yticks(range(len(networks)), [_short(name) for name in networks], fontsize=7)
     first.invert_yaxis()
     first.set_xlabel("relative size", fontsize=8)
-    for axes, column in zip(panels, columns, strict=False):
+    for axes, (column, place_of) in zip(panels, places.items(), strict=False):
         for name in networks:
-            mean = found[name]["blind_share"]
-            place = extra[name][column] if extra else (mean.mean if mean else None)
-            size = found[name]["relative_size"]
+            place, size = place_of[name], found[name]["relative_size"]
             if place is None or size is None:
                 continue
             _with_interval(axes, size, place, upright=True)
             axes.annotate(_short(name), (place, size.mean), (3, 3), fontsize=6,
                           textcoords="offset points")  # fmt: skip
-        axes.set_xlabel("share of blind units" if not extra else column, fontsize=8)
+        axes.set_xlabel(column, fontsize=8, parse_math=False)
         axes.set_ylabel("relative size", fontsize=8)
         axes.margins(x=0.15)
     for axes in figure.axes:
@@ -211,6 +225,10 @@ def survey_figure(
         if not axes.has_data():
             axes.set_axis_off()
     return figure
+
+
+def _mean(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.mean
 
 
 def _with_interval(axes: Any, size: Interval | None, place: float, upright: bool) -> None:

@@ -66,14 +66,18 @@ class _Form(NamedTuple):
     size: Tensor
     units: Tensor
 
+    @property
+    def is_zero(self) -> Tensor:
+        """(...) where values are 0 exactly, so that the windows of a max pool over them tie."""
+        return (self.size == 0) & (self.error == 0)
 
-class _TooManyBends(Exception):
-    pass
+
+class TooManyBends(Exception):
+    """A piece is too large for a local network."""
 
 
-def localise(
-    steps: Sequence[Step], vertices: Tensor, error: Tensor | float = 0.0
-) -> list[Step] | None:
+@torch.no_grad()
+def localise(steps: Sequence[Step], vertices: Tensor, error: Tensor | float = 0.0) -> list[Step]:
     """The steps of a network on a piece, from weights (K,) of its vertices to the same values.
 
     Args:
@@ -81,14 +85,10 @@ def localise(
         vertices: (K, C, H, W), the piece's, or (K, K) where `steps` are of a local network.
         error: how far each of their numbers may be off.
 
-    Returns:
-        None where too many units bend.
+    Raises:
+        TooManyBends: where too many units bend.
     """
-    try:
-        with torch.no_grad():
-            return _Localiser(steps, vertices, error).found
-    except _TooManyBends:
-        return None
+    return _Localiser(steps, vertices, error).found
 
 
 class _Localiser:
@@ -139,9 +139,12 @@ class _Localiser:
             slopes = step.linear(*(_padded(form.slopes, count) for form in given))
         else:
             slopes = base[:0]
-        error, size = step.spread([torch.stack([form.error, form.size]) for form in given])
+        error, size, some = step.spread(
+            [torch.stack([form.error, form.size, (~form.is_zero).to(base)]) for form in given]
+        )
         size = size + step.offset.abs() * (1 + self._most(count).sum())
-        error = error + step.error + rounding(step.terms, size)
+        zero = (some == 0) & (size == 0)  # sums of zeros alone
+        error = error + step.error + rounding(step.terms, size).masked_fill(zero, 0)
         return _Form(base, slopes, error, size, self.none)
 
     def _rectifier(self, step: Rectifier, given: _Form) -> _Form:
@@ -156,6 +159,7 @@ class _Localiser:
         base, slopes = given.base * line + full, given.slopes * line
         size = given.size * line.abs() + full
         error = given.error * line.abs() + rounding(2, size)
+        error = error.masked_fill((line == 0) & (full == 0), 0)
         if len(units):
             inside = Range(*(each.flatten(-len(step.shape))[..., units] for each in x))
             part = Bend(inside, step.ceiling, slope[0].flatten()[units])
@@ -214,7 +218,8 @@ class _Localiser:
         base, slopes = form.base.flatten(1), form.slopes.flatten(1)
         middle = base + self.middle[:count].T @ slopes
         radius = self.radius[:count].T @ slopes.abs() + form.error.flatten()
-        radius = radius + rounding(count + 4, form.size.flatten())
+        size = form.size.flatten()
+        radius = radius + rounding(count + 4, size).masked_fill(form.is_zero.flatten(), 0)
         below, above = (
             each[None].view(1, self.corners, *form.base.shape[1:])
             for each in (middle - radius, middle + radius)
@@ -228,7 +233,7 @@ class _Localiser:
     def _count(self, more: int, step: Step) -> None:
         count = len(self.middle) + more
         if count > _BENDS or count * step.size * 8 > _MEMORY:
-            raise _TooManyBends
+            raise TooManyBends
 
     def _deviate(
         self, slopes: Tensor, size: Tensor, units: Tensor, middle: Tensor, radius: Tensor

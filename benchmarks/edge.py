@@ -1,0 +1,67 @@
+"""One edge of a hull, walked and bounded: `python benchmarks/edge.py run=DIR [--seconds 60]`.
+
+The share of the edge between the first two corners that each proves in so many seconds to be the
+target's class: the walk, bend by bend, in float64 and in float32, and bounds over pieces that are
+halved until they decide, where the network is one that they take.
+"""
+
+import argparse
+import time
+
+import torch
+
+from feature_collisions.evaluation.hull_of_run import hull_of
+from feature_collisions.hull.hull import Hull
+from feature_collisions.hull.run import load_run
+from feature_collisions.networks.graph import NotPiecewiseLinear
+from feature_collisions.proofs.edges import Edge, Walker
+from feature_collisions.proofs.splitting import Splitting
+from feature_collisions.proofs.whole_hull import ClassJudge
+from feature_collisions.settings.evaluate import EdgeSettings, EvaluateSettings
+
+
+def walked(hull: Hull, seconds: float, precision: int) -> tuple[float, int]:
+    """The share of the edge that a walk proves, and its pieces."""
+    walker, edge = Walker(hull, EdgeSettings(precision=precision)), Edge((0, 1))
+    walker.width = 2.0**-12
+    started = time.monotonic()
+    while edge.walked < 1 and time.monotonic() < started + seconds:
+        walker.advance(edge, (0, 1), 1.0)
+    return edge.proved, edge.breakpoints
+
+
+def bounded(hull: Hull, seconds: float) -> tuple[float, int]:
+    """The share of the edge that bounds prove, and the pieces judged."""
+    judge = ClassJudge(hull)
+    judge.prepare()
+    known = Splitting.of(torch.eye(len(hull.corners))[:2], 2)
+    known.run(judge, seconds, None, "Edge", worst_first=False)
+    return known.share, known.count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="a run directory, as run=DIR")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    given = parser.parse_args()
+    hull, _ = hull_of(load_run(given.run.removeprefix("run=")), EvaluateSettings())
+    ways = {
+        "walked, float64": lambda: walked(hull, given.seconds, 64),
+        "walked, float32": lambda: walked(hull, given.seconds, 32),
+        "bounds": lambda: bounded(hull, given.seconds),
+    }
+    with torch.no_grad():
+        for name, way in ways.items():
+            started = time.monotonic()
+            try:
+                share, pieces = way()
+            except NotPiecewiseLinear as error:
+                print(f"{name}: {error}")
+                continue
+            took = time.monotonic() - started
+            pace = 100 * share / took * 60
+            print(f"{name}: {pace:.4f} % of the edge a minute; {pieces} pieces in {took:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
