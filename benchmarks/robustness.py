@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parse()
     images = ImageFolder(DataSettings("image_folder", arguments.root, arguments.size))
     chosen = torch.arange(0, len(images.labels), arguments.every)
-    print(f"network,accuracy,accuracy against PGD at {arguments.epsilon:g}/255")
+    print(f"network,test accuracy,robust accuracy at {arguments.epsilon:g}/255")
     for name in arguments.networks:
         module, _, function = name.partition(":")
         model = getattr(importlib.import_module(module), function)().eval().requires_grad_(False)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.hull.hull import dirichlet
-from feature_collisions.proofs.bounds.local import localise, numbers_of, values_of
+from feature_collisions.proofs.bounds.local import TooManyBends, localise, numbers_of, values_of
 from feature_collisions.proofs.bounds.over_pieces import Bounds
 from feature_collisions.proofs.bounds.relaxation import rounding
 from feature_collisions.proofs.bounds.steps import Step, steps_of
@@ -42,11 +42,9 @@ def test_a_local_network_computes_and_bounds_what_the_network_does(name: str, sc
         local = localise(steps, corners, rounding(4, corners))
         points = torch.cat([torch.eye(4).double(), dirichlet(500, 4, generator)])
         for depth in (0, 2, 3):
-            assert local is not None
             piece = piece_of(depth, generator)
             weights = piece @ weights
             local = localise(local, piece) if depth else local
-            assert local is not None
             logits = network(torch.tensordot(points @ weights, corners, 1))
             torch.testing.assert_close(values_of(local, points), logits, atol=1e-12, rtol=1e-12)
             inner = piece_of(2, generator)
@@ -61,7 +59,6 @@ def test_a_local_network_is_no_looser_than_the_whole_one(name: str) -> None:
     network, corners = made(name, 0, SIZES[name], 0.1)
     steps = steps_of(network, corners[0])
     local = localise(steps, corners, rounding(4, corners))
-    assert local is not None
     inner = piece_of(3, torch.Generator().manual_seed(0))
     last = len(steps) - 1
     rows = torch.eye(steps[last].size, dtype=torch.float64)
@@ -79,11 +76,9 @@ def test_a_local_network_holds_what_bends_alone() -> None:
     steps = steps_of(traced(network), torch.zeros(1, 1, 2, dtype=torch.float64))
     corners = torch.tensor([[0.0, 0], [1, 0], [0, 1]], dtype=torch.float64).view(3, 1, 1, 2)
     local = localise(steps, corners)
-    assert local is not None
     assert [step.size for step in local] == [3, 1, 1, 2]  # the first unit alone
     part = torch.tensor([[0.5, 0.5, 0], [0, 1, 0], [0, 0.5, 0.5]], dtype=torch.float64)
     inner = localise(local, part)
-    assert inner is not None
     assert [step.size for step in inner] == [3, 2]  # none: linear
 
 
@@ -99,7 +94,6 @@ def test_windows_of_zeros_do_not_bend() -> None:
     middle = torch.rand(1, 4, 4, generator=generator, dtype=torch.float64)
     corners = middle + 1e-6 * torch.rand(3, 1, 4, 4, generator=generator, dtype=torch.float64)
     local = localise(steps_of(traced(network), corners[0]), corners, rounding(3, corners))
-    assert local is not None
     assert [step.size for step in local] == [3, 2]
 
 
@@ -107,4 +101,5 @@ def test_a_network_with_too_many_bends_has_none() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 4000), nn.ReLU(), nn.Linear(4000, 2))
     corners = torch.rand(3, 1, 2, 2, dtype=torch.float64) * 4 - 2
-    assert localise(steps_of(traced(network), corners[0]), corners) is None
+    with pytest.raises(TooManyBends):
+        localise(steps_of(traced(network), corners[0]), corners)

@@ -317,6 +317,29 @@ def test_threads_find_what_one_does(monkeypatch: pytest.MonkeyPatch, pieces: int
     assert judge.threads == 3
 
 
+def test_what_is_too_large_for_a_local_network_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for few bends pieces are cut, unjudged, until these are few."""
+    monkeypatch.setattr("feature_collisions.proofs.judge._LITTLE", 0)
+    torch.manual_seed(2)
+    model, corners = Skips().eval(), torch.rand(4, *SIZES["skips"]) * 2 - 0.5
+    hull, found, cut = hull_of(model, corners, "first"), list[dict[str, Any]](), list[Tensor]()
+    true = ClassJudge.halve
+
+    def halve(judge: ClassJudge, pieces: Pieces, times: int) -> Parts:
+        cut.append(pieces.volume)
+        return true(judge, pieces, times)
+
+    monkeypatch.setattr(ClassJudge, "halve", halve)
+    for bends in (3000, 6):
+        monkeypatch.setattr("feature_collisions.proofs.bounds.local._BENDS", bends)
+        assert not cut
+        found.append(prove_class(hull, 20))
+    assert [each["outcome"] for each in found] == ["proved", "proved"]
+    assert found[1]["pieces"] > found[0]["pieces"] > 1
+    assert cut
+    assert max(cut) < 1  # the whole hull was judged
+
+
 def test_what_would_not_end_in_time_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock:
         now = 0.0

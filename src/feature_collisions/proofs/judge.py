@@ -12,7 +12,7 @@ from ..hull.hull import Hull
 from ..hull.threads import Threads, threads_of_cpu
 from ..networks.graph import NotPiecewiseLinear
 from .bounds.local import localise, numbers_of, values_of
-from .bounds.over_pieces import Bounds
+from .bounds.over_pieces import Bounds, Parts
 from .bounds.relaxation import rounding
 from .bounds.steps import Step, steps_of
 from .cache import PieceCache, proof_key
@@ -86,7 +86,11 @@ class HullJudge:
         return bounds, values_of(steps, points.mean(1))
 
     def localise(self, piece: Pieces, steps: list[Step] | None) -> list[Step] | None:
-        """The local network of one piece, or None where there is nothing to gain."""
+        """The local network of one piece, or None where there is nothing to gain.
+
+        Raises:
+            TooManyBends: where too many units bend.
+        """
         work = numbers_of(steps or self.steps)
         if work < _LITTLE:
             return None
@@ -94,6 +98,11 @@ class HullJudge:
             return localise(steps, piece.inside[0].to(self.place))
         points = self._points(piece)[0]
         return localise(self.steps, points, rounding(len(self.corners), points))
+
+    def halve(self, pieces: Pieces, times: int) -> Parts:
+        """Cut pieces across their longest edges, unjudged."""
+        images = Bounds(self.steps[:1], self._points(pieces), 0.0)
+        return images.parts({}, torch.full((len(pieces.volume),), times))
 
     def _points(self, pieces: Pieces) -> Tensor:
         """(P, V, C, H, W) at the vertices."""

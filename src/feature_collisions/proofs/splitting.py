@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .bounds.local import numbers_of
+from .bounds.local import TooManyBends, numbers_of
 from .bounds.over_pieces import Parts
 from .bounds.steps import Step
 from .cache import PieceCache
@@ -25,6 +25,7 @@ from .cache import PieceCache
 _MOST = 64  # pieces at once
 _LEVEL = 0.7  # of the worst: pieces that far from settled are halved in the same turn
 _HALVINGS = 6  # of a piece, until its parts get local networks of their own
+_APART = 2  # halvings of what is too large for a local network
 _ROOM = 2**26  # numbers that local networks may hold
 _SECONDS = 0.5  # a batch should take at most
 _SAVE_EVERY = 10.0  # seconds
@@ -116,7 +117,14 @@ class Judge(Protocol):
         """Judge pieces of one region."""
 
     def localise(self, piece: Pieces, steps: list[Step] | None) -> list[Step] | None:
-        """The local network of one piece, taken out of its region's; None where there is none."""
+        """The local network of one piece, taken out of its region's; None where it is no gain.
+
+        Raises:
+            TooManyBends: where it would be too large.
+        """
+
+    def halve(self, pieces: Pieces, times: int) -> Parts:
+        """Cut pieces across their longest edges, unjudged."""
 
 
 @dataclass
@@ -141,6 +149,7 @@ class Splitting:
     done: list[Tensor] = field(default_factory=list, init=False)
     regions: dict[int, Region] = field(default_factory=dict, init=False)
     region: int = field(default=0, init=False)
+    large: list[float] = field(default_factory=list, init=False)  # volumes that last had too many
     most: int = field(default=1, init=False)
 
     @classmethod
@@ -192,7 +201,7 @@ class Splitting:
                     self.most = max(1, min(self.most, int((started + seconds - began) / pace)))
                 self.advance(judge, worst_first)
                 took = time.monotonic() - began
-                pace = took / (self.count - count)
+                pace = took / max(1, self.count - count)
                 if took < _SECONDS / 2:
                     self.most = min(2 * self.most, _MOST)
                 elif took > _SECONDS:
@@ -220,16 +229,21 @@ class Splitting:
             order = order[key[order] <= max(worst, _LEVEL * worst)]
         now = self._of_region(order)
         if not len(now):
-            self._place(judge, order[:1])
+            if not self._place(judge, order[:1]):
+                self._cut_unjudged(judge, order[:1])
+                return
             now = self._of_region(order)
         steps = self.regions[self.region].steps
         now = now[: self.most if steps else min(self.most, judge.most)]
+        self.count += len(now)
+        self._take_in(now, judge(self.open.at(now), steps))
+
+    def _take_in(self, now: Tensor, found: Judged) -> None:
+        """Note what is found of some pieces, and cut those that are not settled."""
         pieces = self.open.at(now)
-        found = judge(pieces, steps)
         settled, parts = found.settled.cpu(), Parts(*(each.cpu() for each in found.parts))
         figures = torch.maximum(found.figures.cpu(), pieces.figures)  # they hold on its halves
         pieces = pieces._replace(figures=figures)
-        self.count += len(now)
         self.share += float(pieces.volume[settled].sum())
         if self.keeps:
             self.done.append(pieces.weights[settled])
@@ -243,29 +257,60 @@ class Splitting:
         least = self.regions[self.region].volume / 2**_HALVINGS
         return order[(self.open.region[order] == self.region) & (self.open.volume[order] > least)]
 
-    def _place(self, judge: Judge, index: Tensor) -> None:
-        """Go to the region of a piece, or, where it is small there, to one of its own."""
+    def _place(self, judge: Judge, index: Tensor) -> bool:
+        """Go to the region of a piece, or, where it is small there, to one of its own.
+
+        Returns:
+            Whether there is one; not where the piece is too large for a local network, nor where
+            the last two of its size were. Of the whole hull bounds are asked all the same, to see
+            how far off they are.
+        """
         piece = self.open.at(index)
-        self.region = int(piece.region)
+        self.region, volume = int(piece.region), float(piece.volume)
         old = self.regions[self.region]
-        if float(piece.volume) > old.volume / 2**_HALVINGS:
-            return
-        local = judge.localise(piece, old.steps)
+        if volume > old.volume / 2**_HALVINGS:
+            return True
+        if len(self.large) > 1 and volume >= self.large[-2]:
+            return False
+        try:
+            local = judge.localise(piece, old.steps)
+        except TooManyBends:
+            self.large.append(volume)
+            if volume < 1:
+                return False
+            local = None
+        else:
+            self.large.clear()
         if not local:  # not before its parts are as small again
-            self.regions[self.region] = old._replace(volume=float(piece.volume))
-            return
+            self.regions[self.region] = old._replace(volume=volume)
+            return True
         number = self.region = max(self.regions) + 1
         self.open.region[index] = number
         self.open.inside[index] = torch.eye(piece.inside.shape[1], dtype=torch.float64)
+        self._keep_region(number, Region(local, volume))
+        return True
+
+    def _keep_region(self, number: int, new: Region) -> None:
+        """Keep a region beside those that pieces are in, while there is room."""
         alive = set(self.open.region.tolist())
         kept = {k: region for k, region in self.regions.items() if k in alive or k == 0}
-        kept[number] = Region(local, float(piece.volume))
+        kept[number] = new
         room = _ROOM
         for k in sorted(kept, reverse=True):
             room -= numbers_of(kept[k].steps or [])
             if room < 0 and k != number:  # the oldest are made anew when their turn comes
                 kept[k] = Region(None, math.inf)
         self.regions = kept
+
+    def _cut_unjudged(self, judge: Judge, index: Tensor) -> None:
+        """Cut a piece that is too large for a local network.
+
+        The whole network's bounds would say of it what they said of the whole hull: they are off
+        by far.
+        """
+        undecided = torch.zeros(1, dtype=torch.bool)
+        piece = self.open.at(index)
+        self._take_in(index, Judged(piece.figures, undecided, judge.halve(piece, _APART)))
 
     def _kept(self, judge: Judge) -> dict[str, Tensor]:
         known = [self.share, float(self.count), self.seconds, judge.seen]

@@ -72,13 +72,12 @@ class _Form(NamedTuple):
         return (self.size == 0) & (self.error == 0)
 
 
-class _TooManyBends(Exception):
-    pass
+class TooManyBends(Exception):
+    """A piece is too large for a local network."""
 
 
-def localise(
-    steps: Sequence[Step], vertices: Tensor, error: Tensor | float = 0.0
-) -> list[Step] | None:
+@torch.no_grad()
+def localise(steps: Sequence[Step], vertices: Tensor, error: Tensor | float = 0.0) -> list[Step]:
     """The steps of a network on a piece, from weights (K,) of its vertices to the same values.
 
     Args:
@@ -86,14 +85,10 @@ def localise(
         vertices: (K, C, H, W), the piece's, or (K, K) where `steps` are of a local network.
         error: how far each of their numbers may be off.
 
-    Returns:
-        None where too many units bend.
+    Raises:
+        TooManyBends: where too many units bend.
     """
-    try:
-        with torch.no_grad():
-            return _Localiser(steps, vertices, error).found
-    except _TooManyBends:
-        return None
+    return _Localiser(steps, vertices, error).found
 
 
 class _Localiser:
@@ -238,7 +233,7 @@ class _Localiser:
     def _count(self, more: int, step: Step) -> None:
         count = len(self.middle) + more
         if count > _BENDS or count * step.size * 8 > _MEMORY:
-            raise _TooManyBends
+            raise TooManyBends
 
     def _deviate(
         self, slopes: Tensor, size: Tensor, units: Tensor, middle: Tensor, radius: Tensor
