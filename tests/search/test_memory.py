@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from feature_collisions.data import memory
 from feature_collisions.data.memory import free_bytes
+from feature_collisions.errors import SettingError
+from feature_collisions.search import find_corners as find_corners_module
 from feature_collisions.search.collision import Goal
 from feature_collisions.search.find_corners import Search
 from feature_collisions.settings.search import LogSettings, LossSettings, StopSettings
@@ -165,3 +167,20 @@ def test_where_nothing_tells_everything_fits(tmp_path: Path) -> None:
     assert free_bytes(CPU, tmp_path) is None
     assert free_bytes(torch.device("meta")) is None
     assert (free_bytes(CPU) or 2**21) > 2**20
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "said"),
+    [
+        ("DefaultCPUAllocator: can't allocate memory", SettingError, "3 corners do not fit into"),
+        ("another", RuntimeError, "another"),
+    ],
+)
+def test_corners_that_do_not_fit_before_the_first_step(monkeypatch, reason, kind, said):
+    def fail(*_):
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr(find_corners_module, "Pixels", fail)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(kind, match=said):
+        Search(model, "1", *torch.rand(2, 1, 8, 8), range(3))

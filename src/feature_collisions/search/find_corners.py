@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from ..data.devices import able
+from ..data.devices import able, out_of_memory
 from ..data.images import check_pair, save_png
 from ..ends import between_steps
 from ..errors import SettingError
@@ -91,7 +91,15 @@ class Search:
         self.dtype = self._dtype()
         place = able(device_of(self.model), self.dtype)
         self.initial, self.target = self.initial.to(place), self.target.to(place)
-        self.module = self._collision()
+        try:
+            self.module = self._collision()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise SettingError(
+                f"corner: {len(self.corners)} corners do not fit into the memory of {place}; "
+                "search fewer at once, or end what else runs there"
+            ) from error
         self.precision = self._precision(asked)
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
