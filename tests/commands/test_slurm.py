@@ -160,7 +160,7 @@ def test_a_survey_of_many_jobs_is_one_table(tmp_path, digits):
         cwd=tmp_path,
     ).communicate(timeout=300)  # fmt: skip
     assert "Traceback" not in said
-    jobs = {path.name for path in (tmp_path / "survey" / ".submitit").glob("*_*")}
+    jobs = {path.name for path in (tmp_path / "survey" / ".submitit").glob("[0-9]*_*")}
     assert len(jobs) == 2
     pairs = [json.loads((tmp_path / "survey" / job / "pairs.json").read_text()) for job in "01"]
     assert [(pair["initial"], pair["target"]) for pair in pairs[0]] == [
