@@ -1,5 +1,6 @@
 """What the proofs of a hull have in common: its pieces, bounded in whole and local networks."""
 
+from abc import ABC, abstractmethod
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -23,7 +24,7 @@ _COPIES = 6  # of every value, at each vertex
 _LITTLE = 2**14  # products for an image: a smaller network needs no local ones
 
 
-class HullJudge:
+class HullJudge(ABC):
     """Bounds the pieces of a hull, on the CPU some in each of as many threads as keep it busy.
 
     Attributes:
@@ -60,16 +61,13 @@ class HullJudge:
         shares = every.tensor_split(min(self.threads, len(every)))
         if len(shares) == 1:
             return self.judge(pieces, steps)
-        calls = (partial(self._judge_share, pieces.at(share), steps) for share in shares)
+        judge = torch.no_grad()(self.judge)  # another thread has a mode of its own
+        calls = (partial(judge, pieces.at(share), steps) for share in shares)
         return Judged.joined(list(self._pool.results(calls)))
 
-    @torch.no_grad()  # another thread has a mode of its own
-    def _judge_share(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
-        return self.judge(pieces, steps)
-
+    @abstractmethod
     def judge(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
         """Judge pieces of one region."""
-        raise NotImplementedError
 
     def bounds(self, pieces: Pieces, steps: list[Step] | None) -> tuple[Bounds, Tensor]:
         """The bounds of some pieces, and the values (P, N) of the last step at their middles."""
@@ -102,7 +100,7 @@ class HullJudge:
     def halve(self, pieces: Pieces, times: int) -> Parts:
         """Cut pieces across their longest edges, unjudged."""
         images = Bounds(self.steps[:1], self._points(pieces), 0.0)
-        return images.parts({}, torch.full((len(pieces.volume),), times))
+        return images.parts({}, torch.full((len(pieces.volume),), times, device=self.place))
 
     def _points(self, pieces: Pieces) -> Tensor:
         """(P, V, C, H, W) at the vertices."""

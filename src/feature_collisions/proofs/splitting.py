@@ -9,6 +9,7 @@ which its parts are judged (see `local`).
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -149,7 +150,8 @@ class Splitting:
     done: list[Tensor] = field(default_factory=list, init=False)
     regions: dict[int, Region] = field(default_factory=dict, init=False)
     region: int = field(default=0, init=False)
-    large: list[float] = field(default_factory=list, init=False)  # volumes that last had too many
+    # Volumes of the last pieces, two at most, that were too large for a local network.
+    large: deque[float] = field(default_factory=lambda: deque(maxlen=2), init=False)
     most: int = field(default=1, init=False)
 
     @classmethod
@@ -270,7 +272,7 @@ class Splitting:
         old = self.regions[self.region]
         if volume > old.volume / 2**_HALVINGS:
             return True
-        if len(self.large) > 1 and volume >= self.large[-2]:
+        if len(self.large) == 2 and volume >= self.large[0]:
             return False
         try:
             local = judge.localise(piece, old.steps)
