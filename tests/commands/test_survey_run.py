@@ -1,6 +1,7 @@
 """A survey of two tiny networks, end to end: one has ReLUs, the other clipped ones."""
 
 import csv
+import itertools
 import json
 import shutil
 
@@ -223,6 +224,21 @@ def test_the_figure_shows_sizes_against_blind_units_and_the_users_first_two_colu
         line.get_xydata()[0].tolist() for line in shown["y"].lines if len(line.get_xdata()) == 1
     ]
     assert points == [[2.0, 0.5], [5.0, 0.25]]
+
+
+def test_labels_of_networks_that_lie_close_together_stay_apart():
+    sizes = {"m:first_network": 0.5, "m:second_network": 0.5, "m:third_network": 0.502}
+    figures = {
+        name: [dict.fromkeys(COLUMNS, 0.5) | {"relative_size": size}]
+        for name, size in sizes.items()
+    }
+    figures["m:far"] = [dict.fromkeys(COLUMNS, 0.9)]
+    figure = survey_figure(figures, means(figures), {})
+    (axes,) = (axes for axes in figure.axes if axes.get_xlabel() == "share of blind units")
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert set(boxes) == {"first_network", "second_network", "third_network", "far"}
+    for one, other in itertools.combinations(boxes, 2):
+        assert not boxes[one].overlaps(boxes[other]), (one, other)
 
 
 def test_differences_are_paired():

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context, rcParamsDefault
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 from ..data.files import write_atomically
 from ..data.images import to_uint8
@@ -26,6 +29,12 @@ _LABELS = {_FROM_INITIAL: "distance from the initial image"}
 _LINE = "#dfe3e8"  # round a picture, so that a white one has an edge
 _WIDTH = 6.5  # inches, a page's text
 _COLUMNS = 2  # of the user's, in a survey's figure
+_POINT = 4  # pixels: half a point's width
+_BESIDE = [  # where a point's label may lie: offset in points, alignment
+    ((3, 3), "left", "bottom"), ((3, -3), "left", "top"),
+    ((-3, 3), "right", "bottom"), ((-3, -3), "right", "top"),
+    ((3, 11), "left", "bottom"), ((3, -11), "left", "top"),
+]  # fmt: skip
 _LINES, _GAP = 0.12, 0.06  # inches: a line of 7 points, and what is left free below a row
 
 # Matplotlib reads the `matplotlibrc` of the current folder, which may be a stranger's: it could
@@ -215,7 +224,7 @@ def survey_figure(
             if place is None or size is None:
                 continue
             _with_interval(axes, size, place, upright=True)
-            axes.annotate(_short(name), (place, size.mean), (3, 3), fontsize=6,
+            axes.annotate(_short(name), (place, size.mean), _BESIDE[0][0], fontsize=6,
                           textcoords="offset points")  # fmt: skip
         axes.set_xlabel(column, fontsize=8, parse_math=False)
         axes.set_ylabel("relative size", fontsize=8)
@@ -224,7 +233,33 @@ def survey_figure(
         _plain(axes)
         if not axes.has_data():
             axes.set_axis_off()
+    figure.draw_without_rendering()  # the layout, which decides where labels meet
+    for axes in figure.axes:
+        _keep_labels_apart(axes)
     return figure
+
+
+def _keep_labels_apart(axes: Axes) -> None:
+    """Put each label on that side of its point where it covers least of points and other labels."""
+    labels = [text for text in axes.texts if isinstance(text, Annotation)]
+    points = [axes.transData.transform(label.xy) for label in labels]
+    taken = [Bbox.from_extents(*(point - _POINT), *(point + _POINT)) for point in points]
+    for label in labels:
+        covered = []
+        for offset, sideways, upright in _BESIDE:
+            label.set(position=offset, ha=sideways, va=upright)
+            covered.append(_shared_area(label.get_window_extent(), taken, axes.bbox))
+        offset, sideways, upright = _BESIDE[covered.index(min(covered))]
+        label.set(position=offset, ha=sideways, va=upright)
+        taken.append(label.get_window_extent())
+
+
+def _shared_area(box: Bbox, taken: list[Bbox], axes: Bbox) -> float:
+    """How much of a label lies on other things, or outside the axes."""
+    inside = Bbox.intersection(box, axes)
+    outside = box.width * box.height - (inside.width * inside.height if inside else 0.0)
+    shared = (Bbox.intersection(box, each) for each in taken)
+    return outside + sum(each.width * each.height for each in shared if each)
 
 
 def _mean(interval: Interval | None) -> float | None:
