@@ -29,13 +29,14 @@ _LABELS = {_FROM_INITIAL: "distance from the initial image"}
 _LINE = "#dfe3e8"  # round a picture, so that a white one has an edge
 _WIDTH = 6.5  # inches, a page's text
 _COLUMNS = 2  # of the user's, in a survey's figure
+_LETTER = 0.057  # inches: one of a title's, of 7 points
 _POINT = 4  # pixels: half a point's width
 _BESIDE = [  # where a point's label may lie: offset in points, alignment
     ((3, 3), "left", "bottom"), ((3, -3), "left", "top"),
     ((-3, 3), "right", "bottom"), ((-3, -3), "right", "top"),
     ((3, 11), "left", "bottom"), ((3, -11), "left", "top"),
 ]  # fmt: skip
-_LINES, _GAP = 0.12, 0.06  # inches: a line of 7 points, and what is left free below a row
+_LINES, _GAP = 0.125, 0.08  # inches: a line of 7 points, and what is left free below a row
 
 # Matplotlib reads the `matplotlibrc` of the current folder, which may be a stranger's: it could
 # change every figure, and have LaTeX run for their texts.
@@ -64,10 +65,11 @@ def _figure(width: float, height: float) -> Figure:
 @_as_shipped
 def sheet_figure(sheet: Sheet) -> Figure:
     """The pictures of a sheet, each with its name and words above it."""
-    titles = [[_title(panel.name, panel.words) if panel else "" for panel in row]
-              for row in sheet.rows]  # fmt: skip
     columns = max(len(row) for row in sheet.rows)
     side = min(1.3, _WIDTH / columns)
+    letters = min(15, int(side / _LETTER))
+    titles = [[_title(letters, panel.name, panel.words) if panel else "" for panel in row]
+              for row in sheet.rows]  # fmt: skip
     heights = []
     for row, lines in zip(sheet.rows, titles, strict=True):
         shape = next(panel.image.shape[1:] for panel in row if panel)
@@ -76,7 +78,7 @@ def sheet_figure(sheet: Sheet) -> Figure:
     figure = _figure(side * columns, sum(heights))
     panels = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
     for axes in panels.flat:
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], anchor="S")  # what is left over is the title's
         axes.set_axis_off()
     for row, line, words in zip(sheet.rows, panels, titles, strict=True):
         for panel, axes, title in zip(row, line, words, strict=False):
@@ -92,8 +94,8 @@ def sheet_figure(sheet: Sheet) -> Figure:
     return figure
 
 
-def _title(*parts: str) -> str:
-    return "\n".join(line for part in parts for line in textwrap.wrap(part, 15))
+def _title(letters: int, *parts: str) -> str:
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, letters))
 
 
 @_as_shipped
