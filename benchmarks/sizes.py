@@ -1,4 +1,4 @@
-"""Relative size against steps, corners and beta: where it levels off, and at what tolerance.
+"""Relative size against steps, rate, corners and beta: where it levels off, and at what tolerance.
 
 Means over pairs, with their 95 % bootstrap intervals; seconds are those of one search.
 Run: PYTHONPATH=DIR python benchmarks/sizes.py --networks MODULE:NAME MODULE:NAME --root DIR
@@ -20,7 +20,8 @@ from feature_collisions.evaluation.survey import interval_of
 from feature_collisions.networks.target_layer import last_hidden_layer
 from feature_collisions.settings.train import DataSettings, to_settings
 
-STEPS, BETAS, CORNERS = (500, 1000, 2000, 4000, 8000, 16000), (0.01, 0.03, 0.3, 1.0), (10, 20, 50)
+STEPS = (500, 1000, 2000, 4000, 8000, 16000)
+BETAS, CORNERS, RATES = (0.01, 0.03, 0.3, 1.0), (10, 20, 50), (0.05, 0.1, 0.2)
 
 
 def parse() -> argparse.Namespace:
@@ -31,7 +32,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs="*", default=STEPS)
     parser.add_argument("--betas", type=float, nargs="*", default=BETAS)
     parser.add_argument("--corners", type=int, nargs="*", default=CORNERS)
-    parser.add_argument("--budget", type=int, default=500, help="steps of beta's and the corners'")
+    parser.add_argument("--rates", type=float, nargs="*", default=RATES)
+    parser.add_argument("--rate", type=float, help="of the others; else experiment=small_pixel's")
+    parser.add_argument("--budget", type=int, default=500, help="steps of all but --steps")
     return parser.parse_args()
 
 
@@ -51,6 +54,7 @@ def main() -> None:
     settings: list[tuple[str, float]] = [("steps", steps) for steps in arguments.steps]
     settings += [("beta", beta) for beta in arguments.betas]
     settings += [("corners", count) for count in arguments.corners]
+    settings += [("rate", rate) for rate in arguments.rates]
     print(
         "| network | changed | size | 95 % interval | feature error | accuracy | seconds |\n"
         + "| --- " * 7
@@ -62,6 +66,7 @@ def main() -> None:
             steps = int(value) if what == "steps" else arguments.budget
             loss = replace(base.loss, beta=value) if what == "beta" else base.loss
             corners = range(int(value) if what == "corners" else 5)
+            rate = value if what == "rate" else arguments.rate or base.optimizer.rate
             stop = replace(base.stop, min_steps=steps, max_steps=steps, probability=None)
             found = []
             for pair in pairs:
@@ -72,7 +77,7 @@ def main() -> None:
                     images.find("target", pair.target).image,
                     corners,
                     loss=loss,
-                    optimizer=base.optimizer,
+                    optimizer=replace(base.optimizer, rate=rate),
                     stop=stop,
                 )
                 sample = hull.sample(200)
