@@ -4,7 +4,7 @@ from typing import Any
 
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
 
-_STEPS = 200
+_STEPS = 400  # half as many left a pair at 0.34 that 400 bring to 0.25
 _SEEN = 1 / 255  # a step of 8-bit pixels
 
 
@@ -12,14 +12,14 @@ def alone() -> dict[str, Any]:
     """The settings of a search for the features that sources allow, for one corner by itself.
 
     Nothing but the features counts: no unit is pushed down, no distance rewarded, no roughness
-    penalised, no point between corners matched; every pixel has logits of its own. What 200 steps
-    of Adam reach is an upper bound on what the sources allow.
+    penalised, no point between corners matched; every pixel has logits of its own. What these
+    steps of Adam reach is an upper bound on what the sources allow.
     """
     return {
         "loss": LossSettings(
             alpha=100.0, beta=0.0, positive_form="half_square", normalise=True, rectified=True
         ),
-        "optimizer": OptimizerSettings(rate=0.5, square_average=0.9),
+        "optimizer": OptimizerSettings(rate=0.25, square_average=0.9),
         "stop": StopSettings(None, _STEPS, _STEPS, None, None),
         "log": LogSettings(every=_STEPS),
         "grid": None,
@@ -38,8 +38,8 @@ def what_limits(largest: float, limit: float, floor: float, moved: float) -> str
         moved: the largest difference of a pixel in [0, 1] that it came by from the start.
 
     Example:
-        >>> what_limits(0.6, 0.3, 0.5, 0.9).split(";")[0]
-        'features are 0.600 ||f(t)|| apart (stop.hull_relative=0.3): these patches limit them'
+        >>> what_limits(0.6, 0.3, 0.5, 0.9).split(": ")[1].split(";")[0]
+        'these patches limit them as far as 400 steps tell'
     """
     apart = f"features are {largest:.3f} ||f(t)|| apart (stop.hull_relative={limit:g})"
     by_itself = f"one corner by itself comes to {floor:.3f} in {_STEPS} steps"
@@ -51,9 +51,11 @@ def what_limits(largest: float, limit: float, floor: float, moved: float) -> str
         )
     if floor > limit:
         return (
-            f"{apart}: these patches limit them; {by_itself}. Larger windows can say more "
+            f"{apart}: these patches limit them as far as {_STEPS} steps tell; {by_itself}. More "
+            "steps may say more, with patches.logits=pixel; so can larger windows "
             "(patches.surround), or other images (patches.root)"
         )
     return (
-        f"{apart}: the search limits them; {by_itself}. Lower loss.distance or raise stop.max_steps"
+        f"{apart}: the search limits them; {by_itself}. Lower loss.distance, raise stop.max_steps "
+        "or give every pixel logits of its own (patches.logits=pixel)"
     )
