@@ -56,6 +56,7 @@ def what_limits(largest: float, limit: float, floor: float, moved: float) -> str
             "(patches.surround), or other images (patches.root)"
         )
     return (
-        f"{apart}: the search limits them; {by_itself}. Lower loss.distance, raise stop.max_steps "
-        "or give every pixel logits of its own (patches.logits=pixel)"
+        f"{apart}: the search limits them; {by_itself}. Lower loss.distance if it is above 0, "
+        "raise stop.max_steps, or give pixels logits of their own if they share a grid "
+        "(patches.logits=pixel)"
     )
