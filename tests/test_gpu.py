@@ -109,13 +109,13 @@ def test_a_search_of_composites_finds_the_same(grid):
     places = torch.tensor([(r, c) for r in range(-2, 32, 8) for c in range(-2, 32, 8)])
     sources = Sources(torch.rand(len(places), 3, 14, 14), *places.unbind(1), (32, 32))
     stop = StopSettings(None, 10, 10)
-    loss = LossSettings(3.0, 0.1, gamma=0.1)
+    loss = LossSettings(3.0, 0.1)  # at the start R's slope is the sign of what rounding leaves
     found = [
         find_corners(model.to(place), "6", *images, range(3), loss=loss, stop=stop, sources=sources,
                      grid=grid).corners.cpu()
         for place in ("cpu", "cuda")
     ]  # fmt: skip
-    torch.testing.assert_close(*found, rtol=0, atol=1e-2)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-3)
 
 
 def test_a_patch_search_finds_the_same(tmp_path):

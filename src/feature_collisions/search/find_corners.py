@@ -2,7 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -50,6 +51,20 @@ _SETTINGS: dict[str, type] = {
 }
 
 
+@contextmanager
+def fitting(count: int, place: torch.device) -> Iterator[None]:
+    """Say in a SettingError what to do where corners do not fit before the first step."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise SettingError(
+            f"corner: {count} corners do not fit into the memory of {place}; search fewer at once, "
+            "or end what else runs there"
+        ) from error
+
+
 @dataclass
 class Search:
     """A search that is ready to run: everything it was given has been checked.
@@ -91,16 +106,11 @@ class Search:
         self.dtype = self._dtype()
         place = able(device_of(self.model), self.dtype)
         self.initial, self.target = self.initial.to(place), self.target.to(place)
-        try:
+        with fitting(len(self.corners), place):
             self.module = self._collision()
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            raise SettingError(
-                f"corner: {len(self.corners)} corners do not fit into the memory of {place}; "
-                "search fewer at once, or end what else runs there"
-            ) from error
-        self.precision = self._precision(asked)
+        self.device = devices_of(self.trainer)[0]
+        with fitting(len(self.corners), self.device):
+            self.precision = self._precision(asked)
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
         callbacks = callbacks_of(self.directory, self.corners, self.log, self.sources)
@@ -156,7 +166,7 @@ class Search:
         said = {"precision": "32-true", "precision_reason": "auto: no bfloat16 arithmetic here"}
         if self.trainer["precision"] == "auto":
             self.trainer["precision"] = "32-true"
-            cosine = halve_and_compare(self.module, devices_of(self.trainer)[0])
+            cosine = halve_and_compare(self.module, self.device)
             found = (
                 f"auto: the first gradients in bfloat16 and float32 have a cosine of {cosine:.3f}"
             )
@@ -214,7 +224,7 @@ class Search:
         self.module.started = time.perf_counter()
         self._say_if_already_there()
         shared = self.lightning.world_size > 1
-        with between_steps() as self.module.ending:
+        with between_steps() as self.module.ending, fitting(len(self.corners), self.device):
             fit(self.lightning, self.module, None if shared else logger, self.ckpt_path)
         found = self.module.found
         assert found is not None
@@ -284,7 +294,8 @@ class Search:
     def _parameterisation(self, layout: torch.memory_format) -> Pixels | PatchComposite:
         if self.sources is None:
             return Pixels(self.initial.to(self.dtype), len(self.corners), layout)
-        sources = replace(self.sources, windows=self.sources.windows.to(self.dtype))
+        windows = self.sources.windows.to(self.initial.device, self.dtype)
+        sources = replace(self.sources, windows=windows)
         return PatchComposite(sources, len(self.corners), self.grid)
 
     def _problem_of_sources(self) -> dict[str, Any]:

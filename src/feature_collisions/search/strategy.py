@@ -102,6 +102,7 @@ class RankLauncher(_Launcher):
         """
         module = trainer.lightning_module
         assert isinstance(module, Collision)
+        module.cpu()  # on a GPU it would stay, beside the ranks' own
         store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
         self.strategy.port = store.port
         count = self.strategy.num_processes
@@ -223,6 +224,8 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training")
             # One process is right: where SLURM is installed, Lightning tells to use it.
             warnings.filterwarnings("ignore", ".*srun. command is available")
+            # The search runs where it was told to.
+            warnings.filterwarnings("ignore", "GPU available but not used")
             # Lightning 2.6 asks torch in a way that torch 2.12 and later deprecate.
             warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
             yield
