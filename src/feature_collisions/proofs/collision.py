@@ -38,7 +38,7 @@ def prove_collision(
 
     Args:
         hull: the hull.
-        seconds: when to stop halving.
+        seconds: for it; bounds that are not there by then are given up.
         directory: as `prove_class` takes it.
 
     Returns:
@@ -68,7 +68,7 @@ def prove_collision(
     except NotPiecewiseLinear as error:
         return _nothing(str(error))
     if not known.count:
-        return _nothing(f"no time was given (seconds={seconds:g})")
+        return _nothing(f"{known.reason} (seconds={seconds:g})")
     norm, unit = known.everywhere.neg().tolist()
     if not norm < torch.inf:
         return _nothing("the bounds are not finite numbers")
