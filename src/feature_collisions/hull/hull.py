@@ -105,6 +105,10 @@ class Hull:
         self.model = accepted(self.model)
         for name in ("corners", "initial", "target", "units"):
             setattr(self, name, getattr(self, name).to(device_of(self.model)))
+        if not self.corners.isfinite().all():
+            raise SettingError(
+                "corners: have pixels that are not finite numbers; leave out the corners that do"
+            )
         self.observed = Observed(self.model, self.layer)
         pair = torch.stack([self.initial, self.target]).detach()
         check_agreement(self.model, self.layer, pair, self.observed)
