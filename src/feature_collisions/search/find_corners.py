@@ -61,7 +61,7 @@ def fitting(count: int, place: torch.device) -> Iterator[None]:
             raise
         raise SettingError(
             f"corner: {count} corners do not fit into the memory of {place}; search fewer at once, "
-            "or end what else runs there"
+            "lower corners_per_batch, or end what else runs there"
         ) from error
 
 
