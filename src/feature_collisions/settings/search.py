@@ -151,7 +151,7 @@ class OptimizerSettings:
 
     def check(self) -> None:
         """Raise SettingError for an unknown optimiser or a rate out of range."""
-        one_of("optimizer.name", self.name, ("adam", "descent"))
+        one_of("optimizer.name", self.name, ("adam", "descent", "sobolev"))
         at_least("optimizer.rate", self.rate, 0)
         at_least("optimizer.final_rate", self.final_rate, 0)
         for name, usual in (
