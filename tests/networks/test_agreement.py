@@ -319,17 +319,6 @@ def test_images_that_fail_anywhere_in_the_network_are_refused_before_the_first_s
         find_corners(Hungry(), "net.1", *pair, range(3))
 
 
-@pytest.mark.gpu
-def test_a_model_on_a_gpu_is_searched_with_images_on_the_cpu(pair):
-    model = toy().cuda()
-    hull = find_corners(model, "1", *pair, range(3), stop=STOP)
-    assert model[1].weight.is_cuda
-    assert hull.sample(100)["accuracy"] == 1
-    assert hull.corners.is_cuda
-    assert hull.worst_case(2, 3).image.is_cuda
-    assert prove_class(hull)["share_proved"] > 0
-
-
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64"])
 def test_the_precision_of_the_search_refuses_no_model(pair, precision):
     """Networks are compared before their weights are halved, and float64 ones as float32."""
