@@ -145,6 +145,11 @@ class Search:
                 f"{2 * SIGMA}x{2 * SIGMA} pixels, and the images have {self.initial.shape[1]}x"
                 f"{self.initial.shape[2]}; set loss.distance=0"
             )
+        if self.sources is not None and self.optimizer.name == "sobolev":
+            raise SettingError(
+                "optimizer.name=sobolev: goes along gradients of pixels, and composites have "
+                "logits; take optimizer=adam or optimizer=paper"
+            )
         self.directory = None if self.directory is None else Path(self.directory)
         self.ckpt_path = None if self.ckpt_path is None else Path(self.ckpt_path)
 
@@ -389,7 +394,8 @@ def find_corners(
 
     Keyword Args:
         loss (LossSettings): the loss's weights; `LossSettings.for_any_network()` by default.
-        optimizer (OptimizerSettings): Adam or the authors' descent, and its rate;
+        optimizer (OptimizerSettings): Adam, the authors' descent or smooth gradients, and the
+            rate;
             `OptimizerSettings.for_any_network()` by default.
         stop (StopSettings): when the search stops; by default after 500 steps, or at most 1000,
             once every L_pos is below a tenth of ||f(t)|| and all are of the target's class, with
