@@ -27,7 +27,7 @@ def walked(hull: Hull, seconds: float, precision: int) -> tuple[float, int]:
     started = time.monotonic()
     while edge.walked < 1 and time.monotonic() < started + seconds:
         walker.advance(edge, (0, 1), 1.0)
-    return edge.proved, edge.breakpoints
+    return edge.proved, edge.pieces
 
 
 def bounded(hull: Hull, seconds: float) -> tuple[float, int]:

@@ -448,7 +448,7 @@ def edges(drill: Drill) -> Iterator[Row]:
         spent = time.perf_counter() - started
         if "reason" in found:
             raise RuntimeError(found["reason"])
-        pieces = sum(edge["breakpoints"] for edge in found["edges"])
+        pieces = sum(edge["pieces"] for edge in found["edges"])
         walked = sum(edge["walked"] for edge in found["edges"]) / len(found["edges"])
         yield (
             f"ten SqueezeNet edges, float{precision}, walked for {spent:.0f} s",

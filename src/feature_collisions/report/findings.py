@@ -440,13 +440,13 @@ def _edges_table(edges: dict[str, Any]) -> Table:
             "{} to {}".format(*edge["corners"]),
             f"{edge['walked']:.4%}",
             f"{edge['proved']:.4%}",
-            str(edge["breakpoints"]),
+            str(edge["pieces"]),
             number(edge["margin_min"]),
             f"{edge['rounding']:.1e}",
         )
         for edge in edges.get("edges", ())
     ]
-    columns = ("edge", "walked", "class proved", "linear pieces", "smallest margin", "rounding")
+    columns = ("edge", "walked", "class proved", "pieces", "margin at least", "rounding")
     return Table("Its edges", columns, rows)
 
 
