@@ -190,6 +190,7 @@ class Chords:
 
     def _grown(self, windows: Windows, units: Tensor, radius: Tensor) -> Windows | None:
         """With a window for each unit (n, 4) that strays by `radius` (n,) of its own."""
+        units, radius = units[radius > 0], radius[radius > 0]
         self.bends += units[:, 0].bincount(minlength=self.intervals)
         names = self.names + torch.arange(len(units), device=units.device)
         self.names += len(units)
