@@ -30,7 +30,7 @@ class Known(StrEnum):
 MEANINGS = {
     Known.PROVED: "holds at every point that is spoken of, sampled or not",
     Known.REFUTED: "a point is shown of which it does not hold",
-    Known.WALKED: "computed bend by bend along the edges between corners, exactly up to rounding",
+    Known.WALKED: "computed along edges, up to rounding: bend by bend, or by bounds between points",
     Known.SEARCHED: "the worst point that a gradient search found; there may be a worse one",
     Known.SAMPLED: "of points drawn at random; nothing is certain of any other point",
     Known.MEASURED: "computed from the pictures themselves",
