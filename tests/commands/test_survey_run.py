@@ -3,7 +3,9 @@
 import csv
 import itertools
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -11,7 +13,13 @@ from safetensors.torch import load_file
 
 from feature_collisions.commands.extra_file import read_extra
 from feature_collisions.errors import SettingError
-from feature_collisions.evaluation.survey import COLUMNS, differences, interval_of, means
+from feature_collisions.evaluation.survey import (
+    COLUMNS,
+    differences,
+    interval_of,
+    means,
+    measure,
+)
 from feature_collisions.networks.classifiers import is_remembered
 from feature_collisions.report.figures import survey_figure
 from helpers.commands import run_command
@@ -125,6 +133,50 @@ def test_a_survey_is_gone_on_with(folder, evaluate, capsys):
     first = load_file(folder / "sweep" / "1" / lost.name / "collision.safetensors")
     second = load_file(lost / "collision.safetensors")
     assert torch.equal(first["corners"], second["corners"])
+
+
+def test_a_signal_keeps_what_was_measured(folder, monkeypatch, capsys):
+    """Evaluated again, only the rest is measured, and the files are those of one go."""
+    sweep = shutil.copytree(folder / "sweep", folder / "signal")
+    (sweep / "survey.csv").unlink(missing_ok=True)
+    arguments = ("evaluate.py", "run=signal", *MEASURE, "proof.seconds=0")
+    calls = []
+
+    def counted(hull, *rest):
+        calls.append(hull)
+        if len(calls) == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        return measure(hull, *rest)
+
+    monkeypatch.setattr("feature_collisions.evaluation.survey.measure", counted)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "interrupted"))
+    networks = "classifier.path=[survey_networks:plain,survey_networks:clipped]"
+    stop = 5
+    assert run_command(folder, *arguments, networks) == 130
+    assert "what was written is kept. To go on: python" in capsys.readouterr().err
+    assert not (sweep / "survey.csv").exists()
+    stop = None
+    assert run_command(folder, *arguments, networks) is None
+    assert len(calls) == 5 + 2  # of six hulls four had been measured
+    found = [(sweep / name).read_text() for name in ("survey_pairs.csv", "survey.csv")]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "whole"))
+    assert run_command(folder, *arguments, networks) is None
+    assert len(calls) == 5 + 2 + 6
+    assert found == [(sweep / name).read_text() for name in ("survey_pairs.csv", "survey.csv")]
+
+
+def test_why_nothing_is_proved_is_said(folder, evaluate, capsys):
+    arguments = ("evaluate.py", "run=sweep", *MEASURE)
+    assert run_command(folder, *arguments, "proof.seconds=1e-9") is None
+    said = "nothing proved of 3 of 3 hulls (the time is over before the first bounds are there)"
+    shown = capsys.readouterr().out
+    for network in ("plain", "clipped"):
+        assert f"survey_networks:{network}: {said}." in shown
+    assert run_command(folder, *arguments, "proof.seconds=1e-9") is None  # from the cache
+    assert shown.count(said) == capsys.readouterr().out.count(said) == 2
+    assert "nothing proved of 3 of 3 hulls" in (folder / "sweep" / "survey.md").read_text()
+    assert evaluate("run=sweep") is None
+    assert "nothing proved" not in capsys.readouterr().out
 
 
 def test_searches_with_other_settings_are_not_compared(folder, evaluate):

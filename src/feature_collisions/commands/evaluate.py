@@ -75,10 +75,10 @@ def evaluate_survey(
     from .survey import read_survey
 
     survey = read_survey(settings, runs)
-    figures, pairs, failed = survey.measured(settings)
+    figures, pairs, failed, unproved = survey.measured(settings)
     tables = write_survey(
         directory, figures, pairs, survey.reference, survey.extra, survey.budget,
-        settings.seed,
+        unproved, settings.seed,
     )  # fmt: skip
     for table in tables:
         print(for_terminal(f"\n{table.heading}\n"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +13,7 @@ from ..errors import SettingError
 from ..report.escaping import for_terminal
 
 if TYPE_CHECKING:
+    from ..evaluation.survey import HullFigures
     from ..hull.run import Run
     from ..settings.evaluate import EvaluateSettings
 
@@ -53,11 +55,13 @@ class Measured(NamedTuple):
         figures: by network, one entry per pair.
         pairs: their names.
         failed: hulls that could not be measured, and why; their pairs are left out.
+        unproved: of which networks nothing is proved in how many hulls, and why, a line each.
     """
 
     figures: dict[str, list[dict[str, float | None]]]
     pairs: list[str]
     failed: dict[str, str]
+    unproved: list[str]
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Survey:
         from ..evaluation.evaluate import reason_of
         from ..evaluation.hull_of_run import classifier_of
 
-        found: dict[str, dict[int, dict[str, float | None]]] = {}
+        found: dict[str, dict[int, HullFigures]] = {}
         failed: dict[str, str] = {}
         for name, runs in self.runs.items():
             print(for_terminal(name), flush=True)
@@ -107,8 +111,10 @@ class Survey:
         if not kept:
             place, reason = next(iter(failed.items()))
             raise SettingError(f"run: no pair could be measured in all networks. {place}: {reason}")
-        figures = {name: [each[number] for number in kept] for name, each in found.items()}
-        return Measured(figures, [self.pairs[number] for number in kept], failed)
+        rows = {name: [each[number] for number in kept] for name, each in found.items()}
+        figures = {name: [each.figures for each in row] for name, row in rows.items()}
+        unproved = [line for name, row in rows.items() for line in _unproved(name, row)]
+        return Measured(figures, [self.pairs[number] for number in kept], failed, unproved)
 
 
 def read_survey(settings: EvaluateSettings, runs: Sequence[Run]) -> Survey:
@@ -198,14 +204,21 @@ def _budget(run: Run) -> str:
     return ", ".join(said)
 
 
-def _measured(
-    run: Run, model: Any, distance: float, settings: EvaluateSettings
-) -> dict[str, float | None]:
+def _unproved(name: str, row: Sequence[HullFigures]) -> list[str]:
+    """Why nothing of a network's hulls is proved, by how many there are of each reason."""
+    counts = Counter(each.unproved for each in row if each.unproved)
+    return [
+        f"{name}: nothing proved of {count} of {len(row)} hulls ({reason})"
+        for reason, count in counts.most_common()
+    ]
+
+
+def _measured(run: Run, model: Any, distance: float, settings: EvaluateSettings) -> HullFigures:
     """A hull's figures, from the user's cache where they are there."""
     from ..data.caches import cache_path, is_kept, keep
     from ..data.files import read_json, write_json
     from ..evaluation.hull_of_run import checked_hull
-    from ..evaluation.survey import COLUMNS, measure
+    from ..evaluation.survey import COLUMNS, HullFigures, measure
 
     place = cache_path("survey", f"{_key(run, distance, settings)}.json")
     if is_kept(place):
@@ -213,11 +226,12 @@ def _measured(
             found = read_json(place)
         except SettingError:
             found = None
-        if isinstance(found, dict) and found.keys() == set(COLUMNS):
-            return found
-    found = measure(checked_hull(model, run, settings), distance, settings)
-    keep("what was measured", place, lambda path: write_json(path, found))
-    return found
+        if isinstance(found, dict) and found.keys() == {*COLUMNS, "unproved"}:
+            return HullFigures({name: found[name] for name in COLUMNS}, found["unproved"])
+    measured = measure(checked_hull(model, run, settings), distance, settings)
+    known = measured.figures | {"unproved": measured.unproved}
+    keep("what was measured", place, lambda path: write_json(path, known))
+    return measured
 
 
 def _key(run: Run, distance: float, settings: EvaluateSettings) -> str:
@@ -234,4 +248,4 @@ def _key(run: Run, distance: float, settings: EvaluateSettings) -> str:
     return digest.hexdigest()[:32]
 
 
-_RECIPE = 1  # raise when a figure is measured in another way
+_RECIPE = 2  # raise when a figure is measured in another way

@@ -20,8 +20,20 @@ COLUMNS = (
 _RESAMPLES = 9999
 
 
-def measure(hull: Hull, distance: float, settings: EvaluateSettings) -> dict[str, float | None]:
-    """A hull's figures, by the names of `COLUMNS`; None where nothing can be said.
+class HullFigures(NamedTuple):
+    """What was measured of a hull.
+
+    Attributes:
+        figures: by the names of `COLUMNS`; None where nothing can be said.
+        unproved: why nothing of it is proved, where that is known.
+    """
+
+    figures: dict[str, float | None]
+    unproved: str | None
+
+
+def measure(hull: Hull, distance: float, settings: EvaluateSettings) -> HullFigures:
+    """A hull's figures.
 
     Args:
         hull: of one network and pair.
@@ -34,7 +46,7 @@ def measure(hull: Hull, distance: float, settings: EvaluateSettings) -> dict[str
     worst = hull.worst_case(search.starts, search.steps, settings.seed)
     proof = prove_class(hull, settings.proof.seconds, suspects=[worst.weights.tolist()])
     size = float(hull.corner_distances().mean()) / hull.summary["distance_scale"] if several else 0
-    return {
+    figures = {
         "relative_size": size / distance if distance else None,
         "blind_share": 1 - float(hull.features.active.float().mean()),
         "feature_relative_max": sample["feature_relative_max"],
@@ -45,6 +57,7 @@ def measure(hull: Hull, distance: float, settings: EvaluateSettings) -> dict[str
         "share_proved": proof.get("share_proved", 0.0 if proof.get("outcome") else None),
         "seconds": hull.summary["seconds"],
     }
+    return HullFigures(figures, None if figures["share_proved"] else proof.get("reason"))
 
 
 class Interval(NamedTuple):

@@ -1,5 +1,6 @@
 """What the proofs of a hull have in common: its pieces, bounded in whole and local networks."""
 
+import math
 from abc import ABC, abstractmethod
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from ..data.devices import able
 from ..hull.hull import Hull
 from ..hull.threads import Threads, threads_of_cpu
 from ..networks.graph import NotPiecewiseLinear
-from .bounds.local import localise, numbers_of, values_of
+from .bounds.local import TooManyBends, check_bends, localise, numbers_of, values_of
 from .bounds.over_pieces import Bounds, Parts
 from .bounds.record import steps_of
 from .bounds.relaxation import rounding
@@ -43,6 +44,7 @@ class HullJudge(ABC):
         self.corners = hull.corners.to(self.place, torch.float64)
         self.checked = False
         self.seen = 0.0
+        self.until = math.inf
 
     def follow(self, network: fx.GraphModule) -> None:
         """Make the steps of the network, and see how many pieces fit into memory."""
@@ -74,11 +76,11 @@ class HullJudge(ABC):
         """The bounds of some pieces, and the values (P, N) of the last step at their middles."""
         if steps:
             points = pieces.inside.to(self.place)
-            bounds = Bounds(steps, points, 0.0)
+            bounds = Bounds(steps, points, 0.0, until=self.until)
         else:
             points = self._points(pieces)
             steps, error = self.steps, rounding(len(self.corners), points)
-            bounds = Bounds(steps, points, error)
+            bounds = Bounds(steps, points, error, until=self.until)
         with self.one_by_one:
             if not self.checked:
                 self._check(bounds, self._points(pieces))
@@ -94,9 +96,18 @@ class HullJudge(ABC):
         if work < _LITTLE:
             return None
         if steps and work < numbers_of(self.steps):
-            return localise(steps, piece.inside[0].to(self.place))
+            return localise(steps, piece.inside[0].to(self.place), until=self.until)
         points = self._points(piece)[0]
-        return localise(self.steps, points, rounding(len(self.corners), points))
+        error = rounding(len(self.corners), points)
+        return localise(self.steps, points, error, self.until)
+
+    def may_localise(self, piece: Pieces) -> bool:
+        """Whether not too many units are seen to bend on a piece for a local network."""
+        try:
+            check_bends(self.steps, self._points(piece)[0])
+        except TooManyBends:
+            return False
+        return True
 
     def halve(self, pieces: Pieces, times: int) -> Parts:
         """Cut pieces across their longest edges, unjudged."""

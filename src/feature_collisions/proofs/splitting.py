@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .bounds.deadline import OutOfTime
 from .bounds.local import TooManyBends, numbers_of
 from .bounds.over_pieces import Parts
 from .bounds.steps import Step
@@ -30,6 +31,8 @@ _APART = 2  # halvings of what is too large for a local network
 _ROOM = 2**26  # numbers that local networks may hold
 _SECONDS = 0.5  # a batch should take at most
 _SAVE_EVERY = 10.0  # seconds
+_FEW = 4096  # parts of a hull: if even these are too large for local networks, no time will do
+_PROBED = 8  # of them
 _SMALLEST = 2.0**-45  # share of the hull's volume
 
 
@@ -107,12 +110,14 @@ class Judge(Protocol):
     Attributes:
         most: how many pieces fit into memory at once in the whole network.
         seen: the worst that was seen at a point.
+        until: when its bounds have to be there, by the monotonic clock; later ones raise OutOfTime.
         threads: among which it shares pieces out.
     """
 
     most: int
     threads: int
     seen: float
+    until: float
 
     def __call__(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
         """Judge pieces of one region."""
@@ -123,6 +128,9 @@ class Judge(Protocol):
         Raises:
             TooManyBends: where it would be too large.
         """
+
+    def may_localise(self, piece: Pieces) -> bool:
+        """Whether not too many units are seen to bend on a piece for a local network."""
 
     def halve(self, pieces: Pieces, times: int) -> Parts:
         """Cut pieces across their longest edges, unjudged."""
@@ -138,6 +146,7 @@ class Splitting:
         share: of the hull's volume that is settled.
         count: how many pieces have been judged.
         seconds: how long that took.
+        hopeless: whether even small parts of it are too large for local networks; None: not asked.
         keeps: whether to keep the weights (n, V, K) of the pieces that are settled, in `done`.
     """
 
@@ -146,6 +155,7 @@ class Splitting:
     share: float = 0.0
     count: int = 0
     seconds: float = 0.0
+    hopeless: bool | None = field(default=None, init=False)
     keeps: bool = False
     done: list[Tensor] = field(default_factory=list, init=False)
     regions: dict[int, Region] = field(default_factory=dict, init=False)
@@ -169,6 +179,18 @@ class Splitting:
         """(F,) what holds on the whole hull."""
         return torch.cat([self.open.figures, self.settled[None]]).amin(0)
 
+    @property
+    def reason(self) -> str | None:
+        """Why none of the hull is settled, where something can be said."""
+        if self.share:
+            return None
+        if self.hopeless:
+            return (
+                f"even on a {_FEW}th of the hull more units bend than bounds can follow; more time "
+                "will not help"
+            )
+        return None if self.count else "the time is over before the first bounds are there"
+
     def run(
         self,
         judge: Judge,
@@ -182,7 +204,7 @@ class Splitting:
 
         Args:
             judge: judges pieces.
-            seconds: to spend; about a piece's time more may pass.
+            seconds: to spend; pieces whose bounds are not there by then stay as they are.
             cache: keeps what is known; what it has of an earlier call is gone on with.
             name: what the progress bar says.
             worst_first: begin with the pieces that are farthest from settled, or the largest ones.
@@ -192,34 +214,38 @@ class Splitting:
             self._take(kept, judge)
         started = saved = time.monotonic()
         before, pace = self.seconds, 0.0
+        judge.until = started + seconds
         bar = tqdm(total=1.0, initial=self.share, desc=name, mininterval=0.5, delay=1,
                    bar_format="{l_bar}{bar}| [{elapsed}{postfix}]")  # fmt: skip
         with bar:
-            first = seconds > 0
-            while self._left(limit) and (first or time.monotonic() < started + seconds):
-                first = False
+            while self._left(limit) and time.monotonic() < judge.until:
                 began, count = time.monotonic(), self.count
                 if pace:  # what does not end in time is left alone
-                    self.most = max(1, min(self.most, int((started + seconds - began) / pace)))
-                self.advance(judge, worst_first)
+                    self.most = max(1, min(self.most, int((judge.until - began) / pace)))
+                try:
+                    self.advance(judge, worst_first)
+                except OutOfTime:
+                    break
                 took = time.monotonic() - began
                 pace = took / max(1, self.count - count)
                 if took < _SECONDS / 2:
                     self.most = min(2 * self.most, _MOST)
                 elif took > _SECONDS:
                     self.most = max(judge.threads, self.most // 2)
-                self.seconds = before + time.monotonic() - started
                 bar.update(self.share - bar.n)
                 bar.set_postfix_str(f"{self.count} pieces", refresh=False)
                 if cache and time.monotonic() > saved + _SAVE_EVERY:
                     saved = time.monotonic()
+                    self.seconds = before + saved - started
                     cache.save(self._kept(judge))
+        self.seconds = before + time.monotonic() - started
         if cache:
             cache.save(self._kept(judge))
 
     def _left(self, limit: float) -> bool:
         """Whether there is a piece to judge, and not too many have been."""
-        return self.count < limit and bool((self.open.volume > _SMALLEST).any())
+        some = bool((self.open.volume > _SMALLEST).any())
+        return some and self.count < limit and not self.hopeless
 
     def advance(self, judge: Judge, worst_first: bool) -> None:
         """Judge up to `most` pieces of one region, and halve those that are not settled."""
@@ -237,8 +263,9 @@ class Splitting:
             now = self._of_region(order)
         steps = self.regions[self.region].steps
         now = now[: self.most if steps else min(self.most, judge.most)]
+        found = judge(self.open.at(now), steps)
         self.count += len(now)
-        self._take_in(now, judge(self.open.at(now), steps))
+        self._take_in(now, found)
 
     def _take_in(self, now: Tensor, found: Judged) -> None:
         """Note what is found of some pieces, and cut those that are not settled."""
@@ -312,7 +339,18 @@ class Splitting:
         """
         undecided = torch.zeros(1, dtype=torch.bool)
         piece = self.open.at(index)
+        if self.hopeless is None:
+            self.hopeless = self._is_hopeless(judge, piece)
         self._take_in(index, Judged(piece.figures, undecided, judge.halve(piece, _APART)))
+
+    def _is_hopeless(self, judge: Judge, piece: Pieces) -> bool:
+        """Whether the parts of a piece, a `_FEW`th of the hull each, have no local network."""
+        times = int(math.log2(float(piece.volume) * _FEW))
+        if times < 1:
+            return False
+        parts = piece.cut(judge.halve(piece, times))
+        some = torch.linspace(0, len(parts.volume) - 1, _PROBED).long()
+        return not any(judge.may_localise(parts.at(each)) for each in some.split(1))
 
     def _kept(self, judge: Judge) -> dict[str, Tensor]:
         known = [self.share, float(self.count), self.seconds, judge.seen]

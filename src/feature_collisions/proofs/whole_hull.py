@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.devices import without_cudnn
 from ..hull.hull import Hull
 from ..networks.graph import NotPiecewiseLinear
 from ..networks.logits import ask
@@ -38,7 +39,7 @@ def prove(hull: Hull, seconds: float = 60.0, directory: Path | None = None) -> d
 
 
 @torch.no_grad()
-@torch.backends.cudnn.flags(enabled=False)  # it may convolve otherwise than by adding products up
+@without_cudnn()
 def prove_class(
     hull: Hull,
     seconds: float = 5.0,
@@ -49,7 +50,7 @@ def prove_class(
 
     Args:
         hull: the hull.
-        seconds: when to stop halving.
+        seconds: for it; bounds that are not there by then are given up.
         directory: where what is known is kept between one call and the next. It should be the
             user's own: what a stranger's run directory says would be stated as proved.
         suspects: weights of points to try first, such as the worst that a search has found.
@@ -80,17 +81,21 @@ def prove_class(
     except NotPiecewiseLinear as error:
         return {"outcome": "refuted" if judge.counter_example else "undecided",
                 "share_proved": 0.0, "reason": str(error)} | judge.found()  # fmt: skip
-    proved = not len(known.open.volume)
+    proved, reason = not len(known.open.volume), known.reason if seconds else None
     margin, probability = known.settled.tolist()
-    return {
-        "outcome": "proved" if proved else "refuted" if judge.counter_example else "undecided",
-        "by": "bounds",
-        "share_proved": 1.0 if proved else known.share,
-        "margin_min": margin if known.share else None,
-        "probability_min": probability if known.share else None,
-        "pieces": known.count,
-        "seconds": known.seconds,
-    } | judge.found()
+    return (
+        {
+            "outcome": "proved" if proved else "refuted" if judge.counter_example else "undecided",
+            "by": "bounds",
+            "share_proved": 1.0 if proved else known.share,
+            "margin_min": margin if known.share else None,
+            "probability_min": probability if known.share else None,
+            "pieces": known.count,
+            "seconds": known.seconds,
+        }
+        | ({"reason": reason} if reason else {})
+        | judge.found()
+    )
 
 
 class ClassJudge(HullJudge):

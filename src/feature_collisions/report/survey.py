@@ -41,6 +41,7 @@ def write_survey(
     reference: str,
     extra: Mapping[str, Mapping[str, float]],
     budget: str,
+    unproved: Sequence[str],
     seed: int = 0,
 ) -> list[Table]:
     """Write the survey's files; gives its tables.
@@ -52,6 +53,7 @@ def write_survey(
         reference: the network that the others are compared with.
         extra: the user's own columns, by network.
         budget: the settings that all searches shared.
+        unproved: of which networks nothing is proved, and why.
         seed: of the bootstrap.
     """
     found = means(figures, seed)
@@ -59,7 +61,8 @@ def write_survey(
         name: differences(figures, name, reference, seed) for name in figures if name != reference
     }
     columns = list(next(iter(extra.values()), {}))
-    overview = _overview(found, extra, columns, len(pairs), budget)
+    note = " ".join([f"{_NOTE} All: {budget}.", *(f"{line}." for line in unproved)])
+    overview = _overview(found, extra, columns, len(pairs), note)
     paired = _paired(against, reference)
     figure = survey_figure(figures, found, extra)
     for ending in ("png", "pdf"):
@@ -84,7 +87,7 @@ def _overview(
     extra: Mapping[str, Mapping[str, float]],
     columns: Sequence[str],
     pairs: int,
-    budget: str,
+    note: str,
 ) -> Table:
     rows = []
     for network, entries in found.items():
@@ -92,7 +95,7 @@ def _overview(
         rows.append([network, *cells, *(number(extra[network][name]) for name in columns)])
     heading = f"{len(found)} networks, {pairs} pair{'s' if pairs > 1 else ''}"
     names = [_NAMES[name][0] for name in COLUMNS]
-    return Table(heading, ["network", *names, *columns], rows, f"{_NOTE} All: {budget}.")
+    return Table(heading, ["network", *names, *columns], rows, note)
 
 
 def _mean(name: str, interval: Interval | None) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from .deadline import check_time
 from .local import Dense
 from .relaxation import Lines, Range, Tops, between, rounding
 from .steps import Affine, Rectifier, Step
@@ -240,19 +241,26 @@ def descents(
     at: Sequence[Enclosure],
     number: int,
     rows: Tensor | Units,
+    until: float,
 ) -> list[DescentT]:
-    """Rows (P, S, N), or (S, N), of one step carried down, in parts that fit into memory."""
+    """Rows (P, S, N), or (S, N), of one step carried down, in parts that fit into memory.
+
+    Raises:
+        OutOfTime: after `until`.
+    """
     widest = max(step.size for step in steps[: number + 1])
     most = max(1, _MEMORY // (len(at[0].middle) * widest * 8 * 4))
     found = []
     with torch.no_grad():
         if isinstance(rows, Units) and isinstance(steps[number], Dense):
             for part in zip(*(each.split(most, 1) for each in rows), strict=True):
+                check_time(until)
                 found.append(kind(steps, at, part[0].shape[1]))
                 found[-1].down_from(number, *part)
             return found
         rows = rows.rows(steps[number].size) if isinstance(rows, Units) else rows
         for each in (rows if rows.ndim == 3 else rows[None]).split(most, 1):
+            check_time(until)
             found.append(kind(steps, at, each.shape[1]))
             found[-1].down(number, each)
     return found

@@ -11,13 +11,14 @@ steps itself, so that a part of P can be taken out of it again.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .deadline import check_time
 from .relaxation import Bend, Range, between, rounding, tops_of, windows
 from .steps import Affine, Input, MaxPool, Rectifier, Reshaped, Step, Weighted
 
@@ -77,18 +78,26 @@ class TooManyBends(Exception):
 
 
 @torch.no_grad()
-def localise(steps: Sequence[Step], vertices: Tensor, error: Tensor | float = 0.0) -> list[Step]:
+def localise(
+    steps: Sequence[Step],
+    vertices: Tensor,
+    error: Tensor | float = 0.0,
+    until: float = math.inf,
+) -> list[Step]:
     """The steps of a network on a piece, from weights (K,) of its vertices to the same values.
 
     Args:
         steps: of the network.
         vertices: (K, C, H, W), the piece's, or (K, K) where `steps` are of a local network.
         error: how far each of their numbers may be off.
+        until: when to give up, by the monotonic clock.
 
     Raises:
         TooManyBends: where too many units bend.
+        OutOfTime: after `until`.
     """
-    return _Localiser(steps, vertices, error).found
+    check_bends(steps, vertices)
+    return _Localiser(steps, vertices, error, until).found
 
 
 class _Localiser:
@@ -98,7 +107,9 @@ class _Localiser:
         found: the local network's steps.
     """
 
-    def __init__(self, steps: Sequence[Step], vertices: Tensor, error: Tensor | float) -> None:
+    def __init__(
+        self, steps: Sequence[Step], vertices: Tensor, error: Tensor | float, until: float
+    ) -> None:
         self.corners = len(vertices)
         point = Input("point", (), torch.Size([self.corners]))
         self.found: list[Step] = [point]
@@ -109,6 +120,7 @@ class _Localiser:
         last_use = {source: number for number, step in enumerate(steps) for source in step.sources}
         forms: dict[int, _Form] = {}
         for number, step in enumerate(steps):
+            check_time(until)
             given = [forms[source] for source in step.sources]
             if isinstance(step, Input):
                 form = self._of_images(vertices, error)
@@ -231,9 +243,7 @@ class _Localiser:
         return (self.middle[:count].abs() + self.radius[:count]).amax(1)
 
     def _count(self, more: int, step: Step) -> None:
-        count = len(self.middle) + more
-        if count > _BENDS or count * step.size * 8 > _MEMORY:
-            raise TooManyBends
+        _check_room(len(self.middle) + more, step)
 
     def _deviate(
         self, slopes: Tensor, size: Tensor, units: Tensor, middle: Tensor, radius: Tensor
@@ -267,6 +277,30 @@ class _Localiser:
         step.bends = bends + isinstance(step, Rectifier | MaxPool)
         self.found.append(step)
         return len(self.found) - 1
+
+
+def _check_room(count: int, step: Step) -> None:
+    if count > _BENDS or count * step.size * 8 > _MEMORY:
+        raise TooManyBends
+
+
+@torch.no_grad()
+def check_bends(steps: Sequence[Step], vertices: Tensor) -> None:
+    """Count the rectifiers that are on at one vertex and off at another: these bend for certain.
+
+    The vertices go through the network for that; until the images of some thousand bends are too
+    many, they take seconds and gigabytes.
+
+    Raises:
+        TooManyBends: where these alone are.
+    """
+    values, count = list[Tensor](), 0
+    for step, value in zip(steps, _values_of(steps, vertices), strict=True):
+        values.append(value)
+        if isinstance(step, Rectifier):
+            given = values[step.sources[0]]
+            count += int(((given.amax(0) > 0) & (given.amin(0) < 0)).sum())
+            _check_room(count, step)
 
 
 def _padded(slopes: Tensor, count: int) -> Tensor:
@@ -311,6 +345,12 @@ def numbers_of(steps: Sequence[Step]) -> int:
 
 def values_of(steps: Sequence[Step], points: Tensor) -> Tensor:
     """What a network of steps computes at points (B, ...)."""
+    *_, last = _values_of(steps, points)
+    return last
+
+
+def _values_of(steps: Sequence[Step], points: Tensor) -> Iterator[Tensor]:
+    """What every step of a network computes at points (B, ...)."""
     values: list[Tensor] = []
     for step in steps:
         given = [values[k] for k in step.sources]
@@ -322,4 +362,4 @@ def values_of(steps: Sequence[Step], points: Tensor) -> Tensor:
             values.append(windows(step, given[0]).amax(-1).unflatten(-1, step.shape[-2:]))
         else:
             values.append(points)
-    return values[-1]
+        yield values[-1]

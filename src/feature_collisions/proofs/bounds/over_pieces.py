@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from .backward import Centred, Descent, Enclosure, Spread, Units, descents
+from .deadline import check_time
 from .relaxation import Bend, between, rounding, tops_of, windows
 from .steps import Affine, Input, MaxPool, Rectifier, Step
 
 _WORK = 2**25  # numbers a piece that rows of a layer's bends may pass on their way
+_UNITS = 2**14  # by whose bends pieces are cut
 
 
 class Bounds:
@@ -35,17 +37,24 @@ class Bounds:
         error: (P, K, C, H, W) or a number, how far each pixel may be off.
         work: units that bend are bounded backward, too, where the rows of a layer's pass at most
             so many numbers on their way to the pixels.
+        until: when to give up, by the monotonic clock: what takes longer raises OutOfTime.
     """
 
     @torch.no_grad()
     def __init__(
-        self, steps: Sequence[Step], vertices: Tensor, error: Tensor | float, work: int = _WORK
+        self,
+        steps: Sequence[Step],
+        vertices: Tensor,
+        error: Tensor | float,
+        work: int = _WORK,
+        until: float = math.inf,
     ) -> None:
-        self.steps, self.work = steps, work
+        self.steps, self.work, self.until = steps, work, until
         self.pieces, self.corners = vertices.shape[:2]
         bent = {k for step in steps if isinstance(step, Rectifier) for k in step.sources}
         self.at: list[Enclosure] = []
         for number, step in enumerate(steps):
+            check_time(until)
             if isinstance(step, Input):
                 self.at.append(self._input(step, vertices, error))
             elif isinstance(step, Affine):
@@ -165,13 +174,13 @@ class Bounds:
             (P, S, K): a linear function on each piece below each of them, by its vertices' values;
             -inf where nothing finite is known.
         """
-        found = descents(Descent, self.steps, self.at, number, rows)
+        found = descents(Descent, self.steps, self.at, number, rows, self.until)
         self.met = {k: torch.cat([each.met[k] for each in found], 1) for k in found[0].met}
         return torch.cat([each.bound() for each in found], 1)
 
     def spread(self, number: int, rows: Tensor | Units) -> Spread:
         """Linear functions of one step's values, and all that can move them away (see `Spread`)."""
-        found = descents(Centred, self.steps, self.at, number, rows)
+        found = descents(Centred, self.steps, self.at, number, rows, self.until)
         self.met = {k: torch.stack([each.met[k] for each in found]).sum(0) for k in found[0].met}
         columns = torch.cat([torch.cat(each.columns, 2) for each in found], 1)
         radii = torch.cat(found[0].radii, 2)
@@ -204,12 +213,14 @@ class Bounds:
         every = torch.arange(self.pieces, device=images.device)
         inside = torch.eye(self.corners, dtype=images.dtype, device=images.device)
         cut = Parts(every, inside.expand(self.pieces, -1, -1))
-        x, every_weight, ceilings = (torch.cat(each, -1) for each in (values, weigh, tops))
+        bent = _heaviest(*(torch.cat(each, -1) for each in (values, weigh, tops)))
         for turn in range(int(halvings.max())):
+            check_time(self.until)
             going = halvings[cut.piece] > turn
             stay, go = (Parts(*(each[which] for each in cut)) for which in (~going, going))
             lengths = _lengths(go.inside @ inner[go.piece] @ go.inside.mT)
-            edge = _most_bent(go.inside @ x[go.piece], every_weight[go.piece], ceilings, lengths)
+            x, weight = go.inside @ bent.x[go.piece], bent.weight[go.piece]
+            edge = _most_bent(Bent(x, weight, bent.top), lengths)
             halves = Parts(go.piece.repeat_interleave(2), halve(go.inside, *edge))
             cut = Parts(*(torch.cat(both) for both in zip(stay, halves, strict=True)))
         return cut
@@ -237,15 +248,38 @@ def halve(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return halves.flatten(0, 1)
 
 
-def _most_bent(x: Tensor, weight: Tensor, top: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+class Bent(NamedTuple):
+    """Rectifiers' units over P pieces.
+
+    Attributes:
+        x: (P, K, N) what enters each at the vertices.
+        weight: (P, N) of each.
+        top: (N,) their ceilings.
+    """
+
+    x: Tensor
+    weight: Tensor
+    top: Tensor
+
+
+def _heaviest(x: Tensor, weight: Tensor, top: Tensor) -> Bent:
+    """The units that can bend most by their weight: all of them, or `_UNITS`."""
+    if len(top) > _UNITS:
+        value = x.clamp_min(0).minimum(top)
+        most = ((value.amax(1) - value.amin(1)) * weight).amax(0)
+        units = most.topk(_UNITS).indices.sort().values
+        x, weight, top = x[..., units], weight[:, units], top[units]
+    return Bent(x, weight, top)
+
+
+def _most_bent(bent: Bent, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """The edge of each piece across which values bend most at its middle: two vertices (P,).
 
     Args:
-        x: (P, K, N) what enters each rectifier at the vertices.
-        weight: (P, N) of each.
-        top: (N,) the rectifiers' ceilings.
+        bent: the units that count.
         lengths: (P, K, K) of the edges; where nothing bends the longest is taken.
     """
+    x, weight, top = bent
     first, second = torch.triu_indices(x.shape[1], x.shape[1], 1, device=x.device)
     value = x.clamp_min(0).minimum(top)
     scores = lengths.new_zeros(len(x), len(first))
