@@ -162,10 +162,11 @@ class Walker:
         start = edge.walked
         while True:
             count = min(_POINTS - 1, math.ceil((share - start) / self.step))
-            places = torch.linspace(
-                start, min(start + count * self.step, share), count + 1, dtype=torch.float64
-            )
-            images = torch.stack([self._image(ends, place) for place in places.tolist()])
+            end = min(start + count * self.step, share)
+            shares = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+            places = torch.lerp(shares.new_tensor(start), shares.new_tensor(end), shares)
+            first, last = (self._image(ends, place) for place in (start, end))
+            images = torch.lerp(first, last, shares.to(first).view(-1, 1, 1, 1))
             try:
                 logits, strays, bends = self.chords.bound(images)
             except TooManyPieces as error:
