@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .steps import Affine, Averaged, Joined, MaxPool, Reshaped, Scaled, Summed, Weighted
+from .steps import Affine, Averaged, Grid, Joined, MaxPool, Reshaped, Scaled, Summed, Weighted
 
 _SQUARINGS = 6
+_WORK = 2**28  # products that a layer's Fourier transform may take
 
 
 @dataclass
@@ -100,11 +101,15 @@ class Norms:
 def behind_pool(step: MaxPool, ball: Ball) -> Ball:
     """What a max pool makes of a deviation: a cell counts in each window that it is in."""
     assert step.grid is not None
-    windows = [
+    return ball.times(math.sqrt(_windows_of_a_cell(step.grid)))
+
+
+def _windows_of_a_cell(grid: Grid) -> int:
+    """In how many windows a cell is at most."""
+    return math.prod(
         k if d > 1 else -(-k // s)
-        for k, s, d in zip(step.grid.kernel, step.grid.stride, step.grid.dilation, strict=True)
-    ]
-    return ball.times(math.sqrt(math.prod(windows)))
+        for k, s, d in zip(grid.kernel, grid.stride, grid.dilation, strict=True)
+    )
 
 
 def _of_signed(step: Affine, place: int) -> float:
@@ -117,9 +122,13 @@ def _of_signed(step: Affine, place: int) -> float:
 
 
 def _of_weights(step: Weighted) -> tuple[float, Tensor]:
-    weight = step.weight.double()
+    weight, factor = step.weight.double(), 1.0
     if step.grid is None:
         symbols = weight[None, None]
+    elif _work(step) > _WORK:
+        # All windows together are as long as the map times the root of how often a cell is in one.
+        symbols = weight.unflatten(0, (step.groups, -1)).flatten(2)[None]
+        factor = math.sqrt(_windows_of_a_cell(step.grid))
     else:
         # On a torus that is as large as the map and all that a kernel sees beside it, a
         # convolution without stride is diagonal in frequencies, and has this one as a part. Along
@@ -138,7 +147,14 @@ def _of_weights(step: Weighted) -> tuple[float, Tensor]:
         symbols = torch.fft.rfft2(spread).movedim((0, 1), (2, 3)).flatten(0, 1)[:, None]
         symbols = symbols.unflatten(2, (step.groups, -1))[:, 0]  # (frequencies, groups, out, in)
     channels = symbols.abs().square().sum(-1).amax(0).sqrt().flatten()
-    return _largest_singular_value(symbols), channels
+    return factor * _largest_singular_value(symbols), factor * channels
+
+
+def _work(step: Weighted) -> int:
+    """Products that the norms at all frequencies take, about."""
+    assert step.grid is not None
+    frequencies = math.prod(step.taken[0][1:]) if max(step.grid.kernel) > 1 else 1
+    return int(frequencies * min(step.weight.shape[:2]) ** 3)
 
 
 def _largest_singular_value(matrices: Tensor) -> float:
