@@ -1,10 +1,12 @@
 """SIGINT and SIGTERM: the status says so, what was found is kept, one line says how to go on."""
 
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -229,3 +231,40 @@ def alive(group):
     lines = subprocess.run(["ps", "-eo", "pgid,stat"], capture_output=True, text=True).stdout
     return [line for line in map(str.split, lines.splitlines()[1:])
             if line[0] == str(group) and line[1][0] != "Z"]  # fmt: skip
+
+
+def ranks_of(process):
+    """The processes that compute, of those that a process has started."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and b"spawn_main" in (place / "cmdline").read_bytes():
+                found.append(place)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")
+def test_a_killed_process_takes_those_with_it_that_it_has_spawned(tmp_path):
+    """Its directory may then be another's; in a script's background they would ignore SIGINT."""
+    endless = [each for each in SHORT if not each.startswith(("stop.", "log.checkpoint"))]
+    options = ("stop.max_steps=10000000", "stop.min_steps=10000000", "log.checkpoint_every=20")
+    process = start(
+        "train.py", *endless, *options, "trainer.devices=2", "hydra.run.dir=run", cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )  # fmt: skip
+    try:
+        until((tmp_path / "run" / "checkpoints" / "last.ckpt").exists)
+        ranks = ranks_of(process)
+    finally:
+        process.kill()
+    assert len(ranks) == 2
+    until(lambda: not any((place / "cmdline").exists() for place in ranks), 30)
+    process.communicate(timeout=60)
+
+
+def until(true, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -13,6 +13,7 @@ from feature_collisions.evaluation.evaluate import evaluate
 from feature_collisions.patches.composite import Sources
 from feature_collisions.patches.database import PatchDatabase
 from feature_collisions.patches.search import exact_search
+from feature_collisions.proofs.whole_hull import prove_class
 from feature_collisions.settings.evaluate import EvaluateSettings, PlainSettings, ProofSettings
 from feature_collisions.settings.search import LossSettings, StopSettings
 from helpers.hulls import made_hull
@@ -45,6 +46,8 @@ def assert_near(found, expected, where=""):
         assert len(found) == len(expected), where
         for k, (one, other) in enumerate(zip(found, expected, strict=True)):
             assert_near(one, other, f"{where}[{k}]")
+    elif "probability_histogram[" in where:
+        assert abs(found - expected) <= 2, where  # a point between two bins
     elif isinstance(expected, float):
         assert math.isclose(found, expected, rel_tol=1e-3, abs_tol=1e-3), where
     else:
@@ -69,6 +72,20 @@ def test_a_search_finds_the_same(settings, tmp_path):
         found.append(load_run(directory))
     torch.testing.assert_close(found[1].corners, found[0].corners, rtol=0, atol=1e-3)
     assert torch.equal(found[0].units, found[1].units)
+
+
+def test_a_model_on_a_gpu_is_searched_with_images_on_the_cpu():
+    torch.manual_seed(0)
+    layers = nn.Flatten(), nn.Linear(64, 32), nn.ReLU(inplace=True), nn.Linear(32, 4)
+    model = nn.Sequential(*layers).cuda()
+    images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    stop = StopSettings(0.05, max_steps=200, probability=None)
+    hull = find_corners(model, "1", *images, range(3), stop=stop)
+    assert model[1].weight.is_cuda
+    assert hull.sample(100)["accuracy"] == 1
+    assert hull.corners.is_cuda
+    assert hull.worst_case(2, 3).image.is_cuda
+    assert prove_class(hull)["share_proved"] > 0
 
 
 @pytest.mark.filterwarnings("ignore:not converged")
@@ -109,13 +126,13 @@ def test_a_search_of_composites_finds_the_same(grid):
     places = torch.tensor([(r, c) for r in range(-2, 32, 8) for c in range(-2, 32, 8)])
     sources = Sources(torch.rand(len(places), 3, 14, 14), *places.unbind(1), (32, 32))
     stop = StopSettings(None, 10, 10)
-    loss = LossSettings(3.0, 0.1, gamma=0.1)
+    loss = LossSettings(3.0, 0.1)  # at the start R's slope is the sign of what rounding leaves
     found = [
         find_corners(model.to(place), "6", *images, range(3), loss=loss, stop=stop, sources=sources,
                      grid=grid).corners.cpu()
         for place in ("cpu", "cuda")
     ]  # fmt: skip
-    torch.testing.assert_close(*found, rtol=0, atol=1e-2)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-3)
 
 
 def test_a_patch_search_finds_the_same(tmp_path):

@@ -1,7 +1,9 @@
 """benchmarks/gpu.py goes through in tiny sizes on the CPU, so that it does on its first GPU."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 from helpers.commands import ROOT
 
@@ -38,3 +40,31 @@ def test_without_a_gpu_or_a_package_the_drill_says_so(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     assert "error: not installed here: hydra; see the top of" in done.stderr
+
+
+def test_the_tests_that_the_drill_runs_need_what_it_brings_alone():
+    """A bare machine has no more; what is missing there would lose a whole file of tests."""
+    brought = {
+        "pytest",
+        "torch",
+        "feature_collisions",
+        "helpers",
+        "triton",
+        *sys.stdlib_module_names,
+    }
+    files = [
+        path for path in (ROOT / "tests").rglob("test_*.py") if path.name != Path(__file__).name
+    ]
+    marked = [path for path in files if "pytest.mark.gpu" in path.read_text()]
+    assert len(marked) > 1
+    for path in [
+        *marked,
+        *(ROOT / "tests" / "helpers").glob("hulls.py"),
+        ROOT / "tests/conftest.py",
+    ]:
+        imports = [node for node in ast.walk(ast.parse(path.read_text()))
+                   if isinstance(node, ast.Import | ast.ImportFrom)]  # fmt: skip
+        names = {name.split(".")[0] for node in imports
+                 for name in ([node.module] if isinstance(node, ast.ImportFrom)
+                              else [each.name for each in node.names])}  # fmt: skip
+        assert names <= brought, path

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.optim import optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -61,6 +64,9 @@ class Elsewhere(torch.Tensor):
         """Copied to the CPU, as every device's."""
         return self.inner.tolist()
 
+    def __format__(self, spec: str) -> str:
+        return format(self.inner, spec)
+
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
@@ -93,6 +99,25 @@ def elsewhere(float64: bool = True) -> Iterator[None]:
         patch.setattr(
             optimizer, "_get_fused_kernels_supported_devices", lambda: [*supported, DEVICE.type]
         )
+        yield
+
+
+class _There(CPUAccelerator):
+    def setup_device(self, device: torch.device) -> None:
+        pass
+
+
+@contextmanager
+def searching_there() -> Iterator[None]:
+    """Within it Lightning moves a search to `DEVICE`, and takes its steps there."""
+
+    def make(**arguments: Any) -> Trainer:
+        del arguments["accelerator"], arguments["devices"]
+        strategy = SingleDeviceStrategy(device=DEVICE, accelerator=_There())
+        return Trainer(**arguments | {"strategy": strategy})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("feature_collisions.search.trainer.Trainer", make)
         yield
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from feature_collisions.evaluation.evaluate import evaluate
 from feature_collisions.hull.hull import Hull
@@ -77,6 +77,25 @@ def evaluated(hull, directory, samples=40):
         proof=ProofSettings(0.0, False),
     )
     return evaluate(hull, lambda: 2.0, settings, directory)
+
+
+def hull_of(model: nn.Module, corners: Tensor, layer: str = "3") -> Hull:
+    """The hull of corners, the last of which is the target."""
+    target_class = int(model(corners[-1:]).argmax())
+    entries = [{"corner": k} for k in range(len(corners))]
+    summary = {"target_class": target_class, "distance_scale": 1, "corners": entries}
+    units = torch.arange(len(corners))
+    return Hull(model, layer, corners, corners[0], corners[-1], units, summary)
+
+
+def collided(seed: int = 0) -> Hull:
+    """Corners near each other, and a target layer behind another."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 3)
+    )
+    corners = torch.rand(1, 1, 6, 6) + 0.2 * torch.rand(4, 1, 6, 6)
+    return hull_of(model, corners)
 
 
 def valley() -> Hull:

@@ -128,6 +128,14 @@ def test_the_worst_case_of_a_linear_margin_is_a_corner():
     assert worst.weights.max() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("pixel", [math.nan, math.inf])
+def test_corners_that_are_not_numbers_are_refused(shift, pixel):
+    corners = torch.rand(2, 1, 3, 3)
+    corners[1, 0, 0, 0] = pixel
+    with pytest.raises(SettingError, match="corners: have pixels that are not finite numbers"):
+        Hull(shift, "hidden", corners, corners[0], corners[0], torch.arange(2), {})
+
+
 def test_zero_samples_are_refused(shift):
     with pytest.raises(SettingError, match="samples=0: must be at least 1"):
         hull_of(shift, torch.rand(2, 1, 3, 3), 0).sample(0)

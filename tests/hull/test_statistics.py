@@ -53,6 +53,14 @@ def test_statistics_are_what_a_slow_count_gives():
     assert result["inactive_kept"] == pytest.approx(kept / 30 / inactive)
 
 
+def test_a_point_without_a_probability_is_of_no_class():
+    statistics = HullStatistics(TargetFeatures(torch.ones(2)), 0, torch.zeros(3))
+    statistics.update(
+        torch.tensor([[9.0, 1, 1], [math.nan, 1, 1], [1, math.nan, 1]]), torch.ones(3, 2)
+    )
+    assert statistics.compute()["accuracy"] == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize(
     ("accuracy", "mean", "largest", "outcome", "reasons"),
     [

@@ -11,6 +11,11 @@ import torch
 from feature_collisions.patches.composite import Sources, layers, layout_for
 
 pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler import compile as compile_kernel
+
+from feature_collisions.patches import composite_triton
 
 
 def test_interpreted_kernels_agree_with_the_dense_planes():
@@ -26,6 +31,24 @@ def test_interpreted_kernels_agree_with_the_dense_planes():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("agrees") == 3
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_kernels_are_compiled_for_a_gpu_that_is_not_here(capability, tmp_path, monkeypatch):
+    """To its machine code: Triton needs the GPU to run it alone."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    numbers = dict.fromkeys(("top", "left"), "*i64") | dict.fromkeys(("windows", "counts"), "*i32")
+    numbers |= dict.fromkeys(("count", "side", "height", "width", "most"), "i32")
+    constants = {"channels": 3, "planes": 4, "block": 32, "rows": 8, "columns": 64}
+    for name in ("_blend", "_variation", "_descend"):
+        kernel = getattr(composite_triton, name)
+        known = {given: constants[given] for given in kernel.arg_names if given in constants}
+        signature = {given: numbers.get(given, "*fp32") for given in kernel.arg_names}
+        signature |= dict.fromkeys(known, "constexpr")
+        constexprs = {(kernel.arg_names.index(given),): value for given, value in known.items()}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs)
+        made = compile_kernel(source, target=GPUTarget("cuda", capability, 32))
+        assert len(made.asm["cubin"]) > 1000
 
 
 def test_elsewhere_than_on_a_gpu_they_are_not_used():

@@ -18,15 +18,16 @@ from feature_collisions.networks.graph import NotPiecewiseLinear
 from feature_collisions.proofs import splitting
 from feature_collisions.proofs.bounds.local import localise, values_of
 from feature_collisions.proofs.bounds.over_pieces import Bounds, Parts
+from feature_collisions.proofs.bounds.record import steps_of
 from feature_collisions.proofs.bounds.relaxation import rounding
-from feature_collisions.proofs.bounds.steps import Step, steps_of
+from feature_collisions.proofs.bounds.steps import Step
 from feature_collisions.proofs.collision import joint_norm, largest_eigenvalue, prove_collision
 from feature_collisions.proofs.linear_program import LinearPrograms, depth
 from feature_collisions.proofs.piecewise import traced
 from feature_collisions.proofs.splitting import Judged, Pieces, Splitting
 from feature_collisions.proofs.whole_hull import ClassJudge, prove_class
 from helpers.bounds import backward, bounds_of, spread
-from helpers.hulls import valley
+from helpers.hulls import collided, hull_of, valley
 from helpers.networks import everything
 
 
@@ -192,15 +193,6 @@ def test_halving_never_loosens_what_is_known(name: str) -> None:
     true = network(hull.points(dirichlet(1000, 4, torch.Generator())).double()) @ rows.T
     assert before <= float(true.min())
     assert float(true.min()) - before < 0.1 * float(true.max() - true.min())
-
-
-def hull_of(model: nn.Module, corners: Tensor, layer: str = "3") -> Hull:
-    """The hull of corners, the last of which is the target."""
-    target_class = int(model(corners[-1:]).argmax())
-    entries = [{"corner": k} for k in range(len(corners))]
-    summary = {"target_class": target_class, "distance_scale": 1, "corners": entries}
-    units = torch.arange(len(corners))
-    return Hull(model, layer, corners, corners[0], corners[-1], units, summary)
 
 
 def test_an_identity_network_has_its_exact_answer() -> None:
@@ -451,16 +443,6 @@ def test_the_largest_eigenvalue_is_bounded_from_above(dtype: torch.dtype) -> Non
             found = largest_eigenvalue(matrices).double()
             assert (exact <= found).all()
             assert (found <= 1.15 * exact + 0.01).all()
-
-
-def collided(seed: int = 0) -> Hull:
-    """Corners near each other, and a target layer behind another."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 3)
-    )
-    corners = torch.rand(1, 1, 6, 6) + 0.2 * torch.rand(4, 1, 6, 6)
-    return hull_of(model, corners)
 
 
 @pytest.mark.parametrize("seed", range(3))

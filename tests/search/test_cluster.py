@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from feature_collisions.search.find_corners import find_corners
@@ -63,6 +64,18 @@ def search(shift, shift_images, directory):
         log=LogSettings(every=10, checkpoint_every=10),
         directory=directory,
     )
+
+
+def test_a_gpu_that_is_not_asked_for_is_not_spoken_of(shift, shift_images, tmp_path, monkeypatch):
+    """Warnings are errors here: Lightning has one for a search on the CPU beside a GPU."""
+
+    class There(CUDAAccelerator):
+        @staticmethod
+        def is_available():
+            return True
+
+    monkeypatch.setattr("lightning.pytorch.trainer.setup.CUDAAccelerator", There)
+    assert search(shift, shift_images, tmp_path).corners.isfinite().all()
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)

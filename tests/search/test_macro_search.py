@@ -160,6 +160,13 @@ def test_a_resumed_composite_ends_bitwise_the_same(
         run(model, images, other, 30, ckpt_path=last)
 
 
+def test_composites_have_no_smooth_gradients(model: Any, images: Any, sources: Sources) -> None:
+    with pytest.raises(SettingError, match=r"sobolev: .* take optimizer=adam"):
+        find_corners(
+            model, "1", *images, [0], sources=sources, optimizer=OptimizerSettings("sobolev")
+        )
+
+
 def test_corners_may_be_counted_by_where_the_search_starts(
     model: Any, images: Any, sources: Sources
 ) -> None:

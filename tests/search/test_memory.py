@@ -184,3 +184,25 @@ def test_corners_that_do_not_fit_before_the_first_step(monkeypatch, reason, kind
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(kind, match=said):
         Search(model, "1", *torch.rand(2, 1, 8, 8), range(3))
+
+
+def test_a_comparison_of_precisions_that_does_not_fit_says_so(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("feature_collisions.settings.trainer.bfloat16_is_fast", lambda _: True)
+    monkeypatch.setattr(find_corners_module, "halve_and_compare", fail)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(SettingError, match="3 corners do not fit into the memory of cpu; search"):
+        Search(model, "1", *torch.rand(2, 1, 8, 8), range(3), trainer={"precision": "auto"})
+
+
+@pytest.mark.filterwarnings("ignore:the initial image meets the goal")
+def test_a_network_that_does_not_fit_where_the_steps_run_says_so(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(find_corners_module, "fit", fail)
+    search, _ = toy()
+    with pytest.raises(SettingError, match="3 corners do not fit into the memory of cpu; search"):
+        search.run()

@@ -115,7 +115,7 @@ def test_the_main_job_is_a_bare_loop_over_equation_4(classifier, digits):
     assert torch.equal(hull.corners, pixels.detach().float())
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "descent"])
+@pytest.mark.parametrize("optimizer", ["adam", "descent", "sobolev"])
 def test_a_batch_and_one_by_one_find_the_same_corners(classifier, digits, optimizer):
     initial, target = digits.test.find("initial", 3).image, digits.test.find("target", 7).image
     settings = {
@@ -240,7 +240,7 @@ def test_a_search_goes_by_its_stages(shift, shift_images):
         assert moved(11, **settings)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "descent"])
+@pytest.mark.parametrize("optimizer", ["adam", "descent", "sobolev"])
 def test_a_resumed_search_ends_bitwise_the_same(shift, shift_images, tmp_path, optimizer):
     settings = QUICK | {"optimizer": OptimizerSettings(optimizer, 0.01, average=0.9)}
     whole = find_corners(

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from ..data.devices import without_tf32
 from ..data.files import read_json, write_json, write_text
 from ..data.image_set import ImageSet
 from ..errors import CollisionError, SettingError
@@ -211,8 +210,7 @@ def outcome_of(hull: Hull, samples: int) -> dict[str, Any]:
     Raises:
         CollisionError: when the classifier's answers are not finite.
     """
-    with without_tf32():
-        found, target = hull.sample(samples), hull.summary["target_probability"]
+    found, target = hull.sample(samples), hull.summary["target_probability"]
     mean, accuracy = found["probability_mean"], found["accuracy"]
     if not (math.isfinite(mean) and math.isfinite(target)):
         raise CollisionError(

@@ -315,9 +315,11 @@ def paste_patches(settings: Settings, data: DataSplit, seed: Tensor, directory: 
     from ..patches.paste import find_neighbours, paste
     from ..report.figures import save_figure, sheet_figure
     from ..report.sheets import matches_sheet
+    from ..settings.trainer import check_trainer, devices_of
 
     images = patch_images(settings.patches, settings.data, data.train)
-    found = find_neighbours(seed, images, settings.patches, settings.seed)
+    device = devices_of(check_trainer(settings.trainer))[0]
+    found = find_neighbours(seed, images, settings.patches, settings.seed, device)
     count = len(found[1].image)
     shown = sorted({count // 5, count // 2, 4 * count // 5})
     sheet = matches_sheet(seed, *found, shown, settings.patches)

@@ -10,6 +10,8 @@ from ..errors import SettingError
 
 CPU = torch.device("cpu")
 WITHOUT_FLOAT64 = {"mps"}  # Apple's
+_backends: Any = torch.backends  # its hints lack these
+_ON_CPU = _backends.mkldnn.matmul, _backends.mkldnn.conv
 
 
 def able(device: torch.device, dtype: torch.dtype = torch.float64) -> torch.device:
@@ -20,9 +22,37 @@ def able(device: torch.device, dtype: torch.dtype = torch.float64) -> torch.devi
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Where GPUs convolve in float32 as it is, not with the ten bits of TF32."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    """Where float32 has all its bits, not TF32's ten on a GPU or bfloat16's seven on a CPU.
+
+    cuDNN convolves in TF32 unless it is told otherwise; products are reduced where the user says
+    so, as by `torch.set_float32_matmul_precision`.
+    """
+    kinds = (_backends.cuda.matmul, _backends.cudnn.conv, *_ON_CPU)
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
         yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
+
+
+def may_reduce(device: torch.device) -> bool:
+    """Whether products of float32 may be taken with fewer bits than float32 has."""
+    allowed = any(kind.fp32_precision in ("tf32", "bf16") for kind in _ON_CPU)
+    return device.type != "cpu" or allowed
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Where convolutions add products up: cuDNN may convolve by a transform."""
+    before = torch.backends.cudnn.enabled
+    try:
+        torch.backends.cudnn.enabled = False
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def in_half(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[Any]:
@@ -48,5 +78,6 @@ def sparing(device: torch.device) -> Iterator[None]:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch says so, of a GPU or of the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether PyTorch says so, of the CPU or a GPU, or one of CUDA's libraries."""
+    said = ("can't allocate memory", "MPS backend out of memory", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in said)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from ..data.devices import in_half
 from ..hull.hull import Hull, batch_sizes, dirichlet, in_batches, mixes
 from ..networks.target_layer import TargetLayer
-from ..search.collision import make_optimizer, rate_at
+from ..search.optimizers import make_optimizer, rate_at
 from ..settings.search import OptimizerSettings
 
 _SIMPLICES = 20  # how many simplices share the samples

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.devices import CPU, in_half, sparing
+from ..data.devices import CPU, in_half, sparing, without_tf32
 from ..data.memory import images_at_once
 from ..errors import SettingError
 from ..networks.agreement import accepted, check_agreement
@@ -100,10 +100,15 @@ class Hull:
     features: TargetFeatures = field(init=False, repr=False)
     target_logits: Tensor = field(init=False, repr=False)
 
+    @without_tf32()
     def __post_init__(self) -> None:
         self.model = accepted(self.model)
         for name in ("corners", "initial", "target", "units"):
             setattr(self, name, getattr(self, name).to(device_of(self.model)))
+        if not self.corners.isfinite().all():
+            raise SettingError(
+                "corners: have pixels that are not finite numbers; leave out the corners that do"
+            )
         self.observed = Observed(self.model, self.layer)
         pair = torch.stack([self.initial, self.target]).detach()
         check_agreement(self.model, self.layer, pair, self.observed)
@@ -248,6 +253,7 @@ class Hull:
         return batch_sizes(count, 16 if self.corners[0].numel() > _LARGE else 256)
 
     @torch.inference_mode()
+    @without_tf32()
     def measure(
         self, batches: Iterable[Tensor], count: int, name: str, corners: Tensor | None = None
     ) -> dict[str, Any]:
@@ -293,6 +299,7 @@ class Hull:
 
     @torch.inference_mode(False)
     @torch.enable_grad()
+    @without_tf32()
     def worst_case(
         self, starts: int = 32, steps: int = 50, seed: int = 0, precision: torch.dtype | None = None
     ) -> WorstCase:

@@ -87,7 +87,8 @@ class HullStatistics(Metric):
         positive = (oriented * self.target.active - self.target.values).norm(dim=1)
         feature = self.target.error(preactivation)
         self.samples += len(logits)
-        self.correct += (logits.argmax(1) == self.target_class).sum()
+        given = logits.argmax(1) == self.target_class
+        self.correct += (given & probability.isfinite()).sum()  # argmax takes NaN for the largest
         self.probability_sum += probability.sum()
         bins = (probability * _BINS).long().clamp(0, _BINS - 1)  # NaN goes to a bin too
         self.histogram.index_add_(0, bins, torch.ones_like(bins))

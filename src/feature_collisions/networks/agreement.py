@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..data.devices import may_reduce
 from ..errors import SettingError
 from .graph import evaluating
-from .logits import ask, first_weight, like_weights
+from .logits import ask, device_of, first_weight, like_weights
 from .target_layer import Observed, TargetLayer, copied, module_named
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -78,7 +79,7 @@ def check_agreement(
             `Observed` or a classifier. Compare it before it is halved or compiled: these round
             more than a hook need change.
     """
-    alike = partial(_check_alike, _reduces(model))
+    alike = partial(_check_alike, may_reduce(device_of(model)))
     with torch.no_grad(), evaluating(model):
         logits, preactivation = _listened(model, layer, images)
         _check_finite(model, logits)
@@ -113,7 +114,7 @@ def check_graph(model: nn.Module, network: nn.Module, images: Tensor) -> None:
     if not isinstance(found, Tensor):
         raise SettingError(f"model: returns {type(found).__name__}, not logits alone")
     what = "as torch.fx traces it, it gives other logits than image by image"
-    _check_alike(_reduces(model), what, alone, found, f"{_suspects(model)}. {_BATCH}")
+    _check_alike(may_reduce(device_of(model)), what, alone, found, f"{_suspects(model)}. {_BATCH}")
 
 
 @torch.enable_grad()
@@ -183,13 +184,6 @@ def _rounding(reduced: bool, *outputs: Tensor) -> float:
     """What two ways of computing the same may differ by, as a share of the largest value."""
     share = math.sqrt(max(torch.finfo(output.dtype).eps for output in outputs))
     return max(share, _REDUCED) if reduced else share
-
-
-def _reduces(model: nn.Module) -> bool:
-    """Whether products of float32 may be taken with fewer bits than float32 has."""
-    weight = first_weight(model)
-    elsewhere = weight is not None and weight.device.type != "cpu"
-    return elsewhere or torch.get_float32_matmul_precision() != "highest"
 
 
 _RANDOM = (

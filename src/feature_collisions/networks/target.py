@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..data.devices import able
+from ..data.devices import able, without_tf32
 from ..errors import SettingError
 from .graph import evaluating
 from .logits import ask
@@ -147,6 +147,7 @@ def passing(size: Sequence[int], where: str = "") -> Iterator[None]:
 
 
 @torch.no_grad()
+@without_tf32()
 def preactivation_of(model: nn.Module, layer: str, images: Tensor, dtype: torch.dtype) -> Tensor:
     """f0 (B, N) of images (B, C, H, W), computed in `dtype`, where the images lie if that can."""
     place = able(images.device, dtype)
@@ -155,6 +156,7 @@ def preactivation_of(model: nn.Module, layer: str, images: Tensor, dtype: torch.
 
 
 @torch.no_grad()
+@without_tf32()
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """(B, C, H, W) to (B, classes), in the model's dtype, the model in eval mode."""
     with evaluating(model):

@@ -14,7 +14,11 @@ from .search import Matches, query_patches, reduced_seed, search_patches
 
 
 def find_neighbours(
-    seed: Tensor, images: ImageSet, settings: PatchSettings, random_seed: int = 0
+    seed: Tensor,
+    images: ImageSet,
+    settings: PatchSettings,
+    random_seed: int = 0,
+    device: torch.device | None = None,
 ) -> tuple[PatchDatabase, Matches]:
     """The nearest neighbours of the seed's patches (section 4), and where they were found.
 
@@ -23,6 +27,7 @@ def find_neighbours(
         images: where patches are taken from.
         settings: the database, the search and the geometry.
         random_seed: draws the fraction of the images.
+        device: what computes; None: a GPU where there is one.
 
     Raises:
         SettingError: for a geometry that does not fit, or a database that cannot be built.
@@ -30,7 +35,7 @@ def find_neighbours(
     check_geometry(settings, seed.shape[-1])
     database = open_database(settings, images, random_seed)
     queries, reduced = query_patches(seed, settings), reduced_seed(seed, settings)
-    return database, search_patches(database, queries, settings, reduced)
+    return database, search_patches(database, queries, settings, reduced, device)
 
 
 def find_sources(
@@ -38,7 +43,7 @@ def find_sources(
 ) -> Sources:
     """The nearest neighbours of the seed's patches, pasted: what `Search` takes as `sources`.
 
-    Arguments and errors are those of `find_neighbours`.
+    Arguments and errors are those of `find_neighbours`; a GPU computes where there is one.
     """
     database, matches = find_neighbours(seed, images, settings, random_seed)
     return paste(database, matches, settings, seed.shape[-1])

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ..data.devices import without_tf32
 from ..errors import SettingError
 from ..settings.patches import PatchSettings
 from .database import PatchDatabase, scaled
@@ -181,6 +182,7 @@ class Best:
         )
 
 
+@without_tf32()
 def exact_search(
     database: PatchDatabase, queries: Tensor, neighbours: int, left_out: Tensor, progress: bool
 ) -> Matches:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.devices import able, without_cudnn
 from .database import PatchDatabase
 
 ROUNDING = 1e-5  # of |x|^2: more than float32 gets wrong in any of the sums below
@@ -70,7 +71,8 @@ def basis_of(windows: Tensor, dimensions: int) -> Tensor:
     basis: Tensor = start.to(windows.device)
     for _ in range(4):  # subspace iteration: near the leading singular vectors is near enough
         basis = torch.linalg.qr(centred.T @ (centred @ basis)).Q
-    orthonormal: Tensor = torch.linalg.qr(basis.double()).Q.float()
+    exact = basis.to(able(basis.device), torch.float64)
+    orthonormal: Tensor = torch.linalg.qr(exact).Q.to(basis)
     return orthonormal
 
 
@@ -93,7 +95,7 @@ class Descriptions:
         """
         centred = images.float() / 255 - 0.5
         filters = self.basis.T.reshape(-1, images.shape[1], self.window, self.window)
-        with torch.backends.cudnn.flags(enabled=False):  # plain sums, without TF32 or transforms
+        with without_cudnn():
             inside = F.conv2d(centred, filters, stride=self.stride)
         # Columns, then rows: one long sum of squares would lose two digits.
         columns = F.avg_pool2d(centred.square().sum(1), (self.window, 1), (self.stride, 1))

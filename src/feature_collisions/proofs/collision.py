@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..data.devices import without_cudnn
 from ..hull.hull import Hull
 from ..networks.graph import NotPiecewiseLinear
 from ..networks.target import TargetFeatures
@@ -26,7 +27,7 @@ _TINY = 1e-200  # stands for 0 in a denominator
 
 
 @torch.no_grad()
-@torch.backends.cudnn.flags(enabled=False)
+@without_cudnn()
 def prove_collision(
     hull: Hull, seconds: float = 5.0, directory: Path | None = None
 ) -> dict[str, Any]:
@@ -198,7 +199,7 @@ def joint_norm(columns: Tensor, radii: Tensor) -> Tensor:
     """At most ||A e|| for |e| <= radii: A (P, S, M), radii (P, K, M), the answer (P, K).
 
     For any s > 0, ||A e||^2 <= lambda_max(A R S^-1 R A^T) sum(s), R the radii: s weighs every
-    deviation by what it makes alone. In float32, which is enough for a bound of some per mille.
+    deviation by what it makes alone.
     """
     if not columns.numel():
         return radii.new_zeros(radii.shape[:2])
@@ -206,10 +207,10 @@ def joint_norm(columns: Tensor, radii: Tensor) -> Tensor:
     alone = radii * length
     total = alone.sum(2)
     scale = (length * total[..., None]).clamp_min(_TINY)
-    factors = (columns[:, None] * (radii / scale).clamp_max(1 / _TINY).sqrt()[:, :, None]).float()
+    factors = columns[:, None] * (radii / scale).clamp_max(1 / _TINY).sqrt()[:, :, None]
     gram = factors @ factors.mT  # (P, K, S, S), of trace 1
-    slack = 4 * (columns.shape[2] + 16) * torch.finfo(torch.float32).eps
-    largest = largest_eigenvalue(gram).double() + slack  # no entry rounds by more than its share
+    slack = 4 * (columns.shape[2] + 16) * torch.finfo(gram.dtype).eps
+    largest = largest_eigenvalue(gram) + slack  # no entry rounds by more than its share
     joint: Tensor = largest.sqrt() * total * (1 + 1e-12) + _TINY**0.25  # what underflows
     return joint
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.devices import without_cudnn
 from ..hull.hull import Hull
 from ..networks.graph import NotPiecewiseLinear
 from ..networks.logits import ask
@@ -18,7 +19,7 @@ _CORNERS = 10  # of a hull: 120 triangles; there are 2,024 with 24
 
 
 @torch.no_grad()
-@torch.backends.cudnn.flags(enabled=False)  # it may convolve otherwise than by adding products up
+@without_cudnn()
 def prove_faces(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
     """Prove the class on every triangle of three corners, by bounds over pieces of it.
 

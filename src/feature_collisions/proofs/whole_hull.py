@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.devices import without_cudnn
 from ..hull.hull import Hull
 from ..networks.graph import NotPiecewiseLinear
 from ..networks.logits import ask
@@ -38,7 +39,7 @@ def prove(hull: Hull, seconds: float = 60.0, directory: Path | None = None) -> d
 
 
 @torch.no_grad()
-@torch.backends.cudnn.flags(enabled=False)  # it may convolve otherwise than by adding products up
+@without_cudnn()
 def prove_class(
     hull: Hull,
     seconds: float = 5.0,

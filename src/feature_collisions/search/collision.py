@@ -1,10 +1,10 @@
 """The LightningModule: a frozen network, and corners as the trainable parameter (Eq. 3).
 
-With the goal that ends a search, and the optimisers: Adam and the authors' descent.
+With the goal that ends a search.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -20,6 +20,7 @@ from ..networks.target_layer import Observed, TargetLayer
 from ..settings.search import OptimizerSettings, StopSettings
 from .checkpoints import BY_CORNER, map_rows
 from .losses import CollisionLoss, settings_at
+from .optimizers import make_optimizer, rate_at
 from .parameterisations import PatchComposite, Pixels
 
 _LOOKED_AT = 1000  # points between the corners that must be of the target's class before a stop
@@ -456,27 +457,3 @@ def _optimised(optimizer: torch.optim.Optimizer, gradients: bool) -> list[Tensor
         kept = [*optimizer.state.get(parameter, {}).values(), parameter.grad if gradients else None]
         found += [parameter, *(each for each in kept if isinstance(each, Tensor) and each.dim())]
     return found
-
-
-def make_optimizer(
-    settings: OptimizerSettings, parameters: Iterable[nn.Parameter]
-) -> torch.optim.Optimizer:
-    """The optimiser that `optimizer` names.
-
-    `descent` with `average` a > 0 steps along a running mean of the gradient, a times the old
-    plus 1 - a times the new, as the authors' experiments do; the mean starts at the first gradient.
-    """
-    if settings.name == "adam":
-        betas = (0.9, float(settings.square_average))
-        return torch.optim.Adam(parameters, lr=settings.rate, betas=betas, fused=True)
-    average = settings.average
-    return torch.optim.SGD(parameters, lr=settings.rate, momentum=average, dampening=average)
-
-
-def rate_at(settings: OptimizerSettings, step: int, max_steps: int) -> float:
-    """The rate of step `step`: of its stage, or on the line from `rate` to `final_rate`."""
-    if settings.stages:
-        rates = [stage.rate for stage in settings.stages if step >= stage.step]
-        return rates[-1] if rates else settings.rate
-    share = step / max_steps
-    return settings.rate * (1 - share) + settings.final_rate * share

@@ -2,7 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -50,6 +51,20 @@ _SETTINGS: dict[str, type] = {
 }
 
 
+@contextmanager
+def fitting(count: int, place: torch.device) -> Iterator[None]:
+    """Say in a SettingError what to do where corners do not fit before the first step."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise SettingError(
+            f"corner: {count} corners do not fit into the memory of {place}; search fewer at once, "
+            "lower corners_per_batch, or end what else runs there"
+        ) from error
+
+
 @dataclass
 class Search:
     """A search that is ready to run: everything it was given has been checked.
@@ -91,16 +106,11 @@ class Search:
         self.dtype = self._dtype()
         place = able(device_of(self.model), self.dtype)
         self.initial, self.target = self.initial.to(place), self.target.to(place)
-        try:
+        with fitting(len(self.corners), place):
             self.module = self._collision()
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            raise SettingError(
-                f"corner: {len(self.corners)} corners do not fit into the memory of {place}; "
-                "search fewer at once, or end what else runs there"
-            ) from error
-        self.precision = self._precision(asked)
+        self.device = devices_of(self.trainer)[0]
+        with fitting(len(self.corners), self.device):
+            self.precision = self._precision(asked)
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
         callbacks = callbacks_of(self.directory, self.corners, self.log, self.sources)
@@ -135,6 +145,11 @@ class Search:
                 f"{2 * SIGMA}x{2 * SIGMA} pixels, and the images have {self.initial.shape[1]}x"
                 f"{self.initial.shape[2]}; set loss.distance=0"
             )
+        if self.sources is not None and self.optimizer.name == "sobolev":
+            raise SettingError(
+                "optimizer.name=sobolev: goes along gradients of pixels, and composites have "
+                "logits; take optimizer=adam or optimizer=paper"
+            )
         self.directory = None if self.directory is None else Path(self.directory)
         self.ckpt_path = None if self.ckpt_path is None else Path(self.ckpt_path)
 
@@ -156,7 +171,7 @@ class Search:
         said = {"precision": "32-true", "precision_reason": "auto: no bfloat16 arithmetic here"}
         if self.trainer["precision"] == "auto":
             self.trainer["precision"] = "32-true"
-            cosine = halve_and_compare(self.module, devices_of(self.trainer)[0])
+            cosine = halve_and_compare(self.module, self.device)
             found = (
                 f"auto: the first gradients in bfloat16 and float32 have a cosine of {cosine:.3f}"
             )
@@ -214,7 +229,7 @@ class Search:
         self.module.started = time.perf_counter()
         self._say_if_already_there()
         shared = self.lightning.world_size > 1
-        with between_steps() as self.module.ending:
+        with between_steps() as self.module.ending, fitting(len(self.corners), self.device):
             fit(self.lightning, self.module, None if shared else logger, self.ckpt_path)
         found = self.module.found
         assert found is not None
@@ -284,7 +299,8 @@ class Search:
     def _parameterisation(self, layout: torch.memory_format) -> Pixels | PatchComposite:
         if self.sources is None:
             return Pixels(self.initial.to(self.dtype), len(self.corners), layout)
-        sources = replace(self.sources, windows=self.sources.windows.to(self.dtype))
+        windows = self.sources.windows.to(self.initial.device, self.dtype)
+        sources = replace(self.sources, windows=windows)
         return PatchComposite(sources, len(self.corners), self.grid)
 
     def _problem_of_sources(self) -> dict[str, Any]:
@@ -378,7 +394,8 @@ def find_corners(
 
     Keyword Args:
         loss (LossSettings): the loss's weights; `LossSettings.for_any_network()` by default.
-        optimizer (OptimizerSettings): Adam or the authors' descent, and its rate;
+        optimizer (OptimizerSettings): Adam, the authors' descent or smooth gradients, and the
+            rate;
             `OptimizerSettings.for_any_network()` by default.
         stop (StopSettings): when the search stops; by default after 500 steps, or at most 1000,
             once every L_pos is below a tenth of ||f(t)|| and all are of the target's class, with

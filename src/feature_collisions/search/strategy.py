@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -102,6 +103,7 @@ class RankLauncher(_Launcher):
         """
         module = trainer.lightning_module
         assert isinstance(module, Collision)
+        module.cpu()  # on a GPU it would stay, beside the ranks' own
         store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
         self.strategy.port = store.port
         count = self.strategy.num_processes
@@ -143,6 +145,7 @@ def _run_rank(
     threads: int,
 ) -> None:
     """One rank's process. A signal ends the steps of all ranks at the next look."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     os.environ["LOCAL_RANK"] = str(rank)
     loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
@@ -166,6 +169,17 @@ def _run_rank(
             dist.destroy_process_group()
     if rank == 0:
         _send(reports[0], module.found._asdict())
+
+
+def _end_with_parent() -> None:
+    """Wait for the process that spawned this one, and end with it.
+
+    When it is killed, its claim to the run directory is given up, and another may go on there.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _leave_signals() -> None:
@@ -223,8 +237,11 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training")
             # One process is right: where SLURM is installed, Lightning tells to use it.
             warnings.filterwarnings("ignore", ".*srun. command is available")
+            # The search runs where it was told to.
+            warnings.filterwarnings("ignore", "GPU available but not used")
             # Lightning 2.6 asks torch in a way that torch 2.12 and later deprecate.
             warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
+            warnings.filterwarnings("ignore", "torch.distributed.nn.functional.* is deprecated")
             yield
     finally:
         logger.setLevel(level)

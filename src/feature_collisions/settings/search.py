@@ -121,19 +121,20 @@ class RateStage:
 
 @dataclass
 class OptimizerSettings:
-    """How the loss is descended: Adam, or Algorithm 1, at a rate that falls."""
+    """How the loss is descended: Adam, Algorithm 1 or smooth gradients, at a rate that falls."""
 
     name: str = "adam"
-    """`adam`, or `descent`, the paper's Algorithm 1. Adam, since it needs far fewer steps.
-    """
+    """`adam`; `descent`, the paper's Algorithm 1; or `sobolev`, along the Sobolev gradient of the
+    pixels. Adam, since it needs far fewer steps than `descent`; `sobolev` where deep features stay
+    too far off."""
     rate: float = 0.1
-    """The first rate: Adam's step in pixels of [0, 1], or in logits of a composite; what `descent`
-    multiplies the gradient by."""
+    """The first rate: Adam's step in pixels of [0, 1], or in logits of a composite; how far pixels
+    move in a step of `sobolev`, in root mean square; what `descent` multiplies the gradient by."""
     final_rate: float = 0.0
     """The rate at `stop.max_steps`; it falls on a line from `rate`. 0: the search comes to rest."""
     average: float = 0.0
-    """The share of the earlier gradients that `descent` keeps in its running mean, in [0, 1); the
-    authors use 0.99. 0 takes each gradient as it is."""
+    """The share of the earlier gradients that `descent` and `sobolev` keep in their running mean,
+    in [0, 1); the authors use 0.99. 0 takes each gradient as it is."""
     square_average: float = 0.999
     """Adam's beta_2, in [0, 1): how long it remembers the gradient's size. 0.999 is usual; 0.9
     suits gradients that shrink tenfold on the way."""
@@ -151,7 +152,7 @@ class OptimizerSettings:
 
     def check(self) -> None:
         """Raise SettingError for an unknown optimiser or a rate out of range."""
-        one_of("optimizer.name", self.name, ("adam", "descent"))
+        one_of("optimizer.name", self.name, ("adam", "descent", "sobolev"))
         at_least("optimizer.rate", self.rate, 0)
         at_least("optimizer.final_rate", self.final_rate, 0)
         for name, usual in (

@@ -1,0 +1,99 @@
+"""How a loss is descended: Adam, the authors' own descent, or along smooth gradients."""
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..settings.search import OptimizerSettings
+
+
+def make_optimizer(
+    settings: OptimizerSettings, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimiser that `optimizer` names.
+
+    `descent` with `average` a > 0 steps along a running mean of the gradient, a times the old
+    plus 1 - a times the new, as the authors' experiments do; the mean starts at the first gradient.
+    """
+    if settings.name == "adam":
+        betas = (0.9, float(settings.square_average))
+        return torch.optim.Adam(parameters, lr=settings.rate, betas=betas, fused=True)
+    average = settings.average
+    if settings.name == "sobolev":
+        return SobolevDescent(parameters, settings.rate, average)
+    return torch.optim.SGD(parameters, lr=settings.rate, momentum=average, dampening=average)
+
+
+def rate_at(settings: OptimizerSettings, step: int, max_steps: int) -> float:
+    """The rate of step `step`: of its stage, or on the line from `rate` to `final_rate`."""
+    if settings.stages:
+        rates = [stage.rate for stage in settings.stages if step >= stage.step]
+        return rates[-1] if rates else settings.rate
+    share = step / max_steps
+    return settings.rate * (1 - share) + settings.final_rate * share
+
+
+class SobolevDescent(torch.optim.Optimizer):
+    """Steps of a given length along the images' Sobolev gradient.
+
+    The gradient of a loss in the inner product of H^(1/2), which weights a frequency by its size:
+    what changes over many pixels moves further than what changes from one to the next. Of each
+    image (..., H, W) a running mean is kept, and a step moves its pixels by `lr` in root mean
+    square, however long the gradient is.
+
+    Args:
+        parameters: images (K, C, H, W).
+        lr: the root mean square by which an image's pixels move in a step.
+        average: the share of earlier gradients in the running mean, in [0, 1).
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, average: float) -> None:
+        super().__init__(parameters, {"lr": lr, "average": average})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Move every image along its own gradient."""
+        for group in self.param_groups:
+            for images in group["params"]:
+                self._move(images, group["lr"], group["average"])
+
+    def _move(self, images: Tensor, rate: float, average: float) -> None:
+        state = self.state[images]
+        if not state:
+            state["mean"] = torch.zeros_like(images)
+        mean: Tensor = state["mean"].lerp_(images.grad, 1 - average)
+        size = (images.shape[-2], images.shape[-1])
+        spectrum = torch.fft.rfft2(mean).mul_(
+            inverse_frequencies(*size, images.dtype, images.device)
+        )
+        direction = torch.fft.irfft2(spectrum, s=size)
+        for length in (largest, root_mean_square):  # squares of small numbers alone would be 0
+            direction /= length(direction).clamp_min_(torch.finfo(images.dtype).tiny)
+        images.sub_(direction, alpha=rate)
+
+
+@cache
+def inverse_frequencies(
+    height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """1 over each frequency of `rfft2`, (height, width // 2 + 1), in pixels a period.
+
+    The mean of an image has no period; it is given the longest side's.
+    """
+    rows = torch.fft.fftfreq(height, dtype=dtype, device=device)
+    columns = torch.fft.rfftfreq(width, dtype=dtype, device=device)
+    frequencies = torch.hypot(rows[:, None], columns)
+    return frequencies.clamp_min_(1 / max(height, width)).reciprocal_()
+
+
+def largest(images: Tensor) -> Tensor:
+    """The largest |pixel| of each image (K, C, H, W), (K, 1, 1, 1)."""
+    return images.abs().amax((1, 2, 3), keepdim=True)
+
+
+def root_mean_square(images: Tensor) -> Tensor:
+    """Of the pixels of each image (K, C, H, W), (K, 1, 1, 1)."""
+    return images.square().mean((1, 2, 3), keepdim=True).sqrt_()
