@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from feature_collisions.hull.hull import dirichlet
 from feature_collisions.proofs.bounds.over_pieces import Bounds
+from feature_collisions.proofs.bounds.record import steps_of
 from feature_collisions.proofs.bounds.relaxation import rounding
-from feature_collisions.proofs.bounds.steps import steps_of
 from feature_collisions.proofs.piecewise import traced
 
 try:

@@ -440,7 +440,7 @@ def samples(drill: Drill) -> Iterator[Row]:
 
 
 def edges(drill: Drill) -> Iterator[Row]:
-    """Its ten edges, walked exactly for a while."""
+    """Its ten edges, walked for a while."""
     from feature_collisions.proofs.edges import prove_edges
     from feature_collisions.settings.evaluate import EdgeSettings
 
@@ -455,11 +455,11 @@ def edges(drill: Drill) -> Iterator[Row]:
         spent = time.perf_counter() - started
         if "reason" in found:
             raise RuntimeError(found["reason"])
-        pieces = sum(edge["breakpoints"] for edge in found["edges"])
+        pieces = sum(edge["pieces"] for edge in found["edges"])
         walked = sum(edge["walked"] for edge in found["edges"]) / len(found["edges"])
         yield (
             f"ten SqueezeNet edges, float{precision}, walked for {spent:.0f} s",
-            f"{pieces:,} linear pieces, {pieces / spent:,.0f} a second; {walked:.3%} of the edges",
+            f"{pieces:,} pieces, {pieces / spent:,.0f} a second; {walked:.3%} of the edges",
         )
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, fx
 
 from feature_collisions.proofs.bounds.over_pieces import Bounds
+from feature_collisions.proofs.bounds.record import steps_of
 from feature_collisions.proofs.bounds.relaxation import rounding
-from feature_collisions.proofs.bounds.steps import steps_of
 
 
 def bounds_of(network: fx.GraphModule, corners: Tensor) -> tuple[Tensor, Tensor]:

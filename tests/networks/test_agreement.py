@@ -268,6 +268,7 @@ def test_half_precision_models_are_computed_in_float32_and_it_is_said(pair, dtyp
     assert torch.equal(hull.corners, expected.corners)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")  # torch 2.11
 def test_models_without_values_or_layers_are_each_refused_in_their_own_words(pair):
     normed = toy()
     with warnings.catch_warnings():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from feature_collisions.hull.hull import Hull
 from feature_collisions.networks.graph import NotPiecewiseLinear, kinds
+from feature_collisions.proofs.bounds.chords import Chords
 from feature_collisions.proofs.edges import failures, prove_edges
 from feature_collisions.proofs.piecewise import Line, TooManyPieces, traced
 from feature_collisions.settings.evaluate import EdgeSettings
@@ -97,21 +98,81 @@ def test_chunks_find_what_one_walk_finds_and_a_share_goes_on_where_it_stopped(
         assert one["margin_min"] == pytest.approx(other["margin_min"], abs=1e-9)
 
 
-def test_little_memory_cuts_an_edge_into_chunks_with_the_same_result(tmp_path: Path) -> None:
+def of_everything(lost: float) -> Hull:
+    """Two random corners; on about so much of the edge between them the target's class is lost."""
     model = everything()
     corners = torch.rand(2, 2, 11, 9)
-    summary: dict[str, Any] = {"target_class": int(model(corners[:1]).argmax())}
-    summary["corners"] = [{"corner": 0}, {"corner": 1}]
-    hull = Hull(model, "left", corners, corners[0], corners[1], torch.arange(2), summary)
+    summary: dict[str, Any] = {"target_class": 0, "corners": [{"corner": 0}, {"corner": 1}]}
+    with torch.no_grad():
+        logits = model(torch.lerp(*corners, torch.linspace(0, 1, 1000).view(-1, 1, 1, 1)))
+        margins = logits[:, 0] - logits[:, 1:].amax(1)
+        lowest = margins.quantile(lost) if lost else margins.min() - 0.2
+        model.last.bias[0] -= lowest
+    return Hull(model, "left", corners, corners[0], corners[1], torch.arange(2), summary)
+
+
+SMALL = 0.001  # GiB: 22 points of `everything` in float64
+
+
+@pytest.mark.parametrize("lost", [0.5, 0.02, 0.0])
+def test_little_memory_cuts_an_edge_into_chunks_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: float
+) -> None:
+    monkeypatch.setattr(Chords, "__init__", refuse)
+    hull = of_everything(lost)
     found = [
         prove_edges(hull, EdgeSettings(share=1, memory=memory, resume=False), tmp_path)["edges"][0]
-        for memory in (0.25, 0.001)
+        for memory in (0.25, SMALL)
     ]
     row = 6 * 11 * 9 * 8
-    assert found[0]["breakpoints"] * row > 0.001 * 2**30  # it did not fit in one piece
-    assert found[1]["breakpoints"] > found[0]["breakpoints"]
+    assert found[0]["pieces"] * row > SMALL * 2**30  # it did not fit in one piece
+    assert found[1]["pieces"] > found[0]["pieces"]
     assert found[1]["margin_min"] == pytest.approx(found[0]["margin_min"], abs=1e-10)
     assert found[1]["failed"] == pytest.approx(found[0]["failed"], abs=1e-10)
+
+
+def refuse(*given: Any) -> None:
+    raise NotPiecewiseLinear("no bounds")
+
+
+@pytest.mark.parametrize("lost", [0.5, 0.02, 0.0])
+@pytest.mark.parametrize("precision", [64, 32])
+def test_bounds_between_points_find_what_the_walk_finds(
+    tmp_path: Path, lost: float, precision: int
+) -> None:
+    hull = of_everything(lost)
+    walked, bounded = (
+        prove_edges(
+            hull, EdgeSettings(share=1, memory=memory, precision=precision, resume=False), tmp_path
+        )["edges"][0]
+        for memory in (0.25, SMALL / 8)
+    )
+    near = 1e-9 if precision == 64 else 1e-2
+    assert bounded["walked"] == 1
+    assert bounded["failed"] == pytest.approx(walked["failed"], abs=near)
+    if lost < 0.1:  # what fails is walked
+        assert bounded["pieces"] < walked["pieces"] / 2
+    assert bounded["margin_min"] <= walked["margin_min"] + near
+    if lost == 0:
+        assert walked["failed"] == 0
+        assert 0 < bounded["margin_min"] < walked["margin_min"]
+    else:
+        assert walked["failed"] == pytest.approx(lost, abs=0.01)
+        assert bounded["first_failure"] == pytest.approx(walked["first_failure"], abs=near)
+
+
+def test_bounds_that_the_network_leaves_claim_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = Chords.bound
+
+    def smaller(chords: Chords, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, strays, bends = bound(chords, images)
+        return logits, 1e-3 * strays, bends
+
+    monkeypatch.setattr(Chords, "bound", smaller)
+    found = prove_edges(of_everything(0.0), EdgeSettings(share=1, memory=SMALL), tmp_path)
+    assert "do not hold halfway" in found["reason"]
 
 
 class Clock:

@@ -18,8 +18,9 @@ from feature_collisions.networks.graph import NotPiecewiseLinear
 from feature_collisions.proofs import splitting
 from feature_collisions.proofs.bounds.local import localise, values_of
 from feature_collisions.proofs.bounds.over_pieces import Bounds, Parts
+from feature_collisions.proofs.bounds.record import steps_of
 from feature_collisions.proofs.bounds.relaxation import rounding
-from feature_collisions.proofs.bounds.steps import Step, steps_of
+from feature_collisions.proofs.bounds.steps import Step
 from feature_collisions.proofs.collision import joint_norm, largest_eigenvalue, prove_collision
 from feature_collisions.proofs.linear_program import LinearPrograms, depth
 from feature_collisions.proofs.piecewise import traced

@@ -208,11 +208,11 @@ def test_corners_of_one_number_keep_their_own_edges(tmp_path: Path) -> None:
     [
         "", "[", "{}", "[]", "null", "[1, 2, 3]", '[{"walked": 1}]', b"\xff\xfe", "[" * 100_000,
         json.dumps([{"walked": 1.0, "failed": 0.0, "first_failure": None, "margin_min": 1.0,
-                     "breakpoints": 1, "rounding": 1e-15}]),
+                     "pieces": 1, "rounding": 1e-15}]),
         json.dumps([{"walked": 2.0, "failed": 0.0, "first_failure": None, "margin_min": 1.0,
-                     "breakpoints": 1, "rounding": 1e-15}] * 3),
+                     "pieces": 1, "rounding": 1e-15}] * 3),
         json.dumps([{"walked": 1.0, "failed": 0.0, "first_failure": None, "margin_min": None,
-                     "breakpoints": 1, "rounding": float("nan")}] * 3),
+                     "pieces": 1, "rounding": float("nan")}] * 3),
     ],
 )  # fmt: skip
 def test_a_damaged_cache_is_ignored_with_a_warning(tmp_path: Path, content: str | bytes) -> None:

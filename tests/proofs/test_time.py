@@ -13,8 +13,9 @@ from feature_collisions.hull.hull import Hull
 from feature_collisions.proofs.bounds import deadline, local, over_pieces
 from feature_collisions.proofs.bounds.local import TooManyBends, check_bends, localise
 from feature_collisions.proofs.bounds.over_pieces import Bounds
+from feature_collisions.proofs.bounds.record import steps_of
 from feature_collisions.proofs.bounds.relaxation import rounding
-from feature_collisions.proofs.bounds.steps import Rectifier, steps_of
+from feature_collisions.proofs.bounds.steps import Rectifier
 from feature_collisions.proofs.collision import prove_collision
 from feature_collisions.proofs.faces import prove_faces
 from feature_collisions.proofs.whole_hull import prove_class

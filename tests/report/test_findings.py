@@ -169,7 +169,7 @@ def test_what_is_not_proved_says_why(part):
 
 def test_edges_that_fail_are_named():
     edge = {"corners": [0, 2], "first_failure": [0.25, 0.5], "walked": 1.0, "proved": 0.75,
-            "breakpoints": 4, "margin_min": -1.0, "rounding": 1e-12}  # fmt: skip
+            "pieces": 4, "margin_min": -1.0, "rounding": 1e-12}  # fmt: skip
     edges = {"precision": 64, "share_proved": 0.75, "share_failed": 0.25, "edges": [edge]}
     (claim,) = claims_of(edges=edges).values()
     assert claim.value == "seven on 75.0000% of their length, another class on 25.0000%"

@@ -185,7 +185,7 @@ def _worst_case(subject: Subject) -> dict[str, Any]:
 
 
 def _edges(subject: Subject) -> dict[str, Any]:
-    """The edges between corners, walked exactly as far as the settings allow."""
+    """The edges between corners, walked as far as the settings allow."""
     return {"edges": prove_edges(subject.hull, subject.settings.edges, cache_path("edges"))}
 
 

@@ -1,1 +1,1 @@
-"""What holds at every point: edges walked exactly, bounds, linear programs."""
+"""What holds at every point: edges walked, bounds, linear programs."""

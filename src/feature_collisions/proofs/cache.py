@@ -15,7 +15,7 @@ from ..data.files import load_tensors, read_json, save_tensors, write_json
 from ..errors import SettingError
 from ..networks.weights import weights_hash
 
-_METHOD = 5  # raise it when the walk or its judgement changes: what was proved otherwise is stale
+_METHOD = 6  # raise it when the walk or its judgement changes: what was proved otherwise is stale
 _SIMPLE = (bool, int, float, str, tuple, type(None))
 
 
@@ -146,7 +146,7 @@ def _whole(kept: dict[str, Tensor], corners: int, figures: int) -> bool:
 
 
 _SLACK = 1e-6  # lengths are sums, of float32 at the least
-_NUMBERS = ("walked", "failed", "breakpoints", "rounding")
+_NUMBERS = ("walked", "failed", "pieces", "rounding")
 
 
 def _sound(kept: Any) -> bool:

@@ -38,7 +38,7 @@ def prove_collision(
 
     Args:
         hull: the hull.
-        seconds: for it; bounds that are not there by then are given up.
+        seconds: for it; bounds that take more than a tenth longer are given up.
         directory: as `prove_class` takes it.
 
     Returns:

@@ -1,4 +1,8 @@
-"""Is a whole edge of the hull the target's class? Walked exactly, chunk by chunk, resumable."""
+"""Is a whole edge of the hull the target's class? Walked chunk by chunk, resumable.
+
+A chunk is bounded between points of it where the network is too large to be walked bend by bend in
+one piece, and walked so where bounds do not decide.
+"""
 
 import itertools
 import math
@@ -16,6 +20,8 @@ from ..data.devices import able
 from ..hull.hull import Hull
 from ..networks.graph import NotPiecewiseLinear
 from ..settings.evaluate import EdgeSettings
+from .bounds.chords import Chords
+from .bounds.record import steps_of
 from .cache import EdgeCache, proof_key
 from .piecewise import Line, TooManyPieces, traced
 
@@ -34,8 +40,10 @@ class Edge:
         walked: the place up to which it has been walked.
         failed: length on which the margin is not above `rounding`.
         first_failure: the first interval of it, or None.
-        margin_min: the smallest margin of the target's class over the largest other logit.
-        breakpoints: how many linear pieces, chunks' ends included.
+        margin_min: the margin of the target's class over the largest other logit is nowhere less;
+            the smallest one where all was walked bend by bend.
+        pieces: how many it took: linear ones, chunks' ends included, or pieces between two points
+            that were bounded.
         rounding: what a margin must exceed to count, over all that has been walked: `_SAFETY` times
             the largest difference found between a walked logit and the network's own at the same
             point, rounded up to a power of two so that it seldom grows.
@@ -46,7 +54,7 @@ class Edge:
     failed: float = 0.0
     first_failure: list[float] | None = None
     margin_min: float | None = None
-    breakpoints: int = 0
+    pieces: int = 0
     rounding: float = 0.0
 
     @property
@@ -58,10 +66,12 @@ class Edge:
         """Forget what was found, under a larger rounding."""
         self.walked = self.failed = 0.0
         self.first_failure = self.margin_min = None
-        self.breakpoints, self.rounding = 0, rounding
+        self.pieces, self.rounding = 0, rounding
 
 
 _SAFETY = 100  # rounding seen at a few points stands for that at all of them
+_POINTS = 4  # of a chunk that is bounded between them: more take longer each, memory being slow
+_FEW = 3  # bends on a piece that are walked sooner than bounded
 
 
 @dataclass
@@ -71,19 +81,27 @@ class Walker:
     Attributes:
         hull: the hull.
         settings: precision and memory.
-        width: how much of an edge the next chunk takes.
+        width: how much of an edge the next chunk takes that is walked bend by bend.
+        step: how far apart the next points are between which the network is bounded.
+        waits: how many chunks are walked before the next one is bounded.
     """
 
     hull: Hull
     settings: EdgeSettings
     width: float = field(default=1.0, init=False)
+    step: float = field(default=1.0, init=False)
+    waits: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.dtype = _DTYPES[self.settings.precision]
         self.network = traced(self.hull.model, self.dtype, self.hull.corners)
-        self.line = Line(self.network, int(self.settings.memory * 2**30))
+        self.memory = int(self.settings.memory * 2**30)
+        self.line = Line(self.network, self.memory)
         place = able(self.hull.corners.device, self.dtype)
         self.corners = self.hull.corners.to(place, self.dtype)
+        self.chords: Chords | None = None
+        self.is_unbounded = False
+        self.failures = 0  # to bound a chunk, one after the other
 
     def advance(self, edge: Edge, ends: tuple[int, int], share: float, most: float = 1.0) -> None:
         """Walk the next chunk of an edge, at most `most` of it, and at most up to `share`.
@@ -94,6 +112,11 @@ class Walker:
         Raises:
             NotPiecewiseLinear: when the walk and the network disagree.
         """
+        if self.chords is None or not self._bound(edge, ends, min(share, edge.walked + most)):
+            self._walk(edge, ends, share, most)
+
+    def _walk(self, edge: Edge, ends: tuple[int, int], share: float, most: float) -> None:
+        """The next chunk, bend by bend."""
         while True:
             start, end = edge.walked, min(edge.walked + min(self.width, most), share)
             if share - end < 1e-9:
@@ -105,18 +128,98 @@ class Walker:
                 self.width = (end - start) * max(0.02, 0.5 * error.share)
                 if start + self.width == start:
                     raise NotPiecewiseLinear(f"{error}; raise edges.memory") from None
+                self._begin_to_bound()
                 continue
             margins = _margins(logits, self.hull.target_class)
             places = start + (end - start) * places
-            rounding = self._rounding(ends, places, logits, margins)
-            if rounding > edge.rounding and _reaches(edge, rounding):
-                edge.begin_anew(rounding)
-                return
-            edge.rounding = max(edge.rounding, rounding)
-            _note(edge, places, margins, end)
-            if self.line.fullest < 0.5 and most >= self.width:
-                self.width = min(1.0, 1.5 * max(self.width, end - start))
+            if self._holds_the_rounding(edge, ends, places, logits, margins):
+                _note(edge, places, margins, end)
+                if self.line.fullest > 0.5:
+                    self._begin_to_bound()
+                elif most >= self.width:
+                    self.width = min(1.0, 1.5 * max(self.width, end - start))
             return
+
+    def _begin_to_bound(self) -> None:
+        """For a network that takes many chunks, where there are bounds for it."""
+        if self.chords is None and not self.is_unbounded:
+            try:
+                self.chords = Chords(steps_of(self.network, self.corners[0]), self.memory)
+            except NotPiecewiseLinear:
+                self.is_unbounded = True
+            self.step = self.width
+
+    def _bound(self, edge: Edge, ends: tuple[int, int], share: float) -> bool:
+        """The next pieces between points, up to the first on which bounds do not decide.
+
+        Returns:
+            Whether there are any.
+        """
+        assert self.chords is not None
+        if self.waits:
+            self.waits -= 1
+            return False
+        start = edge.walked
+        while True:
+            count = min(_POINTS - 1, math.ceil((share - start) / self.step))
+            end = min(start + count * self.step, share)
+            shares = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+            places = torch.lerp(shares.new_tensor(start), shares.new_tensor(end), shares)
+            first, last = (self._image(ends, place) for place in (start, end))
+            images = torch.lerp(first, last, shares.to(first).view(-1, 1, 1, 1))
+            try:
+                logits, strays, bends = self.chords.bound(images)
+            except TooManyPieces as error:
+                self.step *= max(0.02, 0.5 * error.share)
+                if self.step < self.width / _FEWEST:
+                    return self._give_up()
+                continue
+            margins = _margins(logits, self.hull.target_class)
+            if not self._holds_the_rounding(edge, ends, places, logits, margins):
+                return True
+            least = torch.minimum(margins[:-1], margins[1:]) - edge.rounding
+            stray = _sums(strays, self.hull.target_class)
+            used = torch.where(least > 0, stray / least, torch.inf).amax(1)
+            held = int((used < 1).cumprod(0).sum())
+            if held == 0 and (not used[0] < torch.inf or bends[0] <= _FEW):
+                return self._give_up()
+            # Strays grow about as the square of the step: half the margin is to be used.
+            self.step *= min(1.5, max(0.5, math.sqrt(0.5 / max(float(used.max()), 0.1))))
+            if held:
+                break
+        self.failures = 0
+        worst = int(used[:held].argmax())
+        self._check_between(
+            ends, places[worst : worst + 2], logits[worst : worst + 2], strays[worst]
+        )
+        _extend(edge, (least - stray)[:held] + edge.rounding, float(places[held]), held)
+        return True
+
+    def _give_up(self) -> bool:
+        """Walk this chunk, and the longer the more often bounds fail one after the other."""
+        self.waits, self.failures = 2**self.failures - 1, self.failures + 1
+        return False
+
+    def _holds_the_rounding(
+        self, edge: Edge, ends: tuple[int, int], places: Tensor, logits: Tensor, margins: Tensor
+    ) -> bool:
+        """Whether what was found before holds with a chunk's rounding; if not, begin anew."""
+        rounding = self._rounding(ends, places, logits, margins)
+        if rounding > edge.rounding and _reaches(edge, rounding):
+            edge.begin_anew(rounding)
+            return False
+        edge.rounding = max(edge.rounding, rounding)
+        return True
+
+    @torch.no_grad()
+    def _check_between(
+        self, ends: tuple[int, int], places: Tensor, logits: Tensor, strays: Tensor
+    ) -> None:
+        """Refuse bounds that the network itself leaves halfway between two points."""
+        middle = self.network(self._image(ends, float(places.mean()))[None])[0]
+        slack = float(logits.abs().max()) * torch.finfo(self.dtype).eps ** 0.5
+        if not ((middle - logits.mean(0)).abs() <= strays + slack).all():
+            raise NotPiecewiseLinear("the bounds between two points do not hold halfway")
 
     def _image(self, ends: tuple[int, int], place: float) -> Tensor:
         return torch.lerp(self.corners[ends[0]], self.corners[ends[1]], place)
@@ -151,18 +254,28 @@ def _margins(logits: Tensor, target_class: int) -> Tensor:
     return logits[:, target_class, None] - logits[:, others]
 
 
+def _sums(strays: Tensor, target_class: int) -> Tensor:
+    """How far margins stray, by how far logits (n, classes) do: (n, classes - 1)."""
+    others = torch.arange(strays.shape[1], device=strays.device) != target_class
+    return strays[:, target_class, None] + strays[:, others]
+
+
 def _note(edge: Edge, places: Tensor, margins: Tensor, end: float) -> None:
-    """Add a chunk's findings to an edge's."""
-    smallest = float(margins.min())
-    known = edge.margin_min
-    edge.margin_min = smallest if known is None else min(smallest, known)
-    edge.breakpoints += len(places) - 1
+    """Add a walked chunk's findings to an edge's."""
+    _extend(edge, margins, end, len(places) - 1)
     for low, high in failures(places, margins - edge.rounding):
         edge.failed += high - low
         if edge.first_failure is None:
             edge.first_failure = [low, high]
         elif low == edge.first_failure[1]:
             edge.first_failure[1] = high
+
+
+def _extend(edge: Edge, margins: Tensor, end: float, pieces: int) -> None:
+    """Count a chunk on which no margin is below the least of `margins` to an edge."""
+    smallest = float(margins.min())
+    edge.margin_min = smallest if edge.margin_min is None else min(smallest, edge.margin_min)
+    edge.pieces += pieces
     edge.walked = end
 
 
@@ -261,7 +374,7 @@ def _walk_all(
                 if edge.walked > before:
                     pace = (time.monotonic() - now) / (edge.walked - before)
                 bar.update(100 * (edge.walked - before) / len(left) / share)
-                bar.set_postfix_str(f"{edge.breakpoints} pieces", refresh=False)
+                bar.set_postfix_str(f"{edge.pieces} pieces", refresh=False)
                 if time.monotonic() > saved + _SAVE_EVERY:
                     saved = time.monotonic()
                     _save(cache, edges)

@@ -15,8 +15,9 @@ from ..hull.threads import Threads, threads_of_cpu
 from ..networks.graph import NotPiecewiseLinear
 from .bounds.local import TooManyBends, check_bends, localise, numbers_of, values_of
 from .bounds.over_pieces import Bounds, Parts
+from .bounds.record import steps_of
 from .bounds.relaxation import rounding
-from .bounds.steps import Step, steps_of
+from .bounds.steps import Step
 from .cache import PieceCache, proof_key
 from .splitting import Judged, Pieces
 

@@ -30,6 +30,7 @@ _HALVINGS = 6  # of a piece, until its parts get local networks of their own
 _APART = 2  # halvings of what is too large for a local network
 _ROOM = 2**26  # numbers that local networks may hold
 _SECONDS = 0.5  # a batch should take at most
+_GRACE = 1.1  # times its time: what is begun within that may go on so long
 _SAVE_EVERY = 10.0  # seconds
 _FEW = 4096  # parts of a hull: if even these are too large for local networks, no time will do
 _PROBED = 8  # of them
@@ -204,7 +205,7 @@ class Splitting:
 
         Args:
             judge: judges pieces.
-            seconds: to spend; pieces whose bounds are not there by then stay as they are.
+            seconds: to spend; pieces that are begun may take a tenth more, or stay as they are.
             cache: keeps what is known; what it has of an earlier call is gone on with.
             name: what the progress bar says.
             worst_first: begin with the pieces that are farthest from settled, or the largest ones.
@@ -214,14 +215,14 @@ class Splitting:
             self._take(kept, judge)
         started = saved = time.monotonic()
         before, pace = self.seconds, 0.0
-        judge.until = started + seconds
+        end, judge.until = started + seconds, started + _GRACE * seconds
         bar = tqdm(total=1.0, initial=self.share, desc=name, mininterval=0.5, delay=1,
                    bar_format="{l_bar}{bar}| [{elapsed}{postfix}]")  # fmt: skip
         with bar:
-            while self._left(limit) and time.monotonic() < judge.until:
+            while self._left(limit) and time.monotonic() < end:
                 began, count = time.monotonic(), self.count
                 if pace:  # what does not end in time is left alone
-                    self.most = max(1, min(self.most, int((judge.until - began) / pace)))
+                    self.most = max(1, min(self.most, int((end - began) / pace)))
                 try:
                     self.advance(judge, worst_first)
                 except OutOfTime:

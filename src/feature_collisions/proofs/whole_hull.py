@@ -50,7 +50,7 @@ def prove_class(
 
     Args:
         hull: the hull.
-        seconds: for it; bounds that are not there by then are given up.
+        seconds: for it; bounds that take more than a tenth longer are given up.
         directory: where what is known is kept between one call and the next. It should be the
             user's own: what a stranger's run directory says would be stated as proved.
         suspects: weights of points to try first, such as the worst that a search has found.

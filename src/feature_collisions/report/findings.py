@@ -30,7 +30,7 @@ class Known(StrEnum):
 MEANINGS = {
     Known.PROVED: "holds at every point that is spoken of, sampled or not",
     Known.REFUTED: "a point is shown of which it does not hold",
-    Known.WALKED: "computed bend by bend along the edges between corners, exactly up to rounding",
+    Known.WALKED: "computed along edges, up to rounding: bend by bend, or by bounds between points",
     Known.SEARCHED: "the worst point that a gradient search found; there may be a worse one",
     Known.SAMPLED: "of points drawn at random; nothing is certain of any other point",
     Known.MEASURED: "computed from the pictures themselves",
@@ -440,13 +440,13 @@ def _edges_table(edges: dict[str, Any]) -> Table:
             "{} to {}".format(*edge["corners"]),
             f"{edge['walked']:.4%}",
             f"{edge['proved']:.4%}",
-            str(edge["breakpoints"]),
+            str(edge["pieces"]),
             number(edge["margin_min"]),
             f"{edge['rounding']:.1e}",
         )
         for edge in edges.get("edges", ())
     ]
-    columns = ("edge", "walked", "class proved", "linear pieces", "smallest margin", "rounding")
+    columns = ("edge", "walked", "class proved", "pieces", "margin at least", "rounding")
     return Table("Its edges", columns, rows)
 
 

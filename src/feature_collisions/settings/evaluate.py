@@ -65,16 +65,16 @@ class PlainSettings:
 
 @dataclass
 class EdgeSettings:
-    """How much of the hull's edges is walked exactly."""
+    """How much of the hull's edges is walked."""
 
     share: float | None = None
-    """How much of each edge is walked exactly, in [0, 1]; null: as far as `seconds` allow."""
+    """How much of each edge is walked, in [0, 1]; null: as far as `seconds` allow."""
     seconds: float = 10.0
     """Time for all edges together where `share` is not given."""
     precision: int = 64
     """Bits of the arithmetic: 64, or 32, which is faster and rounds bends away."""
     memory: float = 0.25
-    """GiB for the values at all breakpoints of a chunk in any one layer."""
+    """GiB for the values at all breakpoints of a chunk in any one layer; bounds take as much."""
     resume: bool = True
     """Whether a walk goes on from what an earlier evaluation has kept."""
 
