@@ -162,6 +162,13 @@ def test_stopped_leaves_whatever_a_library_makes_of_it():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_search_after_a_stopped_one_is_not_told_of_its_signal():
+    with pytest.raises(Stopped), stopping():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with between_steps() as ending:
+        assert not ending()
+
+
 def test_a_signal_waits_for_the_step_that_is_under_way():
     def step():
         with stopping(), between_steps() as ending:

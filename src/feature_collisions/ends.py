@@ -61,8 +61,9 @@ def stopping() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-        if _State.stopped is not None:
-            raise _State.stopped
+        stopped, _State.stopped = _State.stopped, None  # a later search is not told of it
+        if stopped is not None:
+            raise stopped
 
 
 def told_to_end() -> bool:
