@@ -136,15 +136,23 @@ COMPOSITES = {
         {"loss": EVERYTHING},
         {"loss": EVERYTHING, "corners_per_batch": 1},
         {"optimizer": OptimizerSettings("descent", 0.01, 0.001), "corner_order": "inactive_first"},
+        {"optimizer": OptimizerSettings("sobolev", 0.01, average=0.9)},
         COMPOSITES,
         COMPOSITES | {"grid": 3, "corner_order": "inactive_first"},
     ],
-    ids=["all losses", "in parts", "descent", "composites", "composites on a grid"],
+    ids=[
+        "all losses",
+        "in parts",
+        "descent",
+        "smooth gradients",
+        "composites",
+        "composites on a grid",
+    ],
 )
 def test_every_step_of_a_search_runs_where_the_trainer_says(other, tmp_path, monkeypatch, settings):
     """With images and sources on the CPU, as they are read."""
     monkeypatch.setattr(composite_kernel, "usable", lambda logits: False)  # rounds otherwise
-    monkeypatch.setattr("feature_collisions.search.floor._STEPS", 20)
+    monkeypatch.setattr("feature_collisions.patches.floor._STEPS", 20)
     common = {"loss": APART, "stop": StopSettings(None, 40, 40), "log": LogSettings(20, 20)}
     settings = common | settings
     if settings["loss"].gamma:

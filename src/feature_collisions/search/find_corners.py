@@ -30,6 +30,7 @@ from ..networks.target_layer import (
     network_of,
 )
 from ..patches.composite import Sources
+from ..patches.floor import alone, what_limits
 from ..settings.rules import SEED, one_of, whole
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from ..settings.train import parse_corners, parse_corners_per_batch
@@ -37,7 +38,6 @@ from ..settings.trainer import MIXED, check_trainer, devices_of, where
 from .callbacks import callbacks_of, log_afterwards
 from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Found, Goal, all_met, unmet
-from .floor import alone, what_limits
 from .losses import CollisionLoss, positive
 from .parameterisations import PatchComposite, Pixels
 from .summary import class_probabilities, summarise
@@ -395,8 +395,7 @@ def find_corners(
     Keyword Args:
         loss (LossSettings): the loss's weights; `LossSettings.for_any_network()` by default.
         optimizer (OptimizerSettings): Adam, the authors' descent or smooth gradients, and the
-            rate;
-            `OptimizerSettings.for_any_network()` by default.
+            rate; `OptimizerSettings.for_any_network()` by default.
         stop (StopSettings): when the search stops; by default after 500 steps, or at most 1000,
             once every L_pos is below a tenth of ||f(t)|| and all are of the target's class, with
             a probability within 0.05 of the target's.

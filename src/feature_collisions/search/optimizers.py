@@ -1,7 +1,6 @@
 """How a loss is descended: Adam, the authors' own descent, or along smooth gradients."""
 
 from collections.abc import Callable, Iterable
-from functools import cache
 from typing import Any
 
 import torch
@@ -52,6 +51,7 @@ class SobolevDescent(torch.optim.Optimizer):
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, average: float) -> None:
         super().__init__(parameters, {"lr": lr, "average": average})
+        self.weights: Tensor | None = None  # of frequencies, made where the images lie
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -64,27 +64,24 @@ class SobolevDescent(torch.optim.Optimizer):
         state = self.state[images]
         if not state:
             state["mean"] = torch.zeros_like(images)
+        if self.weights is None:
+            self.weights = inverse_frequencies(images)
         mean: Tensor = state["mean"].lerp_(images.grad, 1 - average)
-        size = (images.shape[-2], images.shape[-1])
-        spectrum = torch.fft.rfft2(mean).mul_(
-            inverse_frequencies(*size, images.dtype, images.device)
-        )
-        direction = torch.fft.irfft2(spectrum, s=size)
+        spectrum = torch.fft.rfft2(mean).mul_(self.weights)
+        direction = torch.fft.irfft2(spectrum, s=(images.shape[-2], images.shape[-1]))
         for length in (largest, root_mean_square):  # squares of small numbers alone would be 0
             direction /= length(direction).clamp_min_(torch.finfo(images.dtype).tiny)
         images.sub_(direction, alpha=rate)
 
 
-@cache
-def inverse_frequencies(
-    height: int, width: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """1 over each frequency of `rfft2`, (height, width // 2 + 1), in pixels a period.
+def inverse_frequencies(images: Tensor) -> Tensor:
+    """1 over each frequency of `rfft2` of images (..., H, W), (H, W // 2 + 1), in pixels a period.
 
     The mean of an image has no period; it is given the longest side's.
     """
-    rows = torch.fft.fftfreq(height, dtype=dtype, device=device)
-    columns = torch.fft.rfftfreq(width, dtype=dtype, device=device)
+    height, width = images.shape[-2:]
+    like = {"dtype": images.dtype, "device": images.device}
+    rows, columns = torch.fft.fftfreq(height, **like), torch.fft.rfftfreq(width, **like)
     frequencies = torch.hypot(rows[:, None], columns)
     return frequencies.clamp_min_(1 / max(height, width)).reciprocal_()
 
