@@ -181,6 +181,7 @@ def test_corners_that_do_not_fit_before_the_first_step(monkeypatch, reason, kind
         raise RuntimeError(reason)
 
     monkeypatch.setattr(find_corners_module, "Pixels", fail)
+    torch.manual_seed(0)  # with enough inactive units
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(kind, match=said):
         Search(model, "1", *torch.rand(2, 1, 8, 8), range(3))
@@ -192,6 +193,7 @@ def test_a_comparison_of_precisions_that_does_not_fit_says_so(monkeypatch):
 
     monkeypatch.setattr("feature_collisions.settings.trainer.bfloat16_is_fast", lambda _: True)
     monkeypatch.setattr(find_corners_module, "halve_and_compare", fail)
+    torch.manual_seed(0)  # with enough inactive units
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(SettingError, match="3 corners do not fit into the memory of cpu; search"):
         Search(model, "1", *torch.rand(2, 1, 8, 8), range(3), trainer={"precision": "auto"})
