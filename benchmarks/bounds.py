@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.hull.hull import dirichlet
+from feature_collisions.networks.graph import trace
 from feature_collisions.proofs.bounds.over_pieces import Bounds
 from feature_collisions.proofs.bounds.record import steps_of
 from feature_collisions.proofs.bounds.relaxation import rounding
@@ -39,7 +40,9 @@ def network() -> nn.Sequential:
 def ours(model: nn.Sequential, corners: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
     """(P,) the least margin that is certain on each piece, by its weights (P, K, K)."""
     pieces = weights @ corners
-    steps = steps_of(traced(nn.Sequential(nn.Flatten(), model)), corners[0])
+    steps = steps_of(
+        traced(trace(nn.Sequential(nn.Flatten(), model), corners.shape[1:])), corners[0]
+    )
     bounds = Bounds(steps, pieces, rounding(CORNERS, pieces))
     return bounds.lower(len(steps) - 1, rows).amin((1, 2))
 

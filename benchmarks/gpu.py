@@ -241,6 +241,7 @@ def steps(drill: Drill) -> Iterator[Row]:
     import torch
     from torchvision.models import squeezenet1_1, vgg16
 
+    from feature_collisions.networks.graph import trace
     from feature_collisions.networks.target_layer import TargetLayer
     from feature_collisions.search.find_corners import Search
     from feature_collisions.settings.search import LogSettings, StopSettings
@@ -272,7 +273,7 @@ def steps(drill: Drill) -> Iterator[Row]:
         search.run()
         ours = (marks[-1] - marks[0]) / (2 * every)  # the first of them warms up
         memory = 0 if drill.dry else torch.cuda.max_memory_allocated()
-        cut = TargetLayer(model, layer).bfloat16()
+        cut = TargetLayer(trace(model, (3, side, side)), layer).bfloat16()
         given = torch.rand(count, 3, side, side, device=drill.device, dtype=torch.bfloat16)
         given.requires_grad_()
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from feature_collisions.networks.graph import trace
 from feature_collisions.networks.target_layer import TargetLayer
 from feature_collisions.networks.torchvision_models import Classifier
 from feature_collisions.search.find_corners import Search
@@ -81,7 +82,7 @@ def ours(model: nn.Module, initial: Tensor, target: Tensor, corners: int) -> Cal
 
 def bare(model: nn.Module, initial: Tensor, target: Tensor) -> Callable[[int], None]:
     """The loop one would write: the mean square of the difference, Adam, a clamp."""
-    cut = TargetLayer(model, LAYER)
+    cut = TargetLayer(trace(model, target.shape), LAYER)
     wanted = cut(target[None]).detach()
     image = initial[None].clone().requires_grad_()
     optimizer = torch.optim.Adam([image], RATE)
@@ -110,7 +111,7 @@ def metamer(model: nn.Module, initial: Tensor, target: Tensor) -> Callable[[int]
 
         def __init__(self) -> None:
             super().__init__()
-            self.cut = TargetLayer(model, LAYER).eval()
+            self.cut = TargetLayer(trace(model, target.shape), LAYER).eval()
 
         def forward(self, images: Tensor) -> Tensor:
             return self.cut(images).flatten(1)[:, None]

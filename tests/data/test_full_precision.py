@@ -44,7 +44,7 @@ class Noting(nn.Module):
     """Notes with which bits it is called."""
 
     def forward(self, images):
-        if isinstance(images, torch.Tensor):  # and nothing that traces it
+        if type(images) is torch.Tensor:  # and none that traces it
             SEEN.append(precisions())
         return images
 
@@ -70,7 +70,7 @@ def test_a_hull_is_measured_with_all_bits(reduced):
     hull = hull_that_notes()
     hull.sample(50)
     hull.worst_case(3, 3)
-    target_features(hull.model, hull.layer, hull.target, torch.float32)
+    target_features(hull.graph, hull.layer, hull.target, torch.float32)
     logits_of(hull.model, hull.target[None])
     assert SEEN
     assert all(each == ["ieee"] * 4 for each in SEEN)

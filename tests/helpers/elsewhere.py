@@ -18,9 +18,14 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import nn
 from torch.optim import optimizer
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    return_and_correct_aliasing,
+)
 from torch.utils._pytree import tree_flatten, tree_map
 
 from feature_collisions.data import devices
@@ -95,11 +100,41 @@ def elsewhere(float64: bool = True) -> Iterator[None]:
             return nullcontext() if device == DEVICE.type else cast(device, *given, **options)
 
         patch.setattr(torch, "autocast", autocast)
+        export = torch.export.export  # makes copies without numbers, of real devices' tensors alone
+
+        def export_here(model: nn.Module, images: Any, **options: Any) -> Any:
+            with _disable_current_modes(), _on_cpu(model) as originals:
+                program = export(model, tuple(map(_inner, images)), **options)
+            for held in (program.state_dict, program.constants):
+                held.update({name: originals.get(id(value), value) for name, value in held.items()})
+            return program
+
+        patch.setattr(torch.export, "export", export_here)
         supported = optimizer._get_fused_kernels_supported_devices()
         patch.setattr(
             optimizer, "_get_fused_kernels_supported_devices", lambda: [*supported, DEVICE.type]
         )
         yield
+
+
+@contextmanager
+def _on_cpu(model: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
+    """Within it the model's tensors are the CPU's; yields the originals by those's ids."""
+    originals: dict[int, torch.Tensor] = {}
+    places = []
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if isinstance(tensor, Elsewhere):
+                    places.append((held, name, tensor))
+                    inner = tensor.inner.detach()
+                    held[name] = nn.Parameter(inner) if held is module._parameters else inner
+                    originals[id(held[name])] = tensor
+    try:
+        yield originals
+    finally:
+        for held, name, tensor in places:
+            held[name] = tensor
 
 
 class _There(CPUAccelerator):

@@ -99,8 +99,8 @@ class Hole(nn.Module):
         self.register_buffer("centre", torch.tensor([0.13, 0.21, 0.66]))
 
     def forward(self, images):
-        self.relu(self.hidden(images.flatten(1)))
-        distance = (images.flatten(1)[:, :3] - self.centre).norm(dim=1)
+        nothing = 0 * self.relu(self.hidden(images.flatten(1))).sum(1)
+        distance = nothing + (images.flatten(1)[:, :3] - self.centre).norm(dim=1)
         return torch.stack([distance - 0.003, torch.zeros_like(distance)], 1)
 
 

@@ -11,6 +11,7 @@ from feature_collisions import LossSettings, StopSettings, find_corners
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.evaluate import evaluate
 from feature_collisions.hull.statistics import HullStatistics
+from feature_collisions.networks.graph import trace
 from feature_collisions.networks.target import TargetFeatures
 from feature_collisions.networks.target_layer import last_hidden_layer
 from feature_collisions.patches.composite import Sources
@@ -222,7 +223,7 @@ def test_what_is_not_flat_is_refused_by_name(activation, reason, images):
     with pytest.raises(SettingError, match=rf"layer=hidden: feeds no ReLU \({reason}"):
         find_corners(Clipped(activation), "hidden", *images)
     with pytest.raises(SettingError, match=rf"layer=auto: .* through \({reason}.*; name another"):
-        last_hidden_layer(Clipped(activation))
+        last_hidden_layer(trace(Clipped(activation), images[0].shape))
 
 
 def test_corners_beyond_the_blind_units_are_refused(images):

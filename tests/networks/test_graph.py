@@ -8,17 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from feature_collisions.errors import SettingError
-from feature_collisions.networks.graph import (
-    NotPiecewiseLinear,
-    ceiling_after,
-    ceiling_of,
-    frozen_graph,
-    in_place,
-    kinds,
-    trace,
-)
-from feature_collisions.networks.target_layer import TargetLayer
-from feature_collisions.proofs.piecewise import Line, traced
+from feature_collisions.networks.graph import frozen_graph, trace
+from feature_collisions.networks.operations import NotPiecewiseLinear, ceiling_of, kinds
+from feature_collisions.networks.target_layer import TargetLayer, following
+from feature_collisions.proofs.piecewise import Line
+from helpers.graphs import traced_for
+
+IMAGE = torch.zeros(1, 2, 2)
 
 
 class Applies(nn.Module):
@@ -56,15 +52,15 @@ NONE = {
 
 
 def ceilings(function):
-    root, graph, _ = trace(Applies(function))
-    return [c for c in (ceiling_of(root, node) for node in graph.nodes) if c is not None]
+    network = trace(Applies(function), (1, 2, 2)).runnable()
+    return [c for c in map(ceiling_of, network.graph.nodes) if c is not None]
 
 
 @pytest.mark.parametrize("name", RECTIFIERS)
 def test_a_rectifier_has_its_ceiling(name):
     make, ceiling = RECTIFIERS[name]
     assert ceilings(make()) == [ceiling]
-    network = traced(Applies(make()))
+    network = traced_for(Applies(make()), IMAGE)
     kind = "relu" if ceiling == math.inf else "clipped"
     assert [k for k in kinds(network).values() if k in ("relu", "clipped")] == [kind]
 
@@ -78,9 +74,10 @@ def test_the_ceiling_after_a_layer_is_seen_through_a_new_shape():
     model = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Dropout(), nn.ReLU6(), nn.Linear(2, 2)
     )
-    root, _, nodes = trace(model)
-    assert ceiling_after(root, nodes["0"]) == 6
-    assert ceiling_after(root, nodes["4"]) is None
+    graph = trace(model, (1, 3, 3))
+    assert following(graph, "0") == ("relu6", 6.0, ())
+    with pytest.raises(SettingError, match="layer=4: feeds no ReLU"):
+        following(graph, "4")
 
 
 @pytest.mark.parametrize(
@@ -103,9 +100,9 @@ def test_activations_that_hide_nothing_are_refused_by_name(activation, reason):
             return self.activation(self.hidden(images.flatten(1)))
 
     with pytest.raises(SettingError, match=f"layer=hidden: feeds no ReLU .{reason}"):
-        TargetLayer(Smooth(), "hidden")
+        TargetLayer(trace(Smooth(), (1, 2, 2)), "hidden")
     with pytest.raises(NotPiecewiseLinear, match=reason):
-        kinds(traced(Smooth()))
+        kinds(traced_for(Smooth(), IMAGE))
 
 
 @pytest.mark.parametrize(
@@ -121,17 +118,17 @@ def test_a_rectifier_that_writes_over_its_input_is_walked_as_it_runs(function):
     def both(x):
         return function(x) + x
 
-    root, graph, _ = trace(Applies(both))
-    rectifier = next(node for node in graph.nodes if ceiling_of(root, node))
-    assert in_place(root, rectifier)
-    network = traced(Applies(both))
+    image = torch.zeros(1, 1, 2)
+    network = traced_for(Applies(both), image)
+    assert not any(str(node.target).split(".")[1:2] == ["relu_"] for node in network.graph.nodes)
     start, end = torch.zeros(1, 1, 2).double(), torch.ones(1, 1, 2).double()
     places, values = Line(network).walk(start, end)
-    torch.testing.assert_close(values, network(torch.lerp(start, end, places.view(-1, 1, 1, 1))))
+    points = torch.lerp(start, end, places.view(-1, 1, 1, 1))
+    torch.testing.assert_close(values, Applies(both)(points))
 
 
 def test_a_clipped_relu_bends_twice_on_a_segment():
-    network = traced(Applies(lambda x: 4 * x.clamp(0, 0.5)))
+    network = traced_for(Applies(lambda x: 4 * x.clamp(0, 0.5)), torch.zeros(1, 1, 1))
     places, values = Line(network).walk(torch.zeros(1, 1, 1).double(), torch.ones(1, 1, 1).double())
     assert places.tolist() == [0, 0.5, 0.75, 1]
     assert values.flatten().tolist() == [0, 0, 2, 2]
@@ -157,7 +154,7 @@ class FunctionalBatchNorm(nn.Module):
 def test_a_functional_batch_norm_by_running_averages_is_affine(weighted):
     torch.manual_seed(0)
     network, x = FunctionalBatchNorm(weighted).double().eval(), torch.randn(7, 4).double()
-    graph = frozen_graph(network)
+    graph = frozen_graph(trace(network, (4,)))
     assert torch.equal(graph(x), network(x))
     assert list(kinds(graph).values()).count("affine") == 4  # input, layer, norm, output
 
@@ -168,7 +165,7 @@ def test_a_functional_batch_norm_by_the_batch_is_not():
             return F.batch_norm(x, None, None, training=True)
 
     with pytest.raises(NotPiecewiseLinear, match="batch_norm"):
-        kinds(frozen_graph(OfTheBatch()))
+        kinds(frozen_graph(trace(OfTheBatch(), (4,))))
 
 
 def test_slices_and_padding_are_linear_but_not_across_the_images():
@@ -176,7 +173,7 @@ def test_slices_and_padding_are_linear_but_not_across_the_images():
         def forward(self, images):
             return F.pad(images[:, :, ::2, 1:], (0, 1, 0, 0)).flatten(1)
 
-    assert set(kinds(traced(Slices())).values()) == {"affine"}
+    assert set(kinds(traced_for(Slices(), torch.zeros(1, 4, 4))).values()) == {"affine"}
     for function in (lambda x: x[1:] - 0 * x[:1], lambda x: x[:, None, 0] * x[0], lambda x: x[x]):
         with pytest.raises(NotPiecewiseLinear):
-            kinds(traced(Applies(function)))
+            kinds(traced_for(Applies(function), IMAGE))

@@ -15,13 +15,13 @@ from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.hull_of_run import hull_of
 from feature_collisions.hull.run import load_run
 from feature_collisions.networks.classifiers import is_remembered, load_classifier
-from feature_collisions.networks.target_layer import TargetLayer
 from feature_collisions.networks.torchvision_models import Classifier
 from feature_collisions.search.find_corners import Search, find_corners
 from feature_collisions.settings.evaluate import EvaluateSettings
 from feature_collisions.settings.search import LossSettings, StopSettings
 from feature_collisions.settings.train import ClassifierSettings, DataSettings
 from helpers.commands import SHARED
+from helpers.graphs import cut_at
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -66,9 +66,9 @@ def test_layers_keep_torchvisions_names(small):
     for block in range(12):
         normal = small.network.features[block](normal)
     expected = small.network.features[12].squeeze(normal).flatten(1)
-    torch.testing.assert_close(TargetLayer(small, "features.12.squeeze")(images), expected)
+    torch.testing.assert_close(cut_at(small, "features.12.squeeze", images)(images), expected)
     with pytest.raises(SettingError, match=r"layer=nowhere: is not .* features\.12\.squeeze"):
-        TargetLayer(small, "nowhere")
+        cut_at(small, "nowhere", images)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_weights_are_read_from_either_kind_of_file(tmp_path, name, layer):
         settings = ClassifierSettings(name, str(tmp_path / f"weights.{ending}"), layer)
         model = load_classifier(settings, None)
         assert not any(parameter.requires_grad for parameter in model.parameters())
-        TargetLayer(model, layer)(images)
+        cut_at(model, layer, images)(images)
         outputs.append(model(images))
     expected = network.eval()((images - model.mean) / model.std)
     assert torch.equal(outputs[0], expected)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from feature_collisions.hull.hull import Hull
 from feature_collisions.hull.statistics import HullStatistics
 from feature_collisions.networks.target import TargetFeatures
-from feature_collisions.networks.target_layer import Observed
+from helpers.graphs import observed_at
 
 
 def in_place_net() -> nn.Sequential:
@@ -25,7 +25,7 @@ def in_place_net() -> nn.Sequential:
 
 
 class Untraceable(nn.Module):
-    """Branches on a value, which torch.fx cannot follow."""
+    """Branches on a value, which no graph holds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def test_one_pass_gives_both_before_an_in_place_relu_overwrites_them() -> None:
         for index in (0, 4):
             expected = plain[: index + 1](images).flatten(1)
             assert expected.min() < 0  # else an overwritten copy would not show
-            logits, preactivation = Observed(model, f"{prefix}{index}")(images)
+            logits, preactivation = observed_at(model, f"{prefix}{index}", images)(images)
             assert torch.equal(preactivation, expected)
             assert torch.equal(logits, model(images))
 

@@ -6,8 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from feature_collisions.errors import SettingError
+from feature_collisions.networks.graph import trace
 from feature_collisions.networks.target import TargetFeatures
-from feature_collisions.networks.target_layer import TargetLayer, last_hidden_layer
+from feature_collisions.networks.target_layer import following, last_hidden_layer
+from helpers.graphs import cut_at
+
+IMAGE = torch.zeros(1, 3, 3)
 
 
 class Convolutional(nn.Module):
@@ -50,18 +54,18 @@ def test_the_cut_sees_values_before_an_in_place_relu(network, layer):
     with torch.no_grad():
         expected = reference(network, images)[layer].flatten(1)
     assert (expected < 0).any()
-    assert torch.allclose(TargetLayer(network, layer)(images), expected, atol=1e-6)
+    assert torch.allclose(cut_at(network, layer, images)(images), expected, atol=1e-6)
 
 
 def test_nothing_after_the_layer_is_kept(network):
-    cut = TargetLayer(network, "first")
+    cut = cut_at(network, "first", IMAGE)
     assert [name for name, _ in cut.network.named_parameters()] == ["first.weight", "first.bias"]
 
 
 def test_the_users_model_is_left_alone(network):
     network.train()
     network.drop.eval()
-    cut = TargetLayer(network, "third").double()
+    cut = cut_at(network, "third", IMAGE).double()
     assert network.training
     assert not network.drop.training
     assert all(p.requires_grad and p.dtype == torch.float32 for p in network.parameters())
@@ -70,26 +74,22 @@ def test_the_users_model_is_left_alone(network):
 
 
 def test_a_layer_that_does_not_exist_is_refused(network):
-    with pytest.raises(
-        SettingError, match=r"layer=fourth: is not a layer .*: first, add, third, drop$"
-    ):
-        TargetLayer(network, "fourth")
+    with pytest.raises(SettingError, match=r"layer=fourth: is not a layer .*: first, add, third$"):
+        cut_at(network, "fourth", IMAGE)
 
 
 def test_a_layer_that_feeds_no_relu_is_refused(network):
-    with pytest.raises(
-        SettingError, match=r"layer=output: feeds no ReLU; .*: first, add, third, drop$"
-    ):
-        TargetLayer(network, "output")
+    with pytest.raises(SettingError, match=r"layer=output: feeds no ReLU; .*: first, add, third$"):
+        cut_at(network, "output", IMAGE)
 
 
 def test_a_classifier_without_relu_is_refused():
     with pytest.raises(SettingError, match="this classifier has no ReLU"):
-        TargetLayer(nn.Sequential(nn.Flatten(), nn.Linear(9, 3), nn.Sigmoid()), "1")
+        cut_at(nn.Sequential(nn.Flatten(), nn.Linear(9, 3), nn.Sigmoid()), "1", IMAGE)
 
 
 class Untraceable(nn.Module):
-    """Its forward depends on values, which torch.fx cannot follow."""
+    """Its forward depends on values, which no graph holds."""
 
     def __init__(self):
         super().__init__()
@@ -111,19 +111,19 @@ def test_models_that_cannot_be_traced_are_stopped_at_the_layer():
     network, images = Untraceable(), torch.rand(7, 1, 3, 3)
     expected = F.linear(images.flatten(1), network.hidden.weight, network.hidden.bias)
     assert (expected < 0).any()
-    cut = TargetLayer(network, "hidden")
+    cut = cut_at(network, "hidden", images)
     assert torch.equal(cut(images), expected)
     assert not cut.network.model.went_on
     with pytest.raises(SettingError, match=r"layer=nope: .* its modules are hidden, relu, unused"):
-        TargetLayer(network, "nope")
+        cut_at(network, "nope", images)
     with pytest.raises(SettingError, match="the network never runs it"):
-        TargetLayer(network, "unused")(images)
+        cut_at(network, "unused", images)(images)
 
 
 def test_of_many_layers_the_nearest_and_the_last_are_named():
     network = nn.Sequential(*(m for _ in range(100) for m in (nn.Linear(1, 1), nn.ReLU())))
     with pytest.raises(SettingError, match=r"layer=97: feeds no ReLU; .*98") as error:
-        TargetLayer(network, "97")
+        cut_at(network, "97", torch.zeros(1, 1, 1))
     message = str(error.value)
     assert re.search(r": (\d+, )+198 and \d+ others$", message)
     assert len(message) < 250
@@ -158,7 +158,46 @@ def test_the_last_layer_is_one_that_everything_flows_through():
     network = nn.Sequential(
         nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
     )
-    assert last_hidden_layer(network) == "3"
-    assert last_hidden_layer(Beside()) == "first"
+    assert last_hidden_layer(trace(network, (1, 2, 2))) == "3"
+    assert last_hidden_layer(trace(Beside(), (1, 2, 2))) == "first"
+    plain = trace(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2))
     with pytest.raises(SettingError, match="layer=auto: this network has no layer that feeds a R"):
-        last_hidden_layer(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+        last_hidden_layer(plain)
+
+
+class Past(nn.Module):
+    """A layer with a ReLU behind it, and what its values also reach, or a branch past it."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.first, self.layer, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, images):
+        first = self.first(images.flatten(1)).relu()
+        layer = self.layer(first)
+        if self.how == "read":
+            return self.last(layer.relu() + 0.1 * layer)
+        if self.how == "branch":
+            return self.last(layer.relu() + first)
+        if self.how == "norm":
+            return self.last(layer.relu()) * layer.norm(dim=1, keepdim=True)
+        if self.how == "reshaped":
+            return self.last(layer.view(-1, 2, 3).transpose(1, 2).relu().flatten(1))
+        if self.how == "two":
+            return self.last(layer.relu() + layer.clamp(0, 6))
+        return self.last(layer.relu())
+
+
+@pytest.mark.parametrize("how", ["read", "branch", "norm"])
+def test_what_goes_past_a_layer_is_known(how):
+    found = following(trace(Past(how), (1, 2, 2)), "layer")
+    assert found.activation == "relu"
+    assert found.past
+
+
+@pytest.mark.parametrize(
+    ("how", "activation"), [("plain", "relu"), ("reshaped", "relu"), ("two", "relu")]
+)
+def test_nothing_goes_past_a_layer_that_all_flows_through(how, activation):
+    assert following(trace(Past(how), (1, 2, 2)), "layer") == (activation, float("inf"), ())

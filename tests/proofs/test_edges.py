@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.hull.hull import Hull
-from feature_collisions.networks.graph import NotPiecewiseLinear, kinds
+from feature_collisions.networks.operations import NotPiecewiseLinear, kinds
 from feature_collisions.proofs.bounds.chords import Chords
 from feature_collisions.proofs.edges import failures, prove_edges
-from feature_collisions.proofs.piecewise import Line, TooManyPieces, traced
+from feature_collisions.proofs.piecewise import Line, TooManyPieces
 from feature_collisions.settings.evaluate import EdgeSettings
+from helpers.graphs import traced_for
 from helpers.hulls import valley
 from helpers.networks import everything
 
@@ -27,8 +28,8 @@ def direct(network: nn.Module, start: Tensor, end: Tensor, places: Tensor) -> Te
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_walk_is_exact_at_and_between_its_breakpoints(seed: int) -> None:
-    network = traced(everything(seed))
     start, end = torch.rand(2, 2, 11, 9, dtype=torch.float64)
+    network = traced_for(everything(seed), start)
     places, logits = Line(network).walk(start, end)
     assert places[0] == 0
     assert places[-1] == 1
@@ -53,7 +54,7 @@ def test_a_tiny_network_in_closed_form() -> None:
     )
     model[3].weight.data, model[3].bias.data = torch.ones(1, 2), torch.zeros(1)
     start, end = torch.zeros(1, 1, 1, dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)
-    places, logits = Line(traced(model)).walk(start, end)
+    places, logits = Line(traced_for(model, start)).walk(start, end)
     assert places.tolist() == [0, 0.25, 0.5, 1]
     assert logits.flatten().tolist() == [1, 0, 0, 1]
 
@@ -63,7 +64,7 @@ def test_a_max_pool_bends_where_its_largest_line_changes() -> None:
     model = nn.Sequential(nn.MaxPool2d((1, 3)), nn.Flatten())
     start = torch.tensor([1, 0.6, -1], dtype=torch.float64).view(1, 1, 3)
     end = torch.tensor([-2, 0.1, 1], dtype=torch.float64).view(1, 1, 3)
-    places, logits = Line(traced(model)).walk(start, end)
+    places, logits = Line(traced_for(model, start)).walk(start, end)
     expected = torch.tensor([0, 0.16, 0.64, 1], dtype=torch.float64)
     torch.testing.assert_close(places, expected)
     torch.testing.assert_close(logits[:, 0], torch.tensor([1, 0.52, 0.28, 1], dtype=torch.float64))
@@ -240,21 +241,21 @@ def test_what_an_earlier_evaluation_of_other_corners_found_is_not_taken_over(
 def test_a_chunk_that_does_not_fit_says_so() -> None:
     start, end = torch.rand(2, 2, 11, 9, dtype=torch.float64)
     with pytest.raises(TooManyPieces, match="breakpoints"):
-        Line(traced(everything()), memory=30_000).walk(start, end)
+        Line(traced_for(everything(), start), memory=30_000).walk(start, end)
 
 
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.GELU()), "2 .GELU. is not known"),
-        (nn.Sequential(nn.Flatten(), nn.Softmax(1)), "1 .Softmax. is not known"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.GELU()), "2 .gelu. is not known"),
+        (nn.Sequential(nn.Flatten(), nn.Softmax(1)), "1 .softmax. is not known"),
     ],
 )
 def test_what_is_not_piecewise_linear_is_refused_by_name(
     model: nn.Module, reason: str, tmp_path: Path
 ) -> None:
     with pytest.raises(NotPiecewiseLinear, match=reason):
-        kinds(traced(model))
+        kinds(traced_for(model, torch.zeros(1, 2, 2)))
 
 
 def test_products_and_quotients_of_the_pixels_are_refused() -> None:
@@ -268,7 +269,7 @@ def test_products_and_quotients_of_the_pixels_are_refused() -> None:
 
     for model in (Square(), Inverse()):
         with pytest.raises(NotPiecewiseLinear, match="not known to be linear"):
-            kinds(traced(model))
+            kinds(traced_for(model, torch.zeros(1, 2, 2)))
 
 
 def test_failures_are_joined_over_pieces() -> None:

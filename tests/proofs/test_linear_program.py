@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.errors import CollisionError, SettingError
-from feature_collisions.networks.graph import NotPiecewiseLinear
-from feature_collisions.networks.target_layer import TargetLayer
+from feature_collisions.networks.operations import NotPiecewiseLinear
 from feature_collisions.proofs.linear_program import (
     OBJECTIVES,
     AffineMap,
@@ -15,6 +14,7 @@ from feature_collisions.proofs.linear_program import (
     Polytope,
     affine_map,
 )
+from helpers.graphs import cut_at
 
 
 def random_net(pixels: int = 36, units: int = 12) -> nn.Sequential:
@@ -33,7 +33,7 @@ def test_the_affine_map_is_the_layer() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(2, 3, 3, stride=2, padding=1)
     model = nn.Sequential(nn.AvgPool2d(2), conv, nn.BatchNorm2d(3), nn.ReLU()).eval()
-    cut = TargetLayer(model, "2").double()
+    cut = cut_at(model, "2", torch.zeros(2, 6, 8)).double()
     found = affine_map(cut, (2, 6, 8), batch=7)
     images = torch.rand(5, 2, 6, 8, dtype=torch.float64) * 3 - 1
     expected = images.flatten(1) @ torch.tensor(found.weight).T + torch.tensor(found.bias)
@@ -43,7 +43,7 @@ def test_the_affine_map_is_the_layer() -> None:
 def test_a_layer_after_a_bend_is_refused_with_the_reason() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
     image, target = torch.rand(2, 1, 2, 2)
-    with pytest.raises(SettingError, match=r"solver=linear_program: layer 3 .*through _2 first"):
+    with pytest.raises(SettingError, match=r"solver=linear_program: layer 3 .*through 2 first"):
         LinearPrograms(model, "3", image, target, [0])
 
 
@@ -68,8 +68,8 @@ def test_a_network_that_cannot_be_traced_is_refused() -> None:
             x: Tensor = self.layer(images.flatten(1))
             return x if x.sum() > 0 else x.relu()
 
-    with pytest.raises(NotPiecewiseLinear, match="cannot trace"):
-        affine_map(TargetLayer(Branching(), "layer").double(), (1, 2, 2))
+    with pytest.raises(NotPiecewiseLinear, match="cannot follow"):
+        affine_map(cut_at(Branching(), "layer", torch.zeros(1, 2, 2)).double(), (1, 2, 2))
 
 
 def test_two_pixels_in_closed_form() -> None:

@@ -10,7 +10,7 @@ from feature_collisions.proofs.bounds.over_pieces import Bounds
 from feature_collisions.proofs.bounds.record import steps_of
 from feature_collisions.proofs.bounds.relaxation import rounding
 from feature_collisions.proofs.bounds.steps import Step
-from feature_collisions.proofs.piecewise import traced
+from helpers.graphs import traced_for
 from proofs.test_proofs import NETWORKS, SIZES, made
 
 
@@ -74,7 +74,8 @@ def test_a_local_network_holds_what_bends_alone() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     network[1].weight.data = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
     network[1].bias.data = torch.tensor([-0.25, -2, 1])
-    steps = steps_of(traced(network), torch.zeros(1, 1, 2, dtype=torch.float64))
+    image = torch.zeros(1, 1, 2, dtype=torch.float64)
+    steps = steps_of(traced_for(network, image), image)
     corners = torch.tensor([[0.0, 0], [1, 0], [0, 1]], dtype=torch.float64).view(3, 1, 1, 2)
     local = localise(steps, corners)
     assert [step.size for step in local] == [3, 1, 1, 2]  # the first unit alone
@@ -94,7 +95,8 @@ def test_windows_of_zeros_do_not_bend() -> None:
     generator = torch.Generator().manual_seed(0)
     middle = torch.rand(1, 4, 4, generator=generator, dtype=torch.float64)
     corners = middle + 1e-6 * torch.rand(3, 1, 4, 4, generator=generator, dtype=torch.float64)
-    local = localise(steps_of(traced(network), corners[0]), corners, rounding(3, corners))
+    steps = steps_of(traced_for(network, corners), corners[0])
+    local = localise(steps, corners, rounding(3, corners))
     assert [step.size for step in local] == [3, 2]
 
 
@@ -103,4 +105,4 @@ def test_a_network_with_too_many_bends_has_none() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 4000), nn.ReLU(), nn.Linear(4000, 2))
     corners = torch.rand(3, 1, 2, 2, dtype=torch.float64) * 4 - 2
     with pytest.raises(TooManyBends):
-        localise(steps_of(traced(network), corners[0]), corners)
+        localise(steps_of(traced_for(network, corners), corners[0]), corners)

@@ -23,10 +23,10 @@ from feature_collisions.proofs.bounds.relaxation import rounding
 from feature_collisions.proofs.bounds.steps import Step
 from feature_collisions.proofs.collision import joint_norm, largest_eigenvalue, prove_collision
 from feature_collisions.proofs.linear_program import LinearPrograms, depth
-from feature_collisions.proofs.piecewise import traced
 from feature_collisions.proofs.splitting import Judged, Pieces, Splitting
 from feature_collisions.proofs.whole_hull import ClassJudge, prove_class
 from helpers.bounds import backward, bounds_of, spread
+from helpers.graphs import traced_for
 from helpers.hulls import collided, hull_of, valley
 from helpers.networks import everything
 
@@ -85,7 +85,7 @@ def made(name: str, seed: int, size: tuple[int, int, int], scale: float) -> tupl
     torch.manual_seed(seed)
     model = NETWORKS[name]().eval()  # type: ignore[operator]
     corners = torch.rand(4, *size, dtype=torch.float64) * 2 - 0.5
-    return traced(model), corners[0] + scale * (corners - corners[0])
+    return traced_for(model, corners), corners[0] + scale * (corners - corners[0])
 
 
 SIZES = {"everything": (2, 7, 6), "signs": (2, 3, 2), "clipped": (2, 4, 4), "skips": (2, 4, 4)}
@@ -153,7 +153,7 @@ def test_halving_never_loosens_what_is_known(name: str) -> None:
     model, size = NETWORKS[name]().eval(), SIZES[name]  # type: ignore[operator]
     corners = torch.rand(4, *size)
     hull = hull_of(model, corners, {"signs": "linear", "skips": "first"}[name])
-    network = traced(model)
+    network = traced_for(model, corners)
     steps, rows = steps_of(network, corners[0].double()), torch.tensor([[1.0, -1, 0]]).double()
 
     class Margin:
@@ -408,8 +408,9 @@ def test_images_that_are_mixed_are_refused() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return images.flatten(1).relu() + images.size(0)
 
+    image = torch.rand(1, 1, 2, dtype=torch.float64)
     with pytest.raises(NotPiecewiseLinear, match="how many images"):
-        steps_of(traced(Mixes()), torch.rand(1, 1, 2, dtype=torch.float64))
+        steps_of(traced_for(Mixes(), image), image)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -74,7 +74,8 @@ def test_rows_that_are_carried_back_and_cuts_look_at_the_clock(
     hull: Hull, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, corners = made("skips", 0, SIZES["skips"], 1.0)
-    steps, last = steps_of(network, corners[0]), network.last.out_features
+    steps = steps_of(network, corners[0])
+    last = steps[-1].size
     error = rounding(4, corners)[None]
     bounds = Bounds(steps, corners[None], error)
     rows = torch.eye(last, dtype=torch.float64)

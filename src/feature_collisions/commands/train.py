@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from ..data.datasets import DataSplit, Found
     from ..hull.hull import Hull
+    from ..networks.graph import Graph
     from ..patches.composite import Sources
     from ..proofs.linear_program import LinearPrograms
     from ..search.find_corners import Search
@@ -87,6 +88,7 @@ class Job:
         settings: of the search; size and layer have values.
         data: where its images come from.
         model: the classifier, where the search runs.
+        graph: of it.
         hashes: of what the result depends on (`deciding.hashes`).
         group: of the W&B run.
     """
@@ -94,6 +96,7 @@ class Job:
     settings: Settings
     data: DataSplit
     model: nn.Module
+    graph: Graph
     hashes: dict[str, Any]
     group: str
 
@@ -118,6 +121,7 @@ def train(settings: Settings, directory: Path, checkpoint: Path | None, group: s
     with importing():  # here and not above: it takes seconds
         from ..data.datasets import load_data
         from ..networks.classifiers import load_classifier
+        from ..networks.graph import trace
         from ..report.findings import classes_of
         from ..report.wandb_logs import check_login
         from ..settings.trainer import single_device
@@ -129,8 +133,9 @@ def train(settings: Settings, directory: Path, checkpoint: Path | None, group: s
     model = load_classifier(settings.classifier, data, settings.seed)
     if place := single_device(settings.trainer):  # the hull is measured there, too
         model.to(place)
-    settings = with_layer(settings, model)
-    job = Job(settings, data, model, hashes(settings, model, data), group)
+    graph = trace(model, data.test.size)
+    settings = with_layer(settings, graph)
+    job = Job(settings, data, model, graph, hashes(settings, model, data), group)
     if settings.pairs is not None:
         train_pairs(job, settings.pairs, directory)
         return
@@ -184,13 +189,13 @@ def with_size(settings: Settings) -> Settings:
     return replace(settings, data=replace(settings.data, size=input_side(settings.classifier)))
 
 
-def with_layer(settings: Settings, model: nn.Module) -> Settings:
+def with_layer(settings: Settings, graph: Graph) -> Settings:
     """The settings with a layer that has a name, where `classifier.layer=auto` left it open."""
     from ..networks.target_layer import last_hidden_layer
 
     if settings.classifier.layer != "auto":
         return settings
-    layer = last_hidden_layer(model)
+    layer = last_hidden_layer(graph)
     print(f"classifier.layer=auto: {layer}", flush=True)
     return replace(settings, classifier=replace(settings.classifier, layer=layer))
 
@@ -235,7 +240,7 @@ def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
     settings, data, decisive = job.settings, job.data, job.deciding()
     if run := finished_run(directory, decisive, settings.stop.max_steps):
         found = run.corners, run.initial, run.target, run.units, run.summary
-        return Hull(job.model, settings.classifier.layer, *found)
+        return Hull(job.model, settings.classifier.layer, *found, graph=job.graph)
     initial, target = job.find()
     search = ready_search(job, initial.image, target.image, directory, checkpoint)
     built = time.perf_counter()
@@ -280,6 +285,7 @@ def ready_search(
         sources = paste_patches(settings, job.data, initial, directory)
     problem: dict[str, Any] = {
         "model": job.model,
+        "graph": job.graph,
         "layer": settings.classifier.layer,
         "initial": initial,
         "target": target,

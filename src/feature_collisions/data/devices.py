@@ -38,6 +38,21 @@ def without_tf32() -> Iterator[None]:
             kind.fp32_precision = precision
 
 
+@contextmanager
+def precision_flags_kept() -> Iterator[None]:
+    """Where torch.export may run: it reads a flag that must not be set by halves, and sets it."""
+    cudnn = _backends.cudnn.conv, _backends.cudnn.rnn
+    kinds = (_backends.cuda.matmul, *cudnn, *_ON_CPU)
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in cudnn:
+            kind.fp32_precision = "tf32"
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
+
+
 def may_reduce(device: torch.device) -> bool:
     """Whether products of float32 may be taken with fewer bits than float32 has."""
     allowed = any(kind.fp32_precision in ("tf32", "bf16") for kind in _ON_CPU)

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from ..data.devices import in_half
 from ..hull.hull import Hull, batch_sizes, dirichlet, in_batches, mixes
+from ..networks.graph import copied
 from ..networks.target_layer import TargetLayer
 from ..search.optimizers import make_optimizer, rate_at
 from ..settings.search import OptimizerSettings
@@ -77,7 +78,8 @@ def plain_corners(
     images.requires_grad_()
     settings = OptimizerSettings()
     optimizer = make_optimizer(settings, [images])  # type: ignore[list-item]
-    layers = {id(each): TargetLayer(each.model, each.layer) for each in hull.everywhere}
+    cut = TargetLayer(hull.graph, hull.layer)
+    layers = {id(each): copied(cut).to(each.place) for each in hull.everywhere}
 
     def slopes(on: Hull, part: Tensor) -> tuple[Tensor, Tensor]:
         part = part.detach().to(on.place).requires_grad_()
@@ -153,7 +155,7 @@ def plain(
     """
     corners = plain_corners(hull, len(hull.corners), steps, seed, precision)
     with torch.no_grad():
-        preactivation = TargetLayer(hull.model, hull.layer)(corners)
+        preactivation = TargetLayer(hull.graph, hull.layer)(corners)
     errors = (hull.features.rectified(preactivation) - hull.features.features).norm(dim=1)
     norm = float(hull.features.features.norm())
     found = hull.sample(samples, seed=seed, corners=corners, name="Hull of plain Eq. 1")

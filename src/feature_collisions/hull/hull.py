@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ from ..data.devices import CPU, in_half, sparing, without_tf32
 from ..data.memory import images_at_once
 from ..errors import SettingError
 from ..networks.agreement import accepted, check_agreement
-from ..networks.graph import evaluating
+from ..networks.graph import Graph, copied, evaluating, trace
 from ..networks.logits import ask, device_of, like_weights
 from ..networks.target import TargetFeatures
-from ..networks.target_layer import Observed, ceiling_at, copied
+from ..networks.target_layer import Following, Observed, following
 from ..settings.rules import one_of
 from .run import write_run
 from .statistics import HullStatistics, Outcome, limit_of, outcome_of
@@ -96,6 +96,8 @@ class Hull:
     summary: dict[str, Any]
     batch: int | None = None
     others: Sequence[torch.device] = ()
+    graph: Graph = field(default=cast(Graph, None), repr=False)  # traced where none is given
+    following: Following = field(init=False, repr=False)
     observed: Observed = field(init=False, repr=False)
     features: TargetFeatures = field(init=False, repr=False)
     target_logits: Tensor = field(init=False, repr=False)
@@ -109,13 +111,16 @@ class Hull:
             raise SettingError(
                 "corners: have pixels that are not finite numbers; leave out the corners that do"
             )
-        self.observed = Observed(self.model, self.layer)
+        if self.graph is None or self.graph.model is not self.model:
+            self.graph = trace(self.model, self.target.shape)
+        self.observed = Observed(self.graph, self.layer)
         pair = torch.stack([self.initial, self.target]).detach()
-        check_agreement(self.model, self.layer, pair, self.observed)
+        check_agreement(self.graph, self.layer, pair, self.observed)
+        self.following = following(self.graph, self.layer)
         with torch.no_grad(), evaluating(self.model):
             logits, preactivation = self.observe(self.target[None])
         self.features, self.target_logits = (
-            TargetFeatures(preactivation[0], ceiling_at(self.model, self.layer)),
+            TargetFeatures(preactivation[0], self.following.ceiling),
             logits[0],
         )
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -13,9 +13,9 @@ from torch.nn.parameter import is_lazy
 
 from ..data.devices import may_reduce
 from ..errors import SettingError
-from .graph import evaluating
+from .graph import Graph, copied, evaluating
 from .logits import ask, device_of, first_weight, like_weights
-from .target_layer import Observed, TargetLayer, copied, module_named
+from .target_layer import Observed, TargetLayer, following, module_named, other_readers
 
 _HALF = (torch.float16, torch.bfloat16)
 _REDUCED = 1e-2  # where float32 is multiplied with the ten bits of TF32, as GPUs may
@@ -62,7 +62,7 @@ def is_double(model: nn.Module) -> bool:
 
 
 def check_agreement(
-    model: nn.Module,
+    graph: Graph,
     layer: str,
     images: Tensor,
     observed: Observed,
@@ -71,7 +71,7 @@ def check_agreement(
     """Raise SettingError unless all compute what the model does, beyond rounding.
 
     Args:
-        model: the classifier, called as its user would, in eval mode.
+        graph: of the classifier, which is called as its user would, in eval mode.
         layer: the target layer.
         images: (B, C, H, W), on which they are compared.
         observed: of the model itself, as it is.
@@ -79,6 +79,7 @@ def check_agreement(
             `Observed` or a classifier. Compare it before it is halved or compiled: these round
             more than a hook need change.
     """
+    model = graph.model
     alike = partial(_check_alike, may_reduce(device_of(model)))
     with torch.no_grad(), evaluating(model):
         logits, preactivation = _listened(model, layer, images)
@@ -97,6 +98,82 @@ def check_agreement(
             preactivation = found if preactivation is None else preactivation
             what = f"cut at layer={layer}, it gives other pre-activations than model(images)"
             alike(what, preactivation, found, _suspects(model))
+    check_hidden(graph, layer, images)
+
+
+_FURTHER = 8.0  # how far hidden units are pushed, over the layer's largest value
+
+
+@torch.no_grad()
+def check_hidden(graph: Graph, layer: str, images: Tensor) -> tuple[str, ...]:
+    """Confirm on the model itself what the layer hides, and that everything flows through it.
+
+    Hidden units are pushed further by a hook in the model: its logits must not move. Each image is
+    given another one's values at the layer: its logits must be the other's, unless something is
+    known to go past the layer.
+
+    Args:
+        graph: of the classifier.
+        layer: the target layer. One that is no module of its own is read from the graph alone.
+        images: (B, C, H, W), at least two.
+
+    Returns:
+        What goes past the layer, as `Following.past`; without a graph, as the numbers show it.
+
+    Raises:
+        SettingError: when hidden units move the logits, or the graph misses what goes past.
+    """
+    known, model = following(graph, layer), graph.model
+    module = module_named(model, layer)
+    if module is None:
+        return known.past
+    alike = partial(_check_alike, may_reduce(device_of(model)))
+    with evaluating(model):
+        logits = ask(model, images)
+
+        def further(values: Tensor) -> Tensor:
+            far = _FURTHER * values.abs().max()
+            pushed = torch.where(values < 0, values - far, values)
+            return torch.where(values >= known.ceiling, pushed + far, pushed)
+
+        if not _read_elsewhere(graph, layer):
+            pushed = _with_values(model, module, images, further)
+            alike(f"layer={layer}: what it hides moves the logits", logits, pushed, _NOT_HIDDEN)
+        swapped = _with_values(model, module, images, lambda values: values.roll(1, 0))
+        try:
+            alike("", logits.roll(1, 0), swapped, "")
+        except SettingError:
+            if known.activation == "unknown":
+                return ("a branch past the layer",)
+            if not known.past:
+                raise SettingError(
+                    f"model: layer={layer}: the logits depend on more than its values, which "
+                    f"its graph does not show. {_suspects(model)}"
+                ) from None
+    return known.past
+
+
+def _read_elsewhere(graph: Graph, layer: str) -> bool:
+    """Whether the graph knows that hidden values move the output: the layer has other readers."""
+    return graph.network is not None and bool(other_readers(graph, layer))
+
+
+def _with_values(
+    model: nn.Module, module: nn.Module, images: Tensor, change: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The model's logits with a module's output changed, at its first call."""
+    calls = 0
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return change(output) if calls == 1 and isinstance(output, Tensor) else output
+
+    listener = module.register_forward_hook(hook)
+    try:
+        return ask(model, images)
+    finally:
+        listener.remove()
 
 
 @torch.no_grad()
@@ -113,19 +190,49 @@ def check_graph(model: nn.Module, network: nn.Module, images: Tensor) -> None:
     found = network(like_weights(network, images))
     if not isinstance(found, Tensor):
         raise SettingError(f"model: returns {type(found).__name__}, not logits alone")
-    what = "as torch.fx traces it, it gives other logits than image by image"
+    what = "as torch.export follows it, it gives other logits than image by image"
     _check_alike(may_reduce(device_of(model)), what, alone, found, f"{_suspects(model)}. {_BATCH}")
+
+
+@torch.enable_grad()
+def check_differentiable(model: nn.Module, image: Tensor) -> None:
+    """Raise SettingError for a model that gives no gradient, as under `torch.no_grad()`.
+
+    Args:
+        model: the classifier, called as its user would, in eval mode.
+        image: (C, H, W), which it takes.
+    """
+    given = like_weights(model, image[None]).clone().requires_grad_()
+    with evaluating(model):
+        try:
+            output = ask(model, given)
+        except SettingError:
+            raise
+        except Exception:  # whatever its forward raises is said where its layer is computed
+            return
+    if not output.requires_grad:
+        raise _no_gradient()
 
 
 @torch.enable_grad()
 def check_gradient(network: TargetLayer | Observed, images: Tensor) -> None:
     """Raise SettingError unless the layer's values can be traced back to the images."""
-    given = like_weights(network, images).clone().requires_grad_()
-    if not _outputs(network, given)[1].requires_grad:
-        raise SettingError(
-            "model: no gradient reaches the image; take no_grad, detach, rounding and numpy out "
-            "of its forward"
-        )
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    given = like_weights(network, torch.cat([images, noise])).clone().requires_grad_()
+    output = _outputs(network, given)[1]
+    if output.requires_grad:
+        weights = torch.rand(output.shape, generator=torch.Generator().manual_seed(1))
+        (gradient,) = torch.autograd.grad((output * weights.to(output)).sum(), given)
+        if gradient.any():
+            return
+    raise _no_gradient()
+
+
+def _no_gradient() -> SettingError:
+    return SettingError(
+        "model: no gradient reaches the image, or it is zero everywhere; take no_grad, detach, "
+        "rounding and numpy out of its forward"
+    )
 
 
 def _listened(model: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -186,6 +293,10 @@ def _rounding(reduced: bool, *outputs: Tensor) -> float:
     return max(share, _REDUCED) if reduced else share
 
 
+_NOT_HIDDEN = (
+    "No ReLU follows, or something else reads the layer; choose a layer that feeds a ReLU, or "
+    "write the network so that torch.export can follow it"
+)
 _RANDOM = (
     "It looks like randomness (dropout that eval() does not turn off) or a state that calls "
     "change; make its forward a fixed function of the images"
@@ -212,7 +323,7 @@ def _suspects(model: nn.Module) -> str:
             found.append(f"weights of several {what} ({', '.join(sorted(kinds))})")
     if not found:
         return (
-            "It looks like a forward that does more than torch.fx records (autocast, another "
+            "It looks like a forward that does more than torch.export records (autocast, another "
             "precision, values of its own); make it a plain function of the images"
         )
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""

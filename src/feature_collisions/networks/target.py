@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..data.devices import able, without_tf32
 from ..errors import SettingError
-from .graph import evaluating
+from .graph import Graph, evaluating
 from .logits import ask
-from .target_layer import TargetLayer, ceiling_at
+from .target_layer import TargetLayer, following
 
 _TOGETHER = 16  # images that go through the network at once
 
@@ -107,17 +107,15 @@ class TargetFeatures(nn.Module):
         return inactive[list(corners)]
 
 
-def target_features(
-    model: nn.Module, layer: str, target: Tensor, dtype: torch.dtype
-) -> TargetFeatures:
+def target_features(graph: Graph, layer: str, target: Tensor, dtype: torch.dtype) -> TargetFeatures:
     """The features of one image (C, H, W).
 
     Raises:
         SettingError: for a layer that cannot be used, or an image the network cannot take.
     """
     with passing(target.shape, f" as far as {layer}"):
-        preactivation = preactivation_of(model, layer, target[None], dtype)[0]
-        return TargetFeatures(preactivation, ceiling_at(model, layer))
+        preactivation = preactivation_of(graph, layer, target[None], dtype)[0]
+        return TargetFeatures(preactivation, following(graph, layer).ceiling)
 
 
 _OF_SIZE = re.compile(r"shape|size|channels|dimension|elements", re.IGNORECASE)
@@ -148,10 +146,10 @@ def passing(size: Sequence[int], where: str = "") -> Iterator[None]:
 
 @torch.no_grad()
 @without_tf32()
-def preactivation_of(model: nn.Module, layer: str, images: Tensor, dtype: torch.dtype) -> Tensor:
+def preactivation_of(graph: Graph, layer: str, images: Tensor, dtype: torch.dtype) -> Tensor:
     """f0 (B, N) of images (B, C, H, W), computed in `dtype`, where the images lie if that can."""
     place = able(images.device, dtype)
-    cut = TargetLayer(model, layer).to(place, dtype)
+    cut = TargetLayer(graph, layer).to(place, dtype)
     return torch.cat([cut(part) for part in images.to(place, dtype).split(_TOGETHER)])
 
 

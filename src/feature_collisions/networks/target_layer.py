@@ -1,13 +1,11 @@
-"""The network cut before the target layer's ReLU, or watched there on its way to the logits.
+"""The network cut before the target layer's activation, or observed there on its way to the logits.
 
 With what every step runs of it: a frozen copy, and no more than the loss needs.
 """
 
-import copy
 import difflib
 import math
-from collections.abc import Iterable
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,43 +13,52 @@ from torch import Tensor, fx, nn
 from ..data.devices import able
 from ..errors import SettingError
 from ..settings.trainer import MIXED
-from .graph import (
-    NotPiecewiseLinear,
-    Traced,
-    ceiling_after,
-    evaluating,
-    keeps_values,
-    not_flat_after,
-    rectifiers_after,
-    shell_of,
-    trace,
-)
+from .graph import Graph, copied, fold, held_by, shell_of, until
 from .logits import device_of, logits_in
+from .operations import LAYERS, base_name, ceiling_of, keeps_values, not_flat
+
+
+class Following(NamedTuple):
+    """What follows a layer, read from the graph.
+
+    Attributes:
+        activation: `relu`, `relu6` or `clipped_relu`; `unknown` where there is no graph.
+        ceiling: where it is clipped: infinity for a ReLU.
+        past: operations through which the output sees more than the activation's values: other
+            readers of the layer, and branches that go past it.
+    """
+
+    activation: str
+    ceiling: float = math.inf
+    past: tuple[str, ...] = ()
 
 
 class TargetLayer(nn.Module):
-    """f0: images to the target layer's pre-activations; what comes after is not computed.
+    """f0: images to the target layer's pre-activations; what follows is not computed.
 
-    It holds its own frozen copy of the part of `model` it needs, where that lies, so that moving it
-    to another device or to float64 leaves the user's model alone. Models that `torch.fx` cannot
-    trace are run until the layer has its output, and stopped there.
+    It holds its own frozen copy of the part of the model it needs, so moving it to another device
+    or to float64 leaves the user's model alone. A model that cannot be exported for any number of
+    images is run until the layer has its output, and stopped there.
 
     Args:
-        model: any classifier.
-        layer: name of a node whose output feeds a ReLU, as `torchvision` names them; within a
+        graph: of any classifier.
+        layer: name of a node whose output feeds a ReLU: `classifier.0`, `layer4.2.add`; within a
             `Classifier`, a name of its network's.
 
     Raises:
         SettingError: for a name that is no layer, or a layer that feeds no ReLU.
     """
 
-    def __init__(self, model: nn.Module, layer: str) -> None:
+    def __init__(self, graph: Graph, layer: str) -> None:
         super().__init__()
-        with evaluating(model):
-            self.network = _cut(model, layer)
+        node = _node(graph, layer)
+        if graph.network is None or node is None or not graph.any_batch:
+            self.network: nn.Module = _StopAt(graph.model, layer)
+        else:
+            self.network = _frozen(until(graph.network, node))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, N), before the ReLU, flattened."""
+        """(B, C, H, W) to (B, N), before the activation, flattened."""
         preactivation: Tensor = self.network(images)
         return preactivation.flatten(1)
 
@@ -59,19 +66,22 @@ class TargetLayer(nn.Module):
 class Observed(nn.Module):
     """A classifier that gives its logits and the target layer's pre-activations in one pass.
 
-    It shares the model's modules; in which mode they run is the model's own affair. The
-    pre-activations are copied before an in-place ReLU can overwrite them. Hooks and a `forward` of
-    the model's own are followed as a call of it would, or else the model itself is run.
+    It shares the model's weights and computes what the model does in eval mode.
 
     Args:
-        model: any classifier.
+        graph: of any classifier.
         layer: the target layer, as `TargetLayer` takes it.
     """
 
-    def __init__(self, model: nn.Module, layer: str) -> None:
+    def __init__(self, graph: Graph, layer: str) -> None:
         super().__init__()
-        with evaluating(model):
-            self.network = _with_output(model, layer)
+        node = _node(graph, layer)
+        if graph.network is None or node is None or not graph.any_batch:
+            self.network: nn.Module = _ListenAt(graph.model, layer)
+        else:
+            logits = next(iter(reversed(graph.network.graph.nodes))).args[0]
+            assert isinstance(logits, fx.Node)
+            self.network = until(graph.network, (logits, node))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) to logits (B, classes) and pre-activations (B, N)."""
@@ -79,30 +89,32 @@ class Observed(nn.Module):
         return logits_in(output, len(images)), preactivation.flatten(1)
 
 
-def frozen_copy(model: nn.Module, layout: torch.memory_format) -> nn.Module:
-    """The whole classifier where it lies, in eval mode and without gradients for its weights."""
-    frozen: nn.Module = copied(model).requires_grad_(False).eval()
-    return frozen.to(memory_format=layout)
+def frozen_copy(graph: Graph, layout: torch.memory_format) -> nn.Module:
+    """The whole classifier on its device, in eval mode and without gradients for its weights."""
+    network = graph.network if graph.any_batch and graph.network is not None else graph.model
+    return _frozen(network).to(memory_format=layout)
 
 
 def network_of(
-    model: nn.Module, layer: str, logits: bool, dtype: torch.dtype, layout: torch.memory_format
+    graph: Graph, layer: str, logits: bool, dtype: torch.dtype, layout: torch.memory_format
 ) -> TargetLayer | Observed:
     """The classifier up to the target layer, or all of it where the loss compares logits.
 
     Args:
-        model: the classifier.
+        graph: of the classifier.
         layer: its target layer.
         logits: whether the loss compares them.
         dtype: of images and features.
-        layout: how images and filters lie in memory.
+        layout: how images and filters are laid out in memory.
     """
     network: TargetLayer | Observed
-    if logits:  # frozen once cut: a copied model would still call a forward patched on the first
-        network = cast(Observed, frozen_copy(Observed(model, layer), layout))
+    if logits:
+        network = Observed(graph, layer)
+        network.network = _frozen(network.network)
     else:
-        network = TargetLayer(model, layer)
-    network.to(able(device_of(model), dtype), dtype).to(memory_format=layout)
+        network = TargetLayer(graph, layer)
+    place = able(device_of(graph.model), dtype)
+    network.to(place, dtype).to(memory_format=layout)
     return network
 
 
@@ -121,50 +133,34 @@ def halve_weights(network: nn.Module, precision: str) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(MIXED[precision])
+        elif isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                if node.target in LAYERS:
+                    for given in node.all_input_nodes[1:]:
+                        _halve(module, given, MIXED[precision])
 
 
-Modules = TypeVar("Modules", bound=nn.Module | tuple[nn.Module, ...])
+def _halve(network: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
+    if node.op == "get_attr" and all(user.target in LAYERS for user in node.users):
+        tensor = held_by(network, str(node.target))
+        tensor.data = tensor.data.to(dtype)
 
 
-def copied(modules: Modules, shared: Iterable[Tensor] = ()) -> Modules:
-    """A deep copy of a module, or of several that may hold parts of each other.
-
-    Args:
-        modules: one or several.
-        shared: tensors that the copy has, too.
-
-    Raises:
-        SettingError: for a module that has none.
-    """
-    try:
-        return copy.deepcopy(modules, {id(tensor): tensor for tensor in shared})
-    except Exception as error:  # whatever the user's own attributes raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SettingError(
-            f"model: cannot be copied ({reason}); take what cannot be copied out of it. Weights "
-            "under torch.nn.utils.weight_norm or spectral_norm are such: remove it, or use that "
-            "of torch.nn.utils.parametrizations"
-        ) from None
-
-
-def last_hidden_layer(model: nn.Module) -> str:
+def last_hidden_layer(graph: Graph) -> str:
     """The last layer that feeds a ReLU which all of the logits depend on the image through.
 
     Raises:
-        SettingError: where there is none, or `torch.fx` cannot tell.
+        SettingError: where there is none, or the network is no graph.
     """
-    try:
-        root, _, nodes = trace(model)
-    except NotPiecewiseLinear:
+    if graph.network is None:
         raise SettingError(
-            "layer=auto: torch.fx cannot trace this network, so that its layers have to be named; "
-            "give the module whose output feeds a ReLU"
-        ) from None
-    for name, node in reversed(nodes.items()):
-        rectifiers = [] if keeps_values(root, node) else rectifiers_after(root, node)
-        if rectifiers and not _passes_by(node.graph, rectifiers):
+            f"layer=auto: {graph.reason}; its layers have to be named: give the module whose "
+            "output feeds a ReLU"
+        )
+    for name, node in reversed(graph.nodes.items()):
+        if not keeps_values(node) and _rectifiers(node) and not _past(graph, node):
             return name
-    others = [reason for node in nodes.values() if (reason := not_flat_after(root, node))]
+    others = [reason for node in graph.nodes.values() if (reason := _not_flat_after(node))]
     said = f" ({others[-1]})" if others else ""
     raise SettingError(
         "layer=auto: this network has no layer that feeds a ReLU and that everything flows "
@@ -172,46 +168,96 @@ def last_hidden_layer(model: nn.Module) -> str:
     )
 
 
-def ceiling_at(model: nn.Module, layer: str) -> float:
-    """Where the rectifier behind the layer is clipped: infinity for a ReLU.
+def following(graph: Graph, layer: str) -> Following:
+    """What follows the layer: the activation that hides its values, and what goes past it.
 
-    Behind a network that `torch.fx` cannot trace it is taken for a ReLU: units above the ceiling of
-    a clipped one are then held at their values, which is more than they need.
+    Raises:
+        SettingError: for a name that is no layer, or a layer that feeds no ReLU.
     """
-    traced = _trace(model, layer)
-    ceiling = ceiling_after(traced[0].root, traced[1]) if traced else None
-    return math.inf if ceiling is None else ceiling
+    node = _node(graph, layer)
+    if node is None:
+        return Following("unknown")
+    ceilings = [ceiling for each in _rectifiers(node) if (ceiling := ceiling_of(each))]
+    ceiling = max(ceilings)  # where they differ, all are flat below 0 and above the largest alone
+    names = {math.inf: "relu", 6.0: "relu6"}
+    return Following(names.get(ceiling, "clipped_relu"), ceiling, _past(graph, node))
 
 
-def _passes_by(graph: fx.Graph, through: list[fx.Node]) -> bool:
-    """Whether the output depends on the image in a way that leads through none of the nodes."""
-    seen, waiting = set(through), [next(iter(reversed(graph.nodes)))]
+def other_readers(graph: Graph, layer: str) -> list[str]:
+    """Names of what reads the layer's values and hides none of them."""
+    node = _node(graph, layer)
+    return [each.name for each in _other_readers(node)] if node else []
+
+
+def _rectifiers(node: fx.Node) -> list[fx.Node]:
+    """The rectifiers that take a node's values, directly or in a new shape alone."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        if ceiling_of(user) is not None:
+            found.append(user)
+        elif keeps_values(user):
+            found += _rectifiers(user)
+    return found
+
+
+def _not_flat_after(node: fx.Node) -> str | None:
+    """The activation that takes a node's values and hides none of them, with the reason."""
+    for user in node.users:
+        found = not_flat(user)
+        if found is None and keeps_values(user):
+            found = _not_flat_after(user)
+        if found is not None:
+            return found
+    return None
+
+
+def _past(graph: Graph, node: fx.Node) -> tuple[str, ...]:
+    """Operations through which the output sees more than the rectifiers behind a node give."""
+    assert graph.network is not None
+    through = set(_rectifiers(node))
+    names = {each: name for name, each in graph.nodes.items()}
+    readers = _other_readers(node)
+    found = [names.get(each, each.name) for each in readers]
+    seen, waiting = through | set(readers), [next(iter(reversed(graph.network.graph.nodes)))]
     while waiting:
         current = waiting.pop()
-        if current.op == "placeholder":
-            return True
-        if current not in seen:
-            seen.add(current)
-            waiting += current.all_input_nodes
-    return False
+        for given in current.all_input_nodes:
+            if given.op == "placeholder" and not _is_size(current):
+                found.append(names.get(current, current.name))
+            elif given not in seen:
+                seen.add(given)
+                waiting.append(given)
+    return tuple(dict.fromkeys(found))
 
 
-def _trace(model: nn.Module, layer: str) -> tuple[Traced, fx.Node] | None:
-    """The graph and the target layer's node in it; None where fx cannot trace."""
-    try:
-        traced = trace(model)
-    except NotPiecewiseLinear:
+def _is_size(node: fx.Node) -> bool:
+    return base_name(node).startswith("sym_")
+
+
+def _other_readers(node: fx.Node) -> list[fx.Node]:
+    """What reads a node's values, in any shape, and is no rectifier."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        if keeps_values(user):
+            found += _other_readers(user)
+        elif ceiling_of(user) is None and not _is_size(user):
+            found.append(user)
+    return found
+
+
+def _node(graph: Graph, layer: str) -> fx.Node | None:
+    """The target layer in the graph; None where there is no graph."""
+    if graph.network is None:
         return None
-    root, nodes = traced.root, traced.nodes
-    before_relu = [name for name, node in nodes.items() if rectifiers_after(root, node)]
+    before_relu = [name for name, node in graph.nodes.items() if _rectifiers(node)]
     if layer not in before_relu:
         rule = "is not a layer of this network"
-        if layer in nodes:
-            other = not_flat_after(root, nodes[layer])
+        if layer in graph.nodes or layer in _modules(graph.model):
+            other = _not_flat_after(graph.nodes[layer]) if layer in graph.nodes else None
             rule = "feeds no ReLU" + (f" ({other})" if other else "")
         choices = _choices(layer, before_relu) or "none: this classifier has no ReLU"
         raise SettingError(f"layer={layer}: {rule}; layers that feed one: {choices}")
-    return traced, nodes[layer]
+    return graph.nodes[layer]
 
 
 _MANY = 60  # names that one still looks through
@@ -226,40 +272,11 @@ def _choices(layer: str, names: list[str]) -> str:
     return f"{', '.join(shown)} and {len(names) - len(shown)} others"
 
 
-def _cut(model: nn.Module, layer: str) -> nn.Module:
-    found = _trace(model, layer)
-    return _before(*found) if found else _StopAt(model, layer)
-
-
-def _with_output(model: nn.Module, layer: str) -> nn.Module:
-    found = _trace(model, layer)
-    if found is None:
-        return _ListenAt(model, layer)
-    (root, graph, _), node = found
-    with graph.inserting_after(node):
-        copied = graph.call_method("clone", (node,))
-    end = next(iter(reversed(graph.nodes)))
-    end.args = ((end.args[0], copied),)
-    return _module_of(root, graph)
-
-
-def _before(traced: Traced, end: fx.Node) -> nn.Module:
-    """The part of the graph that `end` depends on: an in-place ReLU after it must not run."""
-    root, graph, _ = traced
-    needed = {end}
-    for node in reversed(graph.nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
-    for node in reversed(graph.nodes):
-        if node not in needed and node.op != "placeholder":
-            graph.erase_node(node)
-    graph.output(end)
-    return copied(_module_of(root, graph)).requires_grad_(False).eval()
-
-
-def _module_of(root: nn.Module, graph: fx.Graph) -> nn.Module:
-    network: nn.Module = fx.GraphModule(root, graph)
-    return network
+def _frozen(network: nn.Module) -> nn.Module:
+    frozen = copied(network)
+    if isinstance(frozen, fx.GraphModule):
+        fold(frozen)
+    return frozen.requires_grad_(False).eval()
 
 
 class _Reached(Exception):

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from ..data.devices import without_cudnn
 from ..hull.hull import Hull
-from ..networks.graph import NotPiecewiseLinear
+from ..networks.operations import NotPiecewiseLinear
 from ..networks.target import TargetFeatures
 from ..networks.target_layer import TargetLayer
 from ..search.losses import positive
@@ -96,7 +96,7 @@ class _CollisionJudge(HullJudge):
 
     def __init__(self, hull: Hull) -> None:
         super().__init__(hull)
-        self.cut = TargetLayer(hull.model, hull.layer).to(self.place, torch.float64)
+        self.cut = TargetLayer(hull.graph, hull.layer).to(self.place, torch.float64)
         images = torch.cat([hull.target[None], hull.corners]).to(self.place, torch.float64)
         target, self.preactivation = self.cut(images).split([1, len(images) - 1])
         self.features = TargetFeatures(target[0], hull.features.ceiling)

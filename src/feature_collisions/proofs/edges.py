@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..data.devices import able
 from ..hull.hull import Hull
-from ..networks.graph import NotPiecewiseLinear
+from ..networks.operations import NotPiecewiseLinear
 from ..settings.evaluate import EdgeSettings
 from .bounds.chords import Chords
 from .bounds.record import steps_of
@@ -94,7 +94,7 @@ class Walker:
 
     def __post_init__(self) -> None:
         self.dtype = _DTYPES[self.settings.precision]
-        self.network = traced(self.hull.model, self.dtype, self.hull.corners)
+        self.network = traced(self.hull.graph, self.dtype, self.hull.corners)
         self.memory = int(self.settings.memory * 2**30)
         self.line = Line(self.network, self.memory)
         place = able(self.hull.corners.device, self.dtype)

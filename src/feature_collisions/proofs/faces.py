@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..data.devices import without_cudnn
 from ..hull.hull import Hull
-from ..networks.graph import NotPiecewiseLinear
 from ..networks.logits import ask
+from ..networks.operations import NotPiecewiseLinear
 from ..settings.rules import at_least
 from .splitting import Splitting
 from .whole_hull import ClassJudge

@@ -18,7 +18,8 @@ from ..data.images import check_pair
 from ..errors import CollisionError, SettingError
 from ..hull.hull import Hull
 from ..networks.agreement import accepted, check_agreement
-from ..networks.graph import NotPiecewiseLinear, kinds
+from ..networks.graph import Graph, trace
+from ..networks.operations import NotPiecewiseLinear, kinds, where
 from ..networks.target import TargetFeatures, passing, preactivation_of, target_features
 from ..networks.target_layer import Observed, TargetLayer
 from ..networks.weights import weights_hash
@@ -46,9 +47,9 @@ class AffineMap:
 def check_affine(layer: TargetLayer) -> None:
     """Raise NotPiecewiseLinear, with the reason, unless every step before the layer is affine."""
     if not isinstance(layer.network, fx.GraphModule):
-        raise NotPiecewiseLinear("torch.fx cannot trace the network")
+        raise NotPiecewiseLinear("torch.export cannot follow the network")
     found = kinds(layer.network).items()
-    bends = [node.name for node, kind in found if kind not in ("fixed", "affine")]
+    bends = [where(node) for node, kind in found if kind not in ("fixed", "affine")]
     if bends:
         raise NotPiecewiseLinear(f"the pixels pass through {bends[0]} first, which is not linear")
 
@@ -218,6 +219,7 @@ class LinearPrograms:
     seed: int = 0
     corner_order: str = "flat"
     nearness: float = 0.0
+    graph: Graph = None  # type: ignore[assignment]  # traced where none is given
 
     def __post_init__(self) -> None:
         one_of("objective", self.objective, OBJECTIVES)
@@ -236,14 +238,15 @@ class LinearPrograms:
         check_pair(self.initial, self.target)
         self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
         self.model = accepted(self.model)
-        self.features = target_features(self.model, self.layer, self.target, torch.float64)
-        cut = TargetLayer(self.model, self.layer).cpu().double()  # where HiGHS solves
+        self.graph = self.graph or trace(self.model, self.target.shape)
+        self.features = target_features(self.graph, self.layer, self.target, torch.float64)
+        cut = TargetLayer(self.graph, self.layer).cpu().double()  # where HiGHS solves
         pair = torch.stack([self.initial, self.target])
         with passing(self.target.shape):
-            check_agreement(self.model, self.layer, pair, Observed(self.model, self.layer), [cut])
+            check_agreement(self.graph, self.layer, pair, Observed(self.graph, self.layer), [cut])
         start = None
         if self.corner_order == "inactive_first":
-            start = preactivation_of(self.model, self.layer, self.initial[None], torch.float64)[0]
+            start = preactivation_of(self.graph, self.layer, self.initial[None], torch.float64)[0]
         self.units = self.features.units(self.corners, start)
         try:
             affine = affine_map(cut, self.target.shape)
@@ -278,7 +281,8 @@ class LinearPrograms:
             "seconds_total": time.perf_counter() - started,
         }
         return Hull(
-            self.model, self.layer, images, self.initial, self.target, self.units, summary
+            self.model, self.layer, images, self.initial, self.target, self.units, summary,
+            graph=self.graph,
         )  # fmt: skip
 
     def solutions(self, name: str = "Linear programs") -> list[Solution]:
@@ -298,7 +302,7 @@ class LinearPrograms:
     def _summary(self, images: Tensor) -> dict[str, Any]:
         pair = (self.initial, self.target)
         found = summarise(
-            self.model, self.layer, pair, images, self.corners, self.units, self.features
+            self.graph, self.layer, pair, images, self.corners, self.units, self.features
         )
         limit = _EXACT * float(self.features.features.norm())
         far = [each["corner"] for each in found["corners"] if not each["positive"] <= limit]
@@ -342,7 +346,7 @@ def depth(hull: Hull) -> dict[str, Any]:
     """
     if hull.summary.get("solver") == "linear_program":
         return {}
-    cut = TargetLayer(hull.model, hull.layer).cpu().double()  # where HiGHS solves
+    cut = TargetLayer(hull.graph, hull.layer).cpu().double()  # where HiGHS solves
     try:
         affine = affine_map(cut, hull.target.shape)
     except NotPiecewiseLinear:

@@ -9,17 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ..errors import SettingError
 from ..networks.agreement import check_graph
-from ..networks.graph import (
-    NotPiecewiseLinear,
-    ceiling_of,
-    frozen_graph,
-    kinds,
-    pooling,
-)
+from ..networks.graph import Graph, frozen_graph
+from ..networks.operations import NotPiecewiseLinear, ceiling_of, is_size, kinds, pooling
 
 
 class TooManyPieces(RuntimeError):
@@ -31,23 +26,22 @@ class TooManyPieces(RuntimeError):
 
 
 def traced(
-    model: nn.Module, dtype: torch.dtype = torch.float64, images: Tensor | None = None
+    graph: Graph, dtype: torch.dtype = torch.float64, images: Tensor | None = None
 ) -> fx.GraphModule:
     """A frozen copy of the model in eval mode, as a graph.
 
     Args:
-        model: any classifier.
+        graph: of any classifier.
         dtype: what the copy computes in.
         images: (B, C, H, W) for which the graph must give what the model itself gives.
 
     Raises:
-        NotPiecewiseLinear: when torch.fx cannot trace it, or misses what the model does, or it
-            returns more than a tensor.
+        NotPiecewiseLinear: when it is no graph, or the graph is not what the model does.
     """
-    network = frozen_graph(model, dtype)
+    network = frozen_graph(graph, dtype)
     if images is not None:
         try:
-            check_graph(model, network, images)
+            check_graph(graph.model, network, images)
         except SettingError as error:
             raise NotPiecewiseLinear(str(error)) from None
     return network
@@ -90,13 +84,13 @@ class Line(fx.Interpreter):
         """Compute a node at all breakpoints, after adding those at which it switches."""
         kind = self.kinds[node]
         if kind in ("relu", "clipped"):
-            source, ceiling = node.all_input_nodes[0], ceiling_of(self.module, node)
+            source, ceiling = node.all_input_nodes[0], ceiling_of(node)
             self._insert(*_zeros(self.env[source]))
             if kind == "clipped":
                 self._insert(*_zeros(self.env[source] - ceiling))
             return self.env[source].clamp(0, ceiling)
         if kind == "max_pool":
-            values, options = self.env[node.all_input_nodes[0]], pooling(self.module, node)
+            values, options = self.env[node.all_input_nodes[0]], pooling(node)
             self._insert(*_switches(values, *options))
         return super().run_node(node)
 
@@ -112,7 +106,7 @@ class Line(fx.Interpreter):
         parent = torch.cat([old, interval]).sort().values
         total = len(parent)
         live = [node for node in self.env if self.kinds[node] != "fixed"]
-        if any(not isinstance(self.env[node], Tensor) for node in self.env):
+        if any(is_size(node) and isinstance(self.env[node], int) for node in self.env):
             raise NotPiecewiseLinear("the number of images is used on both sides of a ReLU")
         row = max(self.env[node][0].numel() * self.env[node].element_size() for node in live)
         if total * row > self.memory:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..data.devices import without_cudnn
 from ..hull.hull import Hull
-from ..networks.graph import NotPiecewiseLinear
 from ..networks.logits import ask
+from ..networks.operations import NotPiecewiseLinear
 from ..settings.rules import at_least
 from .bounds.steps import Step
 from .collision import prove_collision
@@ -107,7 +107,7 @@ class ClassJudge(HullJudge):
 
     def prepare(self) -> None:
         """Follow the classifier to its logits."""
-        self.follow(traced(self.hull.model, images=self.hull.corners))
+        self.follow(traced(self.hull.graph, images=self.hull.corners))
         classes = self.steps[-1].size
         rows = torch.eye(classes, dtype=torch.float64, device=self.place)
         others = torch.arange(classes, device=self.place) != self.hull.target_class

@@ -18,7 +18,14 @@ from ..ends import between_steps
 from ..errors import SettingError
 from ..hull.distances import SIGMA
 from ..hull.hull import Hull
-from ..networks.agreement import accepted, check_agreement, check_gradient, is_double
+from ..networks.agreement import (
+    accepted,
+    check_agreement,
+    check_differentiable,
+    check_gradient,
+    is_double,
+)
+from ..networks.graph import Graph, trace
 from ..networks.logits import device_of
 from ..networks.target import logits_of, passing, preactivation_of, target_features
 from ..networks.target_layer import (
@@ -94,12 +101,16 @@ class Search:
     grid: int | None = None
     corner_order: str = "flat"
     seed: int = 0
+    graph: Graph = None  # type: ignore[assignment]  # traced where none is given
 
     def __post_init__(self) -> None:
         self._check_arguments()
         self.model = accepted(self.model)
+        if self.graph is None or self.graph.model is not self.model:
+            self.graph = trace(self.model, self.initial.shape)
+        check_differentiable(self.model, self.target)
         if self.layer == "auto":
-            self.layer = last_hidden_layer(self.model)
+            self.layer = last_hidden_layer(self.graph)
         self.corners = parse_corners(self.corners)
         asked = self.trainer.get("precision")
         self.trainer = check_trainer(where(device_of(self.model)) | self.trainer)
@@ -184,7 +195,7 @@ class Search:
 
     def _collision(self) -> Collision:
         """The search's module: what every step runs, compared with the model."""
-        self.features = features = target_features(self.model, self.layer, self.target, self.dtype)
+        self.features = features = target_features(self.graph, self.layer, self.target, self.dtype)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         parameterisation = self._parameterisation(layout)
         self.start = parameterisation().detach()[:1].float()
@@ -262,6 +273,7 @@ class Search:
             self.target,
             self.units,
             summary,
+            graph=self.graph,
         )
 
     def _say_if_already_there(self) -> None:
@@ -286,12 +298,12 @@ class Search:
         self, layout: torch.memory_format
     ) -> tuple[TargetLayer | Observed, nn.Module | None]:
         """What the steps run, and what is asked for classes: compared with the model itself."""
-        network = network_of(self.model, self.layer, self.loss.output > 0, self.dtype, layout)
-        classifier = None if self.stop.probability is None else frozen_copy(self.model, layout)
+        network = network_of(self.graph, self.layer, self.loss.output > 0, self.dtype, layout)
+        classifier = None if self.stop.probability is None else frozen_copy(self.graph, layout)
         pair = torch.stack([self.initial, self.target])
         frozen = [network] if classifier is None else [network, classifier]
-        observed = Observed(self.model, self.layer)
-        check_agreement(self.model, self.layer, pair, observed, frozen)
+        observed = Observed(self.graph, self.layer)
+        check_agreement(self.graph, self.layer, pair, observed, frozen)
         check_gradient(network, pair)
         halve_weights(network, self.trainer["precision"])
         return network, classifier
@@ -309,7 +321,7 @@ class Search:
         return {"sources": digest(self.sources.windows), "grid": self.grid}
 
     def _preactivation(self, images: Tensor) -> Tensor:
-        return preactivation_of(self.model, self.layer, images, self.dtype)
+        return preactivation_of(self.graph, self.layer, images, self.dtype)
 
     def _limits(self, found: Tensor) -> dict[str, Any]:
         """Of composites whose features do not collide: what one corner by itself gets to."""
@@ -330,7 +342,7 @@ class Search:
         """What `summary.json` says of the corners."""
         pair, images, features = (self.initial, self.target), found.corners, self.features
         summary = summarise(
-            self.model, self.layer, pair, images, self.corners, self.units, features
+            self.graph, self.layer, pair, images, self.corners, self.units, features
         )
         norms, classes, probabilities = (
             torch.tensor([entry[name] for entry in summary["corners"]])

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..networks.graph import Graph
 from ..networks.target import TargetFeatures, logits_of, preactivation_of
 from .losses import negative, positive
 
@@ -16,7 +17,7 @@ def class_probabilities(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def summarise(
-    model: nn.Module,
+    graph: Graph,
     layer: str,
     pair: tuple[Tensor, Tensor],
     images: Tensor,
@@ -27,7 +28,7 @@ def summarise(
     """The figures of corners as they are saved (float32), and the problem that they solve.
 
     Args:
-        model: the classifier.
+        graph: of the classifier.
         layer: the target layer.
         pair: the initial image and the target, (C, H, W) each.
         images: (K, C, H, W), the corners.
@@ -35,10 +36,10 @@ def summarise(
         units: (K,) the unit each pushed down.
         features: the target's, in the dtype that pre-activations are computed in.
     """
-    probabilities = class_probabilities(model, torch.stack([*pair, *images]))
-    preactivation = preactivation_of(model, layer, images, features.features.dtype)
+    probabilities = class_probabilities(graph.model, torch.stack([*pair, *images]))
+    preactivation = preactivation_of(graph, layer, images, features.features.dtype)
     return summary_of(corners, units, preactivation, features, probabilities) | {
-        "classifier": type(model).__name__,
+        "classifier": type(graph.model).__name__,
         "layer": layer,
         "distance_scale": 1 if len(pair[0]) == 1 else 255,
     }

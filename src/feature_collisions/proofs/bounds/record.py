@@ -1,25 +1,27 @@
 """A traced network as a list of steps."""
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.nn.grad import conv2d_input
 
-from ...networks.graph import (
-    IN_PLACE,
+from ...networks.operations import (
+    AVERAGES,
+    BATCH_NORM,
+    DIFFERENCES,
+    LAYERS,
+    MEANS,
+    SUMS,
     NotPiecewiseLinear,
+    aten,
     ceiling_of,
     given_by_name,
-    is_view,
+    is_new_shape,
     kinds,
-    module_of,
-    name_what_is_written,
     pooling,
 )
 from .steps import (
@@ -37,10 +39,6 @@ from .steps import (
     Weighted,
 )
 
-_MEANS = {torch.mean, "mean"}
-_AVERAGES = {F.avg_pool2d, F.adaptive_avg_pool2d}
-_DIFFERENCES = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
-_SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"} | _DIFFERENCES
 _FEW = 4  # operations on a number in steps that only move, add or scale
 Common = tuple[str, tuple[int, ...], torch.Size]
 
@@ -52,7 +50,6 @@ def steps_of(network: fx.GraphModule, image: Tensor) -> list[Step]:
         NotPiecewiseLinear: for a node that is not known to be piecewise linear, or not to keep
             images apart.
     """
-    name_what_is_written(network)
     return _Recorder(network, image).steps
 
 
@@ -82,8 +79,8 @@ class _Recorder(fx.Interpreter):
         """Refuse numbers that depend on how many images there are, but for new shapes."""
         mine = self.env[node]
         same = torch.equal(mine, other) if isinstance(mine, Tensor) else mine == other
-        if not same and not all(_is_new_shape(self.module, user) for user in node.users):
-            users = [u for u in node.users if not _is_new_shape(self.module, u)]
+        if not same and not all(is_new_shape(user) for user in node.users):
+            users = [u for u in node.users if not is_new_shape(u)]
             if any(self.kinds[user] != "fixed" for user in users):
                 raise NotPiecewiseLinear(f"{node.name} depends on how many images there are")
 
@@ -101,59 +98,67 @@ class _Recorder(fx.Interpreter):
         if node.op == "placeholder":
             return Input(*common)
         if kind in ("relu", "clipped"):
-            return Rectifier(*common, float(ceiling_of(self.module, node) or 0))
+            return Rectifier(*common, float(ceiling_of(node) or 0))
         taken = [self.env[given].shape[1:] for given in moving]
         if kind == "max_pool":
-            *options, ceiled = pooling(self.module, node)
+            *options, ceiled = pooling(node)
             grid = Grid.of(*options)
             cells = _cells(taken[0], shape, grid).to(self.env[moving[0]].device)
             return MaxPool(*common, cells, grid, ceiled)
         like = self.env[moving[0]]
-        if _is_new_shape(self.module, node) and math.prod(taken[0]) == math.prod(shape):
+        if is_new_shape(node) and math.prod(taken[0]) == math.prod(shape):
             return Reshaped(*common, lambda x: x.reshape(len(x), *shape), taken, 0, like)
-        module = module_of(self.module, node) if node.op == "call_module" else None
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            return _batch_norm(module, common, taken, like)
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-            return _layer(module, common, taken, like)
-        if node.target in (F.linear, F.conv2d):
-            return self._functional(node, moving, common, taken, like)
+        if node.target is BATCH_NORM:
+            return self._batch_norm(node, common, taken, like)
+        if node.target in LAYERS:
+            return self._layer(node, common, taken, like)
         call = self._call(node, moving)
-        if node.target in _AVERAGES or isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d):
+        if node.target in AVERAGES:
             return Averaged(*common, call, taken, math.prod(taken[0]), like)
-        if node.target is torch.cat and shape[1:] == taken[0][1:] and _counts_channels(node):
+        if node.target is aten.cat.default and shape[1:] == taken[0][1:] and _counts_channels(node):
             return Joined(*common, call, taken, _FEW, like)
-        if node.target in _SUMS and taken == [shape, shape] and not node.kwargs:
+        if node.target in SUMS and taken == [shape, shape] and not node.kwargs:
             return Summed(*common, call, taken, _FEW, like, _signs(node))
-        terms = math.prod(taken[0]) if node.target in _MEANS else _FEW
+        terms = math.prod(taken[0]) if node.target in MEANS else _FEW
         return Affine(*common, call, taken, terms, like)
 
     def _call(self, node: fx.Node, moving: list[fx.Node]) -> Callable[..., Tensor]:
-        """The node's own function of what moves; what it writes over is a copy."""
-        copies = node.target in IN_PLACE
-        method = {"call_module": self.call_module, "call_function": self.call_function,
-                  "call_method": self.call_method}[node.op]  # fmt: skip
+        """The node's own function of what moves."""
 
         def call(*values: Tensor) -> Tensor:
             given = dict(zip(moving, values, strict=True))
 
             def pick(source: fx.Node) -> Any:
-                value = given.get(source, self.env[source])
-                return value.clone() if copies and source in given else value
+                return given.get(source, self.env[source])
 
             args, kwargs = map_arg(node.args, pick), map_arg(node.kwargs, pick)
-            result: Tensor = method(node.target, args, kwargs)
+            result: Tensor = self.call_function(node.target, args, kwargs)
             return result
 
         return call
 
-    def _functional(
-        self, node: fx.Node, moving: list[fx.Node], common: Common, taken: Any, like: Tensor
-    ) -> Weighted:
-        """F.linear and F.conv2d, of weights that do not move."""
+    def _given(self, node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+        """A call's arguments by name, with values in place of nodes."""
+        return dict(map_arg(given_by_name(node, names), lambda source: self.env[source]))
+
+    def _batch_norm(self, node: fx.Node, common: Common, taken: Any, like: Tensor) -> Scaled:
+        """By running averages; scale and offset are taken as float64 gives them."""
+        names = ("input", "weight", "bias", "mean", "variance", "training", "momentum", "eps")
+        given = self._given(node, names)
+        scale = (given["variance"] + given["eps"]).rsqrt()
+        scale = scale if given["weight"] is None else scale * given["weight"]
+        offset = -given["mean"] * scale
+        offset = offset if given["bias"] is None else offset + given["bias"]
+        scale, offset = (each.view(-1, *[1] * (len(taken[0]) - 1)) for each in (scale, offset))
+        return Scaled(
+            *common, call=lambda x: x * scale + offset, taken=taken, terms=_FEW, like=like,
+            scale=scale,
+        )  # fmt: skip
+
+    def _layer(self, node: fx.Node, common: Common, taken: Any, like: Tensor) -> Weighted:
+        """A linear layer or a convolution, of weights that do not move."""
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        nodes = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        given: dict[str, Any] = dict(map_arg(nodes, lambda source: self.env[source]))
+        given = self._given(node, names)
         weight, bias = given.pop("weight"), given.pop("bias", None)
         given.pop("input")
         function: Any = node.target
@@ -162,23 +167,34 @@ class _Recorder(fx.Interpreter):
             result: Tensor = function(values, weight, bias, **given)
             return result
 
-        found = _weighted(apply, weight, bias, None, common, taken, like)
-        padding = given.get("padding", 0)
-        if node.target is F.conv2d and not isinstance(padding, str):
-            found.grid = Grid.of(
-                tuple(weight.shape[2:]), given.get("stride", 1), padding, given.get("dilation", 1)
-            )
-            found.groups = given.get("groups", 1)
-        return found
+        transpose: Callable[[Tensor], Tensor] | None = None
+        grid = None
+        stride, padding = given.get("stride", 1), given.get("padding", 0)
+        dilation, groups = given.get("dilation", 1), given.get("groups", 1)
+        if node.target is aten.linear.default:
 
+            def transpose(rows: Tensor) -> Tensor:
+                found: Tensor = rows @ weight
+                return found
 
-def _is_new_shape(network: nn.Module, node: fx.Node) -> bool:
-    """Whether a node's numbers are its input's, in the same order."""
-    return is_view(network, node) and node.target is not operator.getitem
+        elif node.target is aten.conv2d.default:
+            grid = Grid.of(tuple(weight.shape[2:]), stride, padding, dilation)
+
+            def transpose(rows: Tensor) -> Tensor:
+                found: Tensor = conv2d_input(
+                    (len(rows), *taken[0]), weight, rows, stride, padding, dilation, groups
+                )
+                return found
+
+        terms = weight.numel() // min(weight.shape[:2]) + 1
+        return Weighted(
+            *common, call=lambda x: apply(x, weight, bias), taken=taken, terms=terms, like=like,
+            apply=apply, weight=weight, transpose=transpose, grid=grid, groups=groups,
+        )  # fmt: skip
 
 
 def _signs(node: fx.Node) -> tuple[int, int]:
-    return (1, -1) if node.target in _DIFFERENCES else (1, 1)
+    return (1, -1) if node.target in DIFFERENCES else (1, 1)
 
 
 def _counts_channels(node: fx.Node) -> bool:
@@ -186,66 +202,6 @@ def _counts_channels(node: fx.Node) -> bool:
     given = given_by_name(node, ("tensors", "dim"))
     joined = given["tensors"]
     return given.get("dim") == 1 and len(joined) == len(node.all_input_nodes)
-
-
-def _batch_norm(
-    module: nn.BatchNorm1d | nn.BatchNorm2d, common: Common, taken: Any, like: Tensor
-) -> Scaled:
-    """Its scale and offset are taken as float64 gives them."""
-    assert module.running_mean is not None
-    assert module.running_var is not None
-    scale = (module.running_var + module.eps).rsqrt()
-    scale = scale * module.weight if module.affine else scale
-    offset = -module.running_mean * scale
-    offset = offset + module.bias if module.affine else offset
-    scale, offset = (each.view(-1, *[1] * (len(taken[0]) - 1)) for each in (scale, offset))
-    return Scaled(
-        *common, call=lambda x: x * scale + offset, taken=taken, terms=_FEW, like=like, scale=scale
-    )
-
-
-def _layer(
-    module: nn.Linear | nn.Conv1d | nn.Conv2d, common: Common, taken: Any, like: Tensor
-) -> Weighted:
-    if isinstance(module, nn.Linear):
-        return _weighted(
-            F.linear, module.weight, module.bias, lambda rows: rows @ module.weight,
-            common, taken, like,
-        )  # fmt: skip
-    transpose = None
-    plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    if isinstance(module, nn.Conv2d) and plain:
-
-        def transpose(rows: Tensor) -> Tensor:
-            found: Tensor = conv2d_input(
-                (len(rows), *taken[0]), module.weight, rows, module.stride,
-                module.padding, module.dilation, module.groups,
-            )  # fmt: skip
-            return found
-
-    found = _weighted(
-        module._conv_forward, module.weight, module.bias, transpose, common, taken, like
-    )
-    if transpose is not None:
-        found.grid = Grid.of(module.kernel_size, module.stride, module.padding, module.dilation)
-        found.groups = module.groups
-    return found
-
-
-def _weighted(
-    apply: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    weight: Tensor,
-    bias: Tensor | None,
-    transpose: Callable[[Tensor], Tensor] | None,
-    common: Common,
-    taken: Any,
-    like: Tensor,
-) -> Weighted:
-    terms = weight.numel() // min(weight.shape[:2]) + 1
-    return Weighted(
-        *common, call=lambda x: apply(x, weight, bias), taken=taken, terms=terms, like=like,
-        apply=apply, weight=weight, transpose=transpose,
-    )  # fmt: skip
 
 
 def _cells(taken: torch.Size, shape: torch.Size, grid: Grid) -> Tensor:

@@ -1,0 +1,353 @@
+"""The operations of a network's graph: one registry says what each does to values that move.
+
+*Has a flat side* (rectifiers) and *is piecewise linear* (`kinds`) are two questions.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import fx
+from torch.fx.node import map_arg
+
+Kind = Literal["fixed", "affine", "relu", "clipped", "max_pool"]
+aten = torch.ops.aten
+
+
+class NotPiecewiseLinear(ValueError):
+    """A part of the network that is not known to be piecewise linear; the message names it."""
+
+
+# Rectifiers: a ReLU is flat below 0, a clipped one also above its ceiling.
+
+
+class Range(NamedTuple):
+    """From and to what an operation clips its input; None: it does not, or to no constant."""
+
+    low: float | None = None
+    high: float | None = None
+
+
+def _hardtanh(node: fx.Node) -> Range:
+    given = given_by_name(node, ("input", "min_val", "max_val"))
+    return Range(_constant(given.get("min_val", -1.0)), _constant(given.get("max_val", 1.0)))
+
+
+def _clamp(node: fx.Node) -> Range:
+    given = given_by_name(node, ("input", "min", "max"))
+    high = given.get("max")
+    return Range(_constant(given.get("min")), math.inf if high is None else _constant(high))
+
+
+def _threshold(node: fx.Node) -> Range:
+    given = given_by_name(node, ("input", "threshold", "value"))
+    same = given["threshold"] == given["value"]
+    return Range(_constant(given["value"]), math.inf) if same else Range()
+
+
+_RANGES: dict[Any, Callable[[fx.Node], Range]] = {
+    aten.relu.default: lambda node: Range(0.0, math.inf),
+    aten.relu6.default: lambda node: Range(0.0, 6.0),
+    aten.hardtanh.default: _hardtanh,
+    aten.clamp.default: _clamp,
+    aten.clip.default: _clamp,
+    aten.clamp_min.default: _clamp,
+    aten.threshold.default: _threshold,
+}
+
+
+def ceiling_of(node: fx.Node) -> float | None:
+    """Where a rectifier is clipped: infinity for a ReLU; None for any other operation.
+
+    Clipped ReLUs are ReLU6, and Hardtanh and clamp from 0 to a finite, positive ceiling.
+    """
+    low, high = _RANGES[node.target](node) if node.target in _RANGES else Range()
+    return high if low == 0 and high is not None and high > 0 else None
+
+
+# Other activations, for messages.
+
+_NO_FLAT_SIDE = "has no flat side: every input moves its output"
+_NEARLY_FLAT = "is only nearly flat: what it hides still moves its output a little"
+_NOT_FLAT = {
+    "leaky_relu": ("LeakyReLU", _NO_FLAT_SIDE), "prelu": ("PReLU", _NO_FLAT_SIDE),
+    "rrelu": ("RReLU", _NO_FLAT_SIDE),
+    "hardswish": ("Hardswish", "is flat below -3 alone, and curved up to 3"),
+    "gelu": ("GELU", _NEARLY_FLAT), "silu": ("SiLU", _NEARLY_FLAT), "elu": ("ELU", _NEARLY_FLAT),
+    "celu": ("CELU", _NEARLY_FLAT), "selu": ("SELU", _NEARLY_FLAT),
+    "mish": ("Mish", _NEARLY_FLAT), "softplus": ("Softplus", _NEARLY_FLAT),
+    "sigmoid": ("Sigmoid", _NEARLY_FLAT), "tanh": ("Tanh", _NEARLY_FLAT),
+}  # fmt: skip
+
+
+def not_flat(node: fx.Node) -> str | None:
+    """The name of an activation that is no rectifier, and why; None for anything else."""
+    found = _NOT_FLAT.get(base_name(node))
+    return " ".join(found) if found else None
+
+
+def base_name(node: fx.Node) -> str:
+    """An operation's name without overload: `relu`, `conv2d`."""
+    return str(getattr(node.target, "__name__", node.target)).split(".")[0]
+
+
+# What each operation does to values that move with the images.
+
+_NEW_SHAPE = {
+    aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int,
+    aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.contiguous.default,
+    aten.clone.default, aten.alias.default, aten.detach.default, aten.dropout.default,
+    aten.feature_dropout.default, aten.alpha_dropout.default, aten._unsafe_view.default,
+}  # fmt: skip
+_NEW_ORDER = {aten.transpose.int, aten.permute.default, aten.numpy_T.default}
+# Entries of an axis, which must not be that of the images: its place among the arguments.
+_ALONG: dict[Any, int] = {
+    aten.slice.Tensor: 1, aten.select.int: 1, aten.narrow.default: 1, aten.split.Tensor: 2,
+    aten.split_with_sizes.default: 2, aten.chunk.default: 2, aten.unbind.int: 1,
+    aten.index_select.default: 1, aten.flip.default: 1, aten.roll.default: 2,
+    aten.mean.dim: 1, aten.sum.dim_IntList: 1,
+}  # fmt: skip
+_ALL = 2**63 - 1  # the end of a slice that has none
+_JOINED = {aten.cat.default, aten.stack.default}
+SUMS = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor, aten.rsub.Scalar, aten.add.Scalar,
+        aten.sub.Scalar}  # fmt: skip
+DIFFERENCES = {aten.sub.Tensor}
+_PRODUCTS = {aten.mul.Tensor, aten.mul.Scalar, aten.matmul.default, aten.mm.default}
+BATCH_NORM = aten.batch_norm.default
+AVERAGES = {aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.avg_pool1d.default,
+            aten.adaptive_avg_pool1d.default}  # fmt: skip
+MEANS = {aten.mean.dim}
+LAYERS = {aten.linear.default, aten.conv2d.default, aten.conv2d.padding, aten.conv1d.default,
+          aten.conv1d.padding}  # fmt: skip
+_OF_FIRST = LAYERS | AVERAGES | _NEW_SHAPE | _NEW_ORDER | {
+    BATCH_NORM, aten.pad.default,
+    aten.div.Tensor, aten.div.Scalar, aten.neg.default, aten.expand.default,
+    aten.constant_pad_nd.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
+    aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec,
+    aten._native_batch_norm_legit_no_training.default,
+}  # fmt: skip
+MAX_POOL = aten.max_pool2d.default
+_SIZES = {aten.sym_size.int, aten.sym_numel.default}
+_OF_SIZES = {operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod,
+             operator.pow, torch.sym_max, torch.sym_min}  # fmt: skip
+
+
+def kinds(network: fx.GraphModule) -> dict[fx.Node, Kind]:
+    """What each node does to values that move with the images; `fixed` are those that do not.
+
+    Raises:
+        NotPiecewiseLinear: for the first node that is not known to be piecewise linear.
+    """
+    found: dict[fx.Node, Kind] = {}
+    for node in network.graph.nodes:
+        moving = [given for given in node.all_input_nodes if found[given] != "fixed"]
+        if node.op in ("placeholder", "output"):
+            found[node] = "affine"
+        elif node.op == "get_attr" or not moving or node.target in _SIZES:
+            found[node] = "fixed"
+        else:
+            found[node] = _kind(node, moving)
+    return found
+
+
+def _kind(node: fx.Node, moving: list[fx.Node]) -> Kind:
+    first = moving == node.all_input_nodes[:1] and node.args[:1] == (moving[0],)
+    ceiling = ceiling_of(node)
+    if ceiling is not None and first:
+        return "relu" if ceiling == math.inf else "clipped"
+    if node.target is MAX_POOL and first:
+        return "max_pool"
+    if _draws(node):
+        raise NotPiecewiseLinear(f"{node.name} draws at random in eval mode too")
+    if _is_affine(node, moving, first):
+        return "affine"
+    reason = not_flat(node)
+    if reason is None and ceiling_of(node) is None and node.target in _RANGES:
+        reason = "it does not clip at 0"
+    raise NotPiecewiseLinear(
+        f"{where(node)} ({base_name(node)}) is not known to be linear"
+        + (f": {reason}" if reason else "")
+    )
+
+
+def where(node: fx.Node) -> str:
+    """The module that calls an operation, as messages name it."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]).removeprefix("model").removeprefix(".") if stack else ""
+    return path if path and not path.startswith("_empty") else node.name
+
+
+def _is_affine(node: fx.Node, moving: list[fx.Node], first: bool) -> bool:
+    """Whether an operation is affine in what moves, and keeps images apart."""
+    target: Any = node.target
+    if target in SUMS:
+        return True
+    if target in _JOINED:
+        return _axis(node, node.kwargs.get("dim", (*node.args, 0)[1])) not in (None, 0)
+    if target in _PRODUCTS:
+        return len(moving) == 1 and sum(given in moving for given in node.args) == 1
+    if target is operator.getitem:
+        return isinstance(node.args[1], int) and _gives_several(moving[0])
+    if target is BATCH_NORM:
+        return first and node.args[5] is False and isinstance(node.args[3], fx.Node)
+    if target in _ALONG:
+        place = _ALONG[target]
+        axis = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
+        axes = list(axis) if isinstance(axis, list | tuple) else [axis]
+        if target is aten.slice.Tensor and node.args[1:3] == (0, 0) and node.args[3:] == (_ALL,):
+            return first
+        return first and all(_axis(node, axis) not in (None, 0) for axis in axes)
+    if target in _NEW_ORDER:
+        return first and _keeps_first_axis(node)
+    return first and target in _OF_FIRST
+
+
+def _gives_several(node: fx.Node) -> bool:
+    """Whether an operation gives a list of parts, whose entries are taken one by one."""
+    return node.target in {
+        aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int,
+        aten._native_batch_norm_legit_no_training.default,
+    }  # fmt: skip
+
+
+def _axis(node: fx.Node, axis: Any) -> int | None:
+    """An axis counted from the front; None where that is not known."""
+    if not isinstance(axis, int):
+        return None
+    value = node.meta.get("val")
+    if isinstance(value, list | tuple):
+        value = value[0]
+    source = node.all_input_nodes[0].meta.get("val")
+    if axis >= 0:
+        return axis
+    of = source if node.target not in {aten.stack.default} else value
+    return axis + of.ndim if isinstance(of, torch.Tensor) else None
+
+
+def _keeps_first_axis(node: fx.Node) -> bool:
+    if node.target is aten.permute.default:
+        order = node.args[1]
+        return isinstance(order, list | tuple) and bool(order[0] == 0)
+    if node.target is aten.transpose.int:
+        return all(_axis(node, axis) not in (None, 0) for axis in node.args[1:3])
+    return False
+
+
+def _draws(node: fx.Node) -> bool:
+    """Whether it is a dropout that drops."""
+    if "dropout" not in base_name(node):
+        return False
+    given = given_by_name(node, ("input", "p", "train"))
+    return bool(given.get("train", True) and given.get("p", 0.5))
+
+
+def is_no_operation(node: fx.Node) -> bool:
+    """Whether a node gives its input as it is: dropout in eval mode."""
+    return "dropout" in base_name(node) and not _draws(node)
+
+
+def keeps_values(node: fx.Node) -> bool:
+    """Whether a node gives the numbers it takes, in another shape or order at most."""
+    return node.target in _NEW_SHAPE | _NEW_ORDER and not _draws(node)
+
+
+def is_new_shape(node: fx.Node) -> bool:
+    """Whether a node's numbers are its input's, in the same order."""
+    return node.target in _NEW_SHAPE and not _draws(node)
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether a node is a whole number that is made of sizes."""
+    return node.target in _SIZES or (
+        node.target in _OF_SIZES and all(map(is_size, node.all_input_nodes))
+    )
+
+
+def pooling(node: fx.Node) -> tuple[Any, ...]:
+    """A max pool's kernel_size, stride, padding, dilation and ceil_mode."""
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+    options = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False} | given
+    options["stride"] = options["stride"] or options["kernel_size"]
+    return tuple(
+        tuple(option) if isinstance(option, list) else option
+        for option in (options[name] for name in names)
+    )
+
+
+def given_by_name(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    """A call's arguments by name."""
+    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+
+
+def nodes_in(arguments: Any) -> list[fx.Node]:
+    """The nodes among arguments, nested ones too."""
+    found: list[fx.Node] = []
+    map_arg(arguments, found.append)
+    return found
+
+
+def _constant(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+# Writes in place
+
+_VIEWS = _NEW_SHAPE | _NEW_ORDER | set(_ALONG) | {aten.expand.default, operator.getitem}
+
+
+def without_in_place(graph: fx.Graph) -> bool:
+    """Replace operations that write over their whole input by those that do not.
+
+    Returns:
+        Whether that was possible: a write through a view of what is read elsewhere is not so
+        simple, and leaves the graph as it was from there on.
+    """
+    for node in list(graph.nodes):
+        if not _is_mutable(node):
+            continue
+        target = _functional_target(node)
+        source = node.args[0]
+        if target is None or not isinstance(source, fx.Node) or _is_seen_elsewhere(node, source):
+            return False
+        node.target = target
+        later = set(_after(node))
+        source.replace_all_uses_with(node, delete_user_cb=later.__contains__, propagate_meta=False)
+    return True
+
+
+def _is_mutable(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _functional_target(node: fx.Node) -> Any:
+    """The operation that gives what an operation writes over its first argument."""
+    namespace, _, name = node.target._schema.name.partition("::")  # type: ignore[union-attr]
+    if not name.endswith("_") or namespace != "aten":
+        return None
+    packet = getattr(aten, name.removesuffix("_"), None)
+    overload = node.target._overloadname  # type: ignore[union-attr]
+    found = getattr(packet, overload, None) if packet else None
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    same = found is not None and [each.name for each in found._schema.arguments] == names
+    return found if same and node.target._schema.name != "aten::fill_" else None  # type: ignore[union-attr]
+
+
+def _is_seen_elsewhere(node: fx.Node, source: fx.Node) -> bool:
+    """Whether what is written is also seen through another tensor over the same memory."""
+    if source.op == "placeholder":
+        return True
+    later = set(_after(node))
+    if any(user.target in _VIEWS and user not in later for user in source.users if user != node):
+        return True
+    return source.target in _VIEWS
+
+
+def _after(node: fx.Node) -> "list[fx.Node]":
+    found = []
+    while (node := node.next).op != "root":
+        found.append(node)
+    return found
