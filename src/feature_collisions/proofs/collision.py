@@ -137,7 +137,7 @@ class _CollisionJudge(HullJudge):
     def prepare(self) -> None:
         """Follow the network to the target layer."""
         if not isinstance(self.cut.network, fx.GraphModule):
-            raise NotPiecewiseLinear("torch.fx cannot trace the network")
+            raise NotPiecewiseLinear("torch.export cannot follow the network")
         if len(self.features.active) > _UNITS:
             raise NotPiecewiseLinear(
                 f"the layer's {len(self.features.active)} units are too many (at most {_UNITS})"
