@@ -1,16 +1,21 @@
 """The worst point of a hull, and the balls and simplices it is compared with."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from feature_collisions.evaluation.baselines import (
+    balls,
+    dimension,
     on_span_sphere,
     on_sphere,
     plain_corners,
     radius,
+    simplices,
     turned,
 )
 from feature_collisions.hull.hull import Hull
+from helpers.hulls import made_hull
 
 
 class Hole(nn.Module):
@@ -106,3 +111,48 @@ def test_plain_corners_end_as_near_as_the_hulls_own() -> None:
         for images in (corners, plain_corners(hull, 3, 300, 0), plain_corners(hull, 3, 1, 0))
     ]
     assert errors[0] / 5 < errors[1] <= errors[0] < errors[2]
+
+
+def _line(parts: list[float]) -> Tensor:
+    ends = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    return torch.stack([ends[0] + part * (ends[1] - ends[0]) for part in parts])
+
+
+@pytest.mark.parametrize("parts", [[0, 0, 1], [0, 1, 1, 0], [0, 0.37, 1], [0, 0.1, 0.3, 0.9, 1]])
+def test_a_ball_and_a_simplex_of_corners_on_a_line_stay_on_a_line(parts: list[float]) -> None:
+    corners, generator = _line(parts), torch.Generator().manual_seed(1)
+    assert dimension(corners) == 1
+    points = on_span_sphere(corners, 100, generator).flatten(1)
+    start, way = corners[0].flatten(), (corners[-1] - corners[0]).flatten()
+    way = corners.flatten(1)[corners.sub(corners[0]).flatten(1).norm(dim=1).argmax()] - start
+    along = (points - start) @ way / way.square().sum()
+    torch.testing.assert_close(points, start + along[:, None] * way, atol=1e-5, rtol=0)
+    distances = torch.pdist(turned(corners, generator).flatten(1))
+    torch.testing.assert_close(distances, torch.pdist(corners.flatten(1)), atol=1e-5, rtol=0)
+
+
+def test_corners_that_all_coincide_have_a_ball_of_one_point() -> None:
+    corners = _line([0.5, 0.5, 0.5])
+    points = on_span_sphere(corners, 10, torch.Generator().manual_seed(1))
+    assert dimension(corners) == 0
+    torch.testing.assert_close(points, corners[:1].expand_as(points))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_turns_have_no_direction_that_is_preferred(count: int) -> None:
+    corners = torch.rand(count, 1, 3, 3, generator=torch.Generator().manual_seed(count))
+    generator = torch.Generator().manual_seed(1)
+    found = torch.stack([turned(corners, generator) for _ in range(2000)])
+    offsets = (found - found.mean(1, keepdim=True)).flatten(2)
+    offsets = offsets / offsets.norm(dim=2, keepdim=True)
+    assert (offsets.mean(0).abs() * (9 * 2000) ** 0.5).max() < 4.5  # standard errors
+    assert (offsets.square().mean(0) - 1 / 9).abs().max() < 0.02
+
+
+def test_every_baseline_has_its_feature_error() -> None:
+    hull = made_hull(corners=3)
+    found = balls(hull, 20, 0) | simplices(hull, 20, 0)
+    names = {key.removesuffix("_accuracy") for key in found if key.endswith("_accuracy")}
+    assert names == {"ball", "ball_clipped", "ball_span", "random_simplex"}
+    for name in names:
+        assert found[f"{name}_feature_relative_max"] > 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.devices import in_half
+from ..data.devices import able, in_half
 from ..hull.hull import Hull, batch_sizes, dirichlet, in_batches, mixes
 from ..networks.graph import copied
 from ..networks.target_layer import TargetLayer
@@ -38,27 +38,41 @@ def on_span_sphere(corners: Tensor, count: int, generator: torch.Generator) -> T
 
 
 def turned(corners: Tensor, generator: torch.Generator) -> Tensor:
-    """The corners' simplex (K, C, H, W), turned about its centre into a random direction.
+    """The corners' simplex (K, C, H, W), turned about its centre by a uniform (Haar) rotation.
 
     All distances between corners stay as they were; the pixels are not clipped.
     """
     basis, centre = _basis(corners), corners.mean(0)
     frame = torch.randn(basis.shape[1], len(basis), generator=generator).to(corners)
     coordinates = (corners - centre).flatten(1) @ basis.T
-    offsets: Tensor = coordinates @ torch.linalg.qr(frame).Q.T
+    q, r = torch.linalg.qr(frame)
+    q = q * r.diagonal().sign()  # the signs that LAPACK chooses are not random (Mezzadri 2007)
+    offsets: Tensor = coordinates @ q.T
     return centre + offsets.view_as(corners)
 
 
 def _unit(directions: Tensor) -> Tensor:
     length: Tensor = directions.flatten(1).norm(dim=1)
+    length = torch.where(length > 0, length, 1)  # corners that all coincide span no direction
     return directions / length.view(-1, 1, 1, 1)
 
 
 def _basis(corners: Tensor) -> Tensor:
-    """(K - 1, C H W) orthonormal rows that span the corners' differences."""
-    offsets = (corners[1:] - corners[0]).flatten(1)
-    rows: Tensor = torch.linalg.qr(offsets.T).Q.T
-    return rows
+    """(dimension, C H W) orthonormal rows that span the corners' differences.
+
+    There are fewer than K - 1 where corners coincide or lie on a line: what is smaller than the
+    rounding of the corners' own pixels is no direction.
+    """
+    wide = corners.flatten(1).to(able(corners.device)).double()
+    _, lengths, rows = torch.linalg.svd(wide[1:] - wide[0], full_matrices=False)
+    rounding = torch.finfo(corners.dtype).eps * wide.norm()
+    spanned: Tensor = rows[lengths > rounding].to(corners)
+    return spanned
+
+
+def dimension(corners: Tensor) -> int:
+    """Of the corners' affine span: K - 1, or less where they coincide or lie on a line."""
+    return len(_basis(corners))
 
 
 def plain_corners(
@@ -126,8 +140,8 @@ def balls(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
 
 
 def _share(name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """What a set's points say: the share of the target's class, of how many, and at least."""
-    kept = ("accuracy", "samples", "accuracy_lower_95")
+    """What a set's points say: the share of the target's class, and their feature error."""
+    kept = ("accuracy", "samples", "accuracy_lower_95", "feature_relative_max")
     return {f"{name}_{key}": found[key] for key in kept}
 
 

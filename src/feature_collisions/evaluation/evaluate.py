@@ -22,7 +22,7 @@ from ..proofs.linear_program import depth
 from ..proofs.whole_hull import prove_class
 from ..settings.evaluate import EvaluateSettings
 from ..settings.trainer import MIXED
-from .baselines import balls, plain, simplices
+from .baselines import balls, dimension, plain, simplices
 from .differences import differences
 from .macro import macro_entries
 
@@ -139,6 +139,7 @@ def _distances(subject: Subject) -> dict[str, Any]:
     mean = float(hull.corner_distances().mean())
     found: dict[str, Any] = {
         "corner_distance_mean": mean,
+        "degenerate": dimension(hull.corners) < len(hull.corners) - 1,
         "initial_distance_mean": float(hull.initial_distances().mean()),
         "relative_size": mean / other if other else None,
     }

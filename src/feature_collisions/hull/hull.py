@@ -25,7 +25,7 @@ from ..settings.rules import one_of
 from .run import write_run
 from .statistics import HullStatistics, Outcome, limit_of, outcome_of
 from .threads import Threads, threads_of_cpu
-from .worst_case import WorstCase, descend, margin, slopes_at
+from .worst_case import Seen, WorstCase, descend, goodness, margin, slopes_at
 
 
 def dirichlet(count: int, corners: int, generator: torch.Generator) -> Tensor:
@@ -68,7 +68,10 @@ _LARGE = 10_000  # numbers an image, over which points are drawn in smaller piec
 Result = TypeVar("Result")
 
 
-@dataclass
+_CACHED = ("everywhere", "_threads", "at_once", "_suspects")  # follow from the fields
+
+
+@dataclass(repr=False)
 class Hull:
     """Corners that collide with a target, and the classifier they do it to.
 
@@ -124,6 +127,37 @@ class Hull:
             logits[0],
         )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field; what was made from the old value is made anew on its next use."""
+        super().__setattr__(name, value)
+        for cached in _CACHED:
+            self.__dict__.pop(cached, None)
+
+    def __copy__(self) -> "Hull":
+        """The same fields and model, with threads and twins of its own once it needs them."""
+        copied_hull = object.__new__(type(self))
+        kept = {name: value for name, value in self.__dict__.items() if name not in _CACHED}
+        copied_hull.__dict__.update(kept)
+        return copied_hull
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is deep-copied and pickled: no threads, and no graph, which cannot be."""
+        left = (*_CACHED, "graph", "observed", "following")
+        return {name: value for name, value in self.__dict__.items() if name not in left}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Trace the model anew."""
+        self.__dict__.update(state, graph=None)
+        self.__post_init__()
+
+    def __repr__(self) -> str:
+        """One line."""
+        count, *shape = self.corners.shape
+        return (
+            f"Hull({count} corners {tuple(shape)}, {type(self.model).__name__}, "
+            f"layer {self.layer!r}, target class {self.summary.get('target_class')})"
+        )
+
     @property
     def place(self) -> torch.device:
         """Where it lies."""
@@ -145,6 +179,11 @@ class Hull:
             if self.others:
                 raise
             return [self]
+
+    @cached_property
+    def _suspects(self) -> list[Tensor]:
+        """Weights (1, K) of the worst points that samples of the hull had."""
+        return []
 
     @cached_property
     def _threads(self) -> Threads:
@@ -275,10 +314,18 @@ class Hull:
             for hull in self.everywhere
         }
 
+        worst: dict[int, Seen] = {}
+
         @torch.inference_mode()
         def take_in(hull: Hull, batch: Tensor) -> int:
             images = batch if corners is None else mixes(batch, corners.to(hull.place))
-            statistics[id(hull)].update(*hull.observe(images))
+            logits, preactivation = hull.observe(images)
+            statistics[id(hull)].update(logits, preactivation)
+            if corners is self.corners:
+                good = goodness(logits, self.target_class)
+                least = good.argmin(0, keepdim=True)
+                found = Seen(good[least], batch.to(good.device)[least])
+                worst[id(hull)] = found.least(worst.get(id(hull)))
             return len(batch)
 
         bar = tqdm(total=count, desc=name, unit="point", mininterval=0.5, delay=1)
@@ -288,8 +335,38 @@ class Hull:
         first, *rest = statistics.values()
         for each in rest:
             first.merge_state(each.to(first.place))
+        self._suspects.extend(seen.weights.to(self.place) for seen in worst.values())
         found: dict[str, Any] = first.compute()
         return found
+
+    def relative_size(self, images: Tensor | Sequence[Tensor]) -> float:
+        """The mean distance between corners over that between two of the given images.
+
+        Args:
+            images: two or more of the data set, each (C, H, W) as the corners are: floating in
+                [0, 1], or uint8 in [0, 255].
+
+        Raises:
+            SettingError: for fewer than two corners or images, another shape or range, or images
+                that are all equal.
+        """
+        if len(self.corners) < 2:
+            raise SettingError("relative_size: needs a hull of two corners or more; this has one")
+        given = [image / 255 if image.dtype == torch.uint8 else image for image in images]
+        if len(given) < 2:
+            raise SettingError(f"images: must be two or more; these are {len(given)}")
+        if other := [each.shape for each in given if each.shape != self.target.shape]:
+            raise SettingError(
+                f"images: must have the corners' shape {tuple(self.target.shape)}; one has "
+                f"{tuple(other[0])}; resize them as the classifier's images are"
+            )
+        stacked = torch.stack(given).to(self.corners)
+        if not (stacked.amin() >= 0 and stacked.amax() <= 1):
+            raise SettingError("images: must be in [0, 1], as the corners are; divide them by 255")
+        distance = float(torch.pdist(stacked.flatten(1)).mean())
+        if not distance:
+            raise SettingError("images: are all equal; give two that differ")
+        return float(torch.pdist(self.corners.flatten(1)).mean()) / distance
 
     def initial_distances(self) -> Tensor:
         """L2 distances (K,) of the corners from the initial image, in the same units."""
@@ -308,7 +385,9 @@ class Hull:
     def worst_case(
         self, starts: int = 32, steps: int = 50, seed: int = 0, precision: torch.dtype | None = None
     ) -> WorstCase:
-        """Search the hull for the point where the target class's margin is smallest.
+        """The worst point that was seen: by a search, at the corners, and in the hull's samples.
+
+        One of another class where there is any; of these, or else of all, the least probable.
 
         Projected gradient over the simplex, from all corners, all edge midpoints and `starts`
         random points at once; after some steps only the best go on. What it finds is an upper bound
@@ -340,8 +419,9 @@ class Hull:
         with evaluating(self.model):
             lowest = descend(slopes_of, begun, steps)
         with torch.inference_mode(), evaluating(self.model):
-            parts = [self._margins(part) for part in lowest.split(self.at_once)]
-            worst = lowest[torch.cat(parts).argmin()]
+            seen = torch.cat([each.to(begun) for each in (lowest, begun, *self._suspects)])
+            parts = [self._goodness(part) for part in seen.split(self.at_once)]
+            worst = seen[torch.cat(parts).argmin()]
             image = self.points(worst[None])
             probabilities = ask(self.model, image)[0].softmax(0)
         predicted = int(probabilities.argmax())
@@ -359,6 +439,9 @@ class Hull:
         logits = ask(self.model, self.points(weights))
         wide = torch.promote_types(logits.dtype, torch.float32)
         return margin(logits.to(wide), self.target_class)
+
+    def _goodness(self, weights: Tensor) -> Tensor:
+        return goodness(ask(self.model, self.points(weights)), self.target_class)
 
     def prove(self, seconds: float = 60.0) -> dict[str, Any]:
         """Prove that every point is the target's class, and how near all are to colliding.

@@ -13,7 +13,10 @@ _LONGEST = 0.25  # a step, in weights; it falls to 0 on the way
 
 
 class WorstCase(NamedTuple):
-    """The point of a hull where the target class's margin was found smallest: (K,) weights."""
+    """The worst point of a hull that was seen, and its weights (K,).
+
+    One of another class where there is any; of these, or else of all, the least probable.
+    """
 
     weights: Tensor
     image: Tensor
@@ -84,6 +87,27 @@ def slopes_at(margins_of: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[
     margins = margins_of(weights)
     (gradient,) = torch.autograd.grad(margins.sum(), weights)
     return margins.detach(), gradient
+
+
+class Seen(NamedTuple):
+    """The worst of the points that were seen: its goodness (1,) and its weights (1, K)."""
+
+    goodness: Tensor
+    weights: Tensor
+
+    def least(self, other: "Seen | None") -> "Seen":
+        """The worse of the two, without waiting for a device."""
+        if other is None:
+            return self
+        better = self.goodness < other.goodness
+        return Seen(*(torch.where(better, *pair) for pair in zip(self, other, strict=True)))
+
+
+def goodness(logits: Tensor, target_class: int) -> Tensor:
+    """The target class's probability (B,), plus 1 where it is predicted: least at the worst."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    probability = logits.to(wide).softmax(1)[:, target_class]
+    return probability + (logits.argmax(1) == target_class)
 
 
 def margin(logits: Tensor, target_class: int) -> Tensor:

@@ -1,0 +1,121 @@
+"""The worst of all that was seen, sizes, and hulls that are copied, changed and printed."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import feature_collisions
+from feature_collisions import SettingError
+from helpers.hulls import hull_of, made_hull
+
+
+@pytest.mark.parametrize("law", ["dirichlet", "stick_breaking"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_sample_is_worse_than_the_worst_case(law, seed):
+    hull = made_hull(corners=4)
+    lowest = min(hull.sample(300, law, seed + k)["probability_min"] for k in range(2))
+    worst = hull.worst_case(starts=0, steps=1, seed=seed)
+    assert worst.probability <= lowest + 1e-6
+
+
+def test_no_corner_and_no_middle_is_worse_than_the_worst_case():
+    hull = made_hull(corners=6)
+    worst = hull.worst_case(starts=0, steps=1)
+    weights = torch.eye(6)
+    probabilities = hull.model(hull.points(weights)).softmax(1)[:, hull.target_class]
+    classes = hull.model(hull.points(weights)).argmax(1)
+    assert (classes == hull.target_class).all() == worst.correct or not worst.correct
+    if worst.correct:
+        assert worst.probability <= probabilities.min() + 1e-6
+
+
+def test_samples_of_other_corners_say_nothing_about_the_hull():
+    hull = made_hull(corners=3)
+    before = hull.worst_case(starts=2, steps=2)
+    hull.sample(100, corners=torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_seed(3)))
+    hull.sample(100, uint8=True)
+    assert torch.equal(hull.worst_case(starts=2, steps=2).weights, before.weights)
+
+
+def _pickled(hull):
+    return pickle.loads(pickle.dumps(hull))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, _pickled])
+def test_a_hull_that_was_sampled_is_copied(copied):
+    hull = made_hull(corners=3)
+    expected = hull.sample(50)
+    other = copied(hull)
+    assert other.sample(50) == expected
+    other.corners = other.corners[:2].clone()
+    assert other.worst_case(starts=1, steps=1).weights.shape == (2,)
+    assert hull.sample(50) == expected
+
+
+def test_changed_corners_leave_nothing_of_the_old_ones():
+    hull = made_hull(corners=3)
+    hull.sample(50)
+    hull.worst_case(starts=2, steps=3)
+    hull.corners = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    fresh = copy.deepcopy(hull)
+    assert torch.equal(
+        hull.worst_case(starts=2, steps=3).weights, fresh.worst_case(starts=2, steps=3).weights
+    )
+    assert all(each.corners.shape == hull.corners.shape for each in hull.everywhere)
+
+
+def test_a_hull_is_printed_on_one_line():
+    text = repr(made_hull())
+    assert "\n" not in text
+    assert len(text) < 200
+    assert "5 corners" in text
+
+
+def test_the_package_lists_its_public_names():
+    assert set(feature_collisions.__all__) == set(dir(feature_collisions))
+
+
+def test_the_relative_size_is_of_distances_in_the_same_unit():
+    hull = made_hull(corners=3)
+    images = torch.rand(6, 1, 6, 6, generator=torch.Generator().manual_seed(5))
+    expected = torch.pdist(hull.corners.flatten(1)).mean() / torch.pdist(images.flatten(1)).mean()
+    assert hull.relative_size(images) == pytest.approx(float(expected))
+    hull.summary["distance_scale"] = 255
+    assert hull.relative_size(list(images)) == pytest.approx(float(expected))
+    eight_bit = (images * 255).round().byte()
+    assert hull.relative_size(eight_bit) == pytest.approx(float(expected), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("images", "rule"),
+    [
+        (torch.rand(1, 1, 6, 6), "two"),
+        (torch.rand(2, 3, 6, 6), "shape"),
+        (torch.full((2, 1, 6, 6), 9.0), r"\[0, 1\]"),
+        (torch.full((2, 1, 6, 6), torch.nan), r"\[0, 1\]"),
+        (torch.zeros(2, 1, 6, 6), "equal"),
+    ],
+)
+def test_images_that_have_no_size_are_refused(images, rule):
+    with pytest.raises(SettingError, match=f"images: .*{rule}"):
+        made_hull(corners=2).relative_size(images)
+
+
+def test_a_single_corner_has_no_relative_size():
+    with pytest.raises(SettingError, match=r"relative_size: .*two"):
+        made_hull(corners=1).relative_size(torch.rand(2, 1, 6, 6))
+
+
+def test_a_worst_case_of_another_class_is_preferred_to_a_less_probable_one():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.eye(2))
+        model[1].bias.zero_()
+        model[3].weight.copy_(torch.tensor([[1.0, 5.0], [1.1, 0.0], [0.98, -1.0]]))
+        model[3].bias.copy_(torch.tensor([0.0, 0.0, -0.1]))
+    corners = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(2, 1, 1, 2)
+    worst = hull_of(model, corners, "1").worst_case(starts=0, steps=1)
+    assert not worst.correct
