@@ -130,7 +130,7 @@ class Hull:
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a field; what was made from the old value is made anew on its next use."""
         super().__setattr__(name, value)
-        for cached in _CACHED:
+        for cached in () if name in _CACHED else _CACHED:
             self.__dict__.pop(cached, None)
 
     def __copy__(self) -> "Hull":
