@@ -19,6 +19,7 @@ from ..errors import SettingError
 from ..networks.agreement import accepted, check_agreement
 from ..networks.graph import Graph, copied, evaluating, trace
 from ..networks.logits import ask, device_of, like_weights
+from ..networks.probabilities import giving_logits
 from ..networks.target import TargetFeatures
 from ..networks.target_layer import Following, Observed, following
 from ..settings.rules import one_of
@@ -114,10 +115,11 @@ class Hull:
             raise SettingError(
                 "corners: have pixels that are not finite numbers; leave out the corners that do"
             )
+        pair = torch.stack([self.initial, self.target]).detach()
+        self.model = giving_logits(self.model, pair)
         if self.graph is None or self.graph.model is not self.model:
             self.graph = trace(self.model, self.target.shape)
         self.observed = Observed(self.graph, self.layer)
-        pair = torch.stack([self.initial, self.target]).detach()
         check_agreement(self.graph, self.layer, pair, self.observed)
         self.following = following(self.graph, self.layer)
         with torch.no_grad(), evaluating(self.model):

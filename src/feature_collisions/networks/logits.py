@@ -69,7 +69,7 @@ def logits_in(output: Any, count: int) -> Tensor:
     if len(logits) != 1:
         raise SettingError(
             f"model: must return logits (B, classes), of at least two classes; for {count} images "
-            f"it returns {_described(output)}; wrap it in a module that returns the logits alone"
+            f"it returns {_described(output)}; {_cure(output, count)}"
         )
     return logits[0]
 
@@ -82,6 +82,12 @@ def _are_logits(output: Any, count: int) -> bool:
         and len(output) == count
         and output.shape[1] > 1
     )
+
+
+def _cure(output: Any, count: int) -> str:
+    if isinstance(output, Tensor) and output.is_floating_point() and output.numel() == count:
+        return "wrap it in a module that returns [0, z] for the single logit z"
+    return "wrap it in a module that returns the logits alone"
 
 
 def _described(output: Any) -> str:

@@ -20,6 +20,7 @@ from ..hull.hull import Hull
 from ..networks.agreement import accepted, check_agreement
 from ..networks.graph import Graph, trace
 from ..networks.operations import NotPiecewiseLinear, kinds, where
+from ..networks.probabilities import giving_logits
 from ..networks.target import TargetFeatures, passing, preactivation_of, target_features
 from ..networks.target_layer import Observed, TargetLayer
 from ..networks.weights import weights_hash
@@ -238,6 +239,7 @@ class LinearPrograms:
         check_pair(self.initial, self.target)
         self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
         self.model = accepted(self.model)
+        self.model = giving_logits(self.model, torch.stack([self.initial, self.target]))
         self.graph = self.graph or trace(self.model, self.target.shape)
         self.features = target_features(self.graph, self.layer, self.target, torch.float64)
         cut = TargetLayer(self.graph, self.layer).cpu().double()  # where HiGHS solves

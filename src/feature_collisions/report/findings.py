@@ -53,6 +53,10 @@ _IN_WORDS = {
     "from the target's",
 }
 
+_RETURNS = {
+    "probabilities": " The network returns probabilities; their logarithm is taken as logits."
+}
+
 LAWS = {"dirichlet": "uniform on the simplex", "stick_breaking": "stick-breaking (the authors')"}
 _EIGHT_BIT = "_uint8"
 POINTS = {
@@ -107,7 +111,8 @@ def describe(
         experiment=summary["experiment"],
         headline=_HEADLINES[result.get("outcome")].format(initial=initial, target=target),
         lead=f"{summary['classifier']}, layer {summary['layer']}, {count} corner"
-        f"{'s' * (count > 1)}, {summary['steps']} steps in {summary['seconds']:.2f} s.",
+        f"{'s' * (count > 1)}, {summary['steps']} steps in {summary['seconds']:.2f} s."
+        + _RETURNS.get(summary.get("returns", ""), ""),
         warning="" if summary["converged"] else "Not all corners converged.",
         claims=[row for claim in CLAIMS for row in claim(result, class_names)],
         tables=[table for table in tables if table.rows],

@@ -27,6 +27,7 @@ from ..networks.agreement import (
 )
 from ..networks.graph import Graph, trace
 from ..networks.logits import device_of
+from ..networks.probabilities import giving_logits
 from ..networks.target import logits_of, passing, preactivation_of, target_features
 from ..networks.target_layer import (
     Observed,
@@ -106,6 +107,7 @@ class Search:
     def __post_init__(self) -> None:
         self._check_arguments()
         self.model = accepted(self.model)
+        self.model = giving_logits(self.model, torch.stack([self.initial, self.target]))
         if self.graph is None or self.graph.model is not self.model:
             self.graph = trace(self.model, self.initial.shape)
         check_differentiable(self.model, self.target)

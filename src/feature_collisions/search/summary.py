@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..networks.graph import Graph
+from ..networks.probabilities import gives_probabilities
 from ..networks.target import TargetFeatures, logits_of, preactivation_of
 from .losses import negative, positive
 
@@ -42,6 +43,7 @@ def summarise(
         "classifier": type(graph.model).__name__,
         "layer": layer,
         "distance_scale": 1 if len(pair[0]) == 1 else 255,
+        "returns": "probabilities" if gives_probabilities(graph.model) else "logits",
     }
 
 

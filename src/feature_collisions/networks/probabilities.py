@@ -1,0 +1,58 @@
+"""What a classifier returns: logits, or probabilities whose logarithm is taken as logits."""
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SettingError
+from .graph import evaluating
+from .logits import like_weights, logits_in
+
+_NEAR_ONE = 1e-3  # of a row's sum: half precision inside the network rounds this much
+_SIGMOIDS = ("SigmoidBackward0", "HardsigmoidBackward0")
+
+
+def giving_logits(model: nn.Module, images: Tensor) -> nn.Module:
+    """The model, or a copy that shares its weights and returns its probabilities' logarithm.
+
+    Rows that are non-negative and add up to 1 on every image are probabilities. This is decided
+    once, before anything else is made from the model, so everything reads the same logits.
+
+    Args:
+        model: any classifier. One whose forward fails is given back: later checks say why.
+        images: (B, C, H, W), the initial image and the target.
+
+    Raises:
+        SettingError: for sigmoids, which are independent of each other and no classes.
+    """
+    try:
+        with evaluating(model), torch.enable_grad():
+            given = like_weights(model, images).detach().clone().requires_grad_()
+            rows = logits_in(model(given), len(images))
+    except Exception:  # whatever the user's own forward raises
+        return model
+    if rows.grad_fn is not None and rows.grad_fn.name() in _SIGMOIDS:
+        raise SettingError(
+            "model: returns sigmoids, which are independent labels and not classes; choose one "
+            "label, and wrap the model so that it returns [0, z], z the label's logit"
+        )
+    rows = rows.detach()
+    if not (bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < _NEAR_ONE).all())):
+        return model
+    taken = copy.copy(model)
+    taken._forward_hooks = OrderedDict(model._forward_hooks)
+    taken.register_forward_hook(_logarithm)
+    return taken
+
+
+def gives_probabilities(model: nn.Module) -> bool:
+    """Whether `giving_logits` took the logarithm of what this model's class returns."""
+    return _logarithm in model._forward_hooks.values()
+
+
+def _logarithm(model: nn.Module, given: tuple[Any, ...], output: Any) -> Tensor:
+    rows = logits_in(output, len(given[0]))
+    return rows.clamp_min(torch.finfo(rows.dtype).tiny).log()
