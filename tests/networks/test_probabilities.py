@@ -8,7 +8,6 @@ from feature_collisions import SettingError, StopSettings, find_corners
 from feature_collisions.hull.hull import Hull
 from feature_collisions.networks.probabilities import giving_logits
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:not converged")
 
 

@@ -135,9 +135,10 @@ def claims_of(**entries):
 def test_what_is_proved_of_a_share_is_said_of_that_share():
     proof = {"outcome": "undecided", "share_proved": 0.25, "pieces": 7}
     claim = claims_of(proof={"class": proof})["class of every mix"]
-    assert claim.known is Known.PROVED
-    assert claim.value == "seven on 25.00% of the hull's volume"
-    assert claim.note == "of the rest the bounds say nothing: undecided"
+    assert claim.known is Known.NOT_PROVED
+    assert claim.value == "undecided: proved seven on 25.00% of the hull's volume"
+    claim = claims_of(proof={"class": proof}, degenerate=True)["class of every mix"]
+    assert claim.value.endswith("of the hull's weights")
     claim = claims_of(proof={"class": proof | {"share_proved": 0.0}})["class of every mix"]
     assert claim.known is Known.NOT_PROVED
 
@@ -159,6 +160,15 @@ def test_features_are_bounded_where_the_layer_is_not_affine():
     assert "0.0125 of ||f(t)||" in claim.note
 
 
+@pytest.mark.parametrize("by", ["affine", "bounds"])
+def test_a_bound_above_one_is_no_useful_bound(by):
+    proof = {"by": by, "feature_relative_max": 7.16, "feature_error_max": 9.0, "inactive_max": 1.0,
+             "feature_relative_seen": 0.01, "pieces": 9, "seconds": 1.0}  # fmt: skip
+    claim = claims_of(proof={"collision": proof})["features of every mix"]
+    assert claim.known is Known.NOT_PROVED
+    assert claim.value == "no useful bound"
+
+
 @pytest.mark.parametrize("part", ["class", "collision"])
 def test_what_is_not_proved_says_why(part):
     proof = {"reason": "the layer bends", "outcome": "undecided", "share_proved": 0.0}
@@ -176,7 +186,10 @@ def test_edges_that_fail_are_named():
     assert "of the rest" not in claim.note
     assert "between corners 0 and 2, from 0.250000 to 0.500000" in claim.note
     (claim,) = claims_of(edges=edges | {"share_failed": 0.125}).values()
-    assert claim.note.endswith("; of the rest nothing is known")
+    assert claim.value == "87.50% walked, another class on 12.50%; 12.50% not reached"
+    clean = edges | {"share_proved": 0.303, "share_failed": 0.0}
+    (claim,) = claims_of(edges=clean | {"edges": [edge | {"first_failure": None}]}).values()
+    assert claim.value == "30.30% walked, all seven; 69.70% not reached"
     (claim,) = claims_of(edges=edges | {"share_proved": 0, "share_failed": 0}).values()
     assert claim.known is Known.NOT_PROVED
     (claim,) = claims_of(edges={"reason": "GELU bends everywhere"}).values()

@@ -210,8 +210,8 @@ def _other_laws(result: dict[str, Any], names: Sequence[str]) -> Iterator[Findin
     if others:
         share = min(sample["accuracy"] for sample in others.values())
         yield Finding(
-            f"mixes that are {names[result['target_class']]}, drawn otherwise",
-            f"{share:.2%} at least",
+            f"mixes that are {names[result['target_class']]}, with other samplers",
+            f"{share:.2%} or more of each sample",
             Known.SAMPLED,
             "; ".join(f"{law}: {sample['accuracy']:.2%}" for law, sample in others.items()),
         )
@@ -249,7 +249,10 @@ def _edges(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
             f"and {other}, from {low:.6f} to {high:.6f} of the way"
         )
     if share + failed < 1 - 1e-9:
-        note += "; of the rest nothing is known"
+        others = f"another class on {failed:.2%}" if first else f"all {target}"
+        rest = 1 - share - failed
+        value = f"{share + failed:.2%} walked, {others}; {rest:.2%} not reached"
+        value = value if share + failed else "none of their length was reached"
     yield Finding(label, value, Known.WALKED if share + failed else Known.NOT_PROVED, note)
 
 
@@ -259,6 +262,9 @@ def _features_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Fi
     label = "features of every mix"
     if "reason" in proof:
         yield Finding(label, proof["reason"], Known.NOT_PROVED)
+    elif (bound := proof["feature_relative_max"]) is not None and bound > 1:
+        note = f"the bound is {bound:.3g} of ||f(t)||, and 1 is as far as no features at all"
+        yield Finding(label, "no useful bound", Known.NOT_PROVED, note)
     elif proof["by"] == "affine":
         yield Finding(
             label,
@@ -283,7 +289,8 @@ def _class_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Findi
     if not (proof := result.get("proof", {}).get("class")):
         return
     label, target = "class of every mix", names[result["target_class"]]
-    share = f"{target} on {proof['share_proved']:.2%} of the hull's volume"
+    whole = "weights" if result.get("degenerate") else "volume"  # corners that coincide
+    share = f"{target} on {proof['share_proved']:.2%} of the hull's {whole}"
     if proof["outcome"] == "proved":
         yield Finding(
             label,
@@ -304,8 +311,8 @@ def _class_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Findi
     elif "reason" in proof:
         yield Finding(label, proof["reason"], Known.NOT_PROVED)
     else:
-        known = Known.PROVED if proof["share_proved"] else Known.NOT_PROVED
-        yield Finding(label, share, known, "of the rest the bounds say nothing: undecided")
+        note = "the bounds leave the rest open"
+        yield Finding(label, f"undecided: proved {share}", Known.NOT_PROVED, note)
 
 
 def _faces(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
@@ -412,7 +419,9 @@ def _counted(holder: dict[str, Any], key: str) -> str:
     least = holder.get(f"{key}_lower_95")
     if samples is None or least is None:
         return ""
-    return f"of {samples:,} points; at least {least:.2%}, at 95 % confidence"
+    error = holder.get(key.removesuffix("accuracy") + "feature_relative_max")
+    features = "" if error is None else f"; features at most {error:.3g} of ||f(t)|| off"
+    return f"of {samples:,} points; at least {least:.2%}, at 95 % confidence{features}"
 
 
 def _points_table(result: dict[str, Any]) -> Table:

@@ -232,7 +232,10 @@ _OF_SAMPLES = ("samples", "accuracy", "accuracy_lower_95", "probability_mean", "
                "feature_relative_max", "positive_relative_max", "inactive_kept", "kl_mean",
                "kl_max")  # fmt: skip
 _OF_OTHERS = ("ball_accuracy", "ball_clipped_accuracy", "ball_span_accuracy",
-              "random_simplex_accuracy", "plain_accuracy")  # fmt: skip
+              "random_simplex_accuracy", "plain_accuracy",
+              "ball_feature_relative_max", "ball_clipped_feature_relative_max",
+              "ball_span_feature_relative_max", "random_simplex_feature_relative_max",
+              "plain_feature_relative_max")  # fmt: skip
 
 
 def log_evaluation(
