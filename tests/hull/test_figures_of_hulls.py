@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import feature_collisions
@@ -119,3 +120,13 @@ def test_a_worst_case_of_another_class_is_preferred_to_a_less_probable_one():
     corners = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(2, 1, 1, 2)
     worst = hull_of(model, corners, "1").worst_case(starts=0, steps=1)
     assert not worst.correct
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_images_that_are_no_png_are_saved_without_one(channels, tmp_path):
+    hull = made_hull(corners=2, size=(channels, 6, 6))
+    with pytest.warns(UserWarning, match="channels"):
+        hull.save(tmp_path / "run")
+    saved = load_file(tmp_path / "run" / "collision.safetensors")
+    assert torch.equal(saved["corners"], hull.corners)
+    assert not list(tmp_path.rglob("*.png"))

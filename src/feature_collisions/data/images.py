@@ -134,6 +134,9 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     return planes[None] if planes.ndim == 2 else planes.permute(2, 0, 1).contiguous()
 
 
+PNG_CHANNELS = (1, 3)
+
+
 def to_uint8(image: Tensor) -> np.ndarray:
     """(C, H, W) in [0, 1] to (H, W) or (H, W, 3) uint8, rounded to the nearest."""
     planes = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
@@ -141,7 +144,9 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
 
 def save_png(path: Path, image: Tensor) -> None:
-    """Write a (C, H, W) image in [0, 1] as 8-bit PNG."""
+    """Write a (C, H, W) image in [0, 1] as 8-bit PNG; none of other than 1 or 3 channels."""
+    if len(image) not in PNG_CHANNELS:
+        return
     buffer = io.BytesIO()
     Image.fromarray(to_uint8(image)).save(buffer, "png", compress_level=1)
     write_atomically(path, buffer.getvalue())

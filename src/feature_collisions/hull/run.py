@@ -1,6 +1,7 @@
 """Reading and writing a run directory. What is read is data: nothing in it is executed."""
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.files import load_tensors, read_json, read_yaml, refuse_links, save_tensors, write_json
-from ..data.images import save_png
+from ..data.images import PNG_CHANNELS, save_png
 from ..errors import SettingError
 from .places import CONFIG, CORNERS
 from .run_checks import check_agreement, check_summary
@@ -26,6 +27,12 @@ def write_run(
     """Write a run; the corners' file comes last: its presence marks a complete run."""
     refuse_links(directory)
     images = directory / "images"
+    if len(target) not in PNG_CHANNELS:
+        warnings.warn(
+            f"images of {len(target)} channels are no PNG, which has 1 or 3; the corners are in "
+            f"{CORNERS}",
+            stacklevel=2,
+        )
     save_png(images / "initial.png", initial)
     save_png(images / "target.png", target)
     for entry, corner in zip(summary["corners"], corners, strict=True):
