@@ -38,6 +38,7 @@ class Graph:
             cannot be exported.
         nodes: by the names of layers: `classifier.0`, `layer4.2.add`; within a `Classifier`, its
             network's.
+        ends: the last node of each module of the caller's own, by the module's name.
         any_batch: whether `network` takes any number of images.
         reason: why the network cannot be read as a graph, or only for a fixed number of images.
     """
@@ -46,6 +47,7 @@ class Graph:
     size: torch.Size
     network: fx.GraphModule | None = None
     nodes: dict[str, fx.Node] = field(default_factory=dict)
+    ends: dict[str, fx.Node] = field(default_factory=dict)
     any_batch: bool = False
     reason: str = ""
 
@@ -268,10 +270,18 @@ def _read(graph: Graph, program: torch.export.ExportedProgram) -> None:
         else:
             copies[node] = found.node_copy(node, copies.__getitem__)
     found.output(copies[end])
-    names = _names(program.graph, "model." + shell_of(graph.model))
+    shell = shell_of(graph.model)
+    names, last = _names(program.graph, shell), _ends(program.graph, shell)
+    for node in found.nodes:  # tensors of the export can be neither copied nor pickled
+        value = node.meta.get("val")
+        kept = {"nn_module_stack": node.meta.get("nn_module_stack", {})}
+        node.meta = kept | ({"ndim": value.ndim} if isinstance(value, Tensor) else {})
     graph.network = fx.GraphModule(attributes, found)
     of_network = dict(zip(found.nodes, graph.network.graph.nodes, strict=True))
-    graph.nodes = {name: of_network[copies[node]] for name, node in names.items() if node in copies}
+    graph.nodes, graph.ends = (
+        {name: of_network[copies[node]] for name, node in each.items() if node in copies}
+        for each in (names, last)
+    )
 
 
 def _tensors_of(program: torch.export.ExportedProgram) -> dict[str, tuple[str, Any]]:
@@ -285,7 +295,7 @@ def _tensors_of(program: torch.export.ExportedProgram) -> dict[str, tuple[str, A
     return found
 
 
-def _names(graph: fx.Graph, prefix: str) -> dict[str, fx.Node]:
+def _names(graph: fx.Graph, shell: str) -> dict[str, fx.Node]:
     """Nodes by name: a layer of PyTorch's gives its own; another operation, where it is called.
 
     A second call of a layer has `_1` behind its name, as a second addition in one module has.
@@ -298,9 +308,9 @@ def _names(graph: fx.Graph, prefix: str) -> dict[str, fx.Node]:
         key, (path, kind) = stack[-1] if stack else ("", ("", ""))
         if path.startswith("_empty"):
             key, path, kind = "", "", ""
-        path = f"{path}.".removeprefix("model.").removeprefix(prefix.removeprefix("model."))
+        path = f"{path}.".removeprefix("model.").removeprefix(shell)
         kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-        if kind.startswith("torch.nn.modules") and not kind.endswith("container.Sequential"):
+        if kind.startswith("torch.nn.") and not kind.endswith("container.Sequential"):
             calls[key] = path.removesuffix("."), node
         else:
             calls[node.name] = path + _base_name(node.target), node
@@ -312,6 +322,15 @@ def _names(graph: fx.Graph, prefix: str) -> dict[str, fx.Node]:
             unique = f"{name}_{number}"
         names[unique] = node
     return names
+
+
+def _ends(graph: fx.Graph, shell: str) -> dict[str, fx.Node]:
+    """The last node of each module's last call."""
+    found: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+            found[f"{path}.".removeprefix("model.").removeprefix(shell).removesuffix(".")] = node
+    return found
 
 
 def _base_name(target: Any) -> str:

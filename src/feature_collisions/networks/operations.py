@@ -216,14 +216,11 @@ def _axis(node: fx.Node, axis: Any) -> int | None:
     """An axis counted from the front; None where that is not known."""
     if not isinstance(axis, int):
         return None
-    value = node.meta.get("val")
-    if isinstance(value, list | tuple):
-        value = value[0]
-    source = node.all_input_nodes[0].meta.get("val")
     if axis >= 0:
         return axis
-    of = source if node.target not in {aten.stack.default} else value
-    return axis + of.ndim if isinstance(of, torch.Tensor) else None
+    of = node if node.target is aten.stack.default else node.all_input_nodes[0]
+    count = of.meta.get("ndim")
+    return None if count is None else axis + int(count)
 
 
 def _keeps_first_axis(node: fx.Node) -> bool:

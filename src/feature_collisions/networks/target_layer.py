@@ -250,14 +250,18 @@ def _node(graph: Graph, layer: str) -> fx.Node | None:
     if graph.network is None:
         return None
     before_relu = [name for name, node in graph.nodes.items() if _rectifiers(node)]
-    if layer not in before_relu:
+    if layer not in before_relu and not _rectifiers_of(graph.ends.get(layer)):
         rule = "is not a layer of this network"
         if layer in graph.nodes or layer in _modules(graph.model):
             other = _not_flat_after(graph.nodes[layer]) if layer in graph.nodes else None
             rule = "feeds no ReLU" + (f" ({other})" if other else "")
         choices = _choices(layer, before_relu) or "none: this classifier has no ReLU"
         raise SettingError(f"layer={layer}: {rule}; layers that feed one: {choices}")
-    return graph.nodes[layer]
+    return graph.nodes[layer] if layer in before_relu else graph.ends[layer]
+
+
+def _rectifiers_of(node: fx.Node | None) -> list[fx.Node]:
+    return [] if node is None else _rectifiers(node)
 
 
 _MANY = 60  # names that one still looks through

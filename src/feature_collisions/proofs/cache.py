@@ -13,34 +13,53 @@ from torch import Tensor, fx
 
 from ..data.files import load_tensors, read_json, save_tensors, write_json
 from ..errors import SettingError
-from ..networks.weights import weights_hash
+from ..networks.graph import held_by
 
-_METHOD = 6  # raise it when the walk or its judgement changes: what was proved otherwise is stale
-_SIMPLE = (bool, int, float, str, tuple, type(None))
+_METHOD = 7  # raise it when the walk or its judgement changes: what was proved otherwise is stale
 
 
 def proof_key(
-    network: fx.GraphModule, corners: Tensor, target_class: int, target: Tensor | None = None
+    network: fx.GraphModule,
+    corners: Tensor,
+    target_class: int,
+    target: Tensor | None = None,
+    statement: str = "",
 ) -> str:
     """A SHA-256 of everything that a proof depends on.
 
     Args:
-        network: the traced network in the precision it is walked in. Its code and its layers'
-            options count as its weights do: two networks may share a state dict.
+        network: the graph in the precision it is walked in.
         corners: (K, C, H, W), in the order that counts the edges.
         target_class: the class that is proved.
         target: the image that the corners collide with, where that matters.
+        statement: what is proved of what follows the network, such as an activation.
     """
     digest = hashlib.sha256(f"{_METHOD} {torch.__version__} {target_class}\n".encode())
-    digest.update(f"{network.code}\n{weights_hash(network)}\n".encode())
-    for name, module in network.named_modules():
-        options = {k: v for k, v in sorted(vars(module).items()) if isinstance(v, _SIMPLE)}
-        digest.update(f"{name} {type(module).__qualname__} {options}\n".encode())
+    digest.update(f"{statement} {fingerprint(network)}\n".encode())
     digest.update(f"{corners.dtype} {tuple(corners.shape)}\n".encode())
     if target is not None:
         digest.update(target.detach().cpu().contiguous().numpy().tobytes())
     digest.update(corners.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def fingerprint(network: fx.GraphModule) -> str:
+    """A SHA-256 of all that a graph computes: its operations, their options and every tensor."""
+    digest = hashlib.sha256()
+    for node in network.graph.nodes:
+        digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
+        if node.op == "get_attr":
+            held = held_by(network, str(node.target))
+            if isinstance(held, fx.GraphModule):
+                digest.update(fingerprint(held).encode())
+            else:
+                _add(digest, held)
+    return digest.hexdigest()
+
+
+def _add(digest: Any, tensor: Tensor) -> None:
+    digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
 
 @dataclass

@@ -11,9 +11,9 @@ from ..hull.hull import Hull
 from ..networks.operations import NotPiecewiseLinear
 from ..networks.target import TargetFeatures
 from ..networks.target_layer import TargetLayer
-from ..search.losses import positive
 from ..settings.rules import at_least
 from .bounds.over_pieces import Bounds
+from .bounds.record import steps_of
 from .bounds.steps import Step
 from .judge import HullJudge, cache_of
 from .linear_program import check_affine
@@ -55,8 +55,8 @@ def prove_collision(
         SettingError: for a time that is negative or no number.
     """
     at_least("seconds", seconds, 0)
-    judge = _CollisionJudge(hull)
     try:
+        judge = _CollisionJudge(hull)
         if judge.is_affine:
             return judge.exact()
         if not judge.norm:
@@ -100,7 +100,7 @@ class _CollisionJudge(HullJudge):
         images = torch.cat([hull.target[None], hull.corners]).to(self.place, torch.float64)
         target, self.preactivation = self.cut(images).split([1, len(images) - 1])
         self.features = TargetFeatures(target[0], hull.features.ceiling)
-        self.norm = float(self.features.features.norm())
+        self.norm, self.slack = float(self.features.features.norm()), torch.zeros_like(target[0])
 
     @property
     def is_affine(self) -> bool:
@@ -111,28 +111,58 @@ class _CollisionJudge(HullJudge):
             return False
         return True
 
+    def _of_target(self, target: Tensor) -> tuple[float, Tensor]:
+        """At least ||f(t)||, and (N,) at most how far f(t) is off by rounding."""
+        _, reach = self._enclosed(target[None])
+        features, reach = self.features, reach[0]
+        least = features.rectified(features.preactivation - reach)
+        wrong = (features.oriented(features.preactivation) + reach).relu()
+        slack = torch.where(features.active, reach, wrong)
+        return float(least.norm()) * (1 - 1e-12), slack
+
+    def _enclosed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pre-activations (B, N) of images, and how far rounding may put them off.
+
+        Raises:
+            NotPiecewiseLinear: where the way to the layer has no bounds.
+        """
+        images = images.to(self.place, torch.float64)
+        if not isinstance(self.cut.network, fx.GraphModule):
+            raise NotPiecewiseLinear("torch.export cannot follow the network")
+        steps = steps_of(self.cut.network, images[0])
+        middles, reaches = [], []
+        for image in images:  # one by one: an early layer's values are large
+            last = Bounds(steps, image[None, None], 0.0).at[-1]
+            middles.append(last.middle.flatten(1)[0])
+            reaches.append(last.radius.flatten(1)[0])
+        return torch.stack(middles), torch.stack(reaches)
+
     def exact(self) -> dict[str, Any]:
         """What holds of an affine layer: everything is convex, so its largest is at a corner."""
         features = self.features
-        oriented = features.oriented(self.preactivation)
-        distance = float(positive(oriented, features.values, features.active).max())
-        inactive = oriented[:, ~features.active]
-        off = (features.rectified(self.preactivation) - features.features).abs().max()
-        whole = self._errors(self.preactivation).norm(dim=1).max()
+        self.norm, self.slack = self._of_target(self.hull.target)
+        preactivation, reach = self._enclosed(self.hull.corners)
+        oriented = features.oriented(preactivation)
+        alone = self._most(preactivation, reach)
+        seen = alone.masked_fill(~features.active, 0)
+        inactive = (oriented + reach)[:, ~features.active]
+        error = 1 + 1e-12  # sums of squares, all of one sign
+        whole, distance = (float(each.norm(dim=1).max()) * error for each in (alone, seen))
         return {
             "by": "affine",
             "share_proved": 1.0,
-            "feature_relative_max": float(whole) / self.norm if self.norm else None,
+            "feature_relative_max": whole / self.norm if self.norm else None,
             "positive_relative_max": distance / self.norm if self.norm else None,
             "inactive_max": float(inactive.max()) if inactive.numel() else None,
-            "feature_error_max": float(off),
+            "feature_error_max": float(alone.max()),
         }
 
     def _errors(self, preactivation: Tensor) -> Tensor:
         """At most how far units (..., N) are off."""
         features = self.features
         oriented = features.oriented(preactivation)
-        return torch.where(features.active, (oriented - features.values).abs(), oriented.relu())
+        off = torch.where(features.active, (oriented - features.values).abs(), oriented.relu())
+        return off + self.slack
 
     def prepare(self) -> None:
         """Follow the network to the target layer."""
@@ -143,6 +173,9 @@ class _CollisionJudge(HullJudge):
                 f"the layer's {len(self.features.active)} units are too many (at most {_UNITS})"
             )
         self.follow(self.cut.network)
+        self.norm, self.slack = self._of_target(self.hull.target)
+        if not self.norm:
+            raise NotPiecewiseLinear("f(t) is 0, or lost in rounding")
         self._look(self.preactivation)
 
     def _look(self, preactivation: Tensor) -> None:
@@ -172,6 +205,9 @@ class _CollisionJudge(HullJudge):
         middle, reach = last.middle, last.radius  # (P, K, N)
         alone = self._most(middle, reach)
         used = (alone > 0).any(1).any(0).nonzero().flatten()  # the others have no error anywhere
+        if not len(used):
+            bounds.met = {}
+            return alone.new_zeros(len(alone)), alone.new_zeros(len(alone))
         rows = torch.eye(len(alone[0, 0]), dtype=torch.float64, device=self.place)[used]
         spread = bounds.spread(len(bounds.steps) - 1, rows)
         middle = middle.index_copy(2, used, spread.middle.mT)
@@ -191,7 +227,7 @@ class _CollisionJudge(HullJudge):
 
     def _most(self, middle: Tensor, reach: Tensor) -> Tensor:
         """At most how far units (..., N) are off that lie within `reach` of `middle`."""
-        blind = (self.features.oriented(middle) + reach).relu()
+        blind = (self.features.oriented(middle) + reach).relu() + self.slack
         return torch.where(self.features.active, self._errors(middle) + reach, blind)
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..data.devices import without_cudnn
 from ..hull.hull import Hull
-from ..networks.logits import ask
 from ..networks.operations import NotPiecewiseLinear
+from ..networks.target import logits_of
 from ..settings.rules import at_least
 from .splitting import Splitting
 from .whole_hull import ClassJudge
@@ -66,7 +66,10 @@ def prove_faces(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
 
 def _parts(hull: Hull, known: Splitting, three: tuple[int, ...]) -> list[dict[str, Any]]:
     """The pieces of a triangle and what is known of each."""
-    other = ask(hull.model, hull.points(known.open.weights.mean(1))).argmax(1) != hull.target_class
+    other = (
+        logits_of(hull.model, hull.points(known.open.weights.mean(1))).argmax(1)
+        != hull.target_class
+    )
     states = ["refuted" if bad else "undecided" for bad in other.tolist()]
     done = torch.cat([*known.done, known.open.weights[:0]])
     return [

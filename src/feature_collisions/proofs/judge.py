@@ -135,5 +135,6 @@ def cache_of(
     """Where what is known of this hull and statement is kept."""
     if directory is None:
         return None
-    key = proof_key(network, hull.corners, hull.target_class, hull.target)
+    behind = f"{statement} {hull.layer} {hull.features.ceiling}"
+    key = proof_key(network, hull.corners, hull.target_class, hull.target, behind)
     return PieceCache(directory / f"{statement}-{key}.safetensors")

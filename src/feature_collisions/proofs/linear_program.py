@@ -72,8 +72,12 @@ def affine_map(layer: TargetLayer, size: Sequence[int], batch: int = 256) -> Aff
         bias = layer(torch.zeros(1, *size, dtype=torch.float64))[0]
         if pixels * len(bias) > _LARGEST:
             raise NotPiecewiseLinear(f"a map from {pixels} pixels to {len(bias)} units is too big")
-        units = torch.eye(pixels, dtype=torch.float64).view(pixels, *size)
-        columns = torch.cat([layer(part) - bias for part in units.split(batch)])
+        columns = torch.empty(pixels, len(bias), dtype=torch.float64)
+        for first in range(0, pixels, batch):
+            count = min(batch, pixels - first)
+            units = torch.zeros(count, pixels, dtype=torch.float64)
+            units[torch.arange(count), first + torch.arange(count)] = 1
+            columns[first : first + count] = layer(units.view(count, *size)) - bias
     return AffineMap(columns.T.numpy(), bias.numpy())
 
 

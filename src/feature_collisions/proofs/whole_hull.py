@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..data.devices import without_cudnn
 from ..hull.hull import Hull
-from ..networks.logits import ask
 from ..networks.operations import NotPiecewiseLinear
+from ..networks.target import logits_of
 from ..settings.rules import at_least
 from .bounds.steps import Step
 from .collision import prove_collision
@@ -82,6 +82,11 @@ def prove_class(
         return {"outcome": "refuted" if judge.counter_example else "undecided",
                 "share_proved": 0.0, "reason": str(error)} | judge.found()  # fmt: skip
     proved, reason = not len(known.open.volume), known.reason if seconds else None
+    if proved and judge.counter_example:  # nothing that contradicts the model is stated
+        return {"outcome": "refuted", "share_proved": 0.0, "pieces": known.count,
+                "seconds": known.seconds,
+                "reason": "a point of the model contradicts the bounds",
+                **judge.found()}  # fmt: skip
     margin, probability = known.settled.tolist()
     return (
         {
@@ -122,7 +127,7 @@ class ClassJudge(HullJudge):
         if self.counter_example or not len(weights):
             return
         images = self.hull.points(weights)
-        predicted = ask(self.hull.model, images).argmax(1)
+        predicted = logits_of(self.hull.model, images).argmax(1)
         other = (predicted != self.hull.target_class).nonzero().flatten().tolist()
         if other:
             first = other[0]

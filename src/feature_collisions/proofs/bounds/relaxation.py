@@ -79,8 +79,8 @@ class Bend(NamedTuple):
 
     @property
     def is_on(self) -> Tensor:
-        """(P, ...) whether y is (1 - tilt) x everywhere."""
-        return (self.x.low >= 0) & (self.x.high <= self.top)
+        """(P, ...) whether y is (1 - tilt) x everywhere, and not `is_off`: x may be 0 alone."""
+        return (self.x.low >= 0) & (self.x.high <= self.top) & ~self.is_off
 
     @property
     def is_off(self) -> Tensor:
@@ -89,8 +89,8 @@ class Bend(NamedTuple):
 
     @property
     def is_full(self) -> Tensor:
-        """(P, ...) whether y is top - tilt x everywhere."""
-        return self.x.low >= self.top
+        """(P, ...) whether y is top - tilt x everywhere, and not `is_on`: x may be top alone."""
+        return (self.x.low >= self.top) & ~self.is_on
 
     def value(self, x: Tensor, least: float = 0.0, most: float = math.inf) -> Tensor:
         """y, or what stands for it."""
