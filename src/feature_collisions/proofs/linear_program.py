@@ -32,6 +32,7 @@ from ..settings.train import parse_corners
 from .nearest import Constraints, nearest_point
 
 _LARGEST = 2**28  # entries of the map: 2 GiB
+_CHUNK = 2**22  # numbers of the images that are computed together: 32 MiB
 _EXACT = 1e-3  # of ||f(t)||: pixels are rounded to float32
 _SEEDS = 2**43  # a generator's has 64 bits, and each corner its own
 _SAME = 1e-4  # corners nearer than this (L2, pixels in [0, 1]) are one
@@ -61,7 +62,7 @@ def affine_map(layer: TargetLayer, size: Sequence[int], batch: int = 256) -> Aff
     Args:
         layer: the cut network, float64.
         size: (C, H, W) of an image.
-        batch: images a forward pass takes.
+        batch: images a forward pass takes at most; large ones go through by fewer.
 
     Raises:
         NotPiecewiseLinear: when the cut network is not affine, or the map would not fit in memory.
@@ -73,6 +74,7 @@ def affine_map(layer: TargetLayer, size: Sequence[int], batch: int = 256) -> Aff
         if pixels * len(bias) > _LARGEST:
             raise NotPiecewiseLinear(f"a map from {pixels} pixels to {len(bias)} units is too big")
         columns = torch.empty(pixels, len(bias), dtype=torch.float64)
+        batch = max(1, min(batch, _CHUNK // pixels))
         for first in range(0, pixels, batch):
             count = min(batch, pixels - first)
             units = torch.zeros(count, pixels, dtype=torch.float64)

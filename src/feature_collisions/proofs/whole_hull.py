@@ -24,6 +24,7 @@ from .piecewise import traced
 from .splitting import Judged, Pieces, Splitting
 
 _SHORTER = 2  # halvings of each edge that large pieces may be cut by at once
+_SLACK = 1e-9  # of a weight: a point on a piece's face is in the piece
 _TIE = 1e-4  # of the logits: where margins are smaller, the model itself is asked
 
 
@@ -144,14 +145,25 @@ class ClassJudge(HullJudge):
         with self.one_by_one:
             self.try_points(pieces.weights[near.cpu()].mean(1))
         margins = bounds.lower(len(bounds.steps) - 1, self.rows).amin(2)
+        refuted = self._refuted(pieces).to(margins.device)
         least, worst = margins.min(1)
         odds = (-margins).exp().sum(1)
         figures = torch.stack([least, (1 / (1 + odds)) * (1 - 1e-12)], 1)
         each = torch.arange(len(margins), device=self.place)
         weigh = {k: rows[each, worst].abs() for k, rows in bounds.met.items()}
-        settled = least > 0
+        settled = (least > 0) & ~refuted
         halvings = self._halvings(pieces, (here - least) / here)
         return Judged(figures, settled, bounds.parts(weigh, halvings * ~settled))
+
+    def _refuted(self, pieces: Pieces) -> Tensor:
+        """(P,) whether the counter-example is in a piece: no bound settles such a one."""
+        if not self.counter_example:
+            return torch.zeros(len(pieces.volume), dtype=torch.bool)
+        point = pieces.weights.new_tensor(self.counter_example["weights"])
+        shares = torch.linalg.pinv(pieces.weights.mT) @ point  # (P, V) of the vertices
+        off = (pieces.weights.mT @ shares[..., None])[..., 0] - point
+        inside: Tensor = (shares >= -_SLACK).all(1) & (off.abs() <= _SLACK).all(1)
+        return inside
 
     def _halvings(self, pieces: Pieces, ratio: Tensor) -> Tensor:
         """How often to halve each piece at once.
