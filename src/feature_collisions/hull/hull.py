@@ -326,7 +326,8 @@ class Hull:
             if corners is self.corners:
                 good = goodness(logits, self.target_class)
                 least = good.argmin(0, keepdim=True)
-                found = Seen(good[least], batch.to(good.device)[least])
+                weights = batch[least.to(batch.device)].to(corners)  # some devices lack float64
+                found = Seen(good[least], weights.to(good.device))
                 worst[id(hull)] = found.least(worst.get(id(hull)))
             return len(batch)
 
