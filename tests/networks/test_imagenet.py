@@ -117,7 +117,7 @@ def test_weights_of_another_architecture_name_the_keys(tmp_path):
         ("vgg16", None, r"classifier.weights=None: give .*IMAGENET1K_V1.* or a file"),
         ("vgg16", "IMAGENET", r"weights=IMAGENET: must be one of DEFAULT, IMAGENET1K_V1"),
         ("vgg16", "gone.pth", r"weights=gone\.pth: there is no such file"),
-        ("vgg16", "gone.safetensors", r"weights=gone\.safetensors: the file is missing; give a"),
+        ("vgg16", "gone.safetensors", r"weights=gone\.safetensors: there is no such file"),
     ],
 )
 def test_what_names_no_classifier_is_refused(name, weights, message):

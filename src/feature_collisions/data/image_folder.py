@@ -5,7 +5,8 @@ import hashlib
 import math
 import os
 import re
-from collections import deque
+import warnings
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import SettingError
+from ..settings.paths import expanded
 from ..settings.train import DataSettings
 from .class_names import class_names, wnids
 from .image_set import ImageSet
-from .images import load_image, quiet_decoders
+from .images import image_endings, load_image, quiet_decoders
 
-_ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+# Folders and files that systems and tools leave in any folder; compared in lower case.
+_OF_SYSTEMS = (
+    "__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "lost+found",
+    "$recycle.bin", "system volume information", "found.000", "__pycache__", "thumbs.db",
+    "ehthumbs.db", "desktop.ini", ".ds_store", ".localized", ".directory", "icon\r",
+)  # fmt: skip
 _SIDE = 224  # where nobody says otherwise
 _WNID = re.compile(r"n\d{8}")
 
@@ -29,7 +36,7 @@ class ImageFolder(ImageSet):
     """Images below `data.root`/CLASS, where CLASS is one of ImageNet's ids, or any name.
 
     An id's class index is its rank among all 1000, whichever of them are there. Other names are
-    counted in their own order.
+    counted in their own order; names that are all numbers, in numerical order.
 
     Args:
         settings: `root`, `resize` and the side of the square that images are brought to.
@@ -41,10 +48,12 @@ class ImageFolder(ImageSet):
     def __init__(self, settings: DataSettings) -> None:
         if settings.root is None:
             raise SettingError("data.root=null: give the folder that holds one folder per class")
-        root = Path(settings.root)
+        root = Path(expanded(settings.root))
         if not root.is_dir():
             raise SettingError(f"data.root={root}: there is no such folder; give an existing one")
-        folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+        entries = [path for path in root.iterdir() if not _of_system(path)]
+        folders = [path for path in entries if path.is_dir() and path.name[0] != "."]
+        folders = in_order(folders)
         for folder in folders:
             if not folder.name.isprintable():
                 raise SettingError(
@@ -53,16 +62,24 @@ class ImageFolder(ImageSet):
                 )
         index, self.class_names = _classes(root, [folder.name for folder in folders])
         self.root, self.resize, self._side = root, settings.resize, settings.size or _SIDE
-        self.files = [
-            (path, index[folder.name])
-            for folder in folders
-            for path in sorted(folder.iterdir())
-            if path.suffix.lower() in _ENDINGS and path.name[0] != "."
-        ]
+        self.files, passed_over = list[tuple[Path, int]](), [p for p in entries if not p.is_dir()]
+        for folder in folders:
+            for path in sorted(each for each in folder.iterdir() if not _of_system(each)):
+                if path.suffix.lower() in image_endings() and path.name[0] != ".":
+                    self.files.append((path, index[folder.name]))
+                else:
+                    passed_over.append(path)
+        said = _said(passed_over)
         if not self.files:
             raise SettingError(
                 f"data.root={root}: no image in the folders below it; give a folder that is laid "
-                "out as ImageNet is, CLASS/IMAGE.JPEG"
+                f"out as ImageNet is, CLASS/IMAGE.JPEG{said and f' (there: {said})'}"
+            )
+        if said:
+            warnings.warn(
+                f"data.root={root}: passed over {said}; images are files in the class's own folder "
+                f"that end in {', '.join(sorted(image_endings()))}",
+                stacklevel=2,
             )
         self.labels = torch.tensor([label for _, label in self.files])
 
@@ -134,6 +151,41 @@ def _mean_distance(
     squares = (norms[:, None] + norms - 2 * products).clamp_min(0)
     pairs = torch.triu_indices(len(files), len(files), 1)
     return float(squares[*pairs].sqrt().mean())
+
+
+def in_order(folders: list[Path]) -> list[Path]:
+    """Folders by name; by number, where every name is one: 2 comes before 10."""
+    numbered = all(path.name.isascii() and path.name.isdecimal() for path in folders)
+    return sorted(folders, key=lambda path: (int(path.name) if numbered else 0, path.name))
+
+
+def _of_system(path: Path) -> bool:
+    """Whether it is not the user's: a system's by name, or the Mac's notes on another file."""
+    name = path.name.lower()
+    hidden_folder = name[0] == "." and path.is_dir()
+    return name in _OF_SYSTEMS or name.startswith("._") or hidden_folder
+
+
+def _said(passed_over: list[Path]) -> str:
+    """How many files were passed over, by ending; files in folders of folders are counted too."""
+    endings = Counter[str]()
+    for path in passed_over:
+        inner = [path]
+        if path.is_dir():
+            inner = [Path(place, name) for place, _, names in os.walk(path) for name in names]
+        endings.update(_ending(each) for each in inner if not _of_system(each))
+    count = endings.total()
+    kinds = ", ".join(f"{number} {ending}" for ending, number in endings.most_common())
+    return f"{count} file{'s' if count > 1 else ''} ({kinds})" if count else ""
+
+
+def _ending(path: Path) -> str:
+    if path.name[0] == ".":
+        return "hidden"
+    ending = path.suffix.lower()
+    if ending in image_endings():
+        return f"{ending} not in a class's own folder"
+    return ascii(ending)[1:-1] or "without an ending"
 
 
 def _state(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Image files to and from tensors: float32 in [0, 1], shape (C, H, W)."""
 
+import functools
 import io
 import warnings
 from collections.abc import Iterator
@@ -12,12 +13,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import SettingError
+from ..settings.paths import expanded
 from .files import opened, write_atomically
 
 # Formats whose decoders are Pillow's own: none of them starts a program, as EPS does.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 _LARGEST_FILE = 2**30  # bytes: as many as the largest image that is decoded has without packing
 _MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # of an image that is read, or asked for
+
+
+@functools.cache
+def image_endings() -> frozenset[str]:
+    """The endings of files that `load_image` reads with the Pillow that is installed."""
+    Image.init()
+    known = {end for end, kind in Image.registered_extensions().items() if kind in _FORMATS}
+    return frozenset(end for end in known if Image.registered_extensions()[end] in Image.OPEN)
 
 
 def load_image(path: str | Path, size: tuple[int, int, int], resize: str = "warp") -> Tensor:
@@ -77,7 +87,7 @@ def _read(path: str | Path) -> Image.Image:
     try:
         with (
             quiet_decoders(),
-            opened(path, _LARGEST_FILE) as content,
+            opened(expanded(str(path)), _LARGEST_FILE) as content,
             Image.open(content, formats=_FORMATS) as file,
         ):
             return _eight_bit(ImageOps.exif_transpose(file))

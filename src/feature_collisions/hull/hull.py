@@ -22,6 +22,7 @@ from ..networks.logits import ask, device_of, like_weights
 from ..networks.probabilities import giving_logits
 from ..networks.target import TargetFeatures
 from ..networks.target_layer import Following, Observed, following
+from ..networks.unwrap import unwrap
 from ..settings.rules import one_of
 from .run import write_run
 from .statistics import HullStatistics, Outcome, limit_of, outcome_of
@@ -108,7 +109,7 @@ class Hull:
 
     @without_tf32()
     def __post_init__(self) -> None:
-        self.model = accepted(self.model)
+        self.model = accepted(unwrap(self.model))
         for name in ("corners", "initial", "target", "units"):
             setattr(self, name, getattr(self, name).to(device_of(self.model)))
         if not self.corners.isfinite().all():

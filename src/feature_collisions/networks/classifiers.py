@@ -27,6 +27,7 @@ from .agreement import accepted
 from .mnist_mlp import MnistMLP, load_mnist_mlp
 from .timm_models import load_timm, side_of_timm
 from .torchvision_models import load_torchvision, side_of_torchvision
+from .unwrap import unwrap
 from .weights import load_weights
 
 _LARGEST = 2**24  # bytes of a source file
@@ -72,7 +73,7 @@ def _mnist_mlp(settings: ClassifierSettings, data: DataSplit, seed: int) -> nn.M
         )
     if settings.weights:
         model = MnistMLP()
-        load_weights(model, Path(settings.weights))
+        load_weights(model, settings.weights)
         return model
     return load_mnist_mlp(data.train, settings.train, seed)
 
@@ -104,9 +105,9 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
             f"classifier.path={settings.path}: is a {type(model).__name__}, no torch.nn.Module; "
             f"{rule}"
         )
-    model = accepted(model)
+    model = accepted(unwrap(model))
     if settings.weights:
-        load_weights(model, Path(settings.weights))
+        load_weights(model, settings.weights)
     if files:
         _remember(folder, f"{module}:{name}", files)
     return model

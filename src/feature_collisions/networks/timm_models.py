@@ -3,7 +3,6 @@
 import difflib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,9 +37,9 @@ def load_timm(settings: ClassifierSettings, size: Sequence[int]) -> nn.Module:
             f"timm's, which is downloaded: {', '.join(filter(None, tags)) or 'there are none'}"
         )
     if is_file(settings.weights):
-        state = read_weights(Path(settings.weights))
-        network = timm.create_model(name, **_classes(timm, name, state))
-        fit_weights(network, state, source)
+        states = read_weights(settings.weights)
+        network = timm.create_model(name)
+        fit_weights(network, states, source, classes=network.num_classes)
     else:
         network = _downloaded(timm, f"{name.partition('.')[0]}.{settings.weights}", source)
     given = timm.data.resolve_model_data_config(network)
@@ -86,13 +85,6 @@ def _check_name(timm: Any, name: str) -> None:
         f"classifier.name={name}: is none of timm's classifiers; near it are "
         f"{', '.join(near) or 'none'}"
     )
-
-
-def _classes(timm: Any, name: str, state: dict[str, Tensor]) -> dict[str, int]:
-    """How many classes the weights are for, where their last layer says so."""
-    last = timm.get_pretrained_cfg(name).classifier
-    bias = state.get(f"{last}.bias") if isinstance(last, str) else None
-    return {} if bias is None or bias.ndim != 1 else {"num_classes": len(bias)}
 
 
 def _downloaded(timm: Any, name: str, source: str) -> nn.Module:

@@ -11,7 +11,7 @@ from torchvision import models
 
 from ..errors import SettingError
 from ..settings.train import ClassifierSettings
-from .weights import fit_weights, read_weights
+from .weights import fit_weights, read_weights, split_entry
 
 
 class Classifier(nn.Module):
@@ -57,15 +57,16 @@ def load_torchvision(settings: ClassifierSettings) -> nn.Module:
             raise SettingError(
                 f"{source}: give torchvision's name, one of {_names(choices)}, or a file"
             )
-        state, entry = read_weights(Path(settings.weights)), choices["DEFAULT"]
+        states, entry = read_weights(settings.weights), choices["DEFAULT"]
     else:
         name = settings.weights.rpartition(".")[2]
         if name != "DEFAULT" and name not in choices.__members__:
             raise SettingError(f"{source}: must be one of {_names(choices)}, or a file that exists")
         entry = choices[name]
-        state = _download(entry, source)
+        states = {"": _download(entry, source)}
     network = _network(settings.name)
-    fit_weights(network, _modern(state), source)
+    modern = {name: _modern(state) for name, state in states.items()}
+    fit_weights(network, modern, source, classes=1000)
     transforms = entry.transforms()
     return Classifier(network, transforms.mean, transforms.std)
 
@@ -83,10 +84,11 @@ _SIDE = 224
 
 def is_file(weights: str) -> bool:
     """Whether `classifier.weights` names a file, there or not, and no download."""
-    return Path(weights).is_file() or "/" in weights or Path(weights).suffix in _SUFFIXES
+    path, entry = split_entry(weights)
+    return bool(entry) or path.is_file() or "/" in weights or path.suffix in _SUFFIXES
 
 
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 
 
 def _names(choices: Any) -> str:

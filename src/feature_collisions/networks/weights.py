@@ -1,78 +1,167 @@
 """State dicts: read without executing anything, and fitted to a network key by key."""
 
 import hashlib
+import re
+import warnings
+from argparse import Namespace
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..data.files import DAMAGED, load_saved, load_tensors
+from ..data.files import DAMAGED, load_saved, load_tensors, opened
 from ..errors import SettingError
+from ..settings.paths import expanded
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a file, safetensors or a state dict of `torch.save`, into `model`.
+def load_weights(model: nn.Module, weights: str | Path) -> None:
+    """Load a file, safetensors or of `torch.save`, into `model`; see `read_weights`.
 
     Raises:
         SettingError: when the file cannot be read, or keys or shapes differ; some are named.
     """
-    fit_weights(model, read_weights(path), f"classifier.weights={path}")
+    fit_weights(model, read_weights(weights), f"classifier.weights={weights}")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, safetensors or of `torch.save`; nothing in it can execute.
+State = dict[str, Tensor]
+
+
+def read_weights(weights: str | Path) -> dict[str, State]:
+    """The state dicts in a file by the entry that holds them; "" is the file itself.
+
+    Args:
+        weights: FILE, or FILE::ENTRY for one entry of a checkpoint. The content decides between
+            safetensors and `torch.save`; nothing in the file can execute.
 
     Raises:
-        SettingError: when the file cannot be read.
+        SettingError: when the file cannot be read, or holds no state dict there.
     """
-    rule = (
-        "give a safetensors file, or a state dict written by torch.save(model.state_dict(), FILE)"
-    )
+    path, entry = split_entry(weights)
+    found = _loaded(path)
+    states = _states(found)
+    if entry:
+        states = {entry: states[entry]} if entry in states else {}
+    if not states:
+        where = f" in its entry {entry}" if entry else ""
+        raise SettingError(
+            f"classifier.weights={weights}: holds no state dict{where}, but {_contents(found)}; "
+            f"{_RULE}"
+        )
+    return states
+
+
+def split_entry(weights: str | Path) -> tuple[Path, str]:
+    """The file of `classifier.weights`, and the entry that FILE::ENTRY names, or ""."""
+    file, _, entry = str(weights).partition("::")
+    return Path(expanded(file)), entry
+
+
+_RULE = (
+    "give a safetensors file, or a state dict written by torch.save(model.state_dict(), FILE); "
+    "FILE::ENTRY names an entry of a checkpoint"
+)
+
+
+def _loaded(path: Path) -> Any:
+    source = f"classifier.weights={path}"
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return load_tensors(path)
-        state = load_saved(path)
+        with torch.serialization.safe_globals([Namespace]):  # settings, which timm saves: data
+            return load_saved(path)
     except SettingError as error:  # which begins with the path
-        raise SettingError(f"classifier.weights={error}; {rule}") from None
+        raise SettingError(f"classifier.weights={error}; {_RULE}") from None
     except FileNotFoundError:
-        raise SettingError(f"classifier.weights={path}: there is no such file") from None
+        raise SettingError(f"{source}: there is no such file") from None
     except OSError as error:
         reason = error.strerror or error
-        raise SettingError(f"classifier.weights={path}: cannot be read ({reason})") from None
+        raise SettingError(f"{source}: cannot be read ({reason})") from None
     except DAMAGED:  # torch's own words advise to execute what is in the file
         raise SettingError(
-            f"classifier.weights={path}: is damaged, or holds more than tensors, and nothing in a "
-            f"file is executed; {rule}"
+            f"{source}: is damaged, or holds more than tensors, and nothing in a "
+            f"file is executed; {_RULE}"
         ) from None
-    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
-    if not (named and all(isinstance(tensor, Tensor) for tensor in state.values())):
-        raise SettingError(f"classifier.weights={path}: holds no state dict; {rule}")
-    return dict(state)
 
 
-def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load `state` into `model`.
+def _is_safetensors(path: Path) -> bool:
+    """By the first bytes: a header's length and its brace. An unclear file is taken by its name."""
+    with opened(path) as file:
+        start = file.read(9)
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
+        return True
+    return path.suffix == ".safetensors"
+
+
+def _states(found: Any) -> dict[str, State]:
+    """What could be a network's state: the file's own tensors, and each entry that holds some."""
+    if not isinstance(found, dict):
+        return {}
+    states = {"": _tensors(found)}
+    for name, inner in found.items():
+        if isinstance(name, str) and isinstance(inner, dict):
+            states[name] = _tensors(inner)
+    return {name: state for name, state in states.items() if state}
+
+
+def _tensors(found: dict[Any, Any]) -> State:
+    return {
+        name: tensor
+        for name, tensor in found.items()
+        if isinstance(name, str) and isinstance(tensor, Tensor)
+    }
+
+
+def _contents(found: Any) -> str:
+    if not isinstance(found, dict):
+        return f"one {type(found).__name__}"
+    return f"the keys {_listed(found)}" if found else "nothing"
+
+
+def _listed(names: Iterable[Any], most: int = 6) -> str:
+    names = [str(name)[:80] for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def fit_weights(
+    model: nn.Module, states: dict[str, State], source: str, classes: int | None = None
+) -> None:
+    """Load the one of `states` that fits into `model`.
+
+    Names may have what wrappers put before them: `module.`, `_orig_mod.`, `model.` or another
+    prefix. Counts of batches, which no classifier reads, may be missing. Of several states that
+    fit, the one that is not an average (EMA) is taken, and the others are named.
 
     Args:
         model: the network.
-        state: tensors by name.
+        states: tensors by name, by the entry of the file that holds them.
         source: the setting that named them, for messages.
+        classes: of the network's heads, which are made to the size that the weights have; None:
+            as they are.
 
     Raises:
         SettingError: when keys or shapes differ; the first few are named.
     """
+    wanted = model.state_dict().keys()
+    named = {entry: state for entry in states if (state := _renamed(states[entry], wanted))}
+    if not named:
+        entry = _likeliest(states, wanted)
+        raise SettingError(_misfit(model, states[entry], source, states))
+    entry = min(named, key=lambda name: ("ema" in name.lower(), list(named).index(name)))
+    state = named[entry]
+    others = [f"{source.partition('=')[2]}::{name}" for name in named if name != entry]
+    if others:
+        warnings.warn(
+            f"{source}: took the entry {entry or 'at its top'}; also there: {', '.join(others)}",
+            stacklevel=2,
+        )
+    if classes is not None:
+        _size_heads(model, state, classes)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in state.items()}
-    differing = sorted(k for k in expected.keys() | found if expected.get(k) != found.get(k))
-    if differing:
-        listed = "; ".join(
-            f"{k}: expected {_shape(expected.get(k))}, found {_shape(found.get(k))}"
-            for k in differing[:4]
-        )
-        raise SettingError(
-            f"{source}: {len(differing)} entries do not fit "
-            f"{type(model).__name__} ({listed}); give the weights of this architecture"
-        )
+    if any(expected[name] != tensor.shape for name, tensor in state.items()):
+        raise SettingError(_misfit(model, state, source, states))
     strange = [name for name, tensor in state.items() if not _is_plain(tensor)]
     if strange:
         raise SettingError(
@@ -80,6 +169,91 @@ def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None
             "weights as model.state_dict() has them"
         )
     model.load_state_dict(state)
+
+
+_COUNT = "num_batches_tracked"  # PyTorch before 0.4.1 had none
+_BESIDES = ("n_averaged",)  # what wrappers keep next to the network
+_PREFIX = re.compile(r"(module\.|_orig_mod\.|model\.)*")
+
+
+def _renamed(state: State, wanted: Collection[str]) -> State:
+    """The tensors by the network's names, or {} where some of them are not there, or more is."""
+    needed = [name for name in wanted if not name.endswith(_COUNT)]
+    plain = {_without_wrappers(name): tensor for name, tensor in state.items()}
+    for candidate in (state, plain):
+        for prefix in _prefixes(candidate, needed):
+            inner = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in candidate.items()
+                if name.startswith(prefix) and name not in _BESIDES
+            }
+            if inner.keys() <= set(wanted) and inner.keys() >= set(needed):
+                counts = {name: torch.tensor(0) for name in wanted if name.endswith(_COUNT)}
+                return counts | inner
+    return {}
+
+
+def _without_wrappers(name: str) -> str:
+    """A name without the modules that wrappers put in its middle."""
+    return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "module"))
+
+
+def _prefixes(state: State, needed: Sequence[str]) -> list[str]:
+    """What may stand before every name: nothing, wrappers' names, then anything that is alone."""
+    if not needed:
+        return [""]
+    ends = [name.removesuffix(needed[0]) for name in state if name.endswith(f".{needed[0]}")]
+    known = sorted((each for each in ends if _PREFIX.fullmatch(each)), key=len)
+    other = [each for each in ends if each not in known]
+    return ["", *known, *(other if len(other) == 1 else [])]
+
+
+def _likeliest(states: dict[str, State], wanted: Collection[str]) -> str:
+    """The entry that shares most with the network, its last parts of names compared."""
+    lasts = {name.rpartition(".")[2] for name in wanted}
+    return max(states, key=lambda e: sum(n.rpartition(".")[2] in lasts for n in states[e]))
+
+
+def _misfit(model: nn.Module, state: State, source: str, states: dict[str, State]) -> str:
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in _closest(state, expected).items()}
+    differing = sorted(k for k in expected.keys() | found if expected.get(k) != found.get(k))
+    listed = "; ".join(
+        f"{k}: expected {_shape(expected.get(k))}, found {_shape(found.get(k))}"
+        for k in differing[:4]
+    )
+    held = _listed(states[""] if list(states) == [""] else (name for name in states if name))
+    return (
+        f"{source}: {len(differing)} entries do not fit "
+        f"{type(model).__name__} ({listed}); the file's top keys are {held}; give the weights of "
+        "this architecture"
+    )
+
+
+def _closest(state: State, wanted: Collection[str]) -> State:
+    """The tensors without the prefix whose removal gives most of the network's names."""
+    ends = {name[: -len(each)] for name in state for each in wanted if name.endswith(f".{each}")}
+    named = [
+        {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        for prefix in sorted({"", *ends}, key=len)
+    ]
+    return max(named, key=lambda each: len(each.keys() & set(wanted)))
+
+
+def _size_heads(model: nn.Module, state: State, classes: int) -> None:
+    """Give each layer of `classes` outputs as many as its weights have, in place."""
+    for name, module in model.named_modules():
+        weight = state.get(f"{name}.weight")
+        if not isinstance(module, nn.Linear | nn.Conv2d) or weight is None or not weight.ndim:
+            continue
+        count = len(weight)
+        if len(module.weight) != classes or count in (0, classes):
+            continue
+        module.weight = nn.Parameter(module.weight.new_empty(count, *module.weight.shape[1:]))
+        if module.bias is not None:
+            module.bias = nn.Parameter(module.bias.new_empty(count))
+        size = "out_features" if isinstance(module, nn.Linear) else "out_channels"
+        setattr(module, size, count)
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -23,6 +23,7 @@ from ..networks.operations import NotPiecewiseLinear, kinds, where
 from ..networks.probabilities import giving_logits
 from ..networks.target import TargetFeatures, passing, preactivation_of, target_features
 from ..networks.target_layer import Observed, TargetLayer
+from ..networks.unwrap import unwrap
 from ..networks.weights import weights_hash
 from ..search.losses import negative
 from ..search.summary import summarise
@@ -244,7 +245,7 @@ class LinearPrograms:
         self.corners = parse_corners(self.corners)
         check_pair(self.initial, self.target)
         self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
-        self.model = accepted(self.model)
+        self.model = accepted(unwrap(self.model))
         self.model = giving_logits(self.model, torch.stack([self.initial, self.target]))
         self.graph = self.graph or trace(self.model, self.target.shape)
         self.features = target_features(self.graph, self.layer, self.target, torch.float64)

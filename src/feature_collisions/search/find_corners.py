@@ -37,6 +37,7 @@ from ..networks.target_layer import (
     last_hidden_layer,
     network_of,
 )
+from ..networks.unwrap import unwrap, unwrap_layer
 from ..patches.composite import Sources
 from ..patches.floor import alone, what_limits
 from ..settings.rules import SEED, one_of, whole
@@ -106,7 +107,9 @@ class Search:
 
     def __post_init__(self) -> None:
         self._check_arguments()
-        self.model = accepted(self.model)
+        if isinstance(self.layer, str):
+            self.layer = unwrap_layer(self.model, self.layer)
+        self.model = accepted(unwrap(self.model))
         self.model = giving_logits(self.model, torch.stack([self.initial, self.target]))
         if self.graph is None or self.graph.model is not self.model:
             self.graph = trace(self.model, self.initial.shape)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import SettingError
+from .paths import home
 from .rules import SEED, STEPS, at_least, one_of, whole
 
 
@@ -13,6 +14,9 @@ class DataPlace:
 
     root: str | None = None
     """The folder of the run's data now; null: where the run found it."""
+
+    def __post_init__(self) -> None:
+        self.root = home(self.root)
 
 
 @dataclass
@@ -24,6 +28,9 @@ class ClassifierPlace:
     path: Any = None
     """MODULE:NAME of the classifier's constructor, for a run with one of the user's own: a run
     directory is data, and names no code to execute. Of a survey a list, one for each network."""
+
+    def __post_init__(self) -> None:
+        self.weights = home(self.weights)
 
     def check(self) -> None:
         """Raise SettingError for what is neither text nor a list of texts."""
@@ -128,6 +135,9 @@ class SurveySettings:
     reference: str | None = None
     """The network that the others are compared to; null: the first by name."""
 
+    def __post_init__(self) -> None:
+        self.extra = home(self.extra)
+
 
 @dataclass
 class EvaluateSettings:
@@ -162,6 +172,9 @@ class EvaluateSettings:
     """What a table over many networks holds beside."""
     wandb: WandbMode = field(default_factory=WandbMode)
     """Whether what is found is logged to the run's W&B run."""
+
+    def __post_init__(self) -> None:
+        self.run = home(self.run)
 
     @property
     def beside(self) -> int:

@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from ..errors import SettingError
+from .paths import home
 from .rules import SIDE, at_least, one_of, whole
 
 
@@ -47,6 +48,9 @@ class PatchSettings:
     per window, smoothly enlarged, so that neighbouring pixels change together."""
     grid: int = 16
     """The side of that grid, in numbers."""
+
+    def __post_init__(self) -> None:
+        self.root = home(self.root)
 
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""

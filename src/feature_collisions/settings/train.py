@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..errors import SettingError
 from .conversions import in_plain_words
 from .patches import PatchSettings
+from .paths import home
 from .rules import SEED, SIDE, one_of, whole
 from .search import (
     LogSettings,
@@ -31,7 +32,8 @@ class ClassifierSettings:
     name: str = MISSING
     """`mnist_mlp`, `file` (imported from `path`), or a name of `library`'s."""
     weights: str | None = None
-    """A file of weights; null: the library's own, which may have to be downloaded."""
+    """A file of weights, or FILE::ENTRY for one entry of a checkpoint, such as an average (EMA);
+    null: the library's own, which may have to be downloaded."""
     layer: str = MISSING
     """The target layer, a node whose output feeds a ReLU; `auto`: the last that does and that
     everything flows through."""
@@ -42,6 +44,9 @@ class ClassifierSettings:
     ships."""
     library: str = "torchvision"
     """Where `name` is looked up: `torchvision` or `timm`."""
+
+    def __post_init__(self) -> None:
+        self.weights = home(self.weights)
 
     def check(self) -> None:
         """Raise SettingError for an unknown library."""
@@ -60,6 +65,9 @@ class DataSettings:
     """The side of images from a folder, in pixels; null: the classifier's own."""
     resize: str = "warp"
     """How such an image is brought to `size`: `warp`, as the authors do, or `crop`."""
+
+    def __post_init__(self) -> None:
+        self.root = home(self.root)
 
     def check(self) -> None:
         """Raise SettingError for an unknown way of resizing, or no size."""
@@ -145,6 +153,10 @@ class Settings:
     objective: str = "eq2"
     """What linear programs find: `eq2`, `unit` (unit i alone), `random` directions, or `near`
     (quadratic: nearest to the initial image)."""
+
+    def __post_init__(self) -> None:
+        self.initial, self.target = home(self.initial), home(self.target)
+        self.ckpt_path, self.pairs = home(self.ckpt_path), home(self.pairs)
 
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
