@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from feature_collisions.data.files import load_tensors, save_tensors
 from feature_collisions.data.images import load_image
 from feature_collisions.errors import SettingError
 from feature_collisions.hull.places import newest_run, place_of_run
-from feature_collisions.hull.run import load_run
+from feature_collisions.hull.run import hulls_below, load_run
 from feature_collisions.settings.search import LossSettings, StopSettings
 
 STOP = StopSettings(None, 20, 20, None, None)
@@ -132,3 +133,21 @@ def test_last_continues_the_newest_run_in_place(tmp_path):
     with pytest.raises(SettingError, match=r"hydra\.run\.dir=.*old: there is a run in it"):
         place_of_run(None, tmp_path / "old", sweep=False)
     assert place_of_run("a.ckpt", tmp_path, sweep=False)[1].name == "a.ckpt"
+
+
+def test_a_job_that_left_its_lock_alone_is_not_passed_over_in_silence(tmp_path):
+    older, killed, output = (tmp_path / name for name in ("1", "2", "3"))
+    for place in (older, killed, output):
+        place.mkdir()
+    for name in ("config.yaml", "collision.safetensors"):
+        (older / name).touch()
+        os.utime(older / name, (1, 1))
+    (killed / ".lock").touch()
+    with pytest.raises(SettingError, match=r"ckpt_path=last.*killed"):
+        place_of_run("last", output, sweep=False)
+    with pytest.warns(UserWarning, match=r"run: .*killed"):
+        assert newest_run(tmp_path) == older
+    assert sorted(hulls_below(tmp_path)[1]) == ["1", "2"]
+    os.utime(killed / ".lock", (0, 0))
+    output.mkdir(exist_ok=True)
+    assert place_of_run("last", output, sweep=False)[0] == older

@@ -120,3 +120,10 @@ def test_a_target_without_active_units_has_exact_corners() -> None:
     hull = LinearPrograms(net, "1", initial, target, [0, 1], "unit").run()
     assert hull.summary["converged"]
     assert (net[1](hull.corners.flatten(1)) <= 1e-5).all()
+
+
+@pytest.mark.parametrize("override", ["patches.grid=4", "patches.root=DIR", "+patches.patch=3"])
+def test_patches_are_refused_where_pixels_are_searched(override):
+    with pytest.raises(SettingError, match=r"patches\..*pixels"):
+        check_used("gradient", [override], parameterisation="pixels")
+    check_used("gradient", [override], parameterisation="composite")

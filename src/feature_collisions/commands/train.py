@@ -50,7 +50,13 @@ def main(config: DictConfig) -> None:
     directory = output = Path(hydra.runtime.output_dir)
     try:
         settings = to_settings(config)
-        check_used(settings.solver, hydra.overrides.task, settings.objective, settings.pairs)
+        check_used(
+            settings.solver,
+            hydra.overrides.task,
+            settings.objective,
+            settings.pairs,
+            settings.parameterisation,
+        )
         directory, checkpoint = place_of_run(settings.ckpt_path, output, sweep, named)
         group = directory.parent.name if sweep else directory.name
         with claimed(directory, "hydra.sweep.dir" if sweep else "hydra.run.dir"):

@@ -1,5 +1,6 @@
 """Where runs lie: this run's directory, the checkpoint it continues from, the newest run."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +95,27 @@ def _newest_beside(output: Path, sweep: bool) -> Path:
             "name the run's directory with hydra.run.dir=DIR"
         )
     remove_if_empty(output)  # Hydra made it for a new run, which this is not
-    return configs[-1].parent
+    newest = configs[-1]
+    if killed := _killed_at_once(output.parent, newest.stat().st_mtime):
+        raise SettingError(
+            f"ckpt_path=last: the newest run, {killed}, was killed before it wrote its settings, "
+            f"so there is nothing to continue; delete it and start it again, or continue "
+            f"{newest.parent} with hydra.run.dir={newest.parent}"
+        )
+    return newest.parent
+
+
+def _killed_at_once(root: Path, since: float) -> Path | None:
+    """The newest directory below `root` that holds a lock alone, if it is newer than `since`."""
+    locks = [
+        path
+        for path in root.glob(f"*/{LOCK}")
+        if path.stat().st_mtime > since and {e.name for e in path.parent.iterdir()} <= _AT_FIRST
+    ]
+    return max(locks, key=lambda path: path.stat().st_mtime).parent if locks else None
+
+
+_AT_FIRST = {LOCK, ".hydra"}  # what a job has before it writes its settings
 
 
 def remove_if_empty(directory: Path) -> None:
@@ -119,6 +140,11 @@ def newest_run(root: Path) -> Path:
     if not found:
         raise SettingError(f"run: no run with corners below {root}/; run train.py, or give run=DIR")
     directory = found[-1].parent
+    if killed := _killed_at_once(directory.parent, found[-1].stat().st_mtime):
+        warnings.warn(
+            f"run: the newest, {killed}, was killed before it wrote anything; taking {directory}",
+            stacklevel=2,
+        )
     while any((directory.parent / name).exists() for name in ("pairs.json", "multirun.yaml")):
         directory = directory.parent
     return directory

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data.files import load_tensors, read_json, read_yaml, refuse_links, save_tensors, write_json
 from ..data.images import PNG_CHANNELS, save_png
 from ..errors import SettingError
-from .places import CONFIG, CORNERS
+from .places import CONFIG, CORNERS, LOCK
 from .run_checks import check_agreement, check_summary
 
 
@@ -225,7 +225,9 @@ def hulls_below(directory: Path) -> tuple[list[Run], dict[str, str]]:
 
 def _unfinished(directory: Path) -> dict[str, str]:
     """The runs below that have begun and have no corners, by their paths."""
-    begun = sorted(path.parent for path in directory.rglob(CONFIG))
+    # A job that a kill kept from writing its settings leaves only its lock.
+    traces = [*directory.rglob(CONFIG), *directory.rglob(LOCK)]
+    begun = sorted({path.parent for path in traces})
     names = [each.relative_to(directory) for each in begun if not any(each.rglob(CORNERS))]
     reason = "no corners: the search was not finished; continue it with ckpt_path=last"
     return {str(name): reason for name in names if name.parts and "wandb" not in name.parts}

@@ -13,7 +13,11 @@ _AS_IT_IS = {"trainer.precision=64-true", "trainer.precision=64"}  # linear prog
 
 
 def check_used(
-    solver: str, overrides: Sequence[str], objective: str = "eq2", pairs: str | None = None
+    solver: str,
+    overrides: Sequence[str],
+    objective: str = "eq2",
+    pairs: str | None = None,
+    parameterisation: str = "composite",
 ) -> None:
     """Raise SettingError for an override that `solver` or `pairs` would leave without effect.
 
@@ -26,6 +30,7 @@ def check_used(
         overrides: the command line's, as Hydra takes them.
         objective: of linear programs; `near` takes `loss.nearness`.
         pairs: that name the images, if any.
+        parameterisation: `pixels` has no use for patches.
 
     Example:
         >>> check_used("linear_program", ["solver=linear_program", "corner_order=inactive_first"])
@@ -36,6 +41,11 @@ def check_used(
         if pairs is not None and name in ("initial", "target"):
             raise SettingError(
                 f"{override}: pairs={pairs} names the images; leave out the one or the other"
+            )
+        if solver == "gradient" and parameterisation == "pixels" and group == "patches":
+            raise SettingError(
+                f"{override}: a search over pixels has no use for {name}; leave it out, or set "
+                "parameterisation=composite"
             )
         if objective == "near" and name == "loss.nearness":
             continue
