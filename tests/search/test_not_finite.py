@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from feature_collisions.errors import CollisionError, SettingError
 from feature_collisions.patches import composite_kernel
 from feature_collisions.patches.composite import Sources, blend, layers
+from feature_collisions.search.collision import check_scale
 from feature_collisions.search.find_corners import Search, find_corners
 from feature_collisions.settings.search import (
     LogSettings,
@@ -190,3 +191,23 @@ def test_images_too_small_for_visible_distances_are_told() -> None:
     loss = LossSettings(distance=2.0)
     with pytest.raises(SettingError, match=r"loss\.distance=2\.0: .* the images have 6x9; set"):
         find_corners(model, "1", *torch.rand(2, 1, 6, 9), [0], loss=loss)
+
+
+def test_a_scale_that_only_falls_ends_with_its_own_reason() -> None:
+    weight = torch.ones(1, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], 0.1)
+    scaler = torch.amp.GradScaler("cpu")
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            scaler.scale((weight * torch.nan).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    check_scale(None, 0)
+    steps(10)
+    check_scale(scaler, 10)
+    steps(30)
+    with pytest.raises(CollisionError, match=r"16-mixed.*skipped"):
+        check_scale(scaler, 40)

@@ -269,6 +269,7 @@ class Collision(LightningModule):
                 end = step + 1
                 break
         self._look(totals, _optimised(optimizer, not scaled))
+        check_scale(getattr(self.trainer.precision_plugin, "scaler", None), end)
         self.step_before, self.step = self.step, end
         self.seconds += time.perf_counter() - start
 
@@ -445,6 +446,18 @@ class Collision(LightningModule):
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def check_scale(scaler: Any, step: int) -> None:
+    """Raise CollisionError where float16's gradients overflow at every scale, so no step is taken.
+
+    Each overflow skips a step and halves the scale, which starts at 2^16; 36 of them get here.
+    """
+    if scaler is not None and scaler.get_scale() < 2**-20:
+        raise CollisionError(
+            f"trainer.precision=16-mixed: the gradient is not finite at any scale by step {step}, "
+            "so steps are skipped; take bf16-mixed or 32-true. Checkpoints written before are kept"
+        )
 
 
 def _optimised(optimizer: torch.optim.Optimizer, gradients: bool) -> list[Tensor]:
