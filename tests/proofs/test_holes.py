@@ -111,5 +111,7 @@ def test_a_model_in_train_mode_is_proved_in_eval_mode_and_left_as_it_is(kind: nn
     hull = hull_of(model, layer, corners, corners[0])
     assert hull.prove(0.2)["class"]["outcome"] == "proved"
     prove_faces(hull, 0.2)
-    assert model.training and kind.training and not model[3].training
+    assert model.training
+    assert kind.training
+    assert not model[3].training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())

@@ -51,6 +51,8 @@ def evaluate(
     result: dict[str, Any] = {
         "target_class": hull.target_class,
         "target_probability": hull.summary["target_probability"],
+        "activation": hull.following.activation,
+        "past": list(hull.following.past),
     }
     subject = Subject(hull, settings, directory, result)
     measurements = {"dataset_distance": partial(_dataset_distance, dataset_distance)} | SAMPLED

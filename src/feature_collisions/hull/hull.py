@@ -121,14 +121,31 @@ class Hull:
         if self.graph is None or self.graph.model is not self.model:
             self.graph = trace(self.model, self.target.shape)
         self.observed = Observed(self.graph, self.layer)
-        check_agreement(self.graph, self.layer, pair, self.observed)
-        self.following = following(self.graph, self.layer)
+        looked_at = torch.cat([pair, self._between()])
+        past = check_agreement(self.graph, self.layer, looked_at, self.observed)
+        self.following = following(self.graph, self.layer)._replace(past=past)
+        self.summary = self.summary | {
+            "activation": self.following.activation,
+            "tolerance": 0.0,
+            "push": "unit",
+            "bypassed": bool(past),
+        }
         with torch.no_grad(), evaluating(self.model):
             logits, preactivation = self.observe(self.target[None])
         self.features, self.target_logits = (
             TargetFeatures(preactivation[0], self.following.ceiling),
             logits[0],
         )
+
+    def _between(self) -> Tensor:
+        """Points between the corners, (3, C, H, W), at which the graph is compared with the model.
+
+        Corners alone would not do: what holds at them need not hold between them.
+        """
+        generator = torch.Generator().manual_seed(0)
+        random = dirichlet(2, len(self.corners), generator)
+        weights = torch.cat([torch.full_like(random[:1], 1 / len(self.corners)), random])
+        return mixes(weights.to(self.corners), self.corners.detach())
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a field; what was made from the old value is made anew on its next use."""

@@ -103,8 +103,8 @@ class HullStatistics(Metric):
         """The entries of one sampler in `evaluation.json`; None where nothing can be said.
 
         `feature_relative_max` is the largest ||f(x) - f(t)|| over ||f(t)||: all that later layers
-        see, inactive units above zero too, which `positive_relative_max`, the largest L_pos of
-        Eq. 2 over ||f(t)||, leaves out.
+        see where nothing goes past the layer, inactive units above zero too, which
+        `positive_relative_max`, the largest L_pos of Eq. 2 over ||f(t)||, leaves out.
 
         `kl_mean` and `kl_max` are the divergence of the points' class probabilities from the
         target's, KL(target || point), in nats; `probability_histogram` counts points by the

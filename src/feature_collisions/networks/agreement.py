@@ -67,7 +67,7 @@ def check_agreement(
     images: Tensor,
     observed: Observed,
     frozen: Sequence[nn.Module] = (),
-) -> None:
+) -> tuple[str, ...]:
     """Raise SettingError unless all compute what the model does, beyond rounding.
 
     Args:
@@ -78,6 +78,9 @@ def check_agreement(
         frozen: what runs in the model's place whatever mode that is in: a `TargetLayer`, an
             `Observed` or a classifier. Compare it before it is halved or compiled: these round
             more than a hook need change.
+
+    Returns:
+        What goes past the layer, as `check_hidden` finds it.
     """
     model = graph.model
     alike = partial(_check_alike, may_reduce(device_of(model)))
@@ -98,9 +101,10 @@ def check_agreement(
             preactivation = found if preactivation is None else preactivation
             what = f"cut at layer={layer}, it gives other pre-activations than model(images)"
             alike(what, preactivation, found, _suspects(model))
-    check_hidden(graph, layer, images)
+    return check_hidden(graph, layer, images)
 
 
+_EDGE = 1e-3  # how near to what is seen hidden units are pushed, over where they are
 _FURTHER = 8.0  # how far hidden units are pushed, over the layer's largest value
 
 
@@ -136,8 +140,13 @@ def check_hidden(graph: Graph, layer: str, images: Tensor) -> tuple[str, ...]:
             pushed = torch.where(values < 0, values - far, values)
             return torch.where(values >= known.ceiling, pushed + far, pushed)
 
-        if not _read_elsewhere(graph, layer):
-            pushed = _with_values(model, module, images, further)
+        def to_the_edge(values: Tensor) -> Tensor:
+            raised = torch.where(values < 0, _EDGE * values, values)
+            top = known.ceiling
+            return torch.where(values > top, top + _EDGE * (values - top), raised)
+
+        for push in () if _read_elsewhere(graph, layer) else (further, to_the_edge):
+            pushed = _with_values(model, module, images, push)
             alike(f"layer={layer}: what it hides moves the logits", logits, pushed, _NOT_HIDDEN)
         swapped = _with_values(model, module, images, lambda values: values.roll(1, 0))
         try:

@@ -6,6 +6,7 @@ else. `torch.export` runs the model's own code, hooks, patched forwards and shap
 
 import contextlib
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +17,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torch.utils import _pytree as pytree
 
 from ..data.devices import able, precision_flags_kept
 from ..errors import SettingError
@@ -76,7 +76,7 @@ def trace(model: nn.Module, size: Sequence[int]) -> Graph:
         except Exception as error:  # whatever the model's own code raises on symbolic sizes
             graph.reason = _reason("its graph holds for one number of images only", error)
             try:
-                exported = _export(model, example, None)
+                exported = _export(model, example.clone(), None)  # the first is marked dynamic
             except Exception as other:
                 graph.reason = _reason("torch.export cannot follow the network", other)
                 return graph
@@ -195,25 +195,26 @@ def _is_inference(example: Tensor) -> bool:
 
 
 class _Called(nn.Module):
-    """Calls a model: its hooks, and a `__call__` of its class, are part of that."""
+    """Calls a model, its hooks and a `__call__` of its class included, and takes its logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.training = False
 
-    def forward(self, images: Tensor) -> Any:
-        return self.model(images)
+    def forward(self, images: Tensor) -> Tensor:
+        output = self.model(images)
+        return output if isinstance(output, Tensor) else logits_in(output, images.shape[0])
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.export warns of the model's own code, and logs what it then raises."""
+    """torch.export warns of the model's own code, and logs and prints what it then raises."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -235,18 +236,7 @@ def _functional(exported: torch.export.ExportedProgram) -> torch.export.Exported
 
 def _read(graph: Graph, program: torch.export.ExportedProgram) -> None:
     """Make a network that gives the logits, and name its nodes."""
-    returned = next(iter(reversed(program.graph.nodes))).args[0]
-    count = len(program.graph_signature.user_outputs)
-    ends = list(returned)[len(returned) - count :]
-    values = [end.meta["val"] if isinstance(end, fx.Node) else end for end in ends]
-    spec = program.call_spec.out_spec
-    try:
-        output = pytree.tree_unflatten(values, spec)
-        logits = output if isinstance(output, Tensor) else logits_in(output, _EXAMPLES)
-    except SettingError as error:
-        graph.reason, graph.any_batch = str(error), False
-        return
-    end = next(end for end, value in zip(ends, values, strict=True) if value is logits)
+    end = next(iter(reversed(program.graph.nodes))).args[0][-1]
     tensors = _tensors_of(program)
     found, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     needed, attributes = _needed([end]), dict[str, Any]()

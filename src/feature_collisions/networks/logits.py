@@ -79,7 +79,7 @@ def _are_logits(output: Any, count: int) -> bool:
         isinstance(output, Tensor)
         and output.is_floating_point()
         and output.ndim == 2
-        and len(output) == count
+        and output.shape[0] == count
         and output.shape[1] > 1
     )
 

@@ -201,8 +201,17 @@ def _sampled(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
             "features of those mixes",
             f"at most {error:.3g} of ||f(t)|| from the target's",
             Known.SAMPLED,
-            "largest ||f(x) - f(t)||: all that later layers see",
+            _seen_behind(result),
         )
+
+
+def _seen_behind(result: dict[str, Any]) -> str:
+    """What the feature error bounds: all that later layers see only where nothing goes past."""
+    if past := result.get("past"):
+        return f"largest ||f(x) - f(t)|| at the layer; later layers also see {', '.join(past[:3])}"
+    if result.get("activation", "unknown") == "unknown":
+        return "largest ||f(x) - f(t)||; that a ReLU follows is known from numbers alone"
+    return "largest ||f(x) - f(t)||: all that later layers see"
 
 
 def _other_laws(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
