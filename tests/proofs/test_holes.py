@@ -1,5 +1,7 @@
 """Holes at ceilings, counter-examples that bounds miss, and what a proof leaves as it was."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ from feature_collisions.hull.hull import Hull
 from feature_collisions.networks.graph import trace
 from feature_collisions.networks.target_layer import TargetLayer
 from feature_collisions.proofs import linear_program, whole_hull
+from feature_collisions.proofs.edges import prove_edges
 from feature_collisions.proofs.faces import prove_faces
 from feature_collisions.proofs.linear_program import affine_map
 from feature_collisions.proofs.whole_hull import prove_class
+from feature_collisions.settings.evaluate import EdgeSettings
 
 
 def hull_of(model: nn.Module, layer: str, corners: Tensor, target: Tensor) -> Hull:
@@ -115,3 +119,91 @@ def test_a_model_in_train_mode_is_proved_in_eval_mode_and_left_as_it_is(kind: nn
     assert kind.training
     assert not model[3].training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+class Tent(nn.Module):
+    """Logit 1 has a tent of height 4 at x1 = `place`, narrower than a step of what computes it."""
+
+    def __init__(self, gain: float, depth: int, place: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*[nn.Linear(1, 1) for _ in range(depth)])
+        self.tent, self.side, self.head = nn.Linear(1, 2), nn.Linear(1, 8), nn.Linear(10, 2)
+        self.clip = nn.Hardtanh(0.0, 1.0)
+        with torch.no_grad():
+            for k, layer in enumerate(self.body):
+                layer.weight.fill_(gain)
+                layer.bias.fill_(0.0 if k else -gain * place)
+            self.tent.weight.fill_(1.0)
+            self.tent.bias.copy_(torch.tensor([1.0, 0.0]))
+            self.side.weight.fill_(1.0)
+            self.side.bias.copy_(-torch.linspace(0.6, 0.95, 8))
+            self.head.weight.zero_()
+            self.head.weight[0, 2:] = -0.125
+            self.head.weight[1, :2] = torch.tensor([4.0, -4.0])
+            self.head.bias.copy_(torch.tensor([2.0, -1.0]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.flatten(2).mean(2)
+        hidden = [self.clip(self.tent(self.body(x))), self.side(x).relu()]
+        logits: Tensor = self.head(torch.cat(hidden, 1))
+        return logits
+
+
+@pytest.mark.parametrize("place", [0.5, 0.375, 0.8125])
+@pytest.mark.parametrize(("precision", "depth"), [(64, 4), (32, 2)])
+def test_an_edge_with_a_hole_between_two_numbers_is_not_proved(
+    precision: int, depth: int, place: float, tmp_path: Path
+) -> None:
+    corners = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(-1, -1, 2, 2).contiguous()
+    hull = hull_of(Tent(2.0**14, depth, place).eval(), "side", corners, corners[0])
+    found = prove_edges(hull, EdgeSettings(share=1.0, precision=precision), tmp_path)
+    point = hull.points(torch.tensor([[1 - place, place]]))
+    assert hull.model(point).argmax() == 1
+    if "reason" in found:
+        assert "the walk and the network differ" in found["reason"]
+        return
+    assert found["edges"][0]["proved"] < 1
+    assert found["edges"][0]["failed"] + found["edges"][0]["unconfirmed"] > 0
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_point_of_a_small_random_network_contradicts_a_proof(seed: int, tmp_path: Path) -> None:
+    """Exact multiples, ceilings and equal weights, so that degenerate intervals occur."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def some(*shape: int) -> Tensor:
+        return torch.randint(-3, 4, shape, generator=draw) / 2.0
+
+    kinds = [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(0.0, 1.0), nn.Hardtanh(0.0, 0.5)]
+    first, second = (kinds[int(torch.randint(4, (1,), generator=draw))] for _ in range(2))
+    pool = nn.MaxPool2d(2, 1) if seed % 2 else nn.AvgPool2d(2, 1)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 2), first, pool, second, nn.Flatten(), nn.Linear(8, 4), nn.ReLU(),
+        nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(some(*parameter.shape))
+    corners = torch.randint(0, 3, (3, 1, 4, 4), generator=draw) / 2.0
+    hull = hull_of(model, "0", corners, corners[0])
+    with torch.no_grad():
+        hull.summary["target_class"] = int(model(corners[:1]).argmax())
+    settings = EdgeSettings(share=1.0)
+    found, edges = prove_class(hull, 0.3), prove_edges(hull, settings, tmp_path)
+    grid = torch.tensor(
+        [[i, j, 40 - i - j] for i in range(41) for j in range(41 - i)], dtype=torch.float64
+    )
+    weights = grid / 40
+    with torch.no_grad():
+        images = torch.tensordot(weights, corners.double(), 1)
+        logits = copy.deepcopy(model).double()(images)
+    target = hull.target_class
+    others = torch.arange(3) != target
+    margins = (logits[:, target, None] - logits[:, others]).amin(1)
+    if found["outcome"] == "proved":
+        assert margins.min() >= found["margin_min"] - 1e-9
+    for edge in edges["edges"]:
+        i, j = edge["corners"]
+        on_edge = (grid[:, [i, j]].sum(1) == 40).nonzero().flatten()
+        if edge["proved"] == 1:
+            assert (margins[on_edge] > 0).all()

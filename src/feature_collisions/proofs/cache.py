@@ -15,7 +15,7 @@ from ..data.files import load_tensors, read_json, save_tensors, write_json
 from ..errors import SettingError
 from ..networks.graph import held_by
 
-_METHOD = 7  # raise it when the walk or its judgement changes: what was proved otherwise is stale
+_METHOD = 8  # raise it when the walk or its judgement changes: what was proved otherwise is stale
 
 
 def proof_key(
@@ -166,14 +166,23 @@ def _whole(kept: dict[str, Tensor], corners: int, figures: int) -> bool:
 
 _SLACK = 1e-6  # lengths are sums, of float32 at the least
 _NUMBERS = ("walked", "failed", "pieces", "rounding")
+_OTHERS = ("first_failure", "margin_min", "unconfirmed")
 
 
 def _sound(kept: Any) -> bool:
     """Whether an entry has what `edges.Edge` needs, within its range."""
-    if not isinstance(kept, dict) or kept.keys() != {*_NUMBERS, "first_failure", "margin_min"}:
+    if not isinstance(kept, dict) or kept.keys() != {
+        *_NUMBERS,
+        "first_failure",
+        "margin_min",
+        "unconfirmed",
+    }:
         return False
     first, least = kept["first_failure"], kept["margin_min"]
     if not all(_finite(kept[name]) and kept[name] >= 0 for name in _NUMBERS):
+        return False
+    lost = kept["unconfirmed"]
+    if lost is not None and not (_finite(lost) and 0 <= lost <= kept["walked"] + _SLACK):
         return False
     if not kept["failed"] <= kept["walked"] + _SLACK <= 1 + _SLACK:
         return False

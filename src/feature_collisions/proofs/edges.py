@@ -7,7 +7,7 @@ one piece, and walked so where bounds do not decide.
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ from ..hull.hull import Hull
 from ..networks.operations import NotPiecewiseLinear
 from ..settings.evaluate import EdgeSettings
 from .bounds.chords import Chords
+from .bounds.local import numbers_of
 from .bounds.record import steps_of
+from .bounds.steps import Step
 from .cache import EdgeCache, proof_key
 from .piecewise import Line, TooManyPieces, traced
+from .recheck import unconfirmed
 
 _SAVE_EVERY = 10.0  # seconds
 _FIRST = 1 / 32  # of an edge, while nobody knows how long it takes
@@ -47,6 +50,8 @@ class Edge:
         rounding: what a margin must exceed to count, over all that has been walked: `_SAFETY` times
             the largest difference found between a walked logit and the network's own at the same
             point, rounded up to a power of two so that it seldom grows.
+        unconfirmed: length on which the walk finds the class and interval arithmetic does not; None
+            for a network that is too large for it.
     """
 
     corners: tuple[int, int]
@@ -56,20 +61,22 @@ class Edge:
     margin_min: float | None = None
     pieces: int = 0
     rounding: float = 0.0
+    unconfirmed: float | None = 0.0
 
     @property
     def proved(self) -> float:
         """Share of the edge on which the class holds."""
-        return max(0.0, self.walked - self.failed)
+        return max(0.0, self.walked - self.failed - (self.unconfirmed or 0.0))
 
     def begin_anew(self, rounding: float) -> None:
         """Forget what was found, under a larger rounding."""
         self.walked = self.failed = 0.0
         self.first_failure = self.margin_min = None
-        self.pieces, self.rounding = 0, rounding
+        self.pieces, self.rounding, self.unconfirmed = 0, rounding, 0.0
 
 
 _SAFETY = 100  # rounding seen at a few points stands for that at all of them
+_SMALL = 2**16  # products for an image: networks that interval arithmetic follows everywhere
 _POINTS = 4  # of a chunk that is bounded between them: more take longer each, memory being slow
 _FEW = 3  # bends on a piece that are walked sooner than bounded
 
@@ -102,6 +109,17 @@ class Walker:
         self.chords: Chords | None = None
         self.is_unbounded = False
         self.failures = 0  # to bound a chunk, one after the other
+        self.exact = self._exact_steps()
+
+    def _exact_steps(self) -> list[Step] | None:
+        """The steps that chunks are rechecked in; None for a network too large for it."""
+        corners = self.hull.corners.to(able(self.hull.corners.device), torch.float64)
+        network = traced(self.hull.graph) if self.dtype != torch.float64 else self.network
+        try:
+            steps = steps_of(network, corners[0])
+        except NotPiecewiseLinear:
+            return None
+        return steps if numbers_of(steps) <= _SMALL else None
 
     def advance(self, edge: Edge, ends: tuple[int, int], share: float, most: float = 1.0) -> None:
         """Walk the next chunk of an edge, at most `most` of it, and at most up to `share`.
@@ -133,12 +151,29 @@ class Walker:
             margins = _margins(logits, self.hull.target_class)
             places = start + (end - start) * places
             if self._holds_the_rounding(edge, ends, places, logits, margins):
+                self._recheck(edge, ends, (start, end), failures(places, margins - edge.rounding))
                 _note(edge, places, margins, end)
                 if self.line.fullest > 0.5:
                     self._begin_to_bound()
                 elif most >= self.width:
                     self.width = min(1.0, 1.5 * max(self.width, end - start))
             return
+
+    def _recheck(
+        self,
+        edge: Edge,
+        ends: tuple[int, int],
+        chunk: tuple[float, float],
+        failed: Iterable[tuple[float, float]],
+    ) -> None:
+        """Confirm in interval arithmetic what a chunk is said to be outside of what failed."""
+        if self.exact is None or edge.unconfirmed is None:
+            edge.unconfirmed = None
+            return
+        bends = [chunk[0], *(place for pair in failed for place in pair), chunk[1]]
+        good = list(zip(bends[::2], bends[1::2], strict=True))
+        corners = self.hull.corners[list(ends)].to(able(self.hull.corners.device), torch.float64)
+        edge.unconfirmed += unconfirmed(self.exact, corners, self.hull.target_class, good)
 
     def _begin_to_bound(self) -> None:
         """For a network that takes many chunks, where there are bounds for it."""
@@ -192,6 +227,7 @@ class Walker:
         self._check_between(
             ends, places[worst : worst + 2], logits[worst : worst + 2], strays[worst]
         )
+        self._recheck(edge, ends, (start, float(places[held])), [])
         _extend(edge, (least - stray)[:held] + edge.rounding, float(places[held]), held)
         return True
 
