@@ -409,7 +409,8 @@ def _walk_all(
                 walker.advance(edge, ends, share, most if timed else 1.0)
                 if edge.walked > before:
                     pace = (time.monotonic() - now) / (edge.walked - before)
-                bar.update(100 * (edge.walked - before) / len(left) / share)
+                done_now = 100 * (edge.walked - before) / len(left) / share
+                bar.update(min(done_now, bar.total - bar.n))  # sums may round above it
                 bar.set_postfix_str(f"{edge.pieces} pieces", refresh=False)
                 if time.monotonic() > saved + _SAVE_EVERY:
                     saved = time.monotonic()
