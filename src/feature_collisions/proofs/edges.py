@@ -410,7 +410,7 @@ def _walk_all(
                 if edge.walked > before:
                     pace = (time.monotonic() - now) / (edge.walked - before)
                 done_now = 100 * (edge.walked - before) / len(left) / share
-                bar.update(min(done_now, bar.total - bar.n))  # sums may round above it
+                bar.update(min(done_now, max(0.0, 100.0 - bar.n)))  # sums may round above it
                 bar.set_postfix_str(f"{edge.pieces} pieces", refresh=False)
                 if time.monotonic() > saved + _SAVE_EVERY:
                     saved = time.monotonic()
