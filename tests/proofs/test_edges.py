@@ -159,7 +159,13 @@ def test_bounds_between_points_find_what_the_walk_finds(
         assert 0 < bounded["margin_min"] < walked["margin_min"]
     else:
         assert walked["failed"] == pytest.approx(lost, abs=0.01)
-        assert bounded["first_failure"] == pytest.approx(walked["first_failure"], abs=near)
+        if precision == 64:
+            assert bounded["first_failure"] == pytest.approx(walked["first_failure"], abs=near)
+        for found in (walked, bounded):  # in float32 rounding decides which failure is the first
+            first = torch.tensor(found["first_failure"][0], dtype=torch.float64)
+            with torch.no_grad():
+                logits = hull.model.double()(torch.lerp(*hull.corners.double(), first)[None])[0]
+            assert float(logits[0] - logits[1:].max()) <= near
 
 
 def test_bounds_that_the_network_leaves_claim_nothing(
