@@ -10,6 +10,7 @@ from torch import nn
 
 import feature_collisions
 from feature_collisions import SettingError
+from feature_collisions.hull.worst_case import descend
 from helpers.hulls import hull_of, made_hull
 
 
