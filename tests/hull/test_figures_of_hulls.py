@@ -134,16 +134,16 @@ def test_images_that_are_no_png_are_saved_without_one(channels, tmp_path):
 
 
 def test_a_descent_gives_the_lowest_point_of_each_path_and_not_its_last() -> None:
-    """Steps overshoot the valley, so a path's last point is above one that it was at before."""
+    """The slope leads through the valley and out of it again."""
     seen: list[float] = []
 
     def slopes_of(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         margins = (weights[:, 0] - 0.31).abs()
         seen.extend(margins.tolist())
         gradient = torch.zeros_like(weights)
-        gradient[:, 0] = (weights[:, 0] - 0.31).sign()
+        gradient[:, 0] = -1.0
         return margins, gradient
 
-    starts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.7, 0.3], [0.4, 0.6]])
+    starts = torch.tensor([[0.0, 1.0], [0.05, 0.95], [0.1, 0.9]])
     found = descend(slopes_of, starts, 20)
     assert float((found[:, 0] - 0.31).abs().min()) == pytest.approx(min(seen), abs=1e-7)
