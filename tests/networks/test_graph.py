@@ -101,8 +101,9 @@ def test_activations_that_hide_nothing_are_refused_by_name(activation, reason):
 
     with pytest.raises(SettingError, match=f"layer=hidden: feeds no ReLU .{reason}"):
         TargetLayer(trace(Smooth(), (1, 2, 2)), "hidden")
-    with pytest.raises(NotPiecewiseLinear, match=reason):
-        kinds(traced_for(Smooth(), IMAGE))
+    if not isinstance(activation, nn.LeakyReLU):  # which bends, and has no flat side
+        with pytest.raises(NotPiecewiseLinear, match=reason):
+            kinds(traced_for(Smooth(), IMAGE))
 
 
 @pytest.mark.parametrize(

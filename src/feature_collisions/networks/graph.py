@@ -22,6 +22,7 @@ from ..data.devices import able, precision_flags_kept
 from ..errors import SettingError
 from .logits import device_of, first_weight, logits_in
 from .operations import NotPiecewiseLinear, is_no_operation, without_in_place
+from .rectifiers import write_with_rectifiers
 from .torchvision_models import Classifier
 
 _EXAMPLES = 2  # images of the example: torch.export takes one alone for a constant
@@ -91,7 +92,9 @@ def trace(model: nn.Module, size: Sequence[int]) -> Graph:
 
 
 def frozen_graph(graph: Graph, dtype: torch.dtype = torch.float64) -> fx.GraphModule:
-    """A frozen copy of the network, computing in `dtype`; what does not move is computed once.
+    """A frozen copy of the network, computing in `dtype`, for the walk and for bounds.
+
+    What does not move is computed once, and what bends is written with rectifiers.
 
     It is on the model's device, or on the CPU where that does not compute in `dtype`.
 
@@ -99,6 +102,7 @@ def frozen_graph(graph: Graph, dtype: torch.dtype = torch.float64) -> fx.GraphMo
         NotPiecewiseLinear: where the graph does not hold for any number of images.
     """
     network = copied(graph.runnable())
+    write_with_rectifiers(network)
     fold(network)
     network.requires_grad_(False).eval().to(able(device_of(graph.model), dtype), dtype)
     return network

@@ -58,12 +58,17 @@ _RANGES: dict[Any, Callable[[fx.Node], Range]] = {
 }
 
 
+def range_of(node: fx.Node) -> Range:
+    """From and to which constants an operation clips its input."""
+    return _RANGES[node.target](node) if node.target in _RANGES else Range()
+
+
 def ceiling_of(node: fx.Node) -> float | None:
     """Where a rectifier is clipped: infinity for a ReLU; None for any other operation.
 
     Clipped ReLUs are ReLU6, and Hardtanh and clamp from 0 to a finite, positive ceiling.
     """
-    low, high = _RANGES[node.target](node) if node.target in _RANGES else Range()
+    low, high = range_of(node)
     return high if low == 0 and high is not None and high > 0 else None
 
 

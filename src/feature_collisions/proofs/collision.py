@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from ..data.devices import without_cudnn
 from ..hull.hull import Hull
 from ..networks.operations import NotPiecewiseLinear
+from ..networks.rectifiers import write_with_rectifiers
 from ..networks.target import TargetFeatures
 from ..networks.target_layer import TargetLayer
 from ..settings.rules import at_least
@@ -97,6 +98,8 @@ class _CollisionJudge(HullJudge):
     def __init__(self, hull: Hull) -> None:
         super().__init__(hull)
         self.cut = TargetLayer(hull.graph, hull.layer).to(self.place, torch.float64)
+        if isinstance(self.cut.network, fx.GraphModule):
+            write_with_rectifiers(self.cut.network)
         images = torch.cat([hull.target[None], hull.corners]).to(self.place, torch.float64)
         target, self.preactivation = self.cut(images).split([1, len(images) - 1])
         self.features = TargetFeatures(target[0], hull.features.ceiling)
