@@ -82,3 +82,13 @@ def test_sigmoids_are_refused_with_the_cure(end):
 def test_a_single_logit_is_refused_with_the_cure(end):
     with pytest.raises(SettingError, match=r"model: .*\[0, z\]"):
         found(end)
+
+
+def test_logits_that_add_up_to_one_by_chance_are_logits() -> None:
+    """On the two images they are (1, 0); elsewhere they are not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    pair = torch.zeros(2, 1, 2, 2)
+    with torch.no_grad():
+        model[3].bias += torch.tensor([1.0, 0.0]) - model(pair[:1])[0]
+    assert giving_logits(model, pair) is model

@@ -12,13 +12,14 @@ from .graph import evaluating
 from .logits import like_weights, logits_in
 
 _NEAR_ONE = 1e-3  # of a row's sum: half precision inside the network rounds this much
+_NOISE = 4  # images of it
 _SIGMOIDS = ("SigmoidBackward0", "HardsigmoidBackward0")
 
 
 def giving_logits(model: nn.Module, images: Tensor) -> nn.Module:
     """The model, or a copy that shares its weights and returns its probabilities' logarithm.
 
-    Rows that are non-negative and add up to 1 on every image are probabilities. This is decided
+    Rows that are non-negative and add up to 1 on every image, and on noise, are probabilities. This is decided
     once, before anything else is made from the model, so everything reads the same logits.
 
     Args:
@@ -28,6 +29,8 @@ def giving_logits(model: nn.Module, images: Tensor) -> nn.Module:
     Raises:
         SettingError: for sigmoids, which are independent of each other and no classes.
     """
+    noise = torch.rand(_NOISE, *images.shape[1:], generator=torch.Generator().manual_seed(0))
+    images = torch.cat([images, noise.to(images)])  # on two images logits may add up to 1 by chance
     try:
         with evaluating(model), torch.enable_grad():
             given = like_weights(model, images).detach().clone().requires_grad_()
@@ -54,5 +57,5 @@ def gives_probabilities(model: nn.Module) -> bool:
 
 
 def _logarithm(model: nn.Module, given: tuple[Any, ...], output: Any) -> Tensor:
-    rows = logits_in(output, len(given[0]))
+    rows = logits_in(output, given[0].shape[0])  # len() would fix the number of images
     return rows.clamp_min(torch.finfo(rows.dtype).tiny).log()

@@ -205,6 +205,11 @@ def _sampled(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
         )
 
 
+def _past(result: dict[str, Any]) -> str:
+    """That a statement is of the layer alone, where something goes past it."""
+    return "at the layer, which is not all that later layers see: " if result.get("past") else ""
+
+
 def _seen_behind(result: dict[str, Any]) -> str:
     """What the feature error bounds: all that later layers see only where nothing goes past."""
     if past := result.get("past"):
@@ -279,8 +284,8 @@ def _features_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Fi
             label,
             f"at most {number(proof['feature_relative_max'], '.3g')} of ||f(t)|| from the target's",
             Known.PROVED,
-            f"no inactive unit is above {number(proof['inactive_max'])}, no activation is off by "
-            f"more than {proof['feature_error_max']:.4g} (section 2: the layer is affine, so the "
+            f"{_past(result)}no inactive unit is above {number(proof['inactive_max'])}, "
+            f"no activation is off by more than {proof['feature_error_max']:.4g} (section 2: the layer is affine, so the "
             "largest error over the hull is at a corner; of the corners as saved, in float64)",
         )
     else:
@@ -288,9 +293,9 @@ def _features_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Fi
             label,
             f"at most {number(proof['feature_relative_max'], '.3g')} of ||f(t)|| from the target's",
             Known.PROVED,
-            f"no activation is off by more than {proof['feature_error_max']:.4g}; the largest that "
-            f"was met is {number(proof['feature_relative_seen'], '.3g')} of ||f(t)|| (bounds in "
-            f"float64, pieces of the hull: {proof['pieces']})",
+            f"{_past(result)}no activation is off by more than {proof['feature_error_max']:.4g}; "
+            f"the largest that was met is {number(proof['feature_relative_seen'], '.3g')} of "
+            f"||f(t)|| (bounds in float64, pieces of the hull: {proof['pieces']})",
         )
 
 
