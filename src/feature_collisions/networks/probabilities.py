@@ -19,8 +19,9 @@ _SIGMOIDS = ("SigmoidBackward0", "HardsigmoidBackward0")
 def giving_logits(model: nn.Module, images: Tensor) -> nn.Module:
     """The model, or a copy that shares its weights and returns its probabilities' logarithm.
 
-    Rows that are non-negative and add up to 1 on every image, and on noise, are probabilities. This is decided
-    once, before anything else is made from the model, so everything reads the same logits.
+    Rows that are non-negative and add up to 1 on every image, and on noise, are probabilities.
+    This is decided once, before anything else is made from the model, so everything reads the same
+    logits.
 
     Args:
         model: any classifier. One whose forward fails is given back: later checks say why.

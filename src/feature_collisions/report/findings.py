@@ -286,7 +286,8 @@ def _features_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Fi
             Known.PROVED,
             f"{_past(result)}no inactive unit is above {number(proof['inactive_max'])}, "
             f"no activation is off by more than {proof['feature_error_max']:.4g} (section 2: the "
-            "layer is affine, so the largest error over the hull is at a corner; of the corners as saved, in float64)",
+            "layer is affine, so the largest error over the hull is at a corner; of the corners as "
+            "saved, in float64)",
         )
     else:
         yield Finding(
