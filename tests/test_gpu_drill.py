@@ -47,6 +47,7 @@ def test_the_tests_that_the_drill_runs_need_what_it_brings_alone():
     brought = {
         "pytest",
         "torch",
+        "numpy",  # scipy's and matplotlib's
         "feature_collisions",
         "helpers",
         "triton",
