@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from feature_collisions.commands.pairs import parse_pairs, read_pairs_file
+from feature_collisions.data.images import save_png
 from feature_collisions.errors import SettingError
 
 
@@ -75,3 +76,15 @@ def test_a_pipe_or_a_huge_file_is_not_read(path):
         read_pairs_file(str(path))
     with pytest.raises(SettingError, match=r"is no regular file"):
         read_pairs_file(str(path.parent))
+
+
+def test_home_is_expanded(tmp_path, digits, monkeypatch):
+    """Of the file, and of the images that it names."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_png(tmp_path / "seven", digits.test[0])
+    save_png(tmp_path / "three.png", digits.test[1])
+    (tmp_path / "pairs.csv").write_text("~/seven,~/three.png\n3,~/seven\n")
+    pairs = parse_pairs("~/pairs.csv", digits.test, 0, [])
+    assert pairs == [("~/seven", "~/three.png"), ("3", "~/seven")]
+    found = digits.test.find("initial", pairs[0].initial).image
+    torch.testing.assert_close(found, digits.test[0], rtol=0, atol=1 / 255)

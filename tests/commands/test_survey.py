@@ -1,3 +1,6 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -8,7 +11,7 @@ from feature_collisions.commands.pairs import parse_pairs
 from feature_collisions.commands.start import register_schemas
 from feature_collisions.errors import SettingError
 from feature_collisions.settings.survey import tell_of_networks
-from feature_collisions.settings.train import to_settings
+from feature_collisions.settings.train import ClassifierSettings, Settings, to_settings
 from helpers.settings import CONF
 
 
@@ -97,6 +100,14 @@ def test_a_classifier_of_other_classes_is_right_about_nothing_known(images):
                 {"name": "vgg16", "weights": "IMAGENET1K_V1"},
             ],
         ),
+        (
+            ["classifier.path=m:a::a.pt,m:a::b.pt::ema"],
+            [{"path": "m:a::a.pt"}, {"path": "m:a::b.pt::ema"}],
+        ),
+        (
+            ["classifier.name=resnet18::a.pt,vgg11", "classifier=timm"],
+            [{"name": "resnet18::a.pt"}, {"name": "vgg11"}],
+        ),
         (["corner=1,2"], []),
         (["classifier.path=m:a"], []),
         (["classifier.path=m:a,m:b", "networks=[{path:c}]"], [{"path": "c"}]),
@@ -110,8 +121,23 @@ def test_every_job_of_a_sweep_over_classifiers_is_told_of_all(arguments, expecte
         settings = to_settings(compose("config", job))
     assert settings.networks == expected
     assert [vars(each) for each in settings.classifiers()] == [
-        vars(settings.classifier) | each for each in expected or [{}]
+        vars(replace(settings.classifier, **each).paired()) for each in expected or [{}]
     ]
+
+
+def test_weights_are_of_the_network_that_names_them():
+    """Those of one job are not another network's; `weights` is for networks that name none."""
+    own = ClassifierSettings("file", None, "auto", path="m:a::a.pt")
+    networks = [{"path": "m:a::a.pt"}, {"path": "m:b"}, {"path": "m:c::~/c.pt::ema"}]
+    settings = Settings("x", own, networks=networks).paired()
+    expected = [("m:a", "a.pt"), ("m:b", None), ("m:c", str(Path("~/c.pt::ema").expanduser()))]
+    assert [(each.path, each.weights) for each in settings.classifiers()] == expected
+    assert (settings.classifier.path, settings.classifier.weights) == expected[0]
+    assert settings.paired() == settings
+    shared = Settings("x", replace(own, weights="w.pt"), networks=networks).classifiers()
+    assert [each.weights for each in shared[:2]] == ["a.pt", "w.pt"]
+    named = ClassifierSettings("resnet18::r.pt", None, "auto").paired()
+    assert (named.name, named.weights, named.path) == ("resnet18", "r.pt", None)
 
 
 def test_a_sweep_without_random_pairs_is_left_as_it_is():

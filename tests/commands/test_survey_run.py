@@ -9,6 +9,7 @@ import signal
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from feature_collisions.commands.extra_file import read_extra
@@ -240,10 +241,88 @@ def test_code_that_was_never_named_is_not_imported(folder, evaluate, tmp_path):
     ]  # fmt: skip
 
 
-def test_one_name_for_all_networks_of_a_survey_is_refused(evaluate):
-    answer = evaluate("run=sweep", "classifier.path=survey_networks:plain")
+def test_one_name_leaves_the_others_of_a_survey_their_own(folder, evaluate, monkeypatch):
+    """Of the runs' own names only those count that the user has had imported."""
+    one = ("run=sweep", "classifier.path=survey_networks:plain")
+    assert evaluate(*one) is None
+    assert len(rows(folder / "sweep" / "survey.csv")) == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "nothing_remembered"))
+    answer = evaluate(*one)
     assert "were found with other weights" in answer
     assert "or the network with classifier.path=MODULE:NAME (a survey's as a list of th" in answer
+
+
+@pytest.fixture(scope="module")
+def paired(folder):
+    """A sweep over one function with two files of weights."""
+    for name in ("plain", "clipped"):
+        shutil.copy(folder / f"{name}.safetensors", folder / f"w_{name}.safetensors")
+    pairs = ",".join(
+        f"survey_networks:shape::w_{name}.safetensors" for name in ("plain", "clipped")
+    )
+    sweep = [each for each in SWEEP if not each.startswith("classifier.path")]
+    arguments = (*sweep, f"classifier.path={pairs}", "pairs=random:2:0", "hydra.sweep.dir=paired")
+    assert run_command(folder, "train.py", *arguments, "-m") is None
+    return folder / "paired"
+
+
+def test_a_survey_pairs_networks_with_weights(paired, evaluate):
+    """Two jobs and not four, and each finds its own weights again."""
+    assert evaluate("run=paired") is None
+    assert [row["network"] for row in rows(paired / "survey.csv")] == [
+        "survey_networks:shape::w_plain.safetensors",
+        "survey_networks:shape::w_clipped.safetensors",
+    ]
+    hashes = set()
+    for job, name in (("0", "plain"), ("1", "clipped")):
+        for path in (paired / job).glob("*/config.yaml"):
+            classifier = yaml.safe_load(path.read_text())["classifier"]
+            assert classifier["path"] == "survey_networks:shape"
+            assert classifier["weights"] == f"w_{name}.safetensors"
+            summary = json.loads(path.with_name("summary.json").read_text())
+            hashes.add((job, summary["classifier_hash"]))
+    assert len(hashes) == 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["classifier.weights=[moved/w_clipped.safetensors,moved/w_plain.safetensors]",
+     "classifier.weights=[moved/b,moved/a]",
+     "classifier.path=[survey_networks:shape::moved/a,survey_networks:shape::moved/b]",
+     "classifier.path=[survey_networks:shape::moved/b,survey_networks:shape::moved/a]"],
+)  # fmt: skip
+def test_weights_of_a_survey_that_moved_are_a_list_in_any_order(paired, evaluate, given):
+    folder = paired.parent
+    moved = folder / "moved"
+    moved.mkdir()
+    for name, short in (("plain", "a"), ("clipped", "b")):
+        file = folder / f"w_{name}.safetensors"
+        shutil.copy(file, moved / short)
+        shutil.move(file, moved / file.name)
+    try:
+        assert evaluate("run=paired") is not None
+        assert evaluate("run=paired", given) is None
+        assert "other weights" in evaluate("run=paired", "classifier.weights=moved/a")
+        assert "classifier.weights" in evaluate("run=paired", "classifier.weights=[1,2]")
+    finally:
+        for name in ("plain", "clipped"):
+            shutil.move(moved / f"w_{name}.safetensors", folder)
+        shutil.rmtree(moved)
+
+
+def test_weights_in_a_strangers_path_name_no_code(paired, evaluate):
+    """`::` in a run's own path is no way past what the user has had imported."""
+    strange = shutil.copytree(paired, paired.with_name("strange_pair"))
+    marker = paired.parent / "executed"
+    (paired.parent / "evil_module.py").write_text(f"open({str(marker)!r}, 'w')")
+    for name in ("evil_module:x", "evil_module:x::w_plain.safetensors"):
+        for path in strange.rglob("config.yaml"):
+            text = (paired / path.relative_to(strange)).read_text()
+            path.write_text(text.replace("path: survey_networks:shape\n", f"path: {name}\n"))
+        assert "code of a user's own" in evaluate("run=strange_pair")
+        answer = evaluate("run=strange_pair", "classifier.path=survey_networks:shape")
+        assert answer is None or "evil" not in answer
+        assert not marker.exists()
 
 
 def is_remembered_in(folder, path):
@@ -342,5 +421,5 @@ def test_a_strangers_name_is_only_text(folder, evaluate, capsys):
     strange = shutil.copytree(folder / "sweep", folder / "named")
     for path in (strange / "1").rglob("config.yaml"):
         path.write_text(path.read_text().replace("survey_networks:clipped", '"a:$x_{<b>\\e[31m"'))
-    assert evaluate("run=named", "classifier.path=survey_networks:clipped") is not None
+    assert evaluate("run=named", "classifier.path=survey_networks:clipped") is None
     assert "\x1b" not in capsys.readouterr().out

@@ -19,6 +19,9 @@ def plain():
 
 def clipped():
     return load(nn.ReLU6(), "clipped")
+
+def shape():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 60), nn.ReLU(), nn.Linear(60, 10))
 """
 SWEEP = (
     "experiment=small_pixel", "data=digits", "classifier=file",

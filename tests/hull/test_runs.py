@@ -1,14 +1,16 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from feature_collisions import find_corners
 from feature_collisions.data.files import load_tensors, save_tensors
 from feature_collisions.data.images import load_image
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.places import newest_run, place_of_run
+from feature_collisions.hull.places import claimed, newest_run, place_of_run
 from feature_collisions.hull.run import hulls_below, load_run
 from feature_collisions.settings.search import LossSettings, StopSettings
 
@@ -133,6 +135,46 @@ def test_last_continues_the_newest_run_in_place(tmp_path):
     with pytest.raises(SettingError, match=r"hydra\.run\.dir=.*old: there is a run in it"):
         place_of_run(None, tmp_path / "old", sweep=False)
     assert place_of_run("a.ckpt", tmp_path, sweep=False)[1].name == "a.ckpt"
+
+
+def test_a_job_that_has_only_just_started_was_not_killed(tmp_path):
+    """Whoever owns it: this process, or another one, whose lock is not this process's."""
+    older, begun, output = (tmp_path / name for name in ("1", "2", "3"))
+    for place in (older, begun, output):
+        place.mkdir()
+    for name in ("config.yaml", "collision.safetensors"):
+        (older / name).touch()
+        os.utime(older / name, (1, 1))
+    for owned in (claimed(begun, "hydra.run.dir"), FileLock(begun / ".lock")):
+        with owned:
+            output.mkdir(exist_ok=True)
+            with pytest.raises(SettingError, match=r"ckpt_path=last: another process") as error:
+                place_of_run("last", output, sweep=False)
+            assert "killed" not in str(error.value)
+            assert f"hydra.run.dir={older}" in str(error.value)
+            with pytest.warns(UserWarning, match="still at work"):
+                assert newest_run(tmp_path) == older
+    output.mkdir(exist_ok=True)
+    with pytest.raises(SettingError, match=r"ckpt_path=last.*killed"):
+        place_of_run("last", output, sweep=False)
+
+
+def test_home_is_expanded(search, shift, shift_images, tmp_path, monkeypatch):
+    hull = search([0, 2])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    hull.save("~/run")
+    hull.save(Path("~/other"))
+    assert not (tmp_path / "~").exists()
+    for name in ("~/run", Path("~/run"), "~/other"):
+        assert torch.equal(load_run(name).corners, hull.corners)
+    with pytest.raises(SettingError, match="no corners there"):
+        load_run("~/none")
+    problem = (shift, "hidden", *shift_images, [0, 2])
+    for start, kept in ((None, "~/kept"), ("~/kept/checkpoints/last.ckpt", Path("~/more"))):
+        find_corners(*problem, loss=LossSettings(), stop=STOP, directory=kept, ckpt_path=start)
+        assert (tmp_path / Path(kept).name / "metrics.csv").exists()
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_job_that_left_its_lock_alone_is_not_passed_over_in_silence(tmp_path):

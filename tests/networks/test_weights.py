@@ -1,11 +1,17 @@
 """State dicts as people have them: old, wrapped, nested, averaged, misnamed, of another head."""
 
+import datetime
 from argparse import Namespace
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from lightning.fabric.utilities.data import AttributeDict
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -108,6 +114,61 @@ def test_half_of_the_weights_is_refused(tmp_path: Path) -> None:
         load_weights(network(), saved(tmp_path, state))
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", ["model.safetensors", "model.st", "model"])
+def test_what_torch_saved_is_known_by_its_content(tmp_path: Path, name: str, legacy: bool) -> None:
+    path = tmp_path / name
+    torch.save(state_of(), path, _use_new_zipfile_serialization=not legacy)
+    assert_loads(path)
+
+
+def test_a_cut_safetensors_file_is_called_one(tmp_path: Path) -> None:
+    save_file(state_of(), tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    for size in (0, 4, 20, len(content) // 2):
+        (tmp_path / "model.safetensors").write_bytes(content[:size])
+        with pytest.raises(SettingError, match="not a whole safetensors file"):
+            load_weights(network(), tmp_path / "model.safetensors")
+
+
+SETTINGS = {
+    "Lightning's": AttributeDict(lr=0.1, inner=AttributeDict(depth=np.float64(3))),
+    "numpy's numbers": [np.float32(1), np.float64(2), np.int64(3), np.bool_(True), np.str_("a")],
+    "numpy's arrays": {"state": (np.arange(624, dtype=np.uint32), np.array([[1.5]]), np.eye(0))},
+    "numpy's types": [np.dtype("float32"), np.dtype([("a", "i4"), ("b", "f8")])],
+    "numpy's objects": np.array([{"a": np.float64(1)}, None], dtype=object),
+    "paths": {"data": Path("data"), "seen": {1, 2}, "kept": frozenset({3}), "range": range(4)},
+    "counts": defaultdict(list, {"loss": [np.float64(0.5)]}),
+    "Namespaces": Namespace(inner=SimpleNamespace(lr=np.float64(1))),
+    "OmegaConf's": OmegaConf.create({"lr": 0.1, "layers": [1, "a", None, {"b": True}]}),
+    "times": datetime.datetime(2024, 1, 1) - datetime.datetime(2023, 1, 1),
+    "bytes": [b"a\xff", bytearray(b"c"), 1j, slice(3)],
+}
+
+
+@pytest.mark.parametrize("entry", ["hyper_parameters", "callbacks"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_trainers_keep_next_to_weights_is_passed_over(
+    tmp_path: Path, name: str, entry: str
+) -> None:
+    assert_loads(saved(tmp_path, {entry: SETTINGS[name], "state_dict": state_of("model.")}))
+    assert_loads(saved(tmp_path, {"state_dict": state_of("model."), entry: {"a": SETTINGS[name]}}))
+
+
+def test_settings_are_not_taken_for_more(tmp_path: Path) -> None:
+    """No function that a file names is called, not even a harmless one."""
+    calls: list[object] = []
+    with pytest.MonkeyPatch.context() as patch:
+        path = saved(tmp_path, {"a": np.float64(1), "b": Namespace(x=1), "state_dict": state_of()})
+        patch.setattr("numpy._core.multiarray.scalar", lambda *each: calls.append(each))
+        patch.setattr("argparse.Namespace", lambda *each: calls.append(each))
+        assert_loads(path)
+    assert not calls
+    for content in (np.float64(1), AttributeDict(lr=1), [Path("a")]):
+        with pytest.raises(SettingError, match="holds no state dict"):
+            load_weights(network(), saved(tmp_path, content))
+
+
 class Harmful:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return exec, ("raise SystemExit('executed')",)
@@ -117,6 +178,10 @@ def test_nothing_is_executed(tmp_path: Path) -> None:
     path = saved(tmp_path, {"state_dict": state_of(), "args": Namespace(x=Harmful())})
     with pytest.raises(SettingError, match="nothing in a file is executed"):
         load_weights(network(), path)
+    for settings in (AttributeDict(x=Harmful()), np.array([Harmful()], dtype=object)):
+        path = saved(tmp_path, {"state_dict": state_of(), "hyper_parameters": settings})
+        with pytest.raises(SettingError, match="nothing in a file is executed"):
+            load_weights(network(), path)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import io
 
 from ..data.files import opened
 from ..errors import SettingError
+from ..settings.paths import expanded
 
 _MOST_BYTES = 10_000_000
 _SHOWN = 60  # characters of a line, in a message
@@ -24,7 +25,7 @@ def csv_lines(setting: str, path: str, rule: str) -> list[tuple[int, list[str]]]
         SettingError: for a file that cannot be read, or is no CSV in UTF-8; the line is numbered.
     """
     try:
-        with opened(path, _MOST_BYTES) as file:
+        with opened(expanded(path), _MOST_BYTES) as file:
             content = file.read()
     except SettingError as error:  # which begins with the path
         raise SettingError(f"{setting}={error}; {rule}") from None

@@ -157,17 +157,30 @@ def read_survey(settings: EvaluateSettings, runs: Sequence[Run]) -> Survey:
 
 
 def _names(by_network: Mapping[tuple[str, ...], Mapping[str, Run]]) -> dict[tuple[str, ...], str]:
-    """What each network is called: its path or name, and more where that is not one of its own."""
-    plain = {key: _called(next(iter(found.values()))) for key, found in by_network.items()}
+    """What each network is called: its path or name, and more where another has the same.
+
+    That is its layer, and its weights, as the command line pairs them, or their hash.
+    """
+    runs = {key: next(iter(found.values())) for key, found in by_network.items()}
+    plain = {key: _called(run) for key, run in runs.items()}
+    full = {key: _with_weights(plain[key], run) for key, run in runs.items()}
     names = {}
     for key, name in plain.items():
         alike = [other for other, called in plain.items() if called == name and other != key]
-        if any(other[0] == key[0] for other in alike):
+        others = [other for other in alike if other[0] != key[0]]
+        if others:
+            same = any(full[other] == full[key] for other in others)
+            name = f"{name} {key[0][:6]}" if same else full[key]
+        if len(others) < len(alike):
             name = f"{name} {key[1]}"
-        if any(other[0] != key[0] for other in alike):
-            name = f"{name} {key[0][:6]}"
         names[key] = name
     return names
+
+
+def _with_weights(name: str, run: Run) -> str:
+    named = run.config.get("classifier")
+    weights = named.get("weights") if isinstance(named, dict) else None
+    return f"{name}::{weights}" if isinstance(weights, str) and weights else name
 
 
 def _called(run: Run) -> str:

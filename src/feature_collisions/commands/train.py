@@ -134,7 +134,7 @@ def train(settings: Settings, directory: Path, checkpoint: Path | None, group: s
         from .deciding import hashes
 
     check_login(settings.wandb.mode)
-    settings = with_size(settings)
+    settings = with_size(settings.paired())
     data = load_data(settings.data)
     model = load_classifier(settings.classifier, data, settings.seed)
     if place := single_device(settings.trainer):  # the hull is measured there, too

@@ -261,4 +261,8 @@ def load_saved(path: Path, mmap: bool = False) -> Any:
                     f"{path}: unpacks to {whole:,} bytes, which is more than the free memory "
                     f"holds ({free:,})"
                 )
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        # Given a name that ends in .safetensors, torch.load takes the file for one.
+        named = mmap and path.suffix != ".safetensors"
+        file.seek(0)
+        source: Any = path if named else file
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=named)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from ..settings.paths import path_of
 from .images import load_image
 
 _RULE = "give a class name, a class index, CLASS:N for the class's N-th image, or an image file"
@@ -89,7 +90,7 @@ class ImageSet(ABC):
         text = str(choice)
         name, _, rank = text.partition(":")
         label = self.class_index(name)
-        if label is None and (Path(text).is_file() or (Path(text).suffix and not rank)):
+        if label is None and (path_of(text).is_file() or (Path(text).suffix and not rank)):
             return Found(load_image(text, self.size, self.resize), None)
         if label is None:
             raise SettingError(f"{setting}={text:.200}: no such class; {_RULE}. {self._near(name)}")

@@ -1,9 +1,12 @@
 """The hull of a run that was read, with its classifier and its data: what a run says is checked.
 
 The run's settings choose among the known classifiers and data sets by name, and can name nothing
-else; it may be a stranger's.
+else; it may be a stranger's. Which network and weights the corners belong to is decided by their
+hash: of several that may be meant, the one that has it is taken.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,7 +46,7 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
     Raises:
         SettingError: when the classifier is not the one the corners were found with.
     """
-    data_settings, classifier, seed = _named(run, settings)
+    data_settings, classifiers, seed = _named(run, settings)
     expected = run.summary.get("classifier_hash")
     if not expected:
         raise SettingError(
@@ -63,15 +66,7 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
             f"run={run.directory}: its images are {tuple(run.target.shape)}, those of its data "
             f"{data.test.size}; put back the config.yaml that belongs to these corners"
         )
-    model = load_classifier(classifier, data, seed)
-    found = weights_hash(model)
-    if found != expected:
-        other = ", or the network with classifier.path=MODULE:NAME (a survey's as a list of them)"
-        raise SettingError(
-            f"run={run.directory}: its corners were found with other weights (hash {expected}, "
-            f"here {found}); give the file with classifier.weights=FILE"
-            + (other if settings.classifier.path else "")
-        )
+    model = _matching(run, classifiers, data, seed)
     place, double = _places(settings)[0], settings.trainer.get("precision") == "64-true"
     with sparing(place):
         model.to(place, torch.float64 if double else None)
@@ -85,9 +80,41 @@ def _places(settings: EvaluateSettings) -> list[torch.device]:
     return devices_of(settings.trainer) if settings.trainer else [CPU]
 
 
-def _named(run: Run, settings: EvaluateSettings) -> tuple[DataSettings, ClassifierSettings, int]:
-    """The data, the classifier and the seed: as the run says, but for what the user says."""
-    weights = settings.classifier.weights
+def _matching(
+    run: Run, classifiers: Sequence[ClassifierSettings], data: DataSplit, seed: int
+) -> nn.Module:
+    """The first of the classifiers that has the weights that the corners were found with.
+
+    Raises:
+        SettingError: when none has, with the first one's reason.
+    """
+    expected, first = run.summary["classifier_hash"], None
+    for classifier in classifiers:
+        try:
+            model = load_classifier(classifier, data, seed)
+        except SettingError as error:
+            first = first or error
+            continue
+        if (found := weights_hash(model)) == expected:
+            return model
+        network = ", or the network with classifier.path=MODULE:NAME" if classifier.path else ""
+        first = first or SettingError(
+            f"run={run.directory}: its corners were found with other weights (hash {expected}, "
+            f"here {found}); give the file with classifier.weights=FILE{network} (a survey's as a "
+            "list of them)"
+        )
+    assert first
+    raise first
+
+
+def _named(
+    run: Run, settings: EvaluateSettings
+) -> tuple[DataSettings, list[ClassifierSettings], int]:
+    """The data, the classifiers that may be meant, and the seed.
+
+    As the run says, but for what the user says.
+    """
+    files = settings.classifier.files
     try:
         of_data, named = run.config["data"], run.config["classifier"]
         data = DataSettings(
@@ -98,10 +125,10 @@ def _named(run: Run, settings: EvaluateSettings) -> tuple[DataSettings, Classifi
         )
         classifier = ClassifierSettings(
             str(named["name"]),
-            weights or named["weights"],
+            named["weights"],
             str(named["layer"]),
             None,
-            weights is None and named.get("train") is True,
+            named.get("train") is True,
             str(named.get("library", ClassifierSettings.library)),
         )
         seed = int(run.config["seed"])
@@ -115,21 +142,37 @@ def _named(run: Run, settings: EvaluateSettings) -> tuple[DataSettings, Classifi
         ) from None
     data.check()
     classifier.check()
+    alike = sorted(files, key=lambda file: Path(file).name != Path(classifier.weights or "").name)
+    networks = [*(replace(classifier, weights=file, train=False) for file in alike), classifier]
     if classifier.name == "file":
-        classifier.path = _own_code(run, named.get("path"), settings.classifier.path)
-    return data, classifier, seed
+        paths = _own_code(run, named.get("path"), settings.classifier.path)
+        networks = [replace(network, path=path) for path in paths for network in networks]
+    return data, networks, seed
 
 
-def _own_code(run: Run, path: str | None, given: str | list[str] | None) -> str:
-    """What may be imported: what the user names, or, if the user has before, what the run does."""
-    if isinstance(given, str):
-        return given
-    if path and (is_remembered(path) or path in (given or [])):
-        return path
-    if given:
+def _own_code(run: Run, path: str | None, given: str | list[str] | None) -> list[str]:
+    """What may be imported: what the user names, or, if the user has before, what the run does.
+
+    Args:
+        run: names it in messages.
+        path: MODULE:NAME, as the run has it.
+        given: what the user names, each with or without ::FILE. One alone need not be meant for
+            every network of a survey; of a list, the one that the run names is.
+
+    Returns:
+        MODULE:NAME or MODULE:NAME::FILE, what the user names first.
+    """
+    named = given if isinstance(given, list) else [given] if given else []
+    found = [each for each in named if each.partition("::")[0] == path]
+    found = found or ([given] if isinstance(given, str) else [])
+    if path and is_remembered(path):
+        found.append(path)
+    if found:
+        return found
+    if named:
         raise SettingError(
             f"run={run.directory}: its classifier was {path}, which is not in "
-            f"classifier.path=[{','.join(given)}]; add it"
+            f"classifier.path=[{','.join(named)}]; add it"
         )
     raise SettingError(
         f"run={run.directory}: its classifier is code of a user's own, and train.py has "

@@ -23,6 +23,7 @@ from ..networks.probabilities import giving_logits
 from ..networks.target import TargetFeatures
 from ..networks.target_layer import Following, Observed, following
 from ..networks.unwrap import unwrap
+from ..settings.paths import path_of
 from ..settings.rules import one_of
 from .run import write_run
 from .statistics import HullStatistics, Outcome, limit_of, outcome_of
@@ -490,7 +491,7 @@ class Hull:
     def save(self, directory: str | Path) -> None:
         """Write the run directory's corners, summary and images."""
         write_run(
-            Path(directory), self.corners, self.initial, self.target, self.units, self.summary
+            path_of(directory), self.corners, self.initial, self.target, self.units, self.summary
         )
 
 

@@ -96,16 +96,21 @@ def _newest_beside(output: Path, sweep: bool) -> Path:
         )
     remove_if_empty(output)  # Hydra made it for a new run, which this is not
     newest = configs[-1]
-    if killed := _killed_at_once(output.parent, newest.stat().st_mtime):
+    if begun := _without_settings(output.parent, newest.stat().st_mtime):
+        instead = f"continue {newest.parent} with hydra.run.dir={newest.parent}"
+        if is_claimed(begun):
+            raise SettingError(
+                f"ckpt_path=last: another process is at work in the newest run, {begun}; wait "
+                f"until it ends, or {instead}"
+            )
         raise SettingError(
-            f"ckpt_path=last: the newest run, {killed}, was killed before it wrote its settings, "
-            f"so there is nothing to continue; delete it and start it again, or continue "
-            f"{newest.parent} with hydra.run.dir={newest.parent}"
+            f"ckpt_path=last: the newest run, {begun}, was killed before it wrote its settings, "
+            f"so there is nothing to continue; delete it and start it again, or {instead}"
         )
     return newest.parent
 
 
-def _killed_at_once(root: Path, since: float) -> Path | None:
+def _without_settings(root: Path, since: float) -> Path | None:
     """The newest directory below `root` that holds a lock alone, if it is newer than `since`."""
     locks = [
         path
@@ -116,6 +121,18 @@ def _killed_at_once(root: Path, since: float) -> Path | None:
 
 
 _AT_FIRST = {LOCK, ".hydra"}  # what a job has before it writes its settings
+
+
+def is_claimed(directory: Path) -> bool:
+    """Whether a process owns a run directory that has a lock: another one, or this one."""
+    lock = FileLock(directory / LOCK, is_singleton=True)
+    if lock.is_locked:
+        return True
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def remove_if_empty(directory: Path) -> None:
@@ -140,11 +157,9 @@ def newest_run(root: Path) -> Path:
     if not found:
         raise SettingError(f"run: no run with corners below {root}/; run train.py, or give run=DIR")
     directory = found[-1].parent
-    if killed := _killed_at_once(directory.parent, found[-1].stat().st_mtime):
-        warnings.warn(
-            f"run: the newest, {killed}, was killed before it wrote anything; taking {directory}",
-            stacklevel=2,
-        )
+    if begun := _without_settings(directory.parent, found[-1].stat().st_mtime):
+        why = "is still at work" if is_claimed(begun) else "was killed before it wrote anything"
+        warnings.warn(f"run: the newest, {begun}, {why}; taking {directory}", stacklevel=2)
     while any((directory.parent / name).exists() for name in ("pairs.json", "multirun.yaml")):
         directory = directory.parent
     return directory

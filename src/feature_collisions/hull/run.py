@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data.files import load_tensors, read_json, read_yaml, refuse_links, save_tensors, write_json
 from ..data.images import PNG_CHANNELS, save_png
 from ..errors import SettingError
+from ..settings.paths import path_of
 from .places import CONFIG, CORNERS, LOCK
 from .run_checks import check_agreement, check_summary
 
@@ -75,7 +76,7 @@ def load_run(directory: str | Path) -> Run:
     Raises:
         SettingError: when there are no corners, or a file is damaged or does not fit the others.
     """
-    directory = Path(directory)
+    directory = path_of(directory)
     if (directory / CORNERS).exists():
         return _read_one(directory)
     jobs = sorted(path.parent for path in directory.glob(f"*/{CORNERS}"))

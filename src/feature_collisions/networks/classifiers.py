@@ -50,6 +50,7 @@ def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0
     Raises:
         SettingError: for an unknown name or weights of another architecture.
     """
+    settings = settings.paired()
     if settings.train and (settings.name != "mnist_mlp" or settings.weights):
         raise SettingError(
             "classifier.train=true: only mnist_mlp is trained here, and only without weights; "
@@ -80,7 +81,7 @@ def _mnist_mlp(settings: ClassifierSettings, data: DataSplit, seed: int) -> nn.M
 
 def _import_classifier(settings: ClassifierSettings) -> nn.Module:
     """What `classifier.path` names, which is code: only the user's own command line may name it."""
-    rule = "give MODULE:NAME, a classifier or a function that returns one"
+    rule = "give MODULE:NAME, a classifier or a function that returns one, or MODULE:NAME::WEIGHTS"
     module, _, name = (settings.path or "").partition(":")
     if not (module and name):
         raise SettingError(f"classifier.path={settings.path}: {rule}")

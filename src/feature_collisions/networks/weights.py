@@ -3,10 +3,10 @@
 import hashlib
 import re
 import warnings
-from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ def _loaded(path: Path) -> Any:
     try:
         if _is_safetensors(path):
             return load_tensors(path)
-        with torch.serialization.safe_globals([Namespace]):  # settings, which timm saves: data
+        with torch.serialization.safe_globals(_PLAIN):
             return load_saved(path)
     except SettingError as error:  # which begins with the path
         raise SettingError(f"classifier.weights={error}; {_RULE}") from None
@@ -91,7 +91,61 @@ def _is_safetensors(path: Path) -> bool:
         start = file.read(9)
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
         return True
-    return path.suffix == ".safetensors"
+    return path.suffix == ".safetensors" and not start.startswith(_TORCH)
+
+
+_TORCH = (b"PK\x03\x04", b"\x80\x02")  # what torch.save writes: a zip file, or (old) a pickle
+
+
+class Unread:
+    """In the place of a value that is no tensor: whatever it was made of is dropped."""
+
+    def __new__(cls, *_: object) -> Self:
+        """Drop the arguments of a constructor."""
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        """Drop the arguments of a call."""
+
+    def __setstate__(self, state: object) -> None:
+        """Drop a state."""
+
+
+def _mapping(*_: object) -> OrderedDict[Any, Any]:
+    """In the place of a dictionary of a class: its items, which follow, are kept."""
+    return OrderedDict()
+
+
+_LIGHTNING = ("lightning.fabric.utilities.data", "lightning_fabric.utilities.data",
+              "lightning.pytorch.utilities.parsing",
+              "pytorch_lightning.utilities.parsing")  # fmt: skip
+_NUMPY = ("numpy._core.multiarray", "numpy.core.multiarray", "numpy._core.numeric",
+          "numpy.core.numeric")  # fmt: skip
+_VALUES = {
+    "argparse": ("Namespace",),
+    "types": ("SimpleNamespace",),
+    "builtins": ("set", "frozenset", "slice", "range", "complex", "bytearray", "bytes", "object",
+                 "list", "dict", "tuple", "int", "float", "str", "bool"),
+    "_codecs": ("encode",),  # by which bytes are written
+    "copyreg": ("_reconstructor",),
+    "datetime": ("datetime", "date", "time", "timedelta", "timezone"),
+    "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"),
+    "pathlib._local": ("Path", "PosixPath", "WindowsPath"),
+    "typing": ("Any",),
+    "numpy": ("dtype", "ndarray"),
+    **dict.fromkeys(_NUMPY, ("scalar", "_reconstruct", "_frombuffer")),
+    "omegaconf.dictconfig": ("DictConfig",),
+    "omegaconf.listconfig": ("ListConfig",),
+    "omegaconf.base": ("ContainerMetadata", "Metadata"),
+    "omegaconf.nodes": ("AnyNode", "BooleanNode", "BytesNode", "EnumNode", "FloatNode",
+                        "IntegerNode", "PathNode", "StringNode"),
+}  # fmt: skip
+_PLAIN: list[Any] = [
+    *((Unread, f"{module}.{name}") for module, names in _VALUES.items() for name in names),
+    *((OrderedDict, f"{module}.AttributeDict") for module in _LIGHTNING),
+    (_mapping, "collections.defaultdict"),
+]
+"""What trainers keep next to weights, by name: no class or function named in a file is called."""
 
 
 def _states(found: Any) -> dict[str, State]:

@@ -19,6 +19,7 @@ from ..data.files import write_atomically
 from ..data.images import to_uint8
 from ..evaluation.survey import Figures, Interval
 from ..hull.statistics import OUTCOMES
+from .escaping import for_line
 from .findings import LAWS, settled
 from .sheets import Sheet
 from .tables import number
@@ -282,7 +283,7 @@ def _with_interval(axes: Any, size: Interval | None, place: float, upright: bool
 
 
 def _short(name: str) -> str:
-    text = name.rpartition(":")[2].replace("$", r"\$")  # which begins a formula
+    text = for_line(name.rpartition(":")[2]).replace("$", r"\$")  # which begins a formula
     return text if len(text) <= 24 else f"{text[:23]}…"
 
 

@@ -40,6 +40,7 @@ from ..networks.target_layer import (
 from ..networks.unwrap import unwrap, unwrap_layer
 from ..patches.composite import Sources
 from ..patches.floor import alone, what_limits
+from ..settings.paths import path_of
 from ..settings.rules import SEED, one_of, whole
 from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
 from ..settings.train import parse_corners, parse_corners_per_batch
@@ -166,8 +167,8 @@ class Search:
                 "optimizer.name=sobolev: goes along gradients of pixels, and composites have "
                 "logits; take optimizer=adam or optimizer=paper"
             )
-        self.directory = None if self.directory is None else Path(self.directory)
-        self.ckpt_path = None if self.ckpt_path is None else Path(self.ckpt_path)
+        self.directory = None if self.directory is None else path_of(self.directory)
+        self.ckpt_path = None if self.ckpt_path is None else path_of(self.ckpt_path)
 
     def _dtype(self) -> torch.dtype:
         """What the search computes in: float64 where it is asked for, or the model does."""

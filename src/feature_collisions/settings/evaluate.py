@@ -23,22 +23,36 @@ class DataPlace:
 class ClassifierPlace:
     """Where the run's classifier lies now."""
 
-    weights: str | None = None
-    """The file of the run's weights now; null: where the run found it."""
+    weights: Any = None
+    """The file of the run's weights now; null: where the run found it. Of a survey a list: each
+    network takes the one that its corners were found with."""
     path: Any = None
     """MODULE:NAME of the classifier's constructor, for a run with one of the user's own: a run
-    directory is data, and names no code to execute. Of a survey a list, one for each network."""
+    directory is data, and names no code to execute. Of a survey a list, one for each network;
+    MODULE:NAME::FILE names weights, too."""
 
     def __post_init__(self) -> None:
-        self.weights = home(self.weights)
+        listed = isinstance(self.weights, list)
+        self.weights = list(map(home, self.weights)) if listed else home(self.weights)
 
     def check(self) -> None:
         """Raise SettingError for what is neither text nor a list of texts."""
-        texts = self.path if isinstance(self.path, list) else [self.path or ""]
-        if not all(isinstance(text, str) for text in texts):
-            raise SettingError(
-                f"classifier.path={self.path}: give MODULE:NAME, or a list of them for a survey"
-            )
+        for name, form in (("path", "MODULE:NAME"), ("weights", "FILE")):
+            value = getattr(self, name)
+            if not all(isinstance(text, str) for text in _listed(value)):
+                raise SettingError(
+                    f"classifier.{name}={value}: give {form}, or a list of them for a survey"
+                )
+
+    @property
+    def files(self) -> list[str]:
+        """What `weights` names."""
+        return _listed(self.weights)
+
+
+def _listed(value: Any) -> list[Any]:
+    """A setting that may be one value or several."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Paths as people write them."""
 
 import os
+from pathlib import Path
 from typing import TypeVar
 
 _Value = TypeVar("_Value")
@@ -14,3 +15,8 @@ def expanded(path: str) -> str:
 def home(value: _Value) -> _Value:
     """A setting that may be a path, `expanded`; what is no text, or no such path, as it is."""
     return expanded(value) if isinstance(value, str) else value  # type: ignore[return-value]
+
+
+def path_of(path: str | Path) -> Path:
+    """The path that a caller in Python names, `expanded`."""
+    return Path(expanded(str(path)))

@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-_KEYS = ("library", "name", "path", "weights")  # of `classifier`: which network it is
+from .train import NETWORK
 
 
 def tell_of_networks(arguments: list[str], conf: Path) -> list[str]:
@@ -46,7 +46,7 @@ def tell_of_networks(arguments: list[str], conf: Path) -> list[str]:
 def _choices(override: Override, conf: Path) -> Iterator[dict[str, str | None]]:
     """What each choice of a sweep says of the network; nothing, where it says nothing of it."""
     _, _, key = override.key_or_group.partition("classifier.")
-    if not (override.key_or_group == "classifier" or key in _KEYS):
+    if not (override.key_or_group == "classifier" or key in NETWORK):
         return
     for choice in override.sweep_iterator():
         choice = choice.text if isinstance(choice, QuotedString) else choice
@@ -56,7 +56,7 @@ def _choices(override: Override, conf: Path) -> Iterator[dict[str, str | None]]:
         path = conf / "classifier" / f"{choice}.yaml"
         values = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
         assert isinstance(values, dict)
-        yield {name: values[name] for name in _KEYS if values.get(name) not in (None, "???")}
+        yield {name: values[name] for name in NETWORK if values.get(name) not in (None, "???")}
 
 
 def _entry(name: str, value: str | None) -> str:

@@ -24,6 +24,9 @@ from .search import (
 )
 from .solver import OBJECTIVES
 
+NETWORK = ("library", "name", "path", "weights")
+"""The settings of `classifier` that say which network it is."""
+
 
 @dataclass
 class ClassifierSettings:
@@ -38,7 +41,8 @@ class ClassifierSettings:
     """The target layer, a node whose output feeds a ReLU; `auto`: the last that does and that
     everything flows through."""
     path: str | None = None
-    """MODULE:NAME of a constructor on PYTHONPATH, for `name=file`."""
+    """MODULE:NAME of a constructor on PYTHONPATH, for `name=file`. `path` and `name` may name their
+    weights, too, so that a sweep pairs them: MODULE:NAME::FILE; `weights` is for those without."""
     train: bool = False
     """Whether mnist_mlp is trained anew, on the data and with the run's seed, in place of what
     ships."""
@@ -47,6 +51,13 @@ class ClassifierSettings:
 
     def __post_init__(self) -> None:
         self.weights = home(self.weights)
+
+    def paired(self) -> "ClassifierSettings":
+        """The same with `weights`, where the name or the path say them as ...::FILE."""
+        name, _, of_name = self.name.partition("::")
+        path, _, of_path = (self.path or "").partition("::")
+        weights = of_path or of_name or self.weights
+        return replace(self, name=name, path=path or self.path, weights=weights)
 
     def check(self) -> None:
         """Raise SettingError for an unknown library."""
@@ -192,7 +203,7 @@ class Settings:
 
     def _check_networks(self) -> None:
         for each in self.networks:
-            if strange := each.keys() - {"library", "name", "path", "weights"}:
+            if strange := each.keys() - set(NETWORK):
                 raise SettingError(
                     f"networks: {strange.pop()} is none of library, name, path and weights, by "
                     "which an entry says what it has in the place of classifier.name and so on"
@@ -200,8 +211,16 @@ class Settings:
 
     def classifiers(self) -> list[ClassifierSettings]:
         """The classifiers that get the same pairs: those of a survey, or this job's alone."""
-        given: list[dict[str, Any]] = list(map(dict, self.networks))
-        return [replace(self.classifier, **each) for each in given] or [self.classifier]
+        given: list[dict[str, Any]] = list(map(dict, self.networks)) or [{}]
+        return [replace(self.classifier, **each).paired() for each in given]
+
+    def paired(self) -> "Settings":
+        """The same, where each network's weights are a setting: what a run keeps."""
+        networks = [
+            {key: getattr(each, key) for key in NETWORK}
+            for each in (self.classifiers() if self.networks else [])
+        ]
+        return replace(self, classifier=self.classifier.paired(), networks=networks)
 
 
 def to_settings(config: DictConfig) -> Any:
