@@ -10,7 +10,7 @@ from feature_collisions import find_corners
 from feature_collisions.data.files import load_tensors, save_tensors
 from feature_collisions.data.images import load_image
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.places import claimed, newest_run, place_of_run
+from feature_collisions.hull.places import claimed, is_claimed, newest_run, place_of_run
 from feature_collisions.hull.run import hulls_below, load_run
 from feature_collisions.settings.search import LossSettings, StopSettings
 
@@ -154,9 +154,21 @@ def test_a_job_that_has_only_just_started_was_not_killed(tmp_path):
             assert f"hydra.run.dir={older}" in str(error.value)
             with pytest.warns(UserWarning, match="still at work"):
                 assert newest_run(tmp_path) == older
+            assert "at work" in hulls_below(tmp_path)[1]["2"]
+    assert "ckpt_path=last" in hulls_below(tmp_path)[1]["2"]
     output.mkdir(exist_ok=True)
     with pytest.raises(SettingError, match=r"ckpt_path=last.*killed"):
         place_of_run("last", output, sweep=False)
+
+
+def test_a_lock_that_is_a_link_is_not_opened(tmp_path):
+    (tmp_path / "note").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "note")
+    assert not is_claimed(tmp_path / "run")
+    assert not is_claimed(tmp_path)
+    assert not (tmp_path / ".lock").exists()
+    assert (tmp_path / "note").read_text() == "kept"
 
 
 def test_home_is_expanded(search, shift, shift_images, tmp_path, monkeypatch):

@@ -124,8 +124,11 @@ _AT_FIRST = {LOCK, ".hydra"}  # what a job has before it writes its settings
 
 
 def is_claimed(directory: Path) -> bool:
-    """Whether a process owns a run directory that has a lock: another one, or this one."""
-    lock = FileLock(directory / LOCK, is_singleton=True)
+    """Whether a process owns a run directory: another one, or this one."""
+    path = directory / LOCK
+    if path.is_symlink() or not path.is_file():  # a stranger's; opening it could change a file
+        return False
+    lock = FileLock(path, is_singleton=True)
     if lock.is_locked:
         return True
     try:
@@ -133,6 +136,8 @@ def is_claimed(directory: Path) -> bool:
             return False
     except Timeout:
         return True
+    except OSError:  # of another user's directory
+        return False
 
 
 def remove_if_empty(directory: Path) -> None:

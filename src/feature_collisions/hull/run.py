@@ -13,7 +13,7 @@ from ..data.files import load_tensors, read_json, read_yaml, refuse_links, save_
 from ..data.images import PNG_CHANNELS, save_png
 from ..errors import SettingError
 from ..settings.paths import path_of
-from .places import CONFIG, CORNERS, LOCK
+from .places import CONFIG, CORNERS, LOCK, is_claimed
 from .run_checks import check_agreement, check_summary
 
 
@@ -230,5 +230,7 @@ def _unfinished(directory: Path) -> dict[str, str]:
     traces = [*directory.rglob(CONFIG), *directory.rglob(LOCK)]
     begun = sorted({path.parent for path in traces})
     names = [each.relative_to(directory) for each in begun if not any(each.rglob(CORNERS))]
-    reason = "no corners: the search was not finished; continue it with ckpt_path=last"
-    return {str(name): reason for name in names if name.parts and "wandb" not in name.parts}
+    names = [name for name in names if name.parts and "wandb" not in name.parts]
+    at_work = "no corners yet: a process is at work there; wait until it ends"
+    ended = "no corners: the search was not finished; continue it with ckpt_path=last"
+    return {str(name): at_work if is_claimed(directory / name) else ended for name in names}
