@@ -8,7 +8,7 @@ from torch import nn
 from feature_collisions.errors import SettingError
 from feature_collisions.networks.graph import trace
 from feature_collisions.networks.target import TargetFeatures
-from feature_collisions.networks.target_layer import following, last_hidden_layer
+from feature_collisions.networks.target_layer import Observed, following, last_hidden_layer
 from helpers.graphs import cut_at
 
 IMAGE = torch.zeros(1, 3, 3)
@@ -201,3 +201,22 @@ def test_what_goes_past_a_layer_is_known(how):
 )
 def test_nothing_goes_past_a_layer_that_all_flows_through(how, activation):
     assert following(trace(Past(how), (1, 2, 2)), "layer") == (activation, float("inf"), ())
+
+
+@pytest.mark.parametrize("how", ["plain", "read", "branch", "two"])
+def test_what_is_run_may_write_in_place_and_computes_the_same(how):
+    torch.manual_seed(0)
+    model, images = Past(how), torch.rand(5, 1, 2, 2)
+    graph = trace(model, (1, 2, 2))
+    found = []
+    for network in (graph.network, Observed(graph, "layer").network):
+        given = images.clone().requires_grad_()
+        output = network(given)
+        logits = output[0] if isinstance(output, tuple) else output
+        logits.square().sum().backward()
+        found.append((logits.detach(), given.grad))
+    for plain, in_place in zip(*found, strict=True):
+        assert torch.equal(plain, in_place)
+    observed = Observed(graph, "layer")
+    first = model.first(images.flatten(1)).relu()
+    assert torch.equal(observed(images)[1], model.layer(first))

@@ -320,6 +320,23 @@ def without_in_place(graph: fx.Graph) -> bool:
     return True
 
 
+_IN_PLACE = {aten.relu.default: aten.relu_.default, aten.hardtanh.default: aten.hardtanh_.default}
+# Operations whose backward pass does not read what they gave.
+_NOT_READ_AGAIN = LAYERS | SUMS | _JOINED | {BATCH_NORM}
+
+
+def reuse_memory(network: fx.GraphModule) -> None:
+    """Let rectifiers write over values that nothing else reads: fresh memory costs time.
+
+    For what a search or an evaluation runs; the graph that is read has no writes in place.
+    """
+    for node in network.graph.nodes:
+        source = node.all_input_nodes[0] if node.target in _IN_PLACE else None
+        if source and source.target in _NOT_READ_AGAIN and len(source.users) == 1:
+            node.target = _IN_PLACE[node.target]
+    network.recompile()
+
+
 def _is_mutable(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable

@@ -15,7 +15,7 @@ from ..errors import SettingError
 from ..settings.trainer import MIXED
 from .graph import Graph, copied, fold, held_by, shell_of, until
 from .logits import device_of, logits_in
-from .operations import LAYERS, base_name, ceiling_of, keeps_values, not_flat
+from .operations import LAYERS, base_name, ceiling_of, keeps_values, not_flat, reuse_memory
 
 
 class Following(NamedTuple):
@@ -81,7 +81,9 @@ class Observed(nn.Module):
         else:
             logits = next(iter(reversed(graph.network.graph.nodes))).args[0]
             assert isinstance(logits, fx.Node)
-            self.network = until(graph.network, (logits, node))
+            network = until(graph.network, (logits, node))
+            reuse_memory(network)
+            self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) to logits (B, classes) and pre-activations (B, N)."""
@@ -113,6 +115,8 @@ def network_of(
         network.network = _frozen(network.network)
     else:
         network = TargetLayer(graph, layer)
+    if isinstance(network.network, fx.GraphModule):
+        reuse_memory(network.network)
     place = able(device_of(graph.model), dtype)
     network.to(place, dtype).to(memory_format=layout)
     return network
