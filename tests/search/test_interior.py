@@ -32,3 +32,27 @@ def test_a_stop_looks_between_the_corners(points: int, may_stop: bool) -> None:
         trainer={"accelerator": "cpu"},
     ).module  # fmt: skip
     assert module._classified_as_target(ends, ends) is may_stop
+
+
+@pytest.mark.parametrize(("corners", "points"), [(5, 3), (10, 8), (4, 1)])
+def test_points_between_corners_do_not_depend_on_the_number_of_threads(
+    corners: int, points: int
+) -> None:
+    """A matrix product's gradient did: from five corners on it rounds otherwise on two."""
+    ends = torch.rand(2, 1, 2, 2)
+    module = Search(
+        Gap(), "layer", *ends, [0], loss=LossSettings(1.0, 0.1), trainer={"accelerator": "cpu"}
+    ).module
+    every, along = torch.rand(corners, 3, 32, 32), torch.randn(points, 3, 32, 32)
+    found, before = [], torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            images = every.clone().requires_grad_()
+            inside = module._points_inside(points, 0, images)
+            (gradient,) = torch.autograd.grad(inside, images, along)
+            found.append((inside.detach(), gradient))
+    finally:
+        torch.set_num_threads(before)
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first, second)

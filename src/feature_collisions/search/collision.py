@@ -337,8 +337,9 @@ class Collision(LightningModule):
             ends = weights[:halfway].topk(min(2, len(every))).indices
             weights[:halfway] = torch.zeros_like(weights[:halfway]).scatter_(1, ends, 1.0)
         weights = (weights / weights.sum(1, keepdim=True)).to(every)
-        points: Tensor = torch.tensordot(weights[self._own], every, 1)
-        return points
+        # No matrix product: how its gradient rounds depends on the number of threads.
+        shares = weights[self._own].view(-1, len(every), *[1] * (every.dim() - 1))
+        return (shares * every).sum(1)
 
     def _at_once(self, images: Tensor) -> bool:
         """Whether a rank's corners and points go through the network together, in all ranks."""
