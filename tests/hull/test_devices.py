@@ -28,6 +28,7 @@ from feature_collisions.settings.search import (
     OptimizerSettings,
     StopSettings,
 )
+from helpers.clocks import count_pieces
 from helpers.elsewhere import DEVICE, Elsewhere, elsewhere, searching_there
 from helpers.hulls import NAMES, collided, evaluated, made_hull
 from helpers.searches import APART
@@ -46,6 +47,7 @@ def one_thread(monkeypatch):
     """Modes of PyTorch's, which `elsewhere` is made of, hold in one thread."""
     for module in ("hull.hull", "proofs.judge"):
         monkeypatch.setattr(f"feature_collisions.{module}.threads_of_cpu", lambda: 1)
+    count_pieces(monkeypatch)  # two runs are compared: no wall time may part them
 
 
 @pytest.fixture(params=[True, False], ids=["float64", "no float64"])
