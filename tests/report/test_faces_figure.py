@@ -32,3 +32,21 @@ def test_without_triangles_or_a_part_that_is_settled_there_is_no_picture_but_a_s
     assert "nothing to draw" in row.note
     assert faces_figure({}) is None
     assert faces_figure({"faces": {"reason": "needs three corners"}}) is None
+
+
+def test_a_share_of_the_triangles_is_not_called_proved() -> None:
+    found = prove_faces(valley(), 0)
+    parts = [part for triangle in found["triangles"] for part in triangle["parts"]]
+    result = {"target_class": 0, "target_probability": 1.0, "proof": {"faces": found}}
+
+    def known() -> Known:
+        (row,) = [row for claim in CLAIMS for row in claim(result, NAMES) if "three" in row.label]
+        return row.known
+
+    for part in parts:
+        part["state"] = "proved"
+    found["share_proved"] = 1.0
+    assert known() is Known.PROVED
+    parts[-1]["state"] = "undecided"
+    found["share_proved"] = 0.999999
+    assert known() is Known.NOT_PROVED

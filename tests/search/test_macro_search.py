@@ -134,7 +134,7 @@ def run(model: Any, images: Any, sources: Sources, steps: int, **more: Any) -> A
     return find_corners(
         model, "1", *images, [0, 1], sources=sources,
         optimizer=OptimizerSettings(rate=0.1, final_rate=0.1),
-        stop=StopSettings(None, steps, steps, None, None), **more,
+        stop=StopSettings(None, steps, steps, None, None, hull_relative=0.3), **more,
     )  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def test_pixels_have_no_penalty_however_they_are_batched(model: Any, images: Any
     found = [
         find_corners(
             model, "1", *images, [0, 1], loss=LossSettings(gamma=gamma), corners_per_batch=batch,
-            stop=StopSettings(None, 5, 5, None, None),
+            stop=StopSettings(None, 5, 5, None, None, hull_relative=0.3),
         ).corners
         for gamma, batch in ((0.0, 2), (3.0, 2), (3.0, 1))
     ]  # fmt: skip

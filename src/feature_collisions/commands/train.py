@@ -215,13 +215,16 @@ def as_yaml(settings: Settings) -> str:
 
 def print_corners(summary: dict[str, Any], class_names: Sequence[str], directory: Path) -> None:
     """The table `train.py` ends with, what must be known about it, and where the run lies."""
-    from ..report.findings import corners_table
+    from ..report.findings import collision_line, corners_table, distance_line
     from ..report.tables import as_text
 
     table = corners_table(summary, class_names)
     print(f"\n{as_text(table)}\n" + (f"\n{table.note}" if table.note else ""))
     seconds = f"{summary['seconds']:.2f} s of {summary['seconds_total']:.1f} s in all"
     print(f"{summary['steps']} steps, {seconds}")
+    for line in (collision_line(summary), distance_line(summary)):
+        if line:
+            print(line)
     label = summary.get("target_label")  # of the data set; a class where their numbers agree
     if label is not None and label != summary["target_class"]:
         target = class_names[summary["target_class"]]
@@ -259,11 +262,12 @@ def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
         hull.summary |= {
             "experiment": settings.name,
             "classifier": settings.classifier.name,
-            "hull_relative": settings.stop.hull_relative,
             # Of another number of classes: a label then names no class of the classifier.
             "target_label": target.label if len(classes) == len(hull.target_logits) else None,
             "seconds_total": hull.summary["seconds_total"] + built - started,
         }
+        if settings.stop.hull_relative is not None:
+            hull.summary["hull_relative"] = settings.stop.hull_relative
         hull.save(directory)
         if logger:
             with failures_as_warnings("log the corners"):

@@ -15,6 +15,7 @@ from ..data.files import write_json
 from ..data.images import save_png
 from ..errors import SettingError
 from ..hull.hull import SAMPLERS, Hull
+from ..hull.statistics import limit_of
 from ..proofs.collision import prove_collision
 from ..proofs.edges import prove_edges
 from ..proofs.faces import prove_faces
@@ -132,7 +133,8 @@ def _outcome(subject: Subject) -> dict[str, Any]:
     if "dirichlet" not in subject.known:
         return {}
     name, reasons = subject.hull.outcome(subject.known["dirichlet"])
-    return {"outcome": name, "outcome_reasons": reasons}
+    limit = limit_of(subject.hull.summary)
+    return {"outcome": name, "outcome_reasons": reasons, "hull_relative": limit}
 
 
 def _distances(subject: Subject) -> dict[str, Any]:

@@ -476,7 +476,8 @@ class Hull:
 
         Returns:
             `class`: its `outcome` is `proved`, `refuted` or `undecided`, with `share_proved` of the
-            hull's volume, `margin_min`, `probability_min`, `pieces` and `seconds`. `collision`:
+            hull's volume (of its weights, where corners coincide), `margin_min`,
+            `probability_min`, `pieces` and `seconds`. `collision`:
             `feature_relative_max`, which ||f(x) - f(t)|| / ||f(t)|| exceeds nowhere. Each has a
             `reason` where nothing can be stated.
 

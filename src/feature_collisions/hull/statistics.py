@@ -9,8 +9,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ..data.devices import able
+from ..networks.graph import Graph
 from ..networks.target import TargetFeatures
-from ..settings.search import StopSettings
+from ..networks.target_layer import is_affine
 
 _BINS = 50
 
@@ -136,18 +137,37 @@ class Outcome(NamedTuple):
     """What sampled points say a hull is, and why it is no more than that.
 
     `features collide`: all points are of the target's class, their mean probability is within 0.05
-    of the target's, and the largest ||f(x) - f(t)|| over ||f(t)|| is at most the experiment's
-    limit, `stop.hull_relative`. `class only`: all of this but for the last. `neither`: anything
-    else.
+    of the target's, and the largest ||f(x) - f(t)|| over ||f(t)|| is at most `collision_limit`, or
+    `stop.hull_relative` where that is a number. `class only`: all of this but for the last.
+    `neither`: anything else.
     """
 
     name: str
     reasons: list[str]
 
 
+AFFINE, DEEP, COMPOSITE = 0.05, 0.2, 0.3
+
+
+def collision_limit(graph: Graph, layer: str, composite: bool = False) -> float:
+    """The largest feature error over ||f(t)|| at which features are said to collide at a layer.
+
+    A layer that is affine in the pixels has exact collisions, so little is allowed there. Behind a
+    deeper layer a search comes close, and composites (section 4) less close than pixels.
+
+    Args:
+        graph: of the classifier.
+        layer: the target layer.
+        composite: whether the corners are made of patches.
+    """
+    if is_affine(graph, layer):
+        return AFFINE
+    return COMPOSITE if composite else DEEP
+
+
 def limit_of(summary: dict[str, Any]) -> float:
     """The largest feature error over ||f(t)|| that `summary.json` calls a collision."""
-    return float(summary.get("hull_relative", StopSettings.hull_relative))
+    return float(summary.get("hull_relative", COMPOSITE))
 
 
 def outcome_of(sample: dict[str, Any], target_probability: float, limit: float) -> Outcome:

@@ -15,7 +15,17 @@ from ..errors import SettingError
 from ..settings.trainer import MIXED
 from .graph import Graph, copied, fold, held_by, shell_of, until
 from .logits import device_of, logits_in
-from .operations import LAYERS, base_name, ceiling_of, keeps_values, not_flat, reuse_memory
+from .operations import (
+    LAYERS,
+    NotPiecewiseLinear,
+    base_name,
+    ceiling_of,
+    keeps_values,
+    kinds,
+    not_flat,
+    reuse_memory,
+    where,
+)
 
 
 class Following(NamedTuple):
@@ -148,6 +158,25 @@ def _halve(network: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
     if node.op == "get_attr" and all(user.target in LAYERS for user in node.users):
         tensor = held_by(network, str(node.target))
         tensor.data = tensor.data.to(dtype)
+
+
+def check_affine(layer: TargetLayer) -> None:
+    """Raise NotPiecewiseLinear, with the reason, unless every step before the layer is affine."""
+    if not isinstance(layer.network, fx.GraphModule):
+        raise NotPiecewiseLinear("torch.export cannot follow the network")
+    found = kinds(layer.network).items()
+    bends = [where(node) for node, kind in found if kind not in ("fixed", "affine")]
+    if bends:
+        raise NotPiecewiseLinear(f"the pixels pass through {bends[0]} first, which is not linear")
+
+
+def is_affine(graph: Graph, layer: str) -> bool:
+    """Whether the layer's pre-activations are known to be affine in the pixels."""
+    try:
+        check_affine(TargetLayer(graph, layer))
+    except NotPiecewiseLinear:
+        return False
+    return True
 
 
 def last_hidden_layer(graph: Graph) -> str:

@@ -11,13 +11,12 @@ from ..hull.hull import Hull
 from ..networks.operations import NotPiecewiseLinear
 from ..networks.rectifiers import write_with_rectifiers
 from ..networks.target import TargetFeatures
-from ..networks.target_layer import TargetLayer
+from ..networks.target_layer import TargetLayer, check_affine
 from ..settings.rules import at_least
 from .bounds.over_pieces import Bounds
 from .bounds.record import steps_of
 from .bounds.steps import Step
 from .judge import HullJudge, cache_of
-from .linear_program import check_affine
 from .splitting import Judged, Pieces, Splitting
 
 _UNITS = 2048  # of a target layer whose errors are bounded together

@@ -11,18 +11,19 @@ import torch
 from lightning.pytorch.loggers import Logger
 from scipy.optimize import linprog
 from scipy.sparse import block_array, eye_array
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.images import check_pair
 from ..errors import CollisionError, SettingError
 from ..hull.hull import Hull
+from ..hull.statistics import AFFINE
 from ..networks.agreement import accepted, check_agreement
 from ..networks.graph import Graph, trace
-from ..networks.operations import NotPiecewiseLinear, kinds, where
+from ..networks.operations import NotPiecewiseLinear
 from ..networks.probabilities import giving_logits
 from ..networks.target import TargetFeatures, passing, preactivation_of, target_features
-from ..networks.target_layer import Observed, TargetLayer
+from ..networks.target_layer import Observed, TargetLayer, check_affine
 from ..networks.unwrap import unwrap
 from ..networks.weights import weights_hash
 from ..search.losses import negative
@@ -45,16 +46,6 @@ class AffineMap:
 
     weight: np.ndarray
     bias: np.ndarray
-
-
-def check_affine(layer: TargetLayer) -> None:
-    """Raise NotPiecewiseLinear, with the reason, unless every step before the layer is affine."""
-    if not isinstance(layer.network, fx.GraphModule):
-        raise NotPiecewiseLinear("torch.export cannot follow the network")
-    found = kinds(layer.network).items()
-    bends = [where(node) for node, kind in found if kind not in ("fixed", "affine")]
-    if bends:
-        raise NotPiecewiseLinear(f"the pixels pass through {bends[0]} first, which is not linear")
 
 
 def affine_map(layer: TargetLayer, size: Sequence[int], batch: int = 256) -> AffineMap:
@@ -326,6 +317,7 @@ class LinearPrograms:
             "classifier_hash": weights_hash(self.model),
             "solver": "linear_program",
             "objective": self.objective,
+            "hull_relative": AFFINE,
             "converged": not far,
         }
 

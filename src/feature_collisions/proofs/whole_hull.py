@@ -58,7 +58,7 @@ def prove_class(
 
     Returns:
         `outcome`: `proved`, `refuted` by a `counter_example` (its weights, and the class that the
-        model itself gives it), or `undecided`; `share_proved` (by volume); what holds there:
+        model itself gives it), or `undecided`; `share_proved` (by weights); what holds there:
         `margin_min` (the target's logit over any other) and `probability_min` of the target's
         class; `pieces` and `seconds`, of all calls. Or the `reason` why nothing is bounded.
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ..evaluation.paper import CASES, Case
 from ..hull.hull import SAMPLERS
-from ..hull.statistics import CLASS, FEATURES, NEITHER
+from ..hull.statistics import CLASS, FEATURES, NEITHER, limit_of
 from .tables import Table, number
 
 
@@ -162,6 +162,25 @@ def corners_table(summary: dict[str, Any], class_names: Sequence[str]) -> Table:
     return Table("The corners", columns, rows, note if clipped else "")
 
 
+def collision_line(summary: dict[str, Any]) -> str:
+    """Whether the corners' features collide, with the limit; empty where it was not measured."""
+    if (error := summary.get("corner_feature_relative_max")) is None:
+        return ""
+    limit = limit_of(summary)
+    said = f"at most {limit:g}: collide" if error <= limit else f"above {limit:g}: do not collide"
+    return f"feature error of the corners {error:.4g}, {said}"
+
+
+def distance_line(summary: dict[str, Any]) -> str:
+    """How far apart the corners are, with the unit; empty where it was not measured."""
+    if (mean := summary.get("corner_distance_mean")) is None:
+        return ""
+    return (
+        f"corners {mean:,.4g} apart on average (L2 of pixels in 0..{summary['distance_scale']}); "
+        "evaluate.py compares that with the data set"
+    )
+
+
 # Claims: each reads its entries of evaluation.json, and yields nothing where they are not there.
 
 
@@ -176,6 +195,12 @@ def _outcome(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     if "outcome" in result:
         reasons = "; ".join(result["outcome_reasons"])
         note = _IN_WORDS[result["outcome"]] + (f" ({reasons})" if reasons else "")
+        error, limit = (
+            result.get("dirichlet", {}).get("feature_relative_max"),
+            result.get("hull_relative"),
+        )
+        if result["outcome"] == FEATURES and None not in (error, limit):
+            note += f" (feature error {error:.4g}, at most {limit:g}: collide)"
         yield Finding("outcome", result["outcome"], Known.SAMPLED, note)
 
 
@@ -344,7 +369,8 @@ def _faces(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
             value += f", not so in the middle of {refuted} parts"
         if not settled(faces):
             note += "; they settle no part in the time they have: there is nothing to draw"
-        known = Known.REFUTED if refuted else Known.PROVED if share else Known.NOT_PROVED
+        whole = set(_states(faces)) == {"proved"}
+        known = Known.REFUTED if refuted else Known.PROVED if whole else Known.NOT_PROVED
         yield Finding(label, value, known, note)
 
 

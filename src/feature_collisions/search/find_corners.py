@@ -18,6 +18,7 @@ from ..ends import between_steps
 from ..errors import SettingError
 from ..hull.distances import SIGMA
 from ..hull.hull import Hull
+from ..hull.statistics import collision_limit
 from ..networks.agreement import (
     accepted,
     check_agreement,
@@ -329,9 +330,16 @@ class Search:
     def _preactivation(self, images: Tensor) -> Tensor:
         return preactivation_of(self.graph, self.layer, images, self.dtype)
 
+    @property
+    def limit(self) -> float:
+        """The feature error over ||f(t)|| up to which features are said to collide."""
+        if self.stop.hull_relative is not None:
+            return float(self.stop.hull_relative)
+        return collision_limit(self.graph, self.layer, self.sources is not None)
+
     def _limits(self, found: Tensor) -> dict[str, Any]:
         """Of composites whose features do not collide: what one corner by itself gets to."""
-        limit, norm = self.stop.hull_relative, self.module.loss.norm
+        limit, norm = self.limit, self.module.loss.norm
         ends = self._preactivation(torch.cat([found, found.mean(0, keepdim=True)]))
         largest = float(self.features.error(ends).max()) / norm if norm else 0.0
         if largest <= limit:
@@ -359,7 +367,7 @@ class Search:
         own = {
             "experiment": "find_corners",
             "classifier_hash": self.module.problem["classifier"],
-            "hull_relative": float(self.stop.hull_relative),
+            "hull_relative": self.limit,
             "converged": not late,
             "unmet": late,
             "steps": found.step,

@@ -39,10 +39,13 @@ def summarise(
     """
     probabilities = class_probabilities(graph.model, torch.stack([*pair, *images]))
     preactivation = preactivation_of(graph, layer, images, features.features.dtype)
+    scale = 1 if len(pair[0]) == 1 else 255
+    distances = torch.pdist(images.flatten(1)) * scale
     return summary_of(corners, units, preactivation, features, probabilities) | {
         "classifier": type(graph.model).__name__,
         "layer": layer,
-        "distance_scale": 1 if len(pair[0]) == 1 else 255,
+        "distance_scale": scale,
+        "corner_distance_mean": float(distances.mean()) if len(distances) else None,
         "returns": "probabilities" if gives_probabilities(graph.model) else "logits",
     }
 
@@ -69,6 +72,7 @@ def summary_of(
     sides = target.sides(units)
     norm = float(target.features.norm())
     initial_class, target_class, *classes = probabilities.argmax(1).tolist()
+    error = float(target.error(preactivation).max())
     entries = [
         {
             "corner": corner,
@@ -87,5 +91,6 @@ def summary_of(
         "initial_class": initial_class,
         "target_class": target_class,
         "target_probability": float(probabilities[1, target_class]),
+        "corner_feature_relative_max": error / norm if norm else None,
         "corners": entries,
     }

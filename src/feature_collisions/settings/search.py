@@ -212,18 +212,17 @@ class StopSettings:
     probability: float | None = 0.05
     """How near every corner's probability of the target's class must be to the target's, and the
     class must be that; with `loss.hull`, at points between the corners, too. null: not asked."""
-    hull_relative: float = 0.3
+    hull_relative: float | None = None
     """The largest ||f(x) - f(t)|| over ||f(t)|| of a hull's points at which its features are said
-    to collide; it ends no search. The experiments have 0.05 on digits, 0.2 on
-    pixels of deep networks, 0.3 on composites."""
+    to collide; it ends no search. null: by the layer, 0.05 where it is affine in the pixels; behind
+    a deeper layer 0.2 for pixels and 0.3 for composites."""
 
     def check(self) -> None:
         """Raise SettingError for limits that contradict each other."""
-        for name in ("positive", "positive_relative", "probability"):
+        for name in ("positive", "positive_relative", "probability", "hull_relative"):
             value = getattr(self, name)
             if value is not None:
                 at_least(f"stop.{name}", value, 0)
-        at_least("stop.hull_relative", self.hull_relative, 0)
         whole("stop.min_steps", self.min_steps, 0, STEPS)
         whole("stop.max_steps", self.max_steps, 1, STEPS)
         if self.min_steps > self.max_steps:
