@@ -241,8 +241,8 @@ def steps(drill: Drill) -> Iterator[Row]:
     import torch
     from torchvision.models import squeezenet1_1, vgg16
 
-    from feature_collisions.networks.graph import trace
-    from feature_collisions.networks.target_layer import TargetLayer
+    from feature_collisions.graph.graph import trace
+    from feature_collisions.graph.target_layer import TargetLayer
     from feature_collisions.search.find_corners import Search
     from feature_collisions.settings.search import LogSettings, StopSettings
 

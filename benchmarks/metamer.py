@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from feature_collisions.networks.graph import trace
-from feature_collisions.networks.target_layer import TargetLayer
+from feature_collisions.graph.graph import trace
+from feature_collisions.graph.target_layer import TargetLayer
 from feature_collisions.networks.torchvision_models import Classifier
 from feature_collisions.search.find_corners import Search
 from feature_collisions.settings.search import LossSettings, OptimizerSettings, StopSettings

@@ -17,8 +17,8 @@ from feature_collisions.commands.random_pairs import random_pairs
 from feature_collisions.commands.start import register_schemas
 from feature_collisions.data.image_folder import ImageFolder
 from feature_collisions.evaluation.survey import interval_of
-from feature_collisions.networks.graph import trace
-from feature_collisions.networks.target_layer import last_hidden_layer
+from feature_collisions.graph.graph import trace
+from feature_collisions.graph.target_layer import last_hidden_layer
 from feature_collisions.settings.train import DataSettings, to_settings
 
 STEPS = (500, 1000, 2000, 4000, 8000, 16000)

@@ -206,7 +206,7 @@ def example_network():
     return torch.nn.Sequential(OrderedDict(flat=torch.nn.Flatten(), classifier=layers))
 
 
-@pytest.mark.filterwarnings("ignore:not converged")
+@pytest.mark.filterwarnings("ignore:not converged", "ignore:features are .* these patches limit")
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_python_example(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from feature_collisions.graph.target import TargetFeatures
 from feature_collisions.hull.hull import stick_breaking
-from feature_collisions.networks.target import TargetFeatures
 from feature_collisions.search.losses import CollisionLoss, negative, positive
 from feature_collisions.settings.search import LossSettings
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from feature_collisions import Hull
 from feature_collisions.data.devices import may_reduce, out_of_memory, without_tf32
-from feature_collisions.networks.target import logits_of, target_features
+from feature_collisions.graph.target import logits_of, target_features
 from helpers.hulls import collided, made_hull
 
 KINDS = (

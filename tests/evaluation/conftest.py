@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from feature_collisions.proofs.linear_program import LinearPrograms
+from feature_collisions.exact.linear_program import LinearPrograms
 from helpers.runs import CONFIG
 
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor, fx, nn
 
-from feature_collisions.networks.graph import trace
-from feature_collisions.networks.target_layer import Observed, TargetLayer
+from feature_collisions.graph.graph import trace
+from feature_collisions.graph.target_layer import Observed, TargetLayer
 from feature_collisions.proofs.piecewise import traced
 
 

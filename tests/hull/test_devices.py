@@ -8,12 +8,12 @@ from feature_collisions import Hull, find_corners, load_run
 from feature_collisions.evaluation.evaluate import evaluate
 from feature_collisions.evaluation.lattice import explored
 from feature_collisions.evaluation.survey import measure
+from feature_collisions.exact.linear_program import LinearPrograms, depth
 from feature_collisions.patches import composite_kernel
 from feature_collisions.patches.composite import Sources
 from feature_collisions.patches.database import PatchDatabase
 from feature_collisions.patches.search import exact_search
 from feature_collisions.proofs.faces import prove_faces
-from feature_collisions.proofs.linear_program import LinearPrograms, depth
 from feature_collisions.report.report import write_report
 from feature_collisions.settings.evaluate import (
     EdgeSettings,

@@ -4,13 +4,13 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+from feature_collisions.graph.target import TargetFeatures
 from feature_collisions.hull.statistics import (
     HullStatistics,
     clopper_pearson_lower,
     counted,
     outcome_of,
 )
-from feature_collisions.networks.target import TargetFeatures
 
 
 def test_two_thousand_of_two_thousand_leaves_a_failure_rate_of_15_in_ten_thousand():

@@ -3,8 +3,8 @@ import torch
 from safetensors.torch import save_file
 
 from feature_collisions.errors import SettingError
-from feature_collisions.networks.graph import trace
-from feature_collisions.networks.target_layer import TargetLayer, last_hidden_layer
+from feature_collisions.graph.graph import trace
+from feature_collisions.graph.target_layer import TargetLayer, last_hidden_layer
 from feature_collisions.settings.train import ClassifierSettings
 
 timm = pytest.importorskip("timm", reason="timm is an extra")

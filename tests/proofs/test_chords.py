@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feature_collisions.networks.graph import trace
-from feature_collisions.networks.operations import NotPiecewiseLinear
+from feature_collisions.graph.graph import trace
+from feature_collisions.graph.operations import NotPiecewiseLinear
 from feature_collisions.proofs.bounds import chords
 from feature_collisions.proofs.bounds import norms as norms_module
 from feature_collisions.proofs.bounds.chords import Chords

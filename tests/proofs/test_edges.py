@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from feature_collisions.graph.operations import NotPiecewiseLinear, kinds
 from feature_collisions.hull.hull import Hull
-from feature_collisions.networks.operations import NotPiecewiseLinear, kinds
 from feature_collisions.proofs.bounds.chords import Chords
 from feature_collisions.proofs.edges import failures, prove_edges
 from feature_collisions.proofs.piecewise import Line, TooManyPieces

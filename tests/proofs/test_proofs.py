@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 
 from feature_collisions.data.files import load_tensors
 from feature_collisions.errors import SettingError
+from feature_collisions.exact.linear_program import LinearPrograms, depth
+from feature_collisions.graph.graph import NotPiecewiseLinear
 from feature_collisions.hull.hull import Hull, dirichlet
-from feature_collisions.networks.graph import NotPiecewiseLinear
 from feature_collisions.proofs import splitting
 from feature_collisions.proofs.bounds.local import localise, values_of
 from feature_collisions.proofs.bounds.over_pieces import Bounds, Parts
@@ -22,7 +23,6 @@ from feature_collisions.proofs.bounds.record import steps_of
 from feature_collisions.proofs.bounds.relaxation import rounding
 from feature_collisions.proofs.bounds.steps import Step
 from feature_collisions.proofs.collision import joint_norm, largest_eigenvalue, prove_collision
-from feature_collisions.proofs.linear_program import LinearPrograms, depth
 from feature_collisions.proofs.splitting import Judged, Pieces, Splitting
 from feature_collisions.proofs.whole_hull import ClassJudge, prove_class
 from helpers.bounds import backward, bounds_of, spread

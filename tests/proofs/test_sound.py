@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from feature_collisions.graph.graph import trace
+from feature_collisions.graph.operations import NotPiecewiseLinear, kinds
 from feature_collisions.hull.hull import Hull
-from feature_collisions.networks.graph import trace
-from feature_collisions.networks.operations import NotPiecewiseLinear, kinds
 from feature_collisions.proofs.edges import prove_edges
 from feature_collisions.proofs.piecewise import Line
 from feature_collisions.proofs.whole_hull import prove_class

@@ -9,8 +9,8 @@ import yaml
 from torch import nn
 
 from feature_collisions import StopSettings, find_corners
+from feature_collisions.graph.graph import trace
 from feature_collisions.hull.statistics import collision_limit, limit_of
-from feature_collisions.networks.graph import trace
 from feature_collisions.report.findings import collision_line, distance_line
 
 SIZE = (3, 8, 8)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from feature_collisions.errors import SettingError
-from feature_collisions.proofs.linear_program import LinearPrograms
+from feature_collisions.exact.linear_program import LinearPrograms
 from feature_collisions.search.find_corners import Search
 from feature_collisions.settings.solver import check_used
 

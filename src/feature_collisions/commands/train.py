@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..data.datasets import DataSplit, Found
+    from ..exact.linear_program import LinearPrograms
+    from ..graph.graph import Graph
     from ..hull.hull import Hull
-    from ..networks.graph import Graph
     from ..patches.composite import Sources
-    from ..proofs.linear_program import LinearPrograms
     from ..search.find_corners import Search
     from .random_pairs import Pair
 
@@ -126,8 +126,8 @@ def train(settings: Settings, directory: Path, checkpoint: Path | None, group: s
     """Load data and classifier, and search one pair of images or many."""
     with importing():  # here and not above: it takes seconds
         from ..data.datasets import load_data
+        from ..graph.graph import trace
         from ..networks.classifiers import load_classifier
-        from ..networks.graph import trace
         from ..report.findings import classes_of
         from ..report.wandb_logs import check_login
         from ..settings.trainer import single_device
@@ -197,7 +197,7 @@ def with_size(settings: Settings) -> Settings:
 
 def with_layer(settings: Settings, graph: Graph) -> Settings:
     """The settings with a layer that has a name, where `classifier.layer=auto` left it open."""
-    from ..networks.target_layer import last_hidden_layer
+    from ..graph.target_layer import last_hidden_layer
 
     if settings.classifier.layer != "auto":
         return settings
@@ -304,7 +304,7 @@ def ready_search(
         "seed": settings.seed,
     }
     if settings.solver == "linear_program":
-        from ..proofs.linear_program import LinearPrograms
+        from ..exact.linear_program import LinearPrograms
 
         nearness = settings.loss.nearness
         return LinearPrograms(**problem, objective=settings.objective, nearness=nearness)

@@ -8,9 +8,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.devices import able, in_half
+from ..graph.graph import copied
+from ..graph.target_layer import TargetLayer
 from ..hull.hull import Hull, batch_sizes, dirichlet, in_batches, mixes
-from ..networks.graph import copied
-from ..networks.target_layer import TargetLayer
 from ..search.optimizers import make_optimizer, rate_at
 from ..settings.search import OptimizerSettings
 

@@ -14,12 +14,12 @@ from ..data.devices import sparing
 from ..data.files import write_json
 from ..data.images import save_png
 from ..errors import SettingError
+from ..exact.linear_program import depth
 from ..hull.hull import SAMPLERS, Hull
 from ..hull.statistics import limit_of
 from ..proofs.collision import prove_collision
 from ..proofs.edges import prove_edges
 from ..proofs.faces import prove_faces
-from ..proofs.linear_program import depth
 from ..proofs.whole_hull import prove_class
 from ..settings.evaluate import EvaluateSettings
 from ..settings.trainer import MIXED

@@ -15,12 +15,12 @@ from torch import nn
 from ..data.datasets import DataSplit, load_data
 from ..data.devices import CPU, sparing
 from ..errors import SettingError
+from ..graph.graph import evaluating
+from ..graph.logits import device_of
 from ..hull.hull import Hull
 from ..hull.run import Run
 from ..hull.run_checks import check_figures, check_units
 from ..networks.classifiers import is_remembered, load_classifier
-from ..networks.graph import evaluating
-from ..networks.logits import device_of
 from ..networks.weights import weights_hash
 from ..search.summary import summary_of
 from ..settings.evaluate import EvaluateSettings

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..graph.graph import evaluating
+from ..graph.logits import ask
 from ..hull.hull import Hull
-from ..networks.graph import evaluating
-from ..networks.logits import ask
 
 _MOST_POINTS = 750
 _FINEST = 100

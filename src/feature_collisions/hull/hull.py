@@ -16,12 +16,12 @@ from tqdm import tqdm
 from ..data.devices import CPU, in_half, sparing, without_tf32
 from ..data.memory import images_at_once
 from ..errors import SettingError
-from ..networks.agreement import accepted, check_agreement
-from ..networks.graph import Graph, copied, evaluating, trace
-from ..networks.logits import ask, device_of, like_weights
-from ..networks.probabilities import giving_logits
-from ..networks.target import TargetFeatures
-from ..networks.target_layer import Following, Observed, following
+from ..graph.agreement import accepted, check_agreement
+from ..graph.graph import Graph, copied, evaluating, trace
+from ..graph.logits import ask, device_of, like_weights
+from ..graph.probabilities import giving_logits
+from ..graph.target import TargetFeatures
+from ..graph.target_layer import Following, Observed, following
 from ..networks.unwrap import unwrap
 from ..settings.paths import path_of
 from ..settings.rules import one_of

@@ -9,9 +9,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ..data.devices import able
-from ..networks.graph import Graph
-from ..networks.target import TargetFeatures
-from ..networks.target_layer import is_affine
+from ..graph.graph import Graph
+from ..graph.target import TargetFeatures
+from ..graph.target_layer import is_affine
 
 _BINS = 50
 

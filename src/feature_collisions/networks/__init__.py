@@ -1,1 +1,1 @@
-"""Classifiers: loading them, cutting them at the target layer, the target's features there."""
+"""Classifiers: loading, weights, heads, and the network inside a wrapper."""

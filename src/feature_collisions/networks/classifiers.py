@@ -22,8 +22,8 @@ from ..data.caches import cache_path, is_kept, keep
 from ..data.datasets import DataSplit, Images
 from ..data.files import opened, read_json, write_json
 from ..errors import SettingError
+from ..graph.agreement import accepted
 from ..settings.train import ClassifierSettings
-from .agreement import accepted
 from .mnist_mlp import MnistMLP, load_mnist_mlp
 from .timm_models import load_timm, side_of_timm
 from .torchvision_models import load_torchvision, side_of_torchvision

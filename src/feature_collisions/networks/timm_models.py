@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SettingError
+from ..graph.graph import evaluating
 from ..settings.train import ClassifierSettings
-from .graph import evaluating
 from .torchvision_models import Classifier, is_file
 from .weights import fit_weights, read_weights
 

@@ -22,6 +22,7 @@ class Classifier(nn.Module):
         mean, std: of each colour channel, on [0, 1] pixels.
     """
 
+    shell = "network."  # what is before a layer's own name
     mean: Tensor
     std: Tensor
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from ..data.files import load_tensors, read_json, save_tensors, write_json
 from ..errors import SettingError
-from ..networks.graph import held_by
+from ..graph.graph import held_by
 
 _METHOD = 8  # raise it when the walk or its judgement changes: what was proved otherwise is stale
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, fx
 
 from ..data.devices import without_cudnn
+from ..graph.operations import NotPiecewiseLinear
+from ..graph.rectifiers import write_with_rectifiers
+from ..graph.target import TargetFeatures
+from ..graph.target_layer import TargetLayer, check_affine
 from ..hull.hull import Hull
-from ..networks.operations import NotPiecewiseLinear
-from ..networks.rectifiers import write_with_rectifiers
-from ..networks.target import TargetFeatures
-from ..networks.target_layer import TargetLayer, check_affine
 from ..settings.rules import at_least
 from .bounds.over_pieces import Bounds
 from .bounds.record import steps_of

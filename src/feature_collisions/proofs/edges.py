@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.devices import able
+from ..graph.operations import NotPiecewiseLinear
 from ..hull.hull import Hull
-from ..networks.operations import NotPiecewiseLinear
 from ..settings.evaluate import EdgeSettings
 from .bounds.chords import Chords
 from .bounds.local import numbers_of

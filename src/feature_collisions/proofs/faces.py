@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..data.devices import without_cudnn
+from ..graph.operations import NotPiecewiseLinear
+from ..graph.target import logits_of
 from ..hull.hull import Hull
-from ..networks.operations import NotPiecewiseLinear
-from ..networks.target import logits_of
 from ..settings.rules import at_least
 from .splitting import Splitting
 from .whole_hull import ClassJudge

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx
 
 from ..data.devices import able
+from ..graph.operations import NotPiecewiseLinear
 from ..hull.hull import Hull
 from ..hull.threads import Threads, threads_of_cpu
-from ..networks.operations import NotPiecewiseLinear
 from .bounds.local import TooManyBends, check_bends, localise, numbers_of, values_of
 from .bounds.over_pieces import Bounds, Parts
 from .bounds.record import steps_of

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ..errors import SettingError
-from ..networks.agreement import check_graph
-from ..networks.graph import Graph, frozen_graph
-from ..networks.operations import NotPiecewiseLinear, ceiling_of, is_size, kinds, pooling
+from ..graph.agreement import check_graph
+from ..graph.graph import Graph, frozen_graph
+from ..graph.operations import NotPiecewiseLinear, ceiling_of, is_size, kinds, pooling
 
 
 class TooManyPieces(RuntimeError):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..data.images import load_image, load_picture
 from ..errors import SettingError
+from ..graph.graph import evaluating
+from ..graph.logits import ask
 from ..hull.hull import Hull
-from ..networks.graph import evaluating
-from ..networks.logits import ask
 from ..patches.database import PatchDatabase, source
 from ..patches.paste import cut_out
 from ..patches.search import Matches

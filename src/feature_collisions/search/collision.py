@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..data.devices import out_of_memory
 from ..data.memory import corners_that_fit
 from ..errors import CollisionError, SettingError
-from ..networks.logits import ask
-from ..networks.target_layer import Observed, TargetLayer
+from ..graph.logits import ask
+from ..graph.target_layer import Observed, TargetLayer
 from ..settings.search import OptimizerSettings, StopSettings
 from .checkpoints import BY_CORNER, map_rows
 from .losses import CollisionLoss, settings_at

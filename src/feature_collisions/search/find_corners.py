@@ -16,21 +16,18 @@ from ..data.devices import able, out_of_memory
 from ..data.images import check_pair, save_png
 from ..ends import between_steps
 from ..errors import SettingError
-from ..hull.distances import SIGMA
-from ..hull.hull import Hull
-from ..hull.statistics import collision_limit
-from ..networks.agreement import (
+from ..graph.agreement import (
     accepted,
     check_agreement,
     check_differentiable,
     check_gradient,
     is_double,
 )
-from ..networks.graph import Graph, trace
-from ..networks.logits import device_of
-from ..networks.probabilities import giving_logits
-from ..networks.target import logits_of, passing, preactivation_of, target_features
-from ..networks.target_layer import (
+from ..graph.graph import Graph, trace
+from ..graph.logits import device_of
+from ..graph.probabilities import giving_logits
+from ..graph.target import logits_of, passing, preactivation_of, target_features
+from ..graph.target_layer import (
     Observed,
     TargetLayer,
     frozen_copy,
@@ -38,6 +35,9 @@ from ..networks.target_layer import (
     last_hidden_layer,
     network_of,
 )
+from ..hull.distances import SIGMA
+from ..hull.hull import Hull
+from ..hull.statistics import collision_limit
 from ..networks.unwrap import unwrap, unwrap_layer
 from ..patches.composite import Sources
 from ..patches.floor import alone, what_limits

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..graph.target import TargetFeatures
 from ..hull.distances import smooth_distances
-from ..networks.target import TargetFeatures
 from ..settings.search import LossSettings
 
 _ALL = slice(None)

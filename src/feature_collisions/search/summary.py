@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..networks.graph import Graph
-from ..networks.probabilities import gives_probabilities
-from ..networks.target import TargetFeatures, logits_of, preactivation_of
+from ..graph.graph import Graph
+from ..graph.probabilities import gives_probabilities
+from ..graph.target import TargetFeatures, logits_of, preactivation_of
 from .losses import negative, positive
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from ..errors import SettingError
-from ..networks.target_layer import halve_weights
+from ..graph.target_layer import halve_weights
 from ..settings.trainer import device_ids
 from .checkpoints import CheckpointFile
 from .collision import Collision

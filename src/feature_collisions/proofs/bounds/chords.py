@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...networks.operations import NotPiecewiseLinear
+from ...graph.operations import NotPiecewiseLinear
 from ..piecewise import TooManyPieces
 from .norms import Ball, Norms, behind_pool
 from .steps import (

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.nn.grad import conv2d_input
 
-from ...networks.operations import (
+from ...graph.operations import (
     AVERAGES,
     BATCH_NORM,
     DIFFERENCES,

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from feature_collisions.errors import SettingError
-from feature_collisions.networks.graph import trace
-from feature_collisions.networks.operations import kinds
-from feature_collisions.networks.target_layer import following
+from feature_collisions.graph.graph import trace
+from feature_collisions.graph.operations import kinds
+from feature_collisions.graph.target_layer import following
 from feature_collisions.proofs.collision import prove_collision
 from feature_collisions.proofs.edges import prove_edges
 from feature_collisions.proofs.piecewise import traced

@@ -13,9 +13,9 @@ from torch import nn
 
 from feature_collisions import Hull, find_corners
 from feature_collisions.errors import SettingError
-from feature_collisions.networks.agreement import check_agreement
-from feature_collisions.networks.graph import trace
-from feature_collisions.networks.target_layer import Observed, TargetLayer
+from feature_collisions.graph.agreement import check_agreement
+from feature_collisions.graph.graph import trace
+from feature_collisions.graph.target_layer import Observed, TargetLayer
 from feature_collisions.proofs.collision import prove_collision
 from feature_collisions.proofs.whole_hull import prove_class
 from feature_collisions.settings.search import LossSettings, StopSettings

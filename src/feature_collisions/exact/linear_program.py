@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from ..data.images import check_pair
 from ..errors import CollisionError, SettingError
+from ..graph.agreement import accepted, check_agreement
+from ..graph.graph import Graph, trace
+from ..graph.operations import NotPiecewiseLinear
+from ..graph.probabilities import giving_logits
+from ..graph.target import TargetFeatures, passing, preactivation_of, target_features
+from ..graph.target_layer import Observed, TargetLayer, check_affine
 from ..hull.hull import Hull
 from ..hull.statistics import AFFINE
-from ..networks.agreement import accepted, check_agreement
-from ..networks.graph import Graph, trace
-from ..networks.operations import NotPiecewiseLinear
-from ..networks.probabilities import giving_logits
-from ..networks.target import TargetFeatures, passing, preactivation_of, target_features
-from ..networks.target_layer import Observed, TargetLayer, check_affine
 from ..networks.unwrap import unwrap
 from ..networks.weights import weights_hash
 from ..search.losses import negative

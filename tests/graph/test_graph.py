@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from feature_collisions.errors import SettingError
-from feature_collisions.networks.graph import frozen_graph, trace
-from feature_collisions.networks.operations import NotPiecewiseLinear, ceiling_of, kinds
-from feature_collisions.networks.target_layer import TargetLayer, following
+from feature_collisions.graph.graph import frozen_graph, trace
+from feature_collisions.graph.operations import NotPiecewiseLinear, ceiling_of, kinds
+from feature_collisions.graph.target_layer import TargetLayer, following
 from feature_collisions.proofs.piecewise import Line
 from helpers.graphs import traced_for
 

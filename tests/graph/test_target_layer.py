@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from feature_collisions.errors import SettingError
-from feature_collisions.networks.graph import trace
-from feature_collisions.networks.target import TargetFeatures
-from feature_collisions.networks.target_layer import Observed, following, last_hidden_layer
+from feature_collisions.graph.graph import trace
+from feature_collisions.graph.target import TargetFeatures
+from feature_collisions.graph.target_layer import Observed, following, last_hidden_layer
 from helpers.graphs import cut_at
 
 IMAGE = torch.zeros(1, 3, 3)

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.errors import CollisionError, SettingError
-from feature_collisions.networks.operations import NotPiecewiseLinear
-from feature_collisions.proofs.linear_program import (
+from feature_collisions.exact.linear_program import (
     OBJECTIVES,
     AffineMap,
     LinearPrograms,
     Polytope,
     affine_map,
 )
+from feature_collisions.graph.operations import NotPiecewiseLinear
 from helpers.graphs import cut_at
 
 

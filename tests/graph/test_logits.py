@@ -13,7 +13,7 @@ from torch import nn
 from feature_collisions import find_corners
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.lattice import explored
-from feature_collisions.networks.logits import logits_in
+from feature_collisions.graph.logits import logits_in
 from feature_collisions.proofs.whole_hull import prove_class
 from feature_collisions.settings.search import LossSettings, StopSettings
 

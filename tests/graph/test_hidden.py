@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from feature_collisions import Hull, find_corners
 from feature_collisions.errors import SettingError
-from feature_collisions.networks.agreement import check_differentiable
+from feature_collisions.graph.agreement import check_differentiable
 from feature_collisions.settings.search import StopSettings
 
 STOP = StopSettings(0.05, max_steps=60, probability=None)

@@ -10,13 +10,13 @@ from torch import nn
 from feature_collisions import LossSettings, StopSettings, find_corners
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.evaluate import evaluate
+from feature_collisions.exact.linear_program import LinearPrograms, depth
+from feature_collisions.graph.graph import trace
+from feature_collisions.graph.target import TargetFeatures
+from feature_collisions.graph.target_layer import last_hidden_layer
 from feature_collisions.hull.statistics import HullStatistics
-from feature_collisions.networks.graph import trace
-from feature_collisions.networks.target import TargetFeatures
-from feature_collisions.networks.target_layer import last_hidden_layer
 from feature_collisions.patches.composite import Sources
 from feature_collisions.proofs.collision import prove_collision
-from feature_collisions.proofs.linear_program import LinearPrograms, depth
 from feature_collisions.search.find_corners import Search
 from feature_collisions.search.losses import CollisionLoss
 from feature_collisions.settings.evaluate import EvaluateSettings, PlainSettings

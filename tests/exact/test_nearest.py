@@ -6,9 +6,9 @@ import torch
 from scipy.optimize import minimize, nnls
 
 from feature_collisions.errors import CollisionError, SettingError
+from feature_collisions.exact.linear_program import LinearPrograms
+from feature_collisions.exact.nearest import Constraints, nearest_point
 from feature_collisions.hull.run import load_run
-from feature_collisions.proofs.linear_program import LinearPrograms
-from feature_collisions.proofs.nearest import Constraints, nearest_point
 from feature_collisions.search.find_corners import find_corners
 from feature_collisions.settings.search import LossSettings, OptimizerSettings, StopSettings
 

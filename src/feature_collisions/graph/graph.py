@@ -23,7 +23,6 @@ from ..errors import SettingError
 from .logits import device_of, first_weight, logits_in
 from .operations import NotPiecewiseLinear, is_no_operation, without_in_place
 from .rectifiers import write_with_rectifiers
-from .torchvision_models import Classifier
 
 _EXAMPLES = 2  # images of the example: torch.export takes one alone for a constant
 
@@ -158,8 +157,8 @@ def evaluating(model: nn.Module) -> Any:
 
 
 def shell_of(model: nn.Module) -> str:
-    """The prefix of a layer's own name: a `Classifier` is only a shell around its network."""
-    return "network." if isinstance(model, Classifier) else ""
+    """The prefix of a layer's own name, of a model that is only a shell around its network."""
+    return str(getattr(type(model), "shell", ""))
 
 
 Modules = TypeVar("Modules", bound=nn.Module | tuple[nn.Module, ...])

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from feature_collisions import SettingError, StopSettings, find_corners
+from feature_collisions.graph.probabilities import giving_logits
 from feature_collisions.hull.hull import Hull
-from feature_collisions.networks.probabilities import giving_logits
 
 pytestmark = pytest.mark.filterwarnings("ignore:not converged")
 

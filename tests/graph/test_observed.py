@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from feature_collisions.graph.target import TargetFeatures
 from feature_collisions.hull.hull import Hull
 from feature_collisions.hull.statistics import HullStatistics
-from feature_collisions.networks.target import TargetFeatures
 from helpers.graphs import observed_at
 
 

@@ -1,0 +1,1 @@
+"""Corners without a search: linear and quadratic programs (section 2)."""
