@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from feature_collisions.exact import linear_program
 from feature_collisions.exact.linear_program import affine_map
 from feature_collisions.graph.graph import trace
 from feature_collisions.graph.target_layer import TargetLayer
 from feature_collisions.hull.hull import Hull
-from feature_collisions.proofs import linear_program, whole_hull
+from feature_collisions.proofs import whole_hull
 from feature_collisions.proofs.edges import prove_edges
 from feature_collisions.proofs.faces import prove_faces
 from feature_collisions.proofs.whole_hull import prove_class

@@ -86,10 +86,14 @@ class _Cache:
         except (SettingError, OSError, RecursionError) as error:
             reason = str(error)
         if reason:
-            message = f"{self.path}: ignored ({reason}); {self.anew} anew"
-            warnings.warn(message, stacklevel=4)
+            self.ignore(reason)
             return None
         return kept
+
+    def ignore(self, reason: str) -> None:
+        """Say that what was kept is not used, and why."""
+        message = f"{self.path}: ignored ({reason}); {self.anew} anew"
+        warnings.warn(message, stacklevel=5)
 
     def _write(self, write: Callable[[Path, Any], Any], known: Any) -> None:
         if not self.writable:

@@ -180,6 +180,13 @@ class _CollisionJudge(HullJudge):
             raise NotPiecewiseLinear("f(t) is 0, or lost in rounding")
         self._look(self.preactivation)
 
+    def figure_at(self, values: Tensor) -> Tensor:
+        """How far features are off, over ||f(t)||, negative."""
+        features = self.features
+        off = features.rectified(values.flatten(1)) - features.features
+        found: Tensor = -off.norm(dim=1) / self.norm
+        return found
+
     def _look(self, preactivation: Tensor) -> None:
         features = self.features
         off = features.rectified(preactivation) - features.features

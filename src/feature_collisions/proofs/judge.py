@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from ..data.devices import able
 from ..graph.operations import NotPiecewiseLinear
-from ..hull.hull import Hull
+from ..hull.hull import Hull, dirichlet
 from ..hull.threads import Threads, threads_of_cpu
 from .bounds.local import TooManyBends, check_bends, localise, numbers_of, values_of
 from .bounds.over_pieces import Bounds, Parts
@@ -19,9 +19,11 @@ from .bounds.record import steps_of
 from .bounds.relaxation import rounding
 from .bounds.steps import Step
 from .cache import PieceCache, proof_key
-from .splitting import Judged, Pieces
+from .splitting import Judged, Pieces, Splitting
 
 _MEMORY = 2**30  # bytes that the bounds of the pieces of a batch may take
+_LOOKED_AT = 64  # points at which what was kept is tried before it is gone on with
+_AT_ONCE = 16
 _COPIES = 6  # of every value, at each vertex
 _LITTLE = 2**14  # products for an image: a smaller network needs no local ones
 
@@ -67,6 +69,24 @@ class HullJudge(ABC):
         judge = torch.no_grad()(self.judge)  # another thread has a mode of its own
         calls = (partial(judge, pieces.at(share), steps) for share in shares)
         return Judged.joined(list(self._pool.results(calls)))
+
+    @torch.no_grad()
+    def contradicts(self, known: Splitting) -> bool:
+        """Whether a point of the hull is worse than what was kept of the whole hull allows."""
+        weights = dirichlet(_LOOKED_AT, len(self.corners), torch.Generator().manual_seed(0))
+        least = float(known.everywhere[0])
+        slack = 1e-9 * abs(least) if math.isfinite(least) else 0.0
+        points = torch.tensordot(weights.to(self.place), self.corners, 1)
+        found = [self.figure_at(self.network(part)) for part in points.split(_AT_ONCE)]
+        return bool((torch.cat(found) < least - slack).any()) or self.misses(known, weights)
+
+    @abstractmethod
+    def figure_at(self, values: Tensor) -> Tensor:
+        """(B,) the first figure of `Splitting` at points, by what the network gives there."""
+
+    def misses(self, known: Splitting, weights: Tensor) -> bool:
+        """Whether a point (n, K) shows something else to be wrong."""
+        return False
 
     @abstractmethod
     def judge(self, pieces: Pieces, steps: list[Step] | None) -> Judged:

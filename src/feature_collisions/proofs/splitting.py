@@ -6,6 +6,7 @@ smaller pieces are not cut. After a few halvings a piece gets a local network of
 which its parts are judged (see `local`).
 """
 
+import copy
 import itertools
 import math
 import time
@@ -130,6 +131,9 @@ class Judge(Protocol):
             TooManyBends: where it would be too large.
         """
 
+    def contradicts(self, known: "Splitting") -> bool:
+        """Whether a point of the hull contradicts what an earlier call kept."""
+
     def may_localise(self, piece: Pieces) -> bool:
         """Whether not too many units are seen to bend on a piece for a local network."""
 
@@ -212,7 +216,12 @@ class Splitting:
             limit: how many pieces to judge at most, about.
         """
         if cache and (kept := cache.load(self.open.weights.shape[2], len(self.settled))):
+            fresh = copy.copy(self)
             self._take(kept, judge)
+            if judge.contradicts(self):
+                self.__dict__.update(fresh.__dict__)
+                judge.seen = 0.0
+                cache.ignore("points of the hull contradict it")
         started = saved = time.monotonic()
         before, pace = self.seconds, 0.0
         end, judge.until = started + seconds, started + _GRACE * seconds

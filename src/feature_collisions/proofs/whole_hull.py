@@ -155,6 +155,15 @@ class ClassJudge(HullJudge):
         halvings = self._halvings(pieces, (here - least) / here)
         return Judged(figures, settled, bounds.parts(weigh, halvings * ~settled))
 
+    def figure_at(self, values: Tensor) -> Tensor:
+        """The least margin."""
+        return (values @ self.rows.T).amin(1)
+
+    def misses(self, known: Splitting, weights: Tensor) -> bool:
+        """Whether a point of another class is in no piece that is open."""
+        self.try_points(weights)
+        return bool(self.counter_example) and not bool(self._refuted(known.open).any())
+
     def _refuted(self, pieces: Pieces) -> Tensor:
         """(P,) whether the counter-example is in a piece: no bound settles such a one."""
         if not self.counter_example:
