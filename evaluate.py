@@ -6,4 +6,4 @@ from feature_collisions.commands.evaluate import main
 from feature_collisions.commands.start import run_command
 
 if __name__ == "__main__":
-    run_command(main, Path(__file__).parent / "conf", "evaluate")
+    run_command("evaluate", main, Path(__file__).parent / "conf")

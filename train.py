@@ -6,4 +6,4 @@ from feature_collisions.commands.start import run_command
 from feature_collisions.commands.train import main
 
 if __name__ == "__main__":
-    run_command(main, Path(__file__).parent / "conf", "config")
+    run_command("train", main, Path(__file__).parent / "conf")

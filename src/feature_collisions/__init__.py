@@ -1,10 +1,12 @@
-"""Approximate feature collisions: which pictures can a classifier not tell from this one?
+"""Approximate feature collisions: pictures that differ and look the same to a network.
 
 What is listed here is public; the modules below may change.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from .errors import CollisionError, SettingError

@@ -79,9 +79,9 @@ PLACES = ["/a/b", "a b", "it's", 'say "so"', "x=1,y=2", "[a]", "{a: 1}", "$HOME"
 @pytest.mark.parametrize("place", PLACES)
 def test_a_printed_command_reads_back(place):
     """Through the shell, Hydra's grammar and omegaconf's references."""
-    line = command("evaluate.py", override("run", place))
-    python, _, argument = shlex.split(line)
-    assert python == "python"
+    line = command("evaluate", override("run", place))
+    program, name, argument = shlex.split(line)
+    assert (program, name) == ("feature-collisions", "evaluate")
     (parsed,) = OverridesParser.create().parse_overrides([argument])
     assert not parsed.is_sweep_override()
     value = parsed.value()

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,11 +34,78 @@ def _reads_as(argument: str, text: str) -> bool:
         return False
 
 
-def command(script: str, *arguments: str) -> str:
-    """A line for the shell that starts `script`, which lies beside the script that runs now."""
+def command(name: str, *arguments: str) -> str:
+    """A line for the shell that starts `train` or `evaluate` as this process was started."""
     running = Path(sys.argv[0])
-    place = running.with_name(script) if running.suffix == ".py" else Path(script)
-    return shlex.join(["python", str(place), *arguments])
+    if running.name in ("train.py", "evaluate.py"):
+        program = ["python", str(running.with_name(f"{name}.py"))]
+    elif running.name == "__main__.py" and running.parent.name == "feature_collisions":
+        program = ["python", "-m", "feature_collisions", name]
+    else:
+        program = ["feature-collisions", name]
+    return shlex.join([*program, *arguments])
+
+
+_USAGE = {
+    "train": """\
+Find pictures that look different but have the same features in a network: the corners of a hull.
+
+usage: {command} [NAME=VALUE ...] [-m]
+
+The settings that are changed most:
+  experiment=NAME          a case with all its settings:
+                           {experiments}
+  classifier=NAME          the network: {classifiers}
+                           (file: your own, classifier.path=MODULE:NAME)
+  data.root=DIR            the folder of the images
+  initial=I target=T       the two images: a class, CLASS:N for its Nth image, or an image file
+  corner=0..4              how many corners: an index, a list [0,3], or a range
+  stop.max_steps=N         when to give up
+
+Examples:
+  {command}
+  {command} initial=4 target=9 corner=0..9
+  {command} experiment=small_pixel classifier.path=MODULE:NAME data=cifar10 \\
+      data.root=DIR
+""",
+    "evaluate": """\
+Measure a run's hull by sampling, search and proof, and write a report.
+
+usage: {command} [NAME=VALUE ...]
+
+The settings that are changed most:
+  run=DIR                  the run, or the folder of a sweep or of many runs; default: the newest
+  samples=N                points to draw with each sampler
+  proof.seconds=S          time for each proof
+  edges.seconds=S          time for the edges between corners, in all
+  data.root=DIR            where the run's images are now, if they were moved
+  trainer.accelerator=gpu  or cpu, mps: where everything is computed
+
+Examples:
+  {command}
+  {command} run=runs/mnist/DATE proof.seconds=60
+  {command} run=runs/survey wandb.mode=disabled
+""",
+}
+_ALL = """
+All settings, with the values this command line gives them: {command} --cfg job
+What each means: docs/reference/settings.md. Several values, one job each: NAME=A,B -m.
+Options of Hydra: --hydra-help. Version: --version.
+"""
+
+
+def usage(name: str, conf: Path) -> str:
+    """What `--help` prints.
+
+    Args:
+        name: `train` or `evaluate`.
+        conf: the folder of the config, whose files are the choices.
+    """
+    choices = {}
+    for group in ("experiment", "classifier"):
+        names = ", ".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
+        choices[f"{group}s"] = textwrap.fill(names, 65, subsequent_indent=27 * " ")
+    return (_USAGE[name] + _ALL).format(command=command(name), **choices).rstrip()
 
 
 def changed(arguments: Sequence[str], *overrides: str) -> list[str]:

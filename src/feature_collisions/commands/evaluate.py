@@ -31,7 +31,7 @@ def main(config: DictConfig) -> None:
             evaluate_all(settings, directory)
         except Stopped as stopped:
             place = override("run", directory.absolute())
-            stopped.command = command("evaluate.py", *changed(sys.argv[1:], place))
+            stopped.command = command("evaluate", *changed(sys.argv[1:], place))
             raise
     except (SettingError, OSError) as error:
         sys.exit(f"error: {explain(error)}")

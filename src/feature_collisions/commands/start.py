@@ -17,6 +17,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from .. import __version__
 from ..ends import Stopped, stopping
 from ..errors import CollisionError, SettingError
 from ..report.escaping import for_terminal
@@ -30,19 +31,35 @@ from ..settings.train import (
     is_sweep,
     overrides_first,
 )
-from .command_line import changed, command
+from .command_line import changed, command, usage
 
+_CONFIGS = {"train": "config", "evaluate": "evaluate"}  # files in conf/
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
 _MENDABLE = (SettingError, CollisionError, HydraException, OmegaConfBaseException, OSError)
 
 
-def run_command(task: Callable[[DictConfig], None], conf: Path, name: str) -> None:
-    """Run `task` on the config `conf`/`name`.yaml and the command line's overrides.
+def conf_folder() -> Path:
+    """`conf/`: inside the installed package; of an editable install, the checkout's."""
+    package = Path(__file__).parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parents[1] / "conf"
+
+
+def run_command(name: str, task: Callable[[DictConfig], None], conf: Path) -> None:
+    """Run the command `name`, `train` or `evaluate`, with the overrides of the command line.
+
+    Args:
+        name: of the command.
+        task: what it runs on the composed config.
+        conf: the folder of the config's files.
 
     A mistake the user can mend ends with one message and exit status 1, without a traceback;
     SIGINT and SIGTERM with one line and the status 130 or 143; a reader of the help who has seen
     enough, quietly with SIGPIPE's, 141.
     """
+    if not {"-h", "--help", "--version"}.isdisjoint(sys.argv[1:]):
+        print(f"feature_collisions {__version__}" if "--version" in sys.argv else usage(name, conf))
+        return
     register_schemas(ConfigStore.instance())
     sys.argv[1:] = expand_or_exit(sys.argv[1:], conf)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
@@ -52,9 +69,10 @@ def run_command(task: Callable[[DictConfig], None], conf: Path, name: str) -> No
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, to be put in our own words
     try:
         with stopping():
-            hydra.main(config_path=str(conf), config_name=name, version_base="1.3")(task)()
+            config = {"config_path": str(conf), "config_name": _CONFIGS[name]}
+            hydra.main(version_base="1.3", **config)(task)()
     except Stopped as stopped:
-        go_on = stopped.command or _again(sys.argv)
+        go_on = stopped.command or _again(name, sys.argv[1:])
         print(f"\n{stopped}; what was written is kept. To go on: {go_on}", file=sys.stderr)
         sys.exit(stopped.status)
     except BrokenPipeError:  # `train.py --help | head`: as programs end that no handler keeps
@@ -64,12 +82,11 @@ def run_command(task: Callable[[DictConfig], None], conf: Path, name: str) -> No
         sys.exit(f"error: {explain(error)}")
 
 
-def _again(typed: list[str]) -> str:
+def _again(name: str, arguments: list[str]) -> str:
     """The command that continues where no job can name it: before the first, or between two."""
-    arguments = typed[1:]
     if any(each.startswith("hydra.sweep.dir=") for each in arguments):
         arguments = changed(arguments, "ckpt_path=last")
-    return command(Path(typed[0]).name, *arguments)
+    return command(name, *arguments)
 
 
 def keep_freed_memory() -> None:

@@ -83,7 +83,7 @@ def continuing(arguments: list[str], place: Path, sweep: bool, begun: bool, resu
     overrides = [override("hydra.sweep.dir" if sweep else "hydra.run.dir", place)]
     if resumable:
         overrides.append("ckpt_path=last")
-    return command("train.py", *(changed(arguments, *overrides) if begun else arguments))
+    return command("train", *(changed(arguments, *overrides) if begun else arguments))
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def train_pairs(job: Job, pairs_setting: str, directory: Path) -> None:
             f"pairs={pairs_setting}: no pair could be evaluated; {directory / 'pairs.md'} says "
             f"why. The first: {outcomes[0]['reasons'][0]}"
         )
-    print(f"next: {command('evaluate.py', override('run', directory))}")
+    print(f"next: {command('evaluate', override('run', directory))}")
 
 
 def with_size(settings: Settings) -> Settings:
@@ -234,7 +234,7 @@ def print_corners(summary: dict[str, Any], class_names: Sequence[str], directory
         )
     if not summary["converged"]:
         print("not converged: see the warning above")
-    print(f"run: {directory}\nnext: {command('evaluate.py', override('run', directory))}")
+    print(f"run: {directory}\nnext: {command('evaluate', override('run', directory))}")
 
 
 def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
