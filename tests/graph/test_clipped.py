@@ -11,6 +11,7 @@ from feature_collisions import LossSettings, StopSettings, find_corners
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.evaluate import evaluate
 from feature_collisions.exact.linear_program import LinearPrograms, depth
+from feature_collisions.graph.activations import clipped
 from feature_collisions.graph.graph import trace
 from feature_collisions.graph.target import TargetFeatures
 from feature_collisions.graph.target_layer import last_hidden_layer
@@ -154,7 +155,7 @@ def features():
 @pytest.mark.parametrize("form", ["norm", "half_square"])
 def test_losses_are_the_slow_ones(features, form):
     x, t = features
-    target = TargetFeatures(t, 6.0)
+    target = TargetFeatures(t, clipped(0.0, 6.0))
     units = target.units(range(6))
     blind = [j for j, value in enumerate(t.tolist()) if value < 0 or value >= 6]
     assert units.tolist() == blind[:6]
@@ -172,7 +173,7 @@ def test_losses_are_the_slow_ones(features, form):
 @pytest.mark.parametrize("rectified", [False, True])
 def test_gradients_in_float64(features, form, rectified):
     x, t = features
-    target = TargetFeatures(t, 6.0)
+    target = TargetFeatures(t, clipped(0.0, 6.0))
     settings = LossSettings(2.0, 0.5, positive_form=form, rectified=rectified)
     loss = CollisionLoss(target, target.units(range(6)), settings)
     assert torch.autograd.gradcheck(loss, (x.requires_grad_(),))
@@ -182,7 +183,7 @@ def test_what_is_rectified_is_what_the_clipped_relu_shows(features):
     """As long as no unit crosses from one blind side to the other."""
     _, t = features
     x = t[None] + 0.5 * torch.randn(3, 40, dtype=t.dtype)
-    target = TargetFeatures(t, 6.0)
+    target = TargetFeatures(t, clipped(0.0, 6.0))
     settings = LossSettings(1.0, 0.0, positive_form="norm", rectified=True)
     found = CollisionLoss(target, target.units([0]), settings).interior(x)
     seen = torch.where(target.active, x - t, x.clamp(0, 6) - t.clamp(0, 6))
@@ -190,7 +191,7 @@ def test_what_is_rectified_is_what_the_clipped_relu_shows(features):
 
 
 def test_statistics_count_blind_units_that_are_still_blind():
-    target = TargetFeatures(torch.tensor([-1.0, 7.0, 3.0, 8.0]), 6.0)
+    target = TargetFeatures(torch.tensor([-1.0, 7.0, 3.0, 8.0]), clipped(0.0, 6.0))
     statistics = HullStatistics(target, 0, torch.tensor([1.0, 0.0]))
     points = torch.tensor([[-2.0, 9.0, 3.0, 5.0], [1.0, 6.0, 3.5, 8.0]])
     statistics.update(torch.zeros(2, 2), points)
@@ -216,7 +217,6 @@ def test_a_relu_has_no_upper_side():
         (nn.GELU(), "GELU is only nearly flat"),
         (nn.SiLU(), "SiLU is only nearly flat"),
         (nn.ELU(), "ELU is only nearly flat"),
-        (nn.Hardswish(), "Hardswish is flat below -3 alone"),
     ],
 )
 def test_what_is_not_flat_is_refused_by_name(activation, reason, images):

@@ -17,7 +17,6 @@ NOT_FLAT = {
     "silu": F.silu,
     "leaky": F.leaky_relu,
     "softplus": F.softplus,
-    "not from 0": lambda x: x.clamp_min(-0.1),
 }
 
 

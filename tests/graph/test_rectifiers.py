@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from feature_collisions.errors import SettingError
+from feature_collisions.graph.activations import RELU
 from feature_collisions.graph.graph import trace
 from feature_collisions.graph.operations import kinds
 from feature_collisions.graph.target_layer import following
@@ -85,6 +86,6 @@ def test_bounds_and_the_walk_hold_of_it(name, tmp_path) -> None:
 def test_a_leaky_unit_is_no_flat_side() -> None:
     """*Is piecewise linear* and *has a flat side* are two questions."""
     graph = trace(Bends(nn.LeakyReLU()), (1, 2, 2))
-    assert following(graph, "second").activation == "relu"
+    assert following(graph, "second").activation == RELU
     with pytest.raises(SettingError, match="layer=first: feeds no ReLU"):
         following(graph, "first")

@@ -52,7 +52,7 @@ def evaluate(
     result: dict[str, Any] = {
         "target_class": hull.target_class,
         "target_probability": hull.summary["target_probability"],
-        "activation": hull.following.activation,
+        "activation": hull.following.activation.name,
         "past": list(hull.following.past),
     }
     subject = Subject(hull, settings, directory, result)

@@ -92,12 +92,12 @@ class Polytope:
     @classmethod
     def around(cls, target: TargetFeatures, affine: AffineMap) -> "Polytope":
         """The polytope of a target, whose layer is `affine` in the pixels."""
-        above = target.above.numpy()
+        above, edge = target.above.numpy(), target.edge.numpy()
         weight, bias = affine.weight, affine.bias
-        if above.any():
+        if edge.any():
             sign = np.where(above, -1.0, 1.0)
             weight = sign[:, None] * weight
-            bias = sign * bias + np.where(above, target.ceiling, 0.0)
+            bias = sign * (bias - edge)
         return cls(AffineMap(weight, bias), target.values.numpy(), target.active.numpy())
 
     def near(self, unit: int, initial: np.ndarray, nearness: float) -> "Solution":
@@ -354,7 +354,7 @@ def depth(hull: Hull) -> dict[str, Any]:
         return {}
     with torch.no_grad():
         target, *corners = cut(torch.stack([hull.target, *hull.corners]).cpu().double())
-    features = TargetFeatures(target, hull.features.ceiling)
+    features = TargetFeatures(target, hull.features.activation)
     polytope = Polytope.around(features, affine)
     units = tqdm(hull.units.tolist(), "Eq. 2's optima", unit="corner", mininterval=0.5, delay=1)
     try:

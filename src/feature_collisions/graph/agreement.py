@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from ..data.devices import may_reduce
 from ..errors import SettingError
+from .activations import Activation
 from .graph import Graph, copied, evaluating
 from .logits import ask, device_of, first_weight, like_weights
 from .target_layer import Observed, TargetLayer, following, module_named, other_readers
@@ -137,13 +138,10 @@ def check_hidden(graph: Graph, layer: str, images: Tensor) -> tuple[str, ...]:
 
         def further(values: Tensor) -> Tensor:
             far = _FURTHER * values.abs().max()
-            pushed = torch.where(values < 0, values - far, values)
-            return torch.where(values >= known.ceiling, pushed + far, pushed)
+            return _moved(known.activation, values, lambda depth: depth - far)
 
         def to_the_edge(values: Tensor) -> Tensor:
-            raised = torch.where(values < 0, _EDGE * values, values)
-            top = known.ceiling
-            return torch.where(values > top, top + _EDGE * (values - top), raised)
+            return _moved(known.activation, values, lambda depth: _EDGE * depth)
 
         for push in () if _read_elsewhere(graph, layer) else (further, to_the_edge):
             pushed = _with_values(model, module, images, push)
@@ -152,7 +150,7 @@ def check_hidden(graph: Graph, layer: str, images: Tensor) -> tuple[str, ...]:
         try:
             alike("", logits.roll(1, 0), swapped, "")
         except SettingError:
-            if known.activation == "unknown":
+            if known.activation.name == "unknown":
                 return ("a branch past the layer",)
             if not known.past:
                 raise SettingError(
@@ -160,6 +158,16 @@ def check_hidden(graph: Graph, layer: str, images: Tensor) -> tuple[str, ...]:
                     f"its graph does not show. {_suspects(model)}"
                 ) from None
     return known.past
+
+
+def _moved(activation: Activation, values: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """The values with how far hidden ones are beyond their edge, negative, changed."""
+    moved = values
+    for side in activation.sides:
+        assert side.edge is not None
+        depth = side.sign * (values - side.edge)
+        moved = torch.where(depth < 0, side.edge + side.sign * change(depth), moved)
+    return moved
 
 
 def _read_elsewhere(graph: Graph, layer: str) -> bool:

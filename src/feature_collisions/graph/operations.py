@@ -5,97 +5,27 @@
 
 import math
 import operator
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import fx
 from torch.fx.node import map_arg
 
+from .activations import (
+    activation_of,
+    aten,
+    base_name,
+    ceiling_of,
+    given_by_name,
+    is_clip,
+    title_of,
+)
+
 Kind = Literal["fixed", "affine", "relu", "clipped", "max_pool"]
-aten = torch.ops.aten
 
 
 class NotPiecewiseLinear(ValueError):
     """A part of the network that is not known to be piecewise linear; the message names it."""
-
-
-# Rectifiers: a ReLU is flat below 0, a clipped one also above its ceiling.
-
-
-class Range(NamedTuple):
-    """From and to what an operation clips its input; None: it does not, or to no constant."""
-
-    low: float | None = None
-    high: float | None = None
-
-
-def _hardtanh(node: fx.Node) -> Range:
-    given = given_by_name(node, ("input", "min_val", "max_val"))
-    return Range(_constant(given.get("min_val", -1.0)), _constant(given.get("max_val", 1.0)))
-
-
-def _clamp(node: fx.Node) -> Range:
-    given = given_by_name(node, ("input", "min", "max"))
-    high = given.get("max")
-    return Range(_constant(given.get("min")), math.inf if high is None else _constant(high))
-
-
-def _threshold(node: fx.Node) -> Range:
-    given = given_by_name(node, ("input", "threshold", "value"))
-    same = given["threshold"] == given["value"]
-    return Range(_constant(given["value"]), math.inf) if same else Range()
-
-
-_RANGES: dict[Any, Callable[[fx.Node], Range]] = {
-    aten.relu.default: lambda node: Range(0.0, math.inf),
-    aten.relu6.default: lambda node: Range(0.0, 6.0),
-    aten.hardtanh.default: _hardtanh,
-    aten.clamp.default: _clamp,
-    aten.clip.default: _clamp,
-    aten.clamp_min.default: _clamp,
-    aten.threshold.default: _threshold,
-}
-
-
-def range_of(node: fx.Node) -> Range:
-    """From and to which constants an operation clips its input."""
-    return _RANGES[node.target](node) if node.target in _RANGES else Range()
-
-
-def ceiling_of(node: fx.Node) -> float | None:
-    """Where a rectifier is clipped: infinity for a ReLU; None for any other operation.
-
-    Clipped ReLUs are ReLU6, and Hardtanh and clamp from 0 to a finite, positive ceiling.
-    """
-    low, high = range_of(node)
-    return high if low == 0 and high is not None and high > 0 else None
-
-
-# Other activations, for messages.
-
-_NO_FLAT_SIDE = "has no flat side: every input moves its output"
-_NEARLY_FLAT = "is only nearly flat: what it hides still moves its output a little"
-_NOT_FLAT = {
-    "leaky_relu": ("LeakyReLU", _NO_FLAT_SIDE), "prelu": ("PReLU", _NO_FLAT_SIDE),
-    "rrelu": ("RReLU", _NO_FLAT_SIDE),
-    "hardswish": ("Hardswish", "is flat below -3 alone, and curved up to 3"),
-    "gelu": ("GELU", _NEARLY_FLAT), "silu": ("SiLU", _NEARLY_FLAT), "elu": ("ELU", _NEARLY_FLAT),
-    "celu": ("CELU", _NEARLY_FLAT), "selu": ("SELU", _NEARLY_FLAT),
-    "mish": ("Mish", _NEARLY_FLAT), "softplus": ("Softplus", _NEARLY_FLAT),
-    "sigmoid": ("Sigmoid", _NEARLY_FLAT), "tanh": ("Tanh", _NEARLY_FLAT),
-}  # fmt: skip
-
-
-def not_flat(node: fx.Node) -> str | None:
-    """The name of an activation that is no rectifier, and why; None for anything else."""
-    found = _NOT_FLAT.get(base_name(node))
-    return " ".join(found) if found else None
-
-
-def base_name(node: fx.Node) -> str:
-    """An operation's name without overload: `relu`, `conv2d`."""
-    return str(getattr(node.target, "__name__", node.target)).split(".")[0]
 
 
 # What each operation does to values that move with the images.
@@ -168,8 +98,10 @@ def _kind(node: fx.Node, moving: list[fx.Node]) -> Kind:
         raise NotPiecewiseLinear(f"{node.name} draws at random in eval mode too")
     if _is_affine(node, moving, first):
         return "affine"
-    reason = not_flat(node)
-    if reason is None and ceiling_of(node) is None and node.target in _RANGES:
+    activation, reason = activation_of(node), None
+    if activation is not None:
+        reason = f"{title_of(activation.name)} has no bounds yet"
+    if is_clip(node):
         reason = "it does not clip at 0"
     raise NotPiecewiseLinear(
         f"{where(node)} ({base_name(node)}) is not known to be linear"
@@ -279,20 +211,11 @@ def pooling(node: fx.Node) -> tuple[Any, ...]:
     )
 
 
-def given_by_name(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
-    """A call's arguments by name."""
-    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-
-
 def nodes_in(arguments: Any) -> list[fx.Node]:
     """The nodes among arguments, nested ones too."""
     found: list[fx.Node] = []
     map_arg(arguments, found.append)
     return found
-
-
-def _constant(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
 
 
 # Writes in place

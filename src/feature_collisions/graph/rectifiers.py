@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from .operations import Range, aten, ceiling_of, given_by_name, range_of
+from .activations import Range, aten, ceiling_of, given_by_name, range_of
 
 
 def write_with_rectifiers(network: fx.GraphModule) -> None:

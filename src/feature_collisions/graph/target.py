@@ -1,6 +1,5 @@
 """The target, and all that a search compares with it: computed once (sec. 2)."""
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from ..data.devices import able, without_tf32
 from ..errors import SettingError
+from .activations import RELU, Activation
 from .graph import Graph, evaluating
 from .logits import ask
 from .target_layer import TargetLayer, following
@@ -20,48 +20,60 @@ _TOGETHER = 16  # images that go through the network at once
 class TargetFeatures(nn.Module):
     """The target's features at the target layer, computed once.
 
-    A ReLU is blind to how far a unit is below zero, a clipped one also to how far it is above its
-    ceiling c. `oriented` mirrors the latter units, z = c - f0, so that whatever the layer cannot
-    see is negative, and section 2 and Eq. 2 hold of z as they stand.
+    On a flat side of the activation later layers do not see how far a unit is beyond the edge e.
+    `oriented` counts from there, z = f0 - e below and e - f0 above, so that whatever the layer
+    cannot see is negative, and section 2 and Eq. 2 hold of z as they stand.
 
     Args:
         preactivation: (N,) f0(t).
-        ceiling: c, of a clipped ReLU.
+        activation: what follows, with an edge for each of its flat sides (`Activation.within`).
 
     Attributes:
         preactivation: (N,) f0(t).
-        features: (N,) f(t), after the ReLU.
-        active: (N,) bool, the units that are seen: f0(t) >= 0, where psgn is 1, and below c.
-        above: (N,) bool, the units at or above c.
-        values: (N,) what z of active units must be, f(t); 0 for the others.
+        features: (N,) f(t), after the activation.
+        active: (N,) bool, the units that are seen: where psgn is 1, those at the lower edge too.
+        above: (N,) bool, the units at or above the upper edge.
+        edge: (N,) the edge of each hidden unit's side; 0 of active ones.
+        values: (N,) what z of active units must be, f0(t); 0 for the others.
     """
 
     preactivation: Tensor
     features: Tensor
     active: Tensor
     above: Tensor
+    edge: Tensor
     values: Tensor
 
-    def __init__(self, preactivation: Tensor, ceiling: float = math.inf) -> None:
+    def __init__(self, preactivation: Tensor, activation: Activation = RELU) -> None:
         super().__init__()
-        self.ceiling = ceiling
-        above = preactivation >= ceiling
-        active = (preactivation >= 0) & ~above
+        self.activation = activation
+        below, above = torch.zeros(2, *preactivation.shape, dtype=torch.bool).to(
+            preactivation.device
+        )
+        edge = torch.zeros_like(preactivation)
+        for side in activation.sides:
+            assert side.edge is not None
+            hidden = preactivation < side.edge if side.sign > 0 else preactivation >= side.edge
+            edge = torch.where(hidden, side.edge, edge)
+            below, above = (hidden, above) if side.sign > 0 else (below, hidden & ~below)
+        active = ~(below | above)
         self.register_buffer("preactivation", preactivation)
         self.register_buffer("features", self.rectified(preactivation))
         self.register_buffer("active", active)
         self.register_buffer("above", above)
-        self.register_buffer("values", self.features * active)
+        self.register_buffer("edge", edge)
+        self.register_buffer("values", torch.where(active, preactivation, 0.0))
+        self._shifts = any(side.edge for side in activation.sides)  # a ReLU's edge is 0
 
     def rectified(self, preactivation: Tensor) -> Tensor:
         """f of any f0: what later layers see."""
-        return preactivation.clamp(0, self.ceiling)
+        return self.activation.function(preactivation)
 
     def oriented(self, preactivation: Tensor) -> Tensor:
-        """z (..., N) of any f0: blind where it is negative, on whichever side that is."""
-        if self.ceiling == math.inf:
+        """z (..., N) of any f0: hidden where it is negative, on whichever side that is."""
+        if not self._shifts:
             return preactivation
-        return torch.where(self.above, self.ceiling - preactivation, preactivation)
+        return torch.where(self.above, self.edge - preactivation, preactivation - self.edge)
 
     def error(self, preactivation: Tensor) -> Tensor:
         """||f(x) - f(t)|| (...) of any f0 (..., N): all that later layers can see, Eq. 1."""
@@ -71,7 +83,11 @@ class TargetFeatures(nn.Module):
     @property
     def seen_by(self) -> Tensor:
         """(N,) how far each unit is inside of what the layer sees of it; negative: outside."""
-        return torch.minimum(self.preactivation, self.ceiling - self.preactivation)
+        inside = [
+            side.sign * (self.preactivation - side.edge)  # type: ignore[operator]
+            for side in self.activation.sides
+        ]
+        return torch.stack(inside).amin(0)
 
     def sides(self, units: Tensor) -> list[str]:
         """On which side the layer is blind to each of the units (K,): `below` or `above`."""
@@ -115,7 +131,7 @@ def target_features(graph: Graph, layer: str, target: Tensor, dtype: torch.dtype
     """
     with passing(target.shape, f" as far as {layer}"):
         preactivation = preactivation_of(graph, layer, target[None], dtype)[0]
-        return TargetFeatures(preactivation, following(graph, layer).ceiling)
+        return TargetFeatures(preactivation, following(graph, layer).activation)
 
 
 _OF_SIZE = re.compile(r"shape|size|channels|dimension|elements", re.IGNORECASE)

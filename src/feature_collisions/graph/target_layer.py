@@ -4,7 +4,7 @@ With what every step runs of it: a frozen copy, and no more than the loss needs.
 """
 
 import difflib
-import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,16 +13,14 @@ from torch import Tensor, fx, nn
 from ..data.devices import able
 from ..errors import SettingError
 from ..settings.trainer import MIXED
+from .activations import RELU, Activation, activation_of, base_name, not_flat
 from .graph import Graph, copied, fold, held_by, shell_of, until
 from .logits import device_of, logits_in
 from .operations import (
     LAYERS,
     NotPiecewiseLinear,
-    base_name,
-    ceiling_of,
     keeps_values,
     kinds,
-    not_flat,
     reuse_memory,
     where,
 )
@@ -32,14 +30,13 @@ class Following(NamedTuple):
     """What follows a layer, read from the graph.
 
     Attributes:
-        activation: `relu`, `relu6` or `clipped_relu`; `unknown` where there is no graph.
-        ceiling: where it is clipped: infinity for a ReLU.
+        activation: the function, with its flat sides; a ReLU named `unknown` where there is no
+            graph: then numbers must show that it is one.
         past: operations through which the output sees more than the activation's values: other
             readers of the layer, and branches that go past it.
     """
 
-    activation: str
-    ceiling: float = math.inf
+    activation: Activation
     past: tuple[str, ...] = ()
 
 
@@ -191,7 +188,7 @@ def last_hidden_layer(graph: Graph) -> str:
             "output feeds a ReLU"
         )
     for name, node in reversed(graph.nodes.items()):
-        if not keeps_values(node) and _rectifiers(node) and not _past(graph, node):
+        if not keeps_values(node) and _hides(node) and not _past(graph, node):
             return name
     others = [reason for node in graph.nodes.values() if (reason := _not_flat_after(node))]
     said = f" ({others[-1]})" if others else ""
@@ -209,11 +206,10 @@ def following(graph: Graph, layer: str) -> Following:
     """
     node = _node(graph, layer)
     if node is None:
-        return Following("unknown")
-    ceilings = [ceiling for each in _rectifiers(node) if (ceiling := ceiling_of(each))]
-    ceiling = max(ceilings)  # where they differ, all are flat below 0 and above the largest alone
-    names = {math.inf: "relu", 6.0: "relu6"}
-    return Following(names.get(ceiling, "clipped_relu"), ceiling, _past(graph, node))
+        return Following(replace(RELU, name="unknown"))
+    activation, _ = _hidden_by(node)
+    assert activation is not None
+    return Following(activation, _past(graph, node))
 
 
 def other_readers(graph: Graph, layer: str) -> list[str]:
@@ -222,32 +218,43 @@ def other_readers(graph: Graph, layer: str) -> list[str]:
     return [each.name for each in _other_readers(node)] if node else []
 
 
-def _rectifiers(node: fx.Node) -> list[fx.Node]:
-    """The rectifiers that take a node's values, directly or in a new shape alone."""
+def _hidden_by(node: fx.Node) -> tuple[Activation | None, list[fx.Node]]:
+    """The activation that takes a node's values, directly or in a new shape alone.
+
+    With the nodes that compute it. Where clipped ReLUs differ, all are flat below 0 and above the
+    largest ceiling; of other activations that differ, the first counts, and the others see more.
+    """
+    found = [(each, activation_of(each)) for each in _readers(node)]
+    flat = [(each, a) for each, a in found if a is not None and a.is_exact]
+    if not flat:
+        return None, []
+    activations = [activation for _, activation in flat]
+    if all(activation.is_rectifier for activation in activations):
+        return max(activations, key=lambda a: a.ceiling), [each for each, _ in flat]
+    return activations[0], [each for each, a in flat if a == activations[0]]
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """What reads a node's values, in any shape; sizes are none of them."""
     found: list[fx.Node] = []
     for user in node.users:
-        if ceiling_of(user) is not None:
+        if keeps_values(user):
+            found += _readers(user)
+        elif not _is_size(user):
             found.append(user)
-        elif keeps_values(user):
-            found += _rectifiers(user)
     return found
 
 
 def _not_flat_after(node: fx.Node) -> str | None:
     """The activation that takes a node's values and hides none of them, with the reason."""
-    for user in node.users:
-        found = not_flat(user)
-        if found is None and keeps_values(user):
-            found = _not_flat_after(user)
-        if found is not None:
-            return found
-    return None
+    names = (not_flat(user) for user in _readers(node))
+    return next((name for name in names if name), None)
 
 
 def _past(graph: Graph, node: fx.Node) -> tuple[str, ...]:
     """Operations through which the output sees more than the rectifiers behind a node give."""
     assert graph.network is not None
-    through = set(_rectifiers(node))
+    through = set(_hidden_by(node)[1])
     names = {each: name for name, each in graph.nodes.items()}
     readers = _other_readers(node)
     found = [names.get(each, each.name) for each in readers]
@@ -268,22 +275,17 @@ def _is_size(node: fx.Node) -> bool:
 
 
 def _other_readers(node: fx.Node) -> list[fx.Node]:
-    """What reads a node's values, in any shape, and is no rectifier."""
-    found: list[fx.Node] = []
-    for user in node.users:
-        if keeps_values(user):
-            found += _other_readers(user)
-        elif ceiling_of(user) is None and not _is_size(user):
-            found.append(user)
-    return found
+    """What reads a node's values, in any shape, and hides none of them."""
+    hiding = _hidden_by(node)[1]
+    return [each for each in _readers(node) if each not in hiding]
 
 
 def _node(graph: Graph, layer: str) -> fx.Node | None:
     """The target layer in the graph; None where there is no graph."""
     if graph.network is None:
         return None
-    before_relu = [name for name, node in graph.nodes.items() if _rectifiers(node)]
-    if layer not in before_relu and not _rectifiers_of(graph.ends.get(layer)):
+    before_relu = [name for name, node in graph.nodes.items() if _hides(node)]
+    if layer not in before_relu and not _hides(graph.ends.get(layer)):
         rule = "is not a layer of this network"
         if layer in graph.nodes or layer in _modules(graph.model):
             other = _not_flat_after(graph.nodes[layer]) if layer in graph.nodes else None
@@ -293,8 +295,8 @@ def _node(graph: Graph, layer: str) -> fx.Node | None:
     return graph.nodes[layer] if layer in before_relu else graph.ends[layer]
 
 
-def _rectifiers_of(node: fx.Node | None) -> list[fx.Node]:
-    return [] if node is None else _rectifiers(node)
+def _hides(node: fx.Node | None) -> bool:
+    return node is not None and _hidden_by(node)[0] is not None
 
 
 _MANY = 60  # names that one still looks through

@@ -126,7 +126,7 @@ class Hull:
         past = check_agreement(self.graph, self.layer, looked_at, self.observed)
         self.following = following(self.graph, self.layer)._replace(past=past)
         self.summary = self.summary | {
-            "activation": self.following.activation,
+            "activation": self.following.activation.name,
             "tolerance": 0.0,
             "push": "unit",
             "bypassed": bool(past),
@@ -134,7 +134,7 @@ class Hull:
         with torch.no_grad(), evaluating(self.model):
             logits, preactivation = self.observe(self.target[None])
         self.features, self.target_logits = (
-            TargetFeatures(preactivation[0], self.following.ceiling),
+            TargetFeatures(preactivation[0], self.following.activation),
             logits[0],
         )
 

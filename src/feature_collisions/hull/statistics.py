@@ -59,7 +59,7 @@ class HullStatistics(Metric):
     ) -> None:
         super().__init__(**kwargs)
         self.place, self.target_class = able(target_logits.device), target_class
-        self.target = TargetFeatures(target.preactivation.to(self.place), target.ceiling)
+        self.target = TargetFeatures(target.preactivation.to(self.place), target.activation)
         self.inactive = ~self.target.active
         self.target_log = target_logits.to(self.place).double().log_softmax(0)
         for name in ("samples", "correct", "kept"):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from ..data.devices import without_cudnn
+from ..graph.activations import title_of
 from ..graph.operations import NotPiecewiseLinear
 from ..graph.rectifiers import write_with_rectifiers
 from ..graph.target import TargetFeatures
@@ -56,6 +57,8 @@ def prove_collision(
     """
     at_least("seconds", seconds, 0)
     try:
+        if not hull.features.activation.is_rectifier:
+            raise NotPiecewiseLinear(f"{title_of(hull.features.activation.name)} has no bounds yet")
         judge = _CollisionJudge(hull)
         if judge.is_affine:
             return judge.exact()
@@ -101,7 +104,7 @@ class _CollisionJudge(HullJudge):
             write_with_rectifiers(self.cut.network)
         images = torch.cat([hull.target[None], hull.corners]).to(self.place, torch.float64)
         target, self.preactivation = self.cut(images).split([1, len(images) - 1])
-        self.features = TargetFeatures(target[0], hull.features.ceiling)
+        self.features = TargetFeatures(target[0], hull.features.activation)
         self.norm, self.slack = float(self.features.features.norm()), torch.zeros_like(target[0])
 
     @property

@@ -155,6 +155,6 @@ def cache_of(
     """Where what is known of this hull and statement is kept."""
     if directory is None:
         return None
-    behind = f"{statement} {hull.layer} {hull.features.ceiling}"
+    behind = f"{statement} {hull.layer} {hull.features.activation.sides}"
     key = proof_key(network, hull.corners, hull.target_class, hull.target, behind)
     return PieceCache(directory / f"{statement}-{key}.safetensors")

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ..errors import SettingError
+from ..graph.activations import ceiling_of
 from ..graph.agreement import check_graph
 from ..graph.graph import Graph, frozen_graph
-from ..graph.operations import NotPiecewiseLinear, ceiling_of, is_size, kinds, pooling
+from ..graph.operations import NotPiecewiseLinear, is_size, kinds, pooling
 
 
 class TooManyPieces(RuntimeError):

@@ -125,7 +125,7 @@ class CollisionLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.target = TargetFeatures(target.preactivation, target.ceiling)  # to be moved
+        self.target = TargetFeatures(target.preactivation, target.activation)  # to be moved
         self.norm = float(target.features.norm())
         self.scale = self.norm if settings.normalise and self.norm else 1.0  # f(t) may be 0
         self.register_buffer("features", target.values)

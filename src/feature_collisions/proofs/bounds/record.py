@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.nn.grad import conv2d_input
 
+from ...graph.activations import aten, ceiling_of, given_by_name
 from ...graph.operations import (
     AVERAGES,
     BATCH_NORM,
@@ -17,9 +18,6 @@ from ...graph.operations import (
     MEANS,
     SUMS,
     NotPiecewiseLinear,
-    aten,
-    ceiling_of,
-    given_by_name,
     is_new_shape,
     kinds,
     pooling,

@@ -1,0 +1,298 @@
+"""Activations: what each computes, and on which sides it is flat, exactly or within a tolerance.
+
+On a flat side every input gives the same value, so later layers cannot see how far a unit is beyond
+the edge. GELU, SiLU and their like only near such a value; within a tolerance they have an edge.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Side:
+    """One flat side of an activation.
+
+    Attributes:
+        sign: 1 where it is flat below the edge, -1 where it is flat above.
+        value: what the activation gives there, in the limit.
+        edge: where the side begins; None where the activation nears `value` only in the limit.
+    """
+
+    sign: int
+    value: float
+    edge: float | None = None
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function of each unit alone, and the sides on which it is flat.
+
+    Attributes:
+        name: as summaries give it: `relu`, `gelu`.
+        function: pre-activations to activations, of any shape; one that can be pickled.
+        sides: none, one or two.
+        turn: where a function that is not monotone has its only minimum.
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor] = field(compare=False)
+    sides: tuple[Side, ...] = ()
+    turn: float | None = None
+
+    @property
+    def is_rectifier(self) -> bool:
+        """Whether it is min(max(z, 0), c), c infinity for a ReLU."""
+        return self.name in ("relu", "relu6", "clipped_relu", "unknown")
+
+    @property
+    def ceiling(self) -> float:
+        """The value above which it does not rise; infinity where there is none that it reaches."""
+        return next((side.value for side in self.sides if side.sign < 0), math.inf)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every flat side is flat in exact arithmetic."""
+        return all(side.edge is not None for side in self.sides)
+
+    def within(self, spread: float) -> "Activation":
+        """The same with an edge for every side: beyond it all values are within `spread`.
+
+        Args:
+            spread: by how much the activation may move on a side that is not exactly flat, in
+                its own unit. A side that is not as flat as this within reach is left out.
+        """
+        sides = (
+            side if side.edge is not None else replace(side, edge=self._edge(side, spread))
+            for side in self.sides
+        )
+        return replace(self, sides=tuple(side for side in sides if side.edge is not None))
+
+    def _edge(self, side: Side, spread: float) -> float | None:
+        """The furthest point up to which values from the far end on are within `spread`."""
+        if spread <= 0:
+            return None
+        low, high = -_FAR, _FAR
+        for _ in range(2):  # once over all, and once between two neighbours
+            z = torch.linspace(low, high, _POINTS, dtype=torch.float64)
+            values = torch.cat([z.new_tensor([side.value]), self.function(side.sign * z)])
+            moved = values.cummax(0).values - values.cummin(0).values
+            count = int((moved[1:] <= spread).sum())  # `moved` only rises
+            if count == 0 and low == -_FAR:
+                return None
+            low, high = float(z[max(count - 1, 0)]), float(z[min(count, _POINTS - 1)])
+        return side.sign * low
+
+    def range_over(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest value over intervals [low, high], up to rounding."""
+        ends = self.function(low), self.function(high)
+        least, largest = torch.minimum(*ends), torch.maximum(*ends)
+        if self.turn is not None:
+            lowest = self.function(low.new_tensor(self.turn))
+            least = torch.where((low < self.turn) & (self.turn < high), lowest, least)
+        return least, largest
+
+
+_FAR, _POINTS = 60.0, 30_001
+
+
+def _itself(z: Tensor) -> Tensor:
+    return z
+
+
+IDENTITY = Activation("none", _itself)
+
+
+def clipped(low: float = 0.0, high: float = math.inf) -> Activation:
+    """min(max(z, low), high), flat outside: a ReLU, ReLU6, Hardtanh or clamp."""
+    names = {(0.0, math.inf): "relu", (0.0, 6.0): "relu6"}
+    name = names.get((low, high), "clipped_relu" if low == 0 else "clamp")
+    sides = [Side(1, low, low)] if low > -math.inf else []
+    sides += [Side(-1, high, high)] if high < math.inf else []
+    return Activation(name, partial(torch.clamp, min=low, max=high), tuple(sides))
+
+
+RELU = clipped()
+
+
+# Recognised from the graph's operations
+
+
+class Range(NamedTuple):
+    """From and to what an operation clips its input; None: it does not, or to no constant."""
+
+    low: float | None = None
+    high: float | None = None
+
+
+def _hardtanh(node: fx.Node) -> Range:
+    given = given_by_name(node, ("input", "min_val", "max_val"))
+    return Range(_constant(given.get("min_val", -1.0)), _constant(given.get("max_val", 1.0)))
+
+
+def _clamp(node: fx.Node) -> Range:
+    given = given_by_name(node, ("input", "min", "max"))
+    low, high = given.get("min"), given.get("max")
+    return Range(
+        -math.inf if low is None else _constant(low), math.inf if high is None else _constant(high)
+    )
+
+
+def _threshold(node: fx.Node) -> Range:
+    given = given_by_name(node, ("input", "threshold", "value"))
+    same = given["threshold"] == given["value"]
+    return Range(_constant(given["value"]), math.inf) if same else Range()
+
+
+_RANGES: dict[Any, Callable[[fx.Node], Range]] = {
+    aten.relu.default: lambda node: Range(0.0, math.inf),
+    aten.relu6.default: lambda node: Range(0.0, 6.0),
+    aten.hardtanh.default: _hardtanh,
+    aten.clamp.default: _clamp,
+    aten.clip.default: _clamp,
+    aten.clamp_min.default: _clamp,
+    aten.threshold.default: _threshold,
+}
+
+
+def range_of(node: fx.Node) -> Range:
+    """From and to which constants an operation clips its input."""
+    return _RANGES[node.target](node) if node.target in _RANGES else Range()
+
+
+def is_clip(node: fx.Node) -> bool:
+    """Whether an operation clips its input, be it to constants or not."""
+    return node.target in _RANGES
+
+
+def ceiling_of(node: fx.Node) -> float | None:
+    """Where a rectifier is clipped: infinity for a ReLU; None for any other operation.
+
+    Clipped ReLUs are ReLU6, and Hardtanh and clamp from 0 to a finite, positive ceiling.
+    """
+    low, high = range_of(node)
+    return high if low == 0 and high is not None and high > 0 else None
+
+
+def gelu(z: Tensor, approximate: str = "none") -> Tensor:
+    """z Phi(z), or its form with a tanh."""
+    return F.gelu(z, approximate=approximate)
+
+
+def _gelu(node: fx.Node) -> Activation:
+    given = given_by_name(node, ("input", "approximate"))
+    form = str(given.get("approximate", "none"))
+    turn = -0.7517915246935645 if form == "none" else -0.7524614220710163
+    return Activation("gelu", partial(gelu, approximate=form), (Side(1, 0.0),), turn)
+
+
+def _scaled_elu(z: Tensor, alpha: float, scale: float, inner: float) -> Tensor:
+    found: Tensor = aten.elu.default(z, alpha, scale, inner)
+    return found
+
+
+def _elu(node: fx.Node) -> Activation:
+    given = given_by_name(node, ("input", "alpha", "scale", "input_scale"))
+    names = ("alpha", "scale", "input_scale")
+    alpha, scale, inner = (float(given.get(name, 1.0)) for name in names)
+    function = partial(_scaled_elu, alpha=alpha, scale=scale, inner=inner)
+    return Activation("elu", function, (Side(1, -alpha * scale),))
+
+
+def _celu(node: fx.Node) -> Activation:
+    alpha = given_by_name(node, ("input", "alpha")).get("alpha", 1.0)
+    return Activation("celu", partial(F.celu, alpha=alpha), (Side(1, -float(alpha)),))
+
+
+def softplus(z: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """log(1 + exp(beta z)) / beta."""
+    return F.softplus(z, beta, threshold)
+
+
+def log_sigmoid(z: Tensor) -> Tensor:
+    """log(1 / (1 + exp(-z)))."""
+    return F.logsigmoid(z)
+
+
+def _softplus(node: fx.Node) -> Activation:
+    given = given_by_name(node, ("input", "beta", "threshold"))
+    beta, threshold = given.get("beta", 1.0), given.get("threshold", 20.0)
+    function = partial(softplus, beta=beta, threshold=threshold)
+    return Activation("softplus", function, (Side(1, 0.0),))
+
+
+_SELU_FLOOR = -1.0507009873554805 * 1.6732632423543772
+_FIXED: dict[Any, Activation] = {
+    aten.hardswish.default: Activation("hardswish", F.hardswish, (Side(1, 0.0, -3.0),), -1.5),
+    aten.hardsigmoid.default: Activation(
+        "hardsigmoid", F.hardsigmoid, (Side(1, 0.0, -3.0), Side(-1, 1.0, 3.0))
+    ),
+    aten.silu.default: Activation("silu", F.silu, (Side(1, 0.0),), -1.278464542761074),
+    aten.mish.default: Activation("mish", F.mish, (Side(1, 0.0),), -1.1924312145154952),
+    aten.selu.default: Activation("selu", F.selu, (Side(1, _SELU_FLOOR),)),
+    aten.sigmoid.default: Activation("sigmoid", torch.sigmoid, (Side(1, 0.0), Side(-1, 1.0))),
+    aten.tanh.default: Activation("tanh", torch.tanh, (Side(1, -1.0), Side(-1, 1.0))),
+    aten.log_sigmoid.default: Activation("log_sigmoid", log_sigmoid, (Side(-1, 0.0),)),
+}
+_MADE: dict[Any, Callable[[fx.Node], Activation]] = {
+    aten.gelu.default: _gelu,
+    aten.elu.default: _elu,
+    aten.celu.default: _celu,
+    aten.softplus.default: _softplus,
+}
+_NAMES = {
+    "relu": "ReLU", "relu6": "ReLU6", "clipped_relu": "the clipped ReLU", "clamp": "the clamp",
+    "gelu": "GELU", "silu": "SiLU", "mish": "Mish", "elu": "ELU", "celu": "CELU", "selu": "SELU",
+    "softplus": "Softplus", "sigmoid": "Sigmoid", "tanh": "Tanh", "log_sigmoid": "LogSigmoid",
+    "none": "no activation", "hardswish": "Hardswish", "hardsigmoid": "Hardsigmoid",
+}  # fmt: skip
+
+
+def activation_of(node: fx.Node) -> Activation | None:
+    """The activation with a flat side that an operation is, if it is one."""
+    low, high = range_of(node)
+    if low is not None and high is not None and low < high:
+        return clipped(low, high)
+    if node.target in _MADE:
+        return _MADE[node.target](node)
+    return _FIXED.get(node.target)
+
+
+_NO_FLAT_SIDE = {"leaky_relu": "LeakyReLU", "prelu": "PReLU", "rrelu": "RReLU"}
+
+
+def not_flat(node: fx.Node) -> str | None:
+    """The name of an activation that is not exactly flat anywhere, and why; None for others."""
+    if base_name(node) in _NO_FLAT_SIDE:
+        return f"{_NO_FLAT_SIDE[base_name(node)]} has no flat side: every input moves its output"
+    activation = activation_of(node)
+    if activation is None or activation.is_exact:
+        return None
+    return f"{title_of(activation.name)} is only nearly flat: what it hides still moves its output"
+
+
+def title_of(name: str) -> str:
+    """An activation's name as its authors write it: `GELU` of `gelu`."""
+    return _NAMES.get(name, name)
+
+
+def base_name(node: fx.Node) -> str:
+    """An operation's name without overload: `relu`, `conv2d`."""
+    return str(getattr(node.target, "__name__", node.target)).split(".")[0]
+
+
+def given_by_name(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    """A call's arguments by name."""
+    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+
+
+def _constant(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
