@@ -1,7 +1,10 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from feature_collisions.data.datasets import DataSplit, Images
 from feature_collisions.errors import SettingError
 from feature_collisions.graph.graph import trace
 from feature_collisions.graph.target_layer import TargetLayer, last_hidden_layer
@@ -9,7 +12,10 @@ from feature_collisions.settings.train import ClassifierSettings
 
 timm = pytest.importorskip("timm", reason="timm is an extra")
 
-from feature_collisions.networks.timm_models import load_timm, side_of_timm  # noqa: E402
+from timm.models import save_for_hf  # noqa: E402
+
+from feature_collisions.networks.classifiers import load_classifier  # noqa: E402
+from feature_collisions.networks.timm_models import load_timm, size_of_timm  # noqa: E402
 
 SIZE = (3, 64, 64)
 
@@ -88,10 +94,79 @@ def test_grey_images_are_refused(tmp_path):
 
 
 def test_images_have_the_classifiers_own_size_where_none_is_given():
-    assert side_of_timm("inception_v3") == 299
-    assert side_of_timm("tf_efficientnet_lite0") == 224
+    assert size_of_timm(settings("inception_v3", None)) == (299, 299)
+    assert size_of_timm(settings("tf_efficientnet_lite0", None)) == (224, 224)
     with pytest.raises(SettingError, match="near it are"):
-        side_of_timm("inception_v33")
+        size_of_timm(settings("inception_v33", None))
+
+
+def in_folder(folder, name="resnet18", **changes):
+    """A network that timm saved for the hub, and the settings that read it."""
+    arguments = changes.pop("arguments", {})
+    network = timm.create_model(name, **arguments).eval()
+    save_for_hf(network, folder, safe_serialization=True, model_args=arguments)
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return network, ClassifierSettings("timm", None, "auto", str(folder), library="timm")
+
+
+def test_a_folder_says_its_architecture_size_mean_and_names(tmp_path):
+    arguments = {"img_size": [64, 32], "num_classes": 3, "patch_size": 16}
+    given = {"mean": [0.1, 0.2, 0.3], "label_names": ["a", "b", "c"], "url": "https://nowhere"}
+    network, settings = in_folder(tmp_path, "vit_tiny_patch16_224", arguments=arguments, **given)
+    assert size_of_timm(settings) == (64, 32)
+    model = load_timm(settings, (3, 64, 32)).eval()
+    images = torch.rand(2, 3, 64, 32)
+    with torch.no_grad():
+        expected = network((images - torch.tensor(given["mean"]).view(3, 1, 1)) / 0.5)
+        assert torch.allclose(model(images), expected, atol=1e-5)
+    assert model.class_names == ("a", "b", "c")
+    assert settings.paired().name == tmp_path.name
+    with pytest.raises(SettingError, match=r"are 3x64x64 .*set data\.size=\[64,32\]"):
+        load_timm(settings, SIZE)
+
+
+def test_a_folder_may_hold_an_encoder_of_grey_images(tmp_path):
+    arguments = {"num_classes": 0, "in_chans": 1}
+    network, settings = in_folder(
+        tmp_path, "test_resnet", arguments=arguments, mean=[0.4], std=[0.2]
+    )
+    model = load_timm(settings, (1, 28, 28)).eval()
+    images = torch.rand(2, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.allclose(model(images), network((images - 0.4) / 0.2), atol=1e-5)
+    network, settings = in_folder(tmp_path, "test_resnet", arguments=arguments)
+    model = load_timm(settings, (1, 28, 28)).eval()
+    assert model.mean.item() == model.std.item() == 0.5  # the mean of its three
+
+
+def test_weights_without_a_head_are_an_encoders(tmp_path):
+    network, weights = saved(tmp_path, "test_resnet", num_classes=0)
+    model = load_timm(settings("test_resnet", weights), SIZE).eval()
+    with torch.no_grad():
+        assert model(torch.rand(1, *SIZE)).shape == (1, network.num_features)
+    images = Images(torch.zeros(1, *SIZE, dtype=torch.uint8), torch.zeros(1).long(), ("a",))
+    with pytest.raises(SettingError, match=r"classifier\.name=test_resnet: is an encoder"):
+        load_classifier(settings("test_resnet", weights), DataSplit(images, images))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "resnet1"}, "architecture resnet1: is none of timm's classifiers"),
+        ({"model_args": {"checkpoint_path": "x.pt"}}, "model_args of config.json has checkpoint"),
+        ({"model_args": {"wings": 2}}, "timm cannot make the test_resnet .*wings"),
+        ({"pretrained_cfg": 3}, "config.json is not one of timm's"),
+        ({"architecture": "test_vit"}, r"classifier\.weights=.*entries do not fit"),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_refused(tmp_path, change, message):
+    _, settings = in_folder(tmp_path, "test_resnet")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(SettingError, match=message):
+        load_timm(settings, (3, 160, 160))
 
 
 def test_it_is_said_where_timm_is_missing(monkeypatch):

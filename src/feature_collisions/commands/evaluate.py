@@ -150,6 +150,7 @@ def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Se
         from ..data.files import refuse_links, write_json
         from ..evaluation.evaluate import EVALUATION, evaluate, reason_of
         from ..evaluation.hull_of_run import hull_of
+        from ..networks.classifiers import names_in
         from ..report import report
         from ..report.findings import classes_of, describe
 
@@ -158,7 +159,8 @@ def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Se
     with claimed(run.directory, "run"), without_tf32():
         scale = run.summary["distance_scale"]
         result = evaluate(hull, lambda: data.test.mean_distance() * scale, settings, run.directory)
-        names = classes_of(data.test.class_names, len(hull.target_logits))
+        own = names_in(hull.model)
+        names = classes_of(data.test.class_names, len(hull.target_logits), own)
         try:
             description = report.write_report(run.directory, hull, result, names)
         except Exception as error:  # what was measured stands in evaluation.json

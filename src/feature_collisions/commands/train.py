@@ -127,7 +127,7 @@ def train(settings: Settings, directory: Path, checkpoint: Path | None, group: s
     with importing():  # here and not above: it takes seconds
         from ..data.datasets import load_data
         from ..graph.graph import trace
-        from ..networks.classifiers import load_classifier
+        from ..networks.classifiers import load_classifier, names_in
         from ..report.findings import classes_of
         from ..report.wandb_logs import check_login
         from ..settings.trainer import single_device
@@ -146,7 +146,7 @@ def train(settings: Settings, directory: Path, checkpoint: Path | None, group: s
         train_pairs(job, settings.pairs, directory)
         return
     hull = search_pair(job, directory, checkpoint)
-    names = classes_of(data.test.class_names, len(hull.target_logits))
+    names = classes_of(data.test.class_names, len(hull.target_logits), names_in(model))
     print_corners(hull.summary, names, directory)
 
 
@@ -188,11 +188,13 @@ def train_pairs(job: Job, pairs_setting: str, directory: Path) -> None:
 
 def with_size(settings: Settings) -> Settings:
     """The settings with a number, where `data.size` left it to the classifier."""
-    from ..networks.classifiers import input_side
+    from ..networks.classifiers import input_size
 
     if settings.data.size is not None:
         return settings
-    return replace(settings, data=replace(settings.data, size=input_side(settings.classifier)))
+    height, width = input_size(settings.classifier)
+    size = height if height == width else [height, width]
+    return replace(settings, data=replace(settings.data, size=size))
 
 
 def with_layer(settings: Settings, graph: Graph) -> Settings:

@@ -39,7 +39,7 @@ class ImageFolder(ImageSet):
     counted in their own order; names that are all numbers, in numerical order.
 
     Args:
-        settings: `root`, `resize` and the side of the square that images are brought to.
+        settings: `root`, `resize` and the size that images are brought to.
 
     Raises:
         SettingError: for a folder without images.
@@ -61,7 +61,8 @@ class ImageFolder(ImageSet):
                     "name, which is its class; rename it"
                 )
         index, self.class_names = _classes(root, [folder.name for folder in folders])
-        self.root, self.resize, self._side = root, settings.resize, settings.size or _SIDE
+        self.root, self.resize = root, settings.resize
+        self._sides = settings.height_and_width or (_SIDE, _SIDE)
         self.files, passed_over = list[tuple[Path, int]](), [p for p in entries if not p.is_dir()]
         for folder in folders:
             for path in sorted(each for each in folder.iterdir() if not _of_system(each)):
@@ -86,7 +87,7 @@ class ImageFolder(ImageSet):
     @property
     def size(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""
-        return 3, self._side, self._side
+        return 3, *self._sides
 
     def __getitem__(self, index: Any) -> Tensor:
         """One image (C, H, W), or those at a tensor of indices (B, C, H, W), in [0, 1]."""

@@ -24,7 +24,7 @@ from ..networks.classifiers import is_remembered, load_classifier
 from ..networks.weights import weights_hash
 from ..search.summary import summary_of
 from ..settings.evaluate import EvaluateSettings
-from ..settings.train import ClassifierSettings, DataSettings
+from ..settings.train import FOLDERS, ClassifierSettings, DataSettings
 from ..settings.trainer import devices_of
 
 
@@ -120,7 +120,7 @@ def _named(
         data = DataSettings(
             str(of_data["name"]),
             settings.data.root or of_data["root"],
-            None if (size := of_data.get("size", 224)) is None else int(size),
+            of_data.get("size", 224),
             str(of_data.get("resize", DataSettings.resize)),
         )
         classifier = ClassifierSettings(
@@ -144,7 +144,10 @@ def _named(
     classifier.check()
     alike = sorted(files, key=lambda file: Path(file).name != Path(classifier.weights or "").name)
     networks = [*(replace(classifier, weights=file, train=False) for file in alike), classifier]
-    if classifier.name == "file":
+    if classifier.library in FOLDERS and (path := named.get("path")):
+        folders = [*settings.classifier.paths, path]
+        networks = [replace(network, path=path) for path in folders for network in networks]
+    elif classifier.name == "file":
         paths = _own_code(run, named.get("path"), settings.classifier.path)
         networks = [replace(network, path=path) for path in paths for network in networks]
     return data, networks, seed

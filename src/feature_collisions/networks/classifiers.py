@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -25,23 +26,27 @@ from ..errors import SettingError
 from ..graph.agreement import accepted
 from ..settings.train import ClassifierSettings
 from .mnist_mlp import MnistMLP, load_mnist_mlp
-from .timm_models import load_timm, side_of_timm
-from .torchvision_models import load_torchvision, side_of_torchvision
+from .timm_models import load_timm, size_of_timm
+from .torchvision_models import Classifier, load_torchvision, side_of_torchvision
+from .transformers_models import load_transformers, size_of_transformers
 from .unwrap import unwrap
 from .weights import load_weights
 
 _LARGEST = 2**24  # bytes of a source file
 
 
-def input_side(settings: ClassifierSettings) -> int:
-    """The side of the square images that the classifier was made for, where that is known: or 224.
+def input_size(settings: ClassifierSettings) -> tuple[int, int]:
+    """(H, W) of the images that the classifier was made for, where that is known, or 224x224.
 
     Raises:
-        SettingError: for an unknown name.
+        SettingError: for an unknown name, or a folder that holds no network.
     """
     if settings.library == "timm":
-        return side_of_timm(settings.name)
-    return side_of_torchvision(settings.name)
+        return size_of_timm(settings)
+    if settings.library == "transformers":
+        return size_of_transformers(settings)
+    side = side_of_torchvision(settings.name)
+    return side, side
 
 
 def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0) -> nn.Module:
@@ -62,9 +67,21 @@ def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0
         model = _import_classifier(settings)
     elif settings.library == "timm":
         model = load_timm(settings, data.test.size)
+    elif settings.library == "transformers":
+        model = load_transformers(settings, data.test.size)
     else:
         model = load_torchvision(settings)
+    if isinstance(model, Classifier) and model.is_encoder:
+        raise SettingError(
+            f"classifier.name={settings.name}: is an encoder, which gives features and no classes; "
+            "choose a network with a head of classes"
+        )
     return model.requires_grad_(False).eval()
+
+
+def names_in(model: nn.Module) -> Sequence[str]:
+    """The names of its classes that a model of a library says; () where it says none."""
+    return getattr(model, "class_names", ()) if isinstance(model, Classifier) else ()
 
 
 def _mnist_mlp(settings: ClassifierSettings, data: DataSplit, seed: int) -> nn.Module:

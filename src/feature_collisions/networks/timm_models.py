@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..errors import SettingError
 from ..graph.graph import evaluating
 from ..settings.train import ClassifierSettings
+from .saved_folder import CONFIG, WEIGHTS, check_images, printable_names, read_object, saved_folder
 from .torchvision_models import Classifier, is_file
-from .weights import fit_weights, read_weights
+from .weights import State, fit_weights, read_weights
 
 
 def load_timm(settings: ClassifierSettings, size: Sequence[int]) -> nn.Module:
@@ -28,6 +29,8 @@ def load_timm(settings: ClassifierSettings, size: Sequence[int]) -> nn.Module:
             not fit or cannot be downloaded.
     """
     timm, name = _timm(), settings.name
+    if settings.in_folder:
+        return _of_folder(timm, settings, size)
     _check_name(timm, name)
     source = f"classifier.weights={settings.weights or 'null'}"
     tags = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{name.partition('.')[0]}.*")]
@@ -38,30 +41,113 @@ def load_timm(settings: ClassifierSettings, size: Sequence[int]) -> nn.Module:
         )
     if is_file(settings.weights):
         states = read_weights(settings.weights)
-        network = timm.create_model(name)
-        fit_weights(network, states, source, classes=network.num_classes)
+        network = timm.create_model(name, **_head(timm, name, states))
+        fit_weights(network, states, source, classes=network.num_classes or None)
     else:
         network = _downloaded(timm, f"{name.partition('.')[0]}.{settings.weights}", source)
-    given = timm.data.resolve_model_data_config(network)
-    if given["input_size"][0] != size[0]:
-        raise SettingError(
-            f"classifier.name={name}: takes images of {given['input_size'][0]} channels, and these "
-            f"have {size[0]}; choose other images or another classifier"
-        )
-    _pad_by_constants(network, size)
-    return Classifier(network, list(given["mean"]), list(given["std"]))
+    return _behind_normalisation(timm, network, f"classifier.name={name}", size)
 
 
-def side_of_timm(name: str) -> int:
-    """The side of the square images that a timm classifier was trained on.
+def size_of_timm(settings: ClassifierSettings) -> tuple[int, int]:
+    """(H, W) of the images that a timm classifier was trained on.
 
     Raises:
-        SettingError: where timm is not installed, or for an unknown name.
+        SettingError: where timm is not installed, for an unknown name, or a folder without config.
     """
     timm = _timm()
-    _check_name(timm, name)
-    side: int = timm.get_pretrained_cfg(name).input_size[-1]
-    return side
+    if settings.in_folder:
+        _, own, _ = _config_of(timm, settings)
+    else:
+        _check_name(timm, settings.name)
+        own = timm.get_pretrained_cfg(settings.name).to_dict()
+    height, width = own["input_size"][1:]
+    return int(height), int(width)
+
+
+def _of_folder(timm: Any, settings: ClassifierSettings, size: Sequence[int]) -> nn.Module:
+    """The network that timm saved to a folder, as it does for Hugging Face's hub."""
+    source = f"classifier.path={settings.path}"
+    name, own, arguments = _config_of(timm, settings)
+    try:
+        network = timm.create_model(name, pretrained_cfg=own, **arguments)
+    except Exception as error:  # whatever timm's own code raises of arguments it does not know
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SettingError(
+            f"{source}: timm cannot make the {name} that config.json describes ({reason}); give a "
+            "folder that timm saved"
+        ) from None
+    weights = settings.weights or saved_folder(settings.path) / WEIGHTS
+    fit_weights(network, read_weights(weights), f"classifier.weights={weights}")
+    model = _behind_normalisation(timm, network, source, size)
+    labels = own.get("label_names")
+    if isinstance(labels, list | tuple) and len(labels) == network.num_classes:
+        model.class_names = printable_names(labels)
+    return model
+
+
+def _config_of(
+    timm: Any, settings: ClassifierSettings
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """What a folder's config.json says: an architecture, its data, and arguments to make it."""
+    source = f"classifier.path={settings.path}"
+    folder = saved_folder(settings.path)
+    config = read_object(folder / CONFIG)
+    try:
+        own = dict(config.get("pretrained_cfg", config))  # in older files they are one
+        classes: Any = config.get("num_classes", own.get("num_classes", 1000))
+        arguments: dict[str, Any] = {"num_classes": int(classes)}
+        arguments |= config.get("model_args", {})
+        channels, height, width = map(int, own.get("input_size", (3, 224, 224)))
+        sides = arguments.get("img_size", (height, width))
+        height, width = (sides, sides) if isinstance(sides, int) else map(int, sides)
+        own["input_size"] = (int(arguments.get("in_chans", channels)), height, width)
+        own["label_names"] = config.get("label_names", own.get("label_names"))
+        name = config["architecture"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise SettingError(
+            f"{source}: {CONFIG} is not one of timm's ({type(error).__name__}: {error}); a folder "
+            "of transformers' is read with classifier=transformers"
+        ) from None
+    _check_name(timm, str(name), f"{source}: architecture {name}")
+    if strange := sorted(set(arguments) & _NOT_OF_A_NETWORK):
+        raise SettingError(
+            f"{source}: model_args of {CONFIG} has {strange[0]}, which is no property of a "
+            "network; remove it"
+        )
+    return str(name), own, arguments
+
+
+_NOT_OF_A_NETWORK = {
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+    "features_only", "out_indices", "scriptable", "exportable", "no_jit",
+}  # fmt: skip
+
+
+def _head(timm: Any, name: str, states: dict[str, State]) -> dict[str, int]:
+    """`num_classes=0` where no state has weights for the head: they are an encoder's."""
+    heads = timm.get_pretrained_cfg(name).classifier or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    ends = tuple(f"{head}.weight" for head in heads)
+    there = any(key.endswith(ends) for state in states.values() for key in state)
+    return {"num_classes": 0} if ends and not there else {}
+
+
+def _behind_normalisation(
+    timm: Any, network: nn.Module, source: str, size: Sequence[int]
+) -> Classifier:
+    own = timm.data.resolve_model_data_config(network)
+    mean, std = list(own["mean"]), list(own["std"])
+    channels = int(own["input_size"][0])
+    if len(mean) != channels or len(std) != channels:
+        raise SettingError(
+            f"{source}: takes images of {channels} channels, and its mean and std are of "
+            f"{len(mean)}; write those of {channels} into pretrained_cfg of its {CONFIG}"
+        )
+    model = Classifier(network, mean, std)
+    model.is_encoder = bool(network.num_classes == 0)
+    check_images(source, model, size, own["input_size"])
+    _pad_by_constants(network, size)
+    return model
 
 
 def _timm() -> Any:
@@ -75,14 +161,14 @@ def _timm() -> Any:
     return timm
 
 
-def _check_name(timm: Any, name: str) -> None:
+def _check_name(timm: Any, name: str, source: str = "") -> None:
     known = timm.list_models()
     base = name.partition(".")[0]
     if base in known and (base == name or name in timm.list_pretrained()):
         return
     near = difflib.get_close_matches(base, known, 5, 0.5)
     raise SettingError(
-        f"classifier.name={name}: is none of timm's classifiers; near it are "
+        f"{source or f'classifier.name={name}'}: is none of timm's classifiers; near it are "
         f"{', '.join(near) or 'none'}"
     )
 

@@ -23,6 +23,8 @@ class Classifier(nn.Module):
     """
 
     shell = "network."  # what is before a layer's own name
+    class_names: tuple[str, ...] = ()  # where the network itself says them
+    is_encoder = False  # gives features (B, D), and no classes
     mean: Tensor
     std: Tensor
 

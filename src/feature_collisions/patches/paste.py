@@ -32,6 +32,10 @@ def find_neighbours(
     Raises:
         SettingError: for a geometry that does not fit, or a database that cannot be built.
     """
+    if seed.shape[1] != seed.shape[2]:
+        raise SettingError(
+            f"data.size=[{seed.shape[1]},{seed.shape[2]}]: composites are square; give one side"
+        )
     check_geometry(settings, seed.shape[-1])
     database = open_database(settings, images, random_seed)
     queries, reduced = query_patches(seed, settings), reduced_seed(seed, settings)

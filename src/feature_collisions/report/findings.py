@@ -119,13 +119,14 @@ def describe(
     )
 
 
-def classes_of(class_names: Sequence[str], count: int) -> Sequence[str]:
+def classes_of(class_names: Sequence[str], count: int, own: Sequence[str] = ()) -> Sequence[str]:
     """One name for each of the `count` classes of a classifier.
 
-    Where the data set's names differ from the classes in number they are not theirs, and classes
-    are called by number.
+    Where the data set's names differ from the classes in number they are not theirs. Classes then
+    have the classifier's `own` names, where it has any, or are called by number.
     """
-    return class_names if len(class_names) == count else [f"class {k}" for k in range(count)]
+    numbers = [f"class {k}" for k in range(count)]
+    return next(names for names in (class_names, own, numbers) if len(names) == count)
 
 
 def claims_table(claims: Sequence[Finding], notes: bool = True) -> Table:

@@ -28,8 +28,9 @@ class ClassifierPlace:
     network takes the one that its corners were found with."""
     path: Any = None
     """MODULE:NAME of the classifier's constructor, for a run with one of the user's own: a run
-    directory is data, and names no code to execute. Of a survey a list, one for each network;
-    MODULE:NAME::FILE names weights, too."""
+    directory is data, and names no code to execute. For a network of `transformers` or `timm` the
+    folder that it is in now; null: where the run found it. Of a survey a list, one for each
+    network; MODULE:NAME::FILE names weights, too."""
 
     def __post_init__(self) -> None:
         listed = isinstance(self.weights, list)
@@ -48,6 +49,11 @@ class ClassifierPlace:
     def files(self) -> list[str]:
         """What `weights` names."""
         return _listed(self.weights)
+
+    @property
+    def paths(self) -> list[str]:
+        """What `path` names."""
+        return _listed(self.path)
 
 
 def _listed(value: Any) -> list[Any]:

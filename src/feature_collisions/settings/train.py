@@ -5,6 +5,7 @@ YAML in `conf/` holds values; these dataclasses say which keys exist and which v
 
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -13,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..errors import SettingError
 from .conversions import in_plain_words
 from .patches import PatchSettings
-from .paths import home
+from .paths import expanded, home
 from .rules import SEED, SIDE, one_of, whole
 from .search import (
     LogSettings,
@@ -26,6 +27,8 @@ from .solver import OBJECTIVES
 
 NETWORK = ("library", "name", "path", "weights")
 """The settings of `classifier` that say which network it is."""
+FOLDERS = ("timm", "transformers")
+"""The libraries whose networks are read from the folder `classifier.path`."""
 
 
 @dataclass
@@ -33,7 +36,8 @@ class ClassifierSettings:
     """A network, its weights, and the layer whose features collide."""
 
     name: str = MISSING
-    """`mnist_mlp`, `file` (imported from `path`), or a name of `library`'s."""
+    """`mnist_mlp`, `file` (imported from `path`), or a name of `library`'s. With a folder as
+    `path`: what reports call the network; the name of the library stands for the folder's."""
     weights: str | None = None
     """A file of weights, or FILE::ENTRY for one entry of a checkpoint, such as an average (EMA);
     null: the library's own, which may have to be downloaded."""
@@ -41,13 +45,15 @@ class ClassifierSettings:
     """The target layer, a node whose output feeds a ReLU; `auto`: the last that does and that
     everything flows through."""
     path: str | None = None
-    """MODULE:NAME of a constructor on PYTHONPATH, for `name=file`. `path` and `name` may name their
-    weights, too, so that a sweep pairs them: MODULE:NAME::FILE; `weights` is for those without."""
+    """MODULE:NAME of a constructor on PYTHONPATH, for `name=file`; for `transformers` and `timm`, a
+    folder with config.json and model.safetensors. `path` and `name` may name their weights, too, so
+    that a sweep pairs them: MODULE:NAME::FILE; `weights` is for those without."""
     train: bool = False
     """Whether mnist_mlp is trained anew, on the data and with the run's seed, in place of what
     ships."""
     library: str = "torchvision"
-    """Where `name` is looked up: `torchvision` or `timm`."""
+    """Where `name` is looked up: `torchvision` or `timm`; or, for a folder alone, `transformers`
+    (Hugging Face)."""
 
     def __post_init__(self) -> None:
         self.weights = home(self.weights)
@@ -57,11 +63,18 @@ class ClassifierSettings:
         name, _, of_name = self.name.partition("::")
         path, _, of_path = (self.path or "").partition("::")
         weights = of_path or of_name or self.weights
+        if self.in_folder and name == self.library:
+            name = Path(expanded(path)).absolute().name
         return replace(self, name=name, path=path or self.path, weights=weights)
+
+    @property
+    def in_folder(self) -> bool:
+        """Whether `path` is a folder that the library saved the network to."""
+        return self.library in FOLDERS and bool(self.path)
 
     def check(self) -> None:
         """Raise SettingError for an unknown library."""
-        one_of("classifier.library", self.library, ("torchvision", "timm"))
+        one_of("classifier.library", self.library, ("torchvision", *FOLDERS))
 
 
 @dataclass
@@ -72,8 +85,9 @@ class DataSettings:
     """The data set: `digits` (ships with the package), `mnist`, `cifar10` or `image_folder`."""
     root: str | None = None
     """The folder that it lies in; null for what ships."""
-    size: int | None = 224
-    """The side of images from a folder, in pixels; null: the classifier's own."""
+    size: Any = 224
+    """The side of images from a folder, in pixels, or [HEIGHT, WIDTH]; null: the classifier's own.
+    """
     resize: str = "warp"
     """How such an image is brought to `size`: `warp`, as the authors do, or `crop`."""
 
@@ -82,9 +96,22 @@ class DataSettings:
 
     def check(self) -> None:
         """Raise SettingError for an unknown way of resizing, or no size."""
-        if self.size is not None:
-            whole("data.size", self.size, 1, SIDE)
+        sides = self.size if isinstance(self.size, list | tuple) else [self.size] * 2
+        if len(sides) != 2:
+            raise SettingError(
+                f"data.size={self.size}: must be the side of a square, or [HEIGHT, WIDTH]"
+            )
+        for side in sides if self.size is not None else []:
+            whole("data.size", side, 1, SIDE)
         one_of("data.resize", self.resize, ("warp", "crop"))
+
+    @property
+    def height_and_width(self) -> tuple[int, int] | None:
+        """Of images from a folder, in pixels."""
+        if self.size is None:
+            return None
+        height, width = self.size if isinstance(self.size, list | tuple) else [self.size] * 2
+        return int(height), int(width)
 
 
 @dataclass

@@ -1,0 +1,107 @@
+"""A folder that a network was saved to: its config and its weights, read as data.
+
+The folder may come from a stranger. Only JSON and safetensors are read from it, and no code.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data.files import read_json
+from ..errors import SettingError
+from ..graph.graph import evaluating
+from ..settings.paths import path_of
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+_SHARDS = "model.safetensors.index.json"  # names the files of weights that are in several
+
+
+def saved_folder(path: str | None) -> Path:
+    """The folder that `classifier.path` names.
+
+    Raises:
+        SettingError: when it is no folder, or has no config or no safetensors.
+    """
+    folder = path_of(path or "")
+    if not path or not folder.is_dir():
+        raise SettingError(
+            f"classifier.path={path or 'null'}: must be a folder with {CONFIG} and {WEIGHTS}, as "
+            "save_pretrained writes them"
+        )
+    if not (folder / CONFIG).is_file():
+        raise SettingError(
+            f"classifier.path={folder}: has no {CONFIG}; give the folder that save_pretrained wrote"
+        )
+    if not any((folder / name).is_file() for name in (WEIGHTS, _SHARDS)):
+        others = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+        found = f" (it has {others[0]}, which could execute code)" if others else ""
+        raise SettingError(
+            f"classifier.path={folder}: has no weights in safetensors{found}; save the network "
+            f"with safetensors, so that {WEIGHTS} is there"
+        )
+    return folder
+
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds one object.
+
+    Raises:
+        SettingError: when it is missing, damaged, or holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise SettingError(f"{path}: must hold an object, and is a {type(found).__name__}")
+    return found
+
+
+def printable_names(names: Iterable[object]) -> tuple[str, ...]:
+    """Names of classes, without control characters and overlong ones cut."""
+    return tuple(
+        "".join(each if each.isprintable() else " " for each in str(name)[:_LONGEST])
+        for name in names
+    )
+
+
+_LONGEST = 200  # characters of a name
+
+
+def check_images(source: str, model: nn.Module, size: Sequence[int], own: Sequence[int]) -> None:
+    """Raise SettingError for images of another size than the model's own that it cannot take.
+
+    Args:
+        source: the setting that names the model, for the message.
+        model: images in [0, 1] to logits or features.
+        size: (C, H, W) of the images it is going to be given.
+        own: (C, H, W) of those it was trained on.
+    """
+    if tuple(size) == tuple(own):
+        return
+    if size[0] != own[0]:
+        raise SettingError(
+            f"{source}: takes images of {own[0]} channels, and these have {size[0]}; choose other "
+            "images or another classifier"
+        )
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(torch.zeros(1, *size))
+    except Exception as error:  # whatever the model's own code raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SettingError(
+            f"{source}: takes images of {_times(own)}, and these are {_times(size)} ({reason}); "
+            f"set data.size={_size(own)}"
+        ) from None
+
+
+def _times(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _size(own: Sequence[int]) -> str:
+    return str(own[1]) if own[1] == own[2] else f"[{own[1]},{own[2]}]"
