@@ -15,7 +15,7 @@ import torch
 from feature_collisions.data.files import save_tensors
 from feature_collisions.networks.mnist_mlp import MnistMLP
 from helpers.commands import ROOT, start
-from helpers.surveys import MEASURE, SWEEP, write_networks
+from helpers.surveys import BOTH, MEASURE, SWEEP, write_networks
 
 pytestmark = [
     pytest.mark.slurm,
@@ -166,7 +166,7 @@ def test_a_survey_of_many_jobs_is_one_table(tmp_path, digits):
     assert [(pair["initial"], pair["target"]) for pair in pairs[0]] == [
         (pair["initial"], pair["target"]) for pair in pairs[1]
     ]
-    evaluation = start("evaluate.py", "run=survey", *MEASURE, cwd=tmp_path)
+    evaluation = start("evaluate.py", "run=survey", BOTH, *MEASURE, cwd=tmp_path)
     said, _ = evaluation.communicate(timeout=200)
     assert evaluation.returncode == 0, said
     with (tmp_path / "survey" / "survey.csv").open() as file:

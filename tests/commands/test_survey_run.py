@@ -21,10 +21,11 @@ from feature_collisions.evaluation.survey import (
     means,
     measure,
 )
-from feature_collisions.networks.classifiers import is_remembered
 from feature_collisions.report.figures import survey_figure
 from helpers.commands import run_command
-from helpers.surveys import MEASURE, SWEEP, write_networks
+from helpers.surveys import BOTH, MEASURE, SWEEP, write_networks
+
+SHAPE = "classifier.path=survey_networks:shape"
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +42,8 @@ def folder(tmp_path_factory, digits):
 
 @pytest.fixture
 def evaluate(folder):
-    def call(*arguments):
-        return run_command(folder, "evaluate.py", *arguments, *MEASURE)
+    def call(*arguments, path=BOTH):
+        return run_command(folder, "evaluate.py", *arguments, *([path] if path else []), *MEASURE)
 
     return call
 
@@ -216,38 +217,22 @@ def test_no_pair_in_common_is_said(folder, evaluate):
 
 
 def test_code_that_was_never_named_is_not_imported(folder, evaluate, tmp_path):
-    """A changed file, too, must be named again."""
-    assert is_remembered_in(folder, "survey_networks:plain")
-    assert not is_remembered_in(folder, "os:getcwd")
     strange = shutil.copytree(folder / "sweep", folder / "strange")
-    text = (folder / "survey_networks.py").read_text()
-    (folder / "survey_networks.py").write_text(text + "\n# changed\n")
-    both = "classifier.path=[survey_networks:plain,survey_networks:clipped]"
-    try:
-        answer = evaluate("run=strange")
-        assert "its classifier is code of a user's own" in answer
-        assert "classifier.path=[MODULE:NAME,MODULE:NAME]" in answer
-        answer = evaluate("run=strange", "classifier.path=[survey_networks:clipped]")
-        assert "survey_networks:plain, which is not in classifier.path=[survey_networks:c" in answer
-        answer = evaluate("run=strange", "classifier.path=3")
-        assert answer.startswith("error: classifier.path=3: give MODULE:NAME, or a list")
-        assert evaluate("run=strange", both) is None
-        assert evaluate("run=strange") is None  # they have been named
-    finally:
-        (folder / "survey_networks.py").write_text(text)
-    assert evaluate("run=strange", both) is None  # as it was, for the tests that follow
+    answer = evaluate("run=strange", path=None)
+    assert "its classifier is code of a user's own" in answer
+    assert "classifier.path=[MODULE:NAME,MODULE:NAME]" in answer
+    answer = evaluate("run=strange", path="classifier.path=[survey_networks:clipped]")
+    assert "survey_networks:plain, which is not in classifier.path=[survey_networks:c" in answer
+    answer = evaluate("run=strange", path="classifier.path=3")
+    assert answer.startswith("error: classifier.path=3: give MODULE:NAME, or a list")
+    assert evaluate("run=strange") is None
     assert [row["network"] for row in rows(strange / "survey.csv")] == [
         "survey_networks:plain", "survey_networks:clipped",
     ]  # fmt: skip
 
 
-def test_one_name_leaves_the_others_of_a_survey_their_own(folder, evaluate, monkeypatch):
-    """Of the runs' own names only those count that the user has had imported."""
-    one = ("run=sweep", "classifier.path=survey_networks:plain")
-    assert evaluate(*one) is None
-    assert len(rows(folder / "sweep" / "survey.csv")) == 2
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "nothing_remembered"))
-    answer = evaluate(*one)
+def test_one_name_stands_for_every_network_of_a_survey(folder, evaluate):
+    answer = evaluate("run=sweep", path="classifier.path=survey_networks:plain")
     assert "were found with other weights" in answer
     assert "or the network with classifier.path=MODULE:NAME (a survey's as a list of th" in answer
 
@@ -268,7 +253,7 @@ def paired(folder):
 
 def test_a_survey_pairs_networks_with_weights(paired, evaluate):
     """Two jobs and not four, and each finds its own weights again."""
-    assert evaluate("run=paired") is None
+    assert evaluate("run=paired", path=SHAPE) is None
     assert [row["network"] for row in rows(paired / "survey.csv")] == [
         "survey_networks:shape::w_plain.safetensors",
         "survey_networks:shape::w_clipped.safetensors",
@@ -300,10 +285,11 @@ def test_weights_of_a_survey_that_moved_are_a_list_in_any_order(paired, evaluate
         shutil.copy(file, moved / short)
         shutil.move(file, moved / file.name)
     try:
-        assert evaluate("run=paired") is not None
-        assert evaluate("run=paired", given) is None
-        assert "other weights" in evaluate("run=paired", "classifier.weights=moved/a")
-        assert "classifier.weights" in evaluate("run=paired", "classifier.weights=[1,2]")
+        assert evaluate("run=paired", path=SHAPE) is not None
+        own = given if given.startswith("classifier.path") else SHAPE
+        assert evaluate("run=paired", *{given} - {own}, path=own) is None
+        for weights, said in (("moved/a", "other weights"), ("[1,2]", "classifier.weights")):
+            assert said in evaluate("run=paired", f"classifier.weights={weights}", path=SHAPE)
     finally:
         for name in ("plain", "clipped"):
             shutil.move(moved / f"w_{name}.safetensors", folder)
@@ -311,7 +297,7 @@ def test_weights_of_a_survey_that_moved_are_a_list_in_any_order(paired, evaluate
 
 
 def test_weights_in_a_strangers_path_name_no_code(paired, evaluate):
-    """`::` in a run's own path is no way past what the user has had imported."""
+    """`::` in a run's own path is no way past what the user names."""
     strange = shutil.copytree(paired, paired.with_name("strange_pair"))
     marker = paired.parent / "executed"
     (paired.parent / "evil_module.py").write_text(f"open({str(marker)!r}, 'w')")
@@ -319,16 +305,10 @@ def test_weights_in_a_strangers_path_name_no_code(paired, evaluate):
         for path in strange.rglob("config.yaml"):
             text = (paired / path.relative_to(strange)).read_text()
             path.write_text(text.replace("path: survey_networks:shape\n", f"path: {name}\n"))
-        assert "code of a user's own" in evaluate("run=strange_pair")
-        answer = evaluate("run=strange_pair", "classifier.path=survey_networks:shape")
+        assert "code of a user's own" in evaluate("run=strange_pair", path=None)
+        answer = evaluate("run=strange_pair", path=SHAPE)
         assert answer is None or "evil" not in answer
         assert not marker.exists()
-
-
-def is_remembered_in(folder, path):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        return is_remembered(path)
 
 
 def test_intervals_are_those_of_the_mean():
@@ -421,5 +401,6 @@ def test_a_strangers_name_is_only_text(folder, evaluate, capsys):
     strange = shutil.copytree(folder / "sweep", folder / "named")
     for path in (strange / "1").rglob("config.yaml"):
         path.write_text(path.read_text().replace("survey_networks:clipped", '"a:$x_{<b>\\e[31m"'))
-    assert evaluate("run=named", "classifier.path=survey_networks:clipped") is None
-    assert "\x1b" not in capsys.readouterr().out
+    answer = evaluate("run=named")
+    assert "which is not in classifier.path" in answer
+    assert "\x1b" not in answer + capsys.readouterr().out

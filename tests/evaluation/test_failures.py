@@ -176,7 +176,7 @@ def test_classes_are_numbered_where_the_data_sets_names_are_not_theirs(tmp_path,
     shown = classes_of(names, 4)
     assert list(shown) == ["class 0", "class 1", "class 2", "class 3"]
     assert classes_of(NAMES, 4) is NAMES
-    print_corners(hull.summary, shown, tmp_path)
+    print_corners(hull.summary, shown, tmp_path, None)
     result = evaluated(hull, tmp_path)
     print_report(tmp_path, write_report(tmp_path, hull, result, shown))
     assert "probability of class 3" in capsys.readouterr().out

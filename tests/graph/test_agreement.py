@@ -300,8 +300,8 @@ def test_models_without_values_or_layers_are_each_refused_in_their_own_words(pai
     for model, message in [
         (scripted, "model: is TorchScript"),
         (traced, "model: is TorchScript"),
-        (toy().to("meta"), r"model: its 1\.weight is on the meta device and has no values"),
-        (lazy, r"model: its 1\.weight is of a lazy layer"),
+        (toy().to("meta"), "on the meta device; give"),
+        (lazy, "its weights are lazy"),
         (broken, r"model: its logits are not finite numbers; 3\.weight holds NaN"),
         (torch.relu, "model: must be a torch.nn.Module, is a builtin"),
     ]:

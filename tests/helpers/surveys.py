@@ -23,6 +23,7 @@ def clipped():
 def shape():
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 60), nn.ReLU(), nn.Linear(60, 10))
 """
+BOTH = "classifier.path=[survey_networks:plain,survey_networks:clipped]"
 SWEEP = (
     "experiment=small_pixel", "data=digits", "classifier=file",
     "classifier.path=survey_networks:plain,survey_networks:clipped", "corner=[0,1,2]",

@@ -14,7 +14,7 @@ from feature_collisions.data.images import save_png
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.hull_of_run import hull_of
 from feature_collisions.hull.run import load_run
-from feature_collisions.networks.classifiers import is_remembered, load_classifier
+from feature_collisions.networks.classifiers import load_classifier
 from feature_collisions.networks.torchvision_models import Classifier
 from feature_collisions.search.find_corners import Search, find_corners
 from feature_collisions.settings.evaluate import EvaluateSettings
@@ -176,43 +176,6 @@ def test_a_run_cannot_name_code_to_import(tmp_path, monkeypatch, shift, shift_im
     with pytest.raises(SettingError, match=r"name it with classifier\.path=MODULE:NAME"):
         hull_of(load_run(tmp_path / "run"), EvaluateSettings())
     assert "own_classifier_b" not in sys.modules
-
-
-def test_a_run_is_taken_at_its_word_only_where_the_user_was(tmp_path, monkeypatch):
-    """In a folder of a stranger's, what the user's own file imports could be the stranger's."""
-    own, strange = tmp_path / "own", tmp_path / "strange"
-    for folder in (own, strange):
-        folder.mkdir()
-    (own / "own_classifier_c.py").write_text("import own_layers_c\n" + MODULE)
-    (own / "own_layers_c.py").write_text("")
-    (strange / "own_layers_c.py").write_text("raise SystemExit('executed')")
-    monkeypatch.syspath_prepend(own)
-    monkeypatch.chdir(own)
-    path = "own_classifier_c:make"
-    assert not is_remembered(path)
-    load_classifier(ClassifierSettings("file", None, "1", path), None)
-    assert is_remembered(path)
-    assert not is_remembered("own_classifier_c:count")
-    monkeypatch.chdir(strange)
-    assert not is_remembered(path)
-    monkeypatch.chdir(own)
-    (own / "own_classifier_c.py").write_text(MODULE)
-    assert not is_remembered(path)
-
-
-CHANGE = """
-with open(__file__, "a") as file:
-    file.write("# never executed")
-"""
-
-
-def test_a_file_that_changes_while_it_is_imported_is_remembered_as_it_was(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "own_classifier_d.py"
-    file.write_text(MODULE + CHANGE)
-    path = "own_classifier_d:make"
-    load_classifier(ClassifierSettings("file", None, "1", path), None)
-    assert not is_remembered(path)
 
 
 def folder_of(root, *names):

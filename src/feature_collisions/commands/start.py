@@ -1,10 +1,8 @@
 """What `train.py` and `evaluate.py` share: Hydra, and one message for a user's mistake."""
 
 import ctypes
-import errno
 import gc
 import os
-import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -162,35 +160,6 @@ def _words_of(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException):
         return in_plain_words(cause)
     if isinstance(error, OSError):
-        return f"{error.filename or 'output'}: {error.strerror or error}; {_advice(error)}"
+        reason = f"{error.filename or 'output'}: {error.strerror or error}"
+        return f"{reason}; what was written before is kept"
     return str(error)
-
-
-_ELSEWHERE = "choose another place (hydra.run.dir=DIR of train.py, run=DIR of evaluate.py)"
-_ADVICE = {
-    ("ENOSPC", "EDQUOT", "EFBIG"): "what was written before is kept. Free some space, or "
-    + _ELSEWHERE,
-    ("EACCES", "EPERM", "EROFS"): f"allow it (permissions, owner, mount), or {_ELSEWHERE}",
-    ("ENOTDIR", "EEXIST", "EISDIR", "ENOTEMPTY"): "something else of that name is in the way; "
-    f"move it, or {_ELSEWHERE}",
-    ("ENAMETOOLONG",): "give a shorter name",
-    ("ENOENT",): "check the name; it may have been moved or deleted meanwhile",
-    ("ELOOP",): "its links lead nowhere; remove them",
-    ("EMFILE", "ENFILE"): "close other programs, or allow more open files with `ulimit -n 4096`",
-    ("ENOMEM",): "free some memory",
-    ("EPIPE",): "whoever read the output is gone; what was written is kept",
-    ("EIO", "ESTALE"): "the disk or its server fails; what was written before is kept",
-    ("ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH",
-     "ENETDOWN", "EADDRNOTAVAIL"): "check the network, its proxy and the server",
-}  # fmt: skip
-
-
-def _advice(error: OSError) -> str:
-    """What to do about what the system refused."""
-    if isinstance(error, socket.gaierror | TimeoutError):
-        return "check the network, its proxy and the server"
-    name = errno.errorcode.get(error.errno or 0)
-    for names, advice in _ADVICE.items():
-        if name in names:
-            return advice
-    return "what was written before is kept"

@@ -147,7 +147,7 @@ def train(settings: Settings, directory: Path, checkpoint: Path | None, group: s
         return
     hull = search_pair(job, directory, checkpoint)
     names = classes_of(data.test.class_names, len(hull.target_logits), names_in(model))
-    print_corners(hull.summary, names, directory)
+    print_corners(hull.summary, names, directory, settings.classifier.path)
 
 
 def train_pairs(job: Job, pairs_setting: str, directory: Path) -> None:
@@ -183,7 +183,11 @@ def train_pairs(job: Job, pairs_setting: str, directory: Path) -> None:
             f"pairs={pairs_setting}: no pair could be evaluated; {directory / 'pairs.md'} says "
             f"why. The first: {outcomes[0]['reasons'][0]}"
         )
-    print(f"next: {command('evaluate', override('run', directory))}")
+    paths = [each.path for each in others if each.path]
+    if paths:  # the survey, once its other jobs are done
+        print(f"next: {evaluating(directory.parent, *paths)}")
+    else:
+        print(f"next: {evaluating(directory, settings.classifier.path)}")
 
 
 def with_size(settings: Settings) -> Settings:
@@ -215,7 +219,9 @@ def as_yaml(settings: Settings) -> str:
     return text
 
 
-def print_corners(summary: dict[str, Any], class_names: Sequence[str], directory: Path) -> None:
+def print_corners(
+    summary: dict[str, Any], class_names: Sequence[str], directory: Path, path: str | None
+) -> None:
     """The table `train.py` ends with, what must be known about it, and where the run lies."""
     from ..report.findings import collision_line, corners_table, distance_line
     from ..report.tables import as_text
@@ -236,7 +242,16 @@ def print_corners(summary: dict[str, Any], class_names: Sequence[str], directory
         )
     if not summary["converged"]:
         print("not converged: see the warning above")
-    print(f"run: {directory}\nnext: {command('evaluate', override('run', directory))}")
+    print(f"run: {directory}\nnext: {evaluating(directory, path)}")
+
+
+def evaluating(directory: Path, *paths: str | None) -> str:
+    """The command that measures what is in `directory`; it names the user's own code."""
+    own = list(dict.fromkeys(filter(None, paths)))
+    named = [override("classifier.path", own[0])] if len(own) == 1 else []
+    if len(own) > 1:
+        named = ["classifier.path=[" + ",".join(f'"{each}"' for each in own) + "]"]
+    return command("evaluate", override("run", directory), *named)
 
 
 def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:

@@ -1,6 +1,6 @@
 """How many images fit into memory at once: measured on one of them, before a search or a figure."""
 
-import sys
+import re
 from pathlib import Path
 
 import torch
@@ -75,79 +75,21 @@ def bytes_of_one(layer: nn.Module, image: Tensor) -> int:
     return int(_WORKSPACE * (activations + bytes_of_ends))
 
 
-def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
-    """Memory that is free on `device`, or None where nothing tells.
+def free_bytes(device: torch.device, meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Memory that is free on `device`, or None if unknown.
 
-    On a CPU the least of what the machine has left, what a container's limit leaves (cgroups of
-    either version), and what this process may still address (`ulimit -v`).
+    On a CPU what the machine has left; the limit of a container or a cluster's job is not known.
 
     Args:
         device: a CPU or a GPU.
-        root: where /proc and /sys are.
+        meminfo: Linux's table of the machine's memory.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    if device.type != "cpu":
+    if device.type != "cpu" or not meminfo.exists():
         return None
-    known = [
-        _field(root / "proc/meminfo", "MemAvailable:", 1024),
-        *_left_to_containers(root),
-        _left_to_address(root),
-    ]
-    return min((left for left in known if left is not None), default=None)
-
-
-def _left_to_containers(root: Path) -> list[int | None]:
-    """What the limits of this process's control group, and of those it lies in, leave."""
-    left: list[int | None] = []
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":  # version 2
-            mount, limit, use, cached = "", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            mount, limit, use = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cached = "total_inactive_file"
-        else:
-            continue
-        group = Path(path.lstrip("/"))
-        for part in (group, *group.parents):  # within a container only the last may be there
-            folder = root / "sys/fs/cgroup" / mount / part
-            most, used = _number(folder / limit), _number(folder / use)
-            if most is not None and used is not None:
-                # The kernel gives cached files up when memory is asked for.
-                free = most - used + (_field(folder / "memory.stat", cached, 1) or 0)
-                left.append(max(0, free))
-    return left
-
-
-def _left_to_address(root: Path) -> int | None:
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    limit, words = resource.getrlimit(resource.RLIMIT_AS)[0], _lines(root / "proc/self/statm")
-    if limit == resource.RLIM_INFINITY or not words:
-        return None
-    return max(0, limit - int(words[0].split()[0]) * resource.getpagesize())
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except (OSError, ValueError):
-        return []
-
-
-def _number(path: Path) -> int | None:
-    """The number a file holds; None for no file and for `max`."""
-    text = "".join(_lines(path)).strip()
-    return int(text) if text.isdecimal() else None
-
-
-def _field(path: Path, name: str, unit: int) -> int | None:
-    """The number behind `name` in a table of names and numbers, in bytes."""
-    found = [line.split()[1] for line in _lines(path) if line.split()[:1] == [name]]
-    return int(found[0]) * unit if found else None
+    found = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text())
+    return int(found[1]) * 1024 if found else None

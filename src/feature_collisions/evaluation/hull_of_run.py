@@ -20,7 +20,7 @@ from ..graph.logits import device_of
 from ..hull.hull import Hull
 from ..hull.run import Run
 from ..hull.run_checks import check_figures, check_units
-from ..networks.classifiers import is_remembered, load_classifier
+from ..networks.classifiers import load_classifier
 from ..networks.weights import weights_hash
 from ..search.summary import summary_of
 from ..settings.evaluate import EvaluateSettings
@@ -154,22 +154,17 @@ def _named(
 
 
 def _own_code(run: Run, path: str | None, given: str | list[str] | None) -> list[str]:
-    """What may be imported: what the user names, or, if the user has before, what the run does.
+    """Which of the user's names belong to this run; a run directory names no code to execute.
 
     Args:
         run: names it in messages.
         path: MODULE:NAME, as the run has it.
-        given: what the user names, each with or without ::FILE. One alone need not be meant for
-            every network of a survey; of a list, the one that the run names is.
-
-    Returns:
-        MODULE:NAME or MODULE:NAME::FILE, what the user names first.
+        given: what the user names, each with or without ::FILE: one for every network, or a list
+            that has the run's.
     """
     named = given if isinstance(given, list) else [given] if given else []
     found = [each for each in named if each.partition("::")[0] == path]
     found = found or ([given] if isinstance(given, str) else [])
-    if path and is_remembered(path):
-        found.append(path)
     if found:
         return found
     if named:
@@ -178,8 +173,7 @@ def _own_code(run: Run, path: str | None, given: str | list[str] | None) -> list
             f"classifier.path=[{','.join(named)}]; add it"
         )
     raise SettingError(
-        f"run={run.directory}: its classifier is code of a user's own, and train.py has "
-        "not imported it in this folder, as it is now, at your word; name it with "
+        f"run={run.directory}: its classifier is code of a user's own; name it with "
         "classifier.path=MODULE:NAME, or those of a survey with "
         "classifier.path=[MODULE:NAME,MODULE:NAME]"
     )

@@ -33,18 +33,13 @@ def accepted(model: nn.Module) -> nn.Module:
             f"model: must be a torch.nn.Module, is {_article(type(model).__name__)}; give the "
             "network itself"
         )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise SettingError(
-            "model: is TorchScript (torch.jit.script or trace), whose layers cannot be observed; "
-            "give the torch.nn.Module it was made from"
-        )
     tensors = list(chain(model.named_parameters(), model.named_buffers()))
-    for name, tensor in tensors:
-        if tensor.is_meta or is_lazy(tensor):
-            where = "on the meta device" if tensor.is_meta else "of a lazy layer"
-            raise SettingError(
-                f"model: its {name} is {where} and has no values yet; load or compute them first"
-            )
+    scripted = isinstance(model, torch.jit.ScriptModule)
+    if scripted or any(tensor.is_meta or is_lazy(tensor) for _, tensor in tensors):
+        raise SettingError(
+            "model: is TorchScript, or its weights are lazy or on the meta device; give a "
+            "torch.nn.Module with its weights loaded"
+        )
     half = {tensor.dtype for _, tensor in tensors if tensor.dtype in _HALF}
     if not half:
         return model

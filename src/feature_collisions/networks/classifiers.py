@@ -1,27 +1,15 @@
-"""The classifiers whose collisions are searched for, by name or from the user's own code.
+"""The classifiers whose collisions are searched for, by name or from the user's own code."""
 
-What `train.py classifier.path=MODULE:NAME` imports is remembered in the user's cache, with the
-working directory, and the place and checksum of MODULE's file and of the packages that it lies in.
-Where all of these are the same, `evaluate.py` may import MODULE:NAME at the word of a run, though
-that may be a stranger's: it executes what this user has had executed, and what MODULE itself
-imports and reads is found where it was found then. In another folder, the stranger's own say, a
-module beside MODULE or a relative path could be another one; there the user has to name it.
-"""
-
-import hashlib
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib.machinery import PathFinder
 from pathlib import Path
 
 from torch import nn
 
-from ..data.caches import cache_path, is_kept, keep
 from ..data.datasets import DataSplit, Images
-from ..data.files import opened, read_json, write_json
 from ..errors import SettingError
 from ..graph.agreement import accepted
 from ..settings.train import ClassifierSettings
@@ -31,8 +19,6 @@ from .torchvision_models import Classifier, load_torchvision, side_of_torchvisio
 from .transformers_models import load_transformers, size_of_transformers
 from .unwrap import unwrap
 from .weights import load_weights
-
-_LARGEST = 2**24  # bytes of a source file
 
 
 def input_size(settings: ClassifierSettings) -> tuple[int, int]:
@@ -108,7 +94,6 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
             f"put its folder on PYTHONPATH, or go there, and give {Path(module).stem}:{name}"
         )
     folder = os.getcwd()
-    files = _files(module, folder)  # before its own code can change a file or the folder
     sys.path.insert(0, folder)
     try:
         found = getattr(importlib.import_module(module), name)
@@ -126,71 +111,7 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
     model = accepted(unwrap(model))
     if settings.weights:
         load_weights(model, settings.weights)
-    if files:
-        _remember(folder, f"{module}:{name}", files)
     return model
-
-
-_Files = list[list[str]]  # a path and a checksum each
-
-
-def _remember(folder: str, path: str, files: _Files) -> None:
-    """Note that the user has had MODULE:NAME imported in this working directory."""
-    known = _known()
-    known[folder] = _of_folder(known, folder) | {path: files}
-    keep("which classifiers are your own", _place(), lambda place: write_json(place, known))
-
-
-def is_remembered(path: str) -> bool:
-    """Whether the user has had MODULE:NAME imported in this working directory, as it is now.
-
-    Compared are the files of the module and of the packages that it lies in, by place and content;
-    what they import and read is not. Nothing is imported here.
-    """
-    folder = os.getcwd()
-    files = _files(path.partition(":")[0], folder)
-    return bool(files) and _of_folder(_known(), folder).get(path) == files
-
-
-def _place() -> Path:
-    return cache_path("imported.json")
-
-
-def _known() -> dict[str, object]:
-    """MODULE:NAME to files, by working directory."""
-    if not is_kept(_place()):
-        return {}
-    try:
-        found = read_json(_place())
-    except SettingError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _of_folder(known: dict[str, object], folder: str) -> dict[str, object]:
-    found = known.get(folder)
-    return found if isinstance(found, dict) else {}
-
-
-def _files(module: str, folder: str) -> _Files | None:
-    """The file of each package on the way to the module, and its own; None where one has none."""
-    places: list[str] | None = [folder, *sys.path]
-    found, name = _Files(), ""
-    for part in module.split("."):
-        name = f"{name}.{part}".lstrip(".")
-        try:
-            spec = PathFinder.find_spec(name, places)
-        except (ImportError, ValueError, OSError):
-            return None
-        if spec is None or spec.origin is None:
-            return None
-        try:
-            with opened(spec.origin, _LARGEST) as file:
-                found.append([spec.origin, hashlib.sha256(file.read()).hexdigest()])
-        except (OSError, SettingError):
-            return None
-        places = list(spec.submodule_search_locations or ())
-    return found
 
 
 def _cause(error: BaseException) -> str:

@@ -1,7 +1,6 @@
 """The settings of the patch database, the search in it, and the composite (section 4)."""
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from ..errors import SettingError
@@ -65,35 +64,9 @@ class PatchSettings:
                 f"patches.fraction={self.fraction}: must lie in (0, 1]; 1 takes every image"
             )
         one_of("patches.search", self.search, ("exact", "faiss"))
-        if self.search == "faiss":
-            _check_faiss()
+        if self.search == "faiss" and find_spec("faiss") is None:
+            raise SettingError(
+                "patches.search=faiss: faiss is not installed; `pip install "
+                "'feature_collisions[index]'`, or [gpu] for CUDA 12, or leave patches.search out"
+            )
         one_of("patches.logits", self.logits, ("pixel", "grid"))
-
-
-_INSTALL = (
-    "`pip install 'feature_collisions[index]'` for the CPU, or `pip install "
-    "'feature_collisions[gpu]'` for a GPU with CUDA 12"
-)
-
-
-def _check_faiss() -> None:
-    """Raise SettingError unless exactly one package has brought the module `faiss`."""
-    packages = [name for name in ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12") if _is_there(name)]
-    if len(packages) > 1:
-        named = " and ".join(packages)
-        raise SettingError(
-            f"patches.search=faiss: {named} are installed over each other, for both bring the "
-            f"module faiss; `pip uninstall -y {' '.join(packages)}`, then one of them: {_INSTALL}"
-        )
-    if not packages and find_spec("faiss") is None:
-        raise SettingError(
-            f"patches.search=faiss: faiss is not installed; {_INSTALL} (not both: they overwrite "
-            "each other), or leave patches.search out, which searches exactly"
-        )
-
-
-def _is_there(package: str) -> bool:
-    try:
-        return bool(version(package))
-    except PackageNotFoundError:
-        return False
