@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from feature_collisions.data.caches import cache_path, keep, writable_folder
+from feature_collisions.data.caches import Cache, cache_path, writable_folder
 from feature_collisions.data.datasets import DataSplit, Images
 from feature_collisions.networks import mnist_mlp
 from feature_collisions.networks.classifiers import load_classifier
@@ -94,7 +94,7 @@ def test_a_damaged_classifier_is_trained_again(few, empty_cache):
     (path,) = cache_path("classifiers").iterdir()
     for damage in (b"", path.read_bytes()[:1000], b"\xff" * 100):
         path.write_bytes(damage)
-        with pytest.warns(UserWarning, match=r"safetensors: is damaged; the classifier is trained"):
+        with pytest.warns(UserWarning, match="ignored .*; the trained classifier is made anew"):
             again = load_classifier(MLP, few, 0)
         assert torch.equal(weights(again), weights(trained))
         assert path.stat().st_size > 1000
@@ -157,13 +157,16 @@ def test_the_kernel_is_compiled_without_a_cache(no_cache):
 
 
 def test_what_is_kept_or_not_is_said_with_the_reason(empty_cache, tmp_path):
-    def full(path):
+    def full(path, value):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    message = r"the index is not kept for the next time, for .*/x cannot be written \(No space left"
-    with pytest.warns(UserWarning, match=message):
-        keep("the index", tmp_path / "x", full)
-    assert writable_folder("it", tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    message = r"it is not kept for the next time, for .*/x-1 cannot be written \(No space left"
+    cache = Cache("kind", 1, "it", tmp_path)
+    with pytest.warns(UserWarning, match=message) as caught:
+        made = [cache.get_or_make("x", lambda: 3, Path.stat, full) for _ in range(2)]
+    assert made == [3, 3]
+    assert len(caught) == 1
+    assert writable_folder("it", tmp_path / "a" / "b", "whole") == tmp_path / "a" / "b"
     assert not list((tmp_path / "a" / "b").iterdir())
 
 

@@ -280,7 +280,7 @@ def test_what_is_known_is_kept_and_gone_on_with(tmp_path: Path) -> None:
     (kept,) = tmp_path.iterdir()
     kept.write_bytes(kept.read_bytes()[:-8])
     hull.summary["target_class"] = 0
-    with pytest.warns(UserWarning, match="ignored .*; the hull is begun anew"):
+    with pytest.warns(UserWarning, match="ignored .*; the proof over pieces is made anew"):
         assert prove_class(hull, 0.05, tmp_path)["pieces"] > 0
 
 

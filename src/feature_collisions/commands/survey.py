@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import SettingError
@@ -228,23 +229,23 @@ def _unproved(name: str, row: Sequence[HullFigures]) -> list[str]:
 
 def _measured(run: Run, model: Any, distance: float, settings: EvaluateSettings) -> HullFigures:
     """A hull's figures, from the user's cache where they are there."""
-    from ..data.caches import cache_path, is_kept, keep
+    from ..data.caches import Cache
     from ..data.files import read_json, write_json
     from ..evaluation.hull_of_run import checked_hull
     from ..evaluation.survey import COLUMNS, HullFigures, measure
 
-    place = cache_path("survey", f"{_key(run, distance, settings)}.json")
-    if is_kept(place):
-        try:
-            found = read_json(place)
-        except SettingError:
-            found = None
-        if isinstance(found, dict) and found.keys() == {*COLUMNS, "unproved"}:
-            return HullFigures({name: found[name] for name in COLUMNS}, found["unproved"])
-    measured = measure(checked_hull(model, run, settings), distance, settings)
-    known = measured.figures | {"unproved": measured.unproved}
-    keep("what was measured", place, lambda path: write_json(path, known))
-    return measured
+    def load(path: Path) -> HullFigures:
+        found = read_json(path)
+        if not (isinstance(found, dict) and found.keys() == {*COLUMNS, "unproved"}):
+            raise SettingError(f"{path}: not what evaluate.py writes")
+        return HullFigures({name: found[name] for name in COLUMNS}, found["unproved"])
+
+    return Cache("survey", _RECIPE, "a hull's figures").get_or_make(
+        _key(run, distance, settings),
+        lambda: measure(checked_hull(model, run, settings), distance, settings),
+        load,
+        lambda path, found: write_json(path, found.figures | {"unproved": found.unproved}),
+    )
 
 
 def _key(run: Run, distance: float, settings: EvaluateSettings) -> str:
@@ -254,7 +255,7 @@ def _key(run: Run, distance: float, settings: EvaluateSettings) -> str:
     for tensor in (run.corners, run.initial, run.target, run.units):
         digest.update(tensor.numpy().tobytes())
     rest = [
-        _RECIPE, *_network(run), run.summary["seconds"], run.summary["distance_scale"], distance,
+        *_network(run), run.summary["seconds"], run.summary["distance_scale"], distance,
         settings.samples, settings.seed, worst.starts, worst.steps, settings.proof.seconds,
     ]  # fmt: skip
     digest.update(json.dumps(rest).encode())

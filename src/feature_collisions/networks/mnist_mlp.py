@@ -9,7 +9,6 @@ proved of another: with these the main job gives the same figures everywhere.
 """
 
 import hashlib
-import warnings
 from pathlib import Path
 
 import torch
@@ -17,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.caches import cache_path, is_kept, keep
+from ..data.caches import Cache
 from ..data.datasets import Images, load_data
 from ..data.files import save_tensors
-from ..errors import SettingError
 from ..settings.train import DataSettings
 from .weights import load_weights
 
@@ -97,19 +95,18 @@ def load_mnist_mlp(train: Images, anew: bool = False, seed: int = 0) -> nn.Modul
     """
     digest = _digest(train)
     if digest == _TRAINED_ON and not anew:
-        model = MnistMLP()
-        load_weights(model, WEIGHTS)
-        return model
-    path = cache_path("classifiers", f"mnist_mlp-recipe{_RECIPE}-seed{seed}-{digest}.safetensors")
-    if is_kept(path):
-        model = MnistMLP()
-        try:
-            load_weights(model, path)
-            return model
-        except SettingError:
-            warnings.warn(f"{path}: is damaged; the classifier is trained again", stacklevel=4)
-    model = train_mnist_classifier(train, seed)
-    keep("the trained classifier", path, lambda path: save_tensors(path, model.state_dict()))
+        return _with_weights(WEIGHTS)
+    return Cache("classifiers", _RECIPE, "the trained classifier").get_or_make(
+        f"mnist_mlp-seed{seed}-{digest}",
+        lambda: train_mnist_classifier(train, seed),
+        _with_weights,
+        lambda path, model: save_tensors(path, model.state_dict()),
+    )
+
+
+def _with_weights(path: Path) -> MnistMLP:
+    model = MnistMLP()
+    load_weights(model, path)
     return model
 
 

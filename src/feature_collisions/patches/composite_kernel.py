@@ -15,13 +15,14 @@ import subprocess
 import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data.caches import cache_path, keep
+from ..data.caches import Cache
 from ..data.files import write_atomically
 
 _SOURCE = Path(__file__).with_name("composite.c")
@@ -172,35 +173,32 @@ def _library() -> ctypes.CDLL | None:
         return None
     source = _SOURCE.read_bytes()
     key = hashlib.sha256(source + f"{compiler}{_FLAGS}{_processor()}".encode()).hexdigest()[:16]
-    path = cache_path("kernels", f"composite-{key}.so")
-    library = _load(path) or _compiled(compiler, path)
+    cache = Cache("kernels", 1, "the composite's kernel")
+    library = cache.load(key, _load) or _compiled(compiler, cache, key)
     if library is not None:
         library.variation.restype = ctypes.c_double
         library.blend.restype = library.descend.restype = None
     return library
 
 
-def _load(path: Path) -> ctypes.CDLL | None:
-    """The kernel; None where there is none, or a damaged one."""
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:
-        return None
+def _load(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path))
 
 
-def _compiled(compiler: list[str], path: Path) -> ctypes.CDLL | None:
-    """Compile the kernel, and keep it at `path` if that can be written."""
+def _compiled(compiler: list[str], cache: Cache, key: str) -> ctypes.CDLL | None:
+    """Compile the kernel, and keep it if that is possible."""
     with tempfile.TemporaryDirectory(prefix="feature_collisions-") as folder:
-        made = Path(folder) / path.name
+        made = Path(folder) / "composite.so"
         if not _compile(compiler, made):
             _without(f"{compiler[0]} could not compile {_SOURCE.name}")
             return None
-        content = made.read_bytes()
-        keep("the composite's kernel", path, lambda path: write_atomically(path, content))
-        library = _load(path) or _load(made)  # a folder for temporary files may forbid execution
-        if library is None:
-            _without(f"what {compiler[0]} made of {_SOURCE.name} cannot be loaded")
-        return library
+        cache.save(key, made.read_bytes(), write_atomically)
+        # A folder for temporary files may forbid execution, and the cache may be missing.
+        for path in (cache.path(key), made):
+            with suppress(OSError):
+                return _load(path)
+        _without(f"what {compiler[0]} made of {_SOURCE.name} cannot be loaded")
+        return None
 
 
 def _without(reason: str) -> None:

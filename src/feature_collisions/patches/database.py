@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.caches import cache_path, is_kept, writable_folder
+from ..data.caches import cache_path, writable_folder
 from ..data.image_folder import ImageFolder
 from ..data.image_set import ImageSet
 from ..errors import SettingError
@@ -125,9 +125,7 @@ def open_database(settings: PatchSettings, images: ImageSet, seed: int) -> Patch
         "content": images.fingerprint(drawn),
     }
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    folder = cache_path("patches", name)
-    if not is_kept(folder / "images.u8"):
-        folder = writable_folder("the patch database", folder)
+    folder = writable_folder("the patch database", cache_path("patches", name), "images.u8")
     pixels, members = reduced_images(folder, key, settings, images, drawn)
     return PatchDatabase(pixels, images, members, window, stride, folder)
 

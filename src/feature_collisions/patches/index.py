@@ -9,7 +9,6 @@ import hashlib
 import logging
 import math
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.caches import keep
+from ..data.caches import Cache
 from ..data.files import load_tensors, save_tensors
+from ..errors import SettingError
 from .build import locked
 from .database import PatchDatabase
 from .windows import Descriptions, basis_of, windows_at
@@ -61,25 +61,24 @@ def open_index(database: PatchDatabase, progress: bool = True) -> PatchIndex:
     The file is faiss's own, from the user's own cache. One that is cut off is built again; one of
     other windows has another name.
     """
-    name = f"index{_RECIPE}-window{database.window}-stride{database.stride}"
-    path = database.folder / f"{name}.safetensors"
+    cache = Cache("index", _RECIPE, "the index of patches", database.folder)
     with locked(database.folder):
-        found = _read(database, path)
-        if found is None:
-            index, descriptions = found = _build(database, progress)
-            keep("the index of patches", path, lambda path: _keep(index, descriptions, path))
+        found = cache.get_or_make(
+            f"index-window{database.window}-stride{database.stride}",
+            lambda: _build(database, progress),
+            lambda path: _read(database, path),
+            _keep,
+        )
     return PatchIndex(*found)
 
 
 def _path_of(path: Path, basis: Tensor) -> Path:
     """An index is of no use but with its own basis, so that its name holds the basis's hash."""
     digest = hashlib.sha256(basis.numpy().tobytes()).hexdigest()[:12]
-    return path.with_name(f"{path.stem}-{digest}.faiss")
+    return path.with_name(f"{path.name}-{digest}.faiss")
 
 
-def _read(database: PatchDatabase, path: Path) -> tuple[Any, Descriptions] | None:
-    if not path.exists():
-        return None
+def _read(database: PatchDatabase, path: Path) -> tuple[Any, Descriptions]:
     try:
         basis = load_tensors(path)["basis"]
         index = faiss.read_index(str(_path_of(path, basis)))
@@ -87,17 +86,13 @@ def _read(database: PatchDatabase, path: Path) -> tuple[Any, Descriptions] | Non
             return index, Descriptions(basis, database.window, database.stride)
     except (ValueError, KeyError, RuntimeError):  # faiss raises RuntimeError for a damaged file
         pass
-    warnings.warn(
-        f"{path.with_suffix('.faiss')}: the index of patches is cut off or of another database; "
-        "it is built again",
-        stacklevel=3,
-    )
-    for old in path.parent.glob(f"{path.stem}*"):
+    for old in path.parent.glob(f"{path.name}*"):
         old.unlink()
-    return None
+    raise SettingError("it is cut off, or of another database")
 
 
-def _keep(index: Any, descriptions: Descriptions, path: Path) -> None:
+def _keep(path: Path, built: tuple[Any, Descriptions]) -> None:
+    index, descriptions = built
     _write(index, _path_of(path, descriptions.basis))
     save_tensors(path, {"basis": descriptions.basis})
 

@@ -2,15 +2,14 @@
 
 import hashlib
 import math
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from ..data.caches import Cache
 from ..data.files import load_tensors, read_json, save_tensors, write_json
 from ..errors import SettingError
 from ..graph.graph import held_by
@@ -34,7 +33,7 @@ def proof_key(
         target: the image that the corners collide with, where that matters.
         statement: what is proved of what follows the network, such as an activation.
     """
-    digest = hashlib.sha256(f"{_METHOD} {torch.__version__} {target_class}\n".encode())
+    digest = hashlib.sha256(f"{torch.__version__} {target_class}\n".encode())
     digest.update(f"{statement} {fingerprint(network)}\n".encode())
     digest.update(f"{corners.dtype} {tuple(corners.shape)}\n".encode())
     if target is not None:
@@ -63,74 +62,44 @@ def _add(digest: Any, tensor: Tensor) -> None:
 
 
 @dataclass
-class _Cache:
-    """A file for each proof's key; where it cannot be read or written, one does without.
+class EdgeCache:
+    """What is known of the edges of one hull."""
 
-    Attributes:
-        path: the file.
-        writable: whether writing has not failed yet.
-    """
+    cache: Cache
+    key: str
 
-    path: Path
-    writable: bool = True
-    what: ClassVar[str]
-    anew: ClassVar[str]
-
-    def _read(self, read: Callable[[Path], Any], is_sound: Callable[[Any], bool]) -> Any | None:
-        """What an earlier evaluation kept, or None."""
-        try:
-            if not self.path.exists():
-                return None
-            kept = read(self.path)
-            reason = "" if is_sound(kept) else "not what evaluate.py writes"
-        except (SettingError, OSError, RecursionError) as error:
-            reason = str(error)
-        if reason:
-            self.ignore(reason)
-            return None
-        return kept
-
-    def ignore(self, reason: str) -> None:
-        """Say that what was kept is not used, and why."""
-        message = f"{self.path}: ignored ({reason}); {self.anew} anew"
-        warnings.warn(message, stacklevel=5)
-
-    def _write(self, write: Callable[[Path, Any], Any], known: Any) -> None:
-        if not self.writable:
-            return
-        try:
-            write(self.path, known)
-        except OSError as error:
-            self.writable = False
-            warnings.warn(
-                f"{self.path}: what is known of the {self.what} cannot be kept for the next "
-                f"evaluation ({error.strerror or error}); this one goes on without",
-                stacklevel=3,
-            )
-
-
-class EdgeCache(_Cache):
-    """The edges of a hull."""
-
-    what, anew = "edges", "the edges are walked"
+    @classmethod
+    def at(cls, directory: Path, key: str) -> "EdgeCache":
+        """In `directory`."""
+        return cls(Cache("edges", _METHOD, "the walk of the edges", directory), key)
 
     def load(self, count: int) -> list[dict[str, Any]] | None:
         """What an earlier evaluation kept of `count` edges, in their order, or None."""
 
-        def is_sound(kept: Any) -> bool:
-            return isinstance(kept, list) and len(kept) == count and all(map(_sound, kept))
+        def load(path: Path) -> list[dict[str, Any]]:
+            kept = read_json(path)
+            if not (isinstance(kept, list) and len(kept) == count and all(map(_sound, kept))):
+                raise SettingError("not what evaluate.py writes")
+            return kept
 
-        return self._read(read_json, is_sound)
+        return self.cache.load(self.key, load)
 
     def save(self, edges: list[dict[str, Any]]) -> None:
         """Keep what is known."""
-        self._write(write_json, edges)
+        self.cache.save(self.key, edges, write_json)
 
 
-class PieceCache(_Cache):
-    """The pieces of one statement."""
+@dataclass
+class PieceCache:
+    """What is known of the pieces of one hull, for one statement."""
 
-    what, anew = "pieces", "the hull is begun"
+    cache: Cache
+    key: str
+
+    @classmethod
+    def at(cls, directory: Path, key: str) -> "PieceCache":
+        """In `directory`."""
+        return cls(Cache("hulls", _METHOD, "the proof over pieces", directory), key)
 
     def load(self, corners: int, figures: int) -> dict[str, Tensor] | None:
         """What an earlier evaluation kept, or None.
@@ -139,11 +108,22 @@ class PieceCache(_Cache):
             corners: of the hull.
             figures: that are known of each piece.
         """
-        return self._read(load_tensors, lambda kept: _whole(kept, corners, figures))
+
+        def load(path: Path) -> dict[str, Tensor]:
+            kept = load_tensors(path)
+            if not _whole(kept, corners, figures):
+                raise SettingError("not what evaluate.py writes")
+            return kept
+
+        return self.cache.load(self.key, load)
 
     def save(self, kept: dict[str, Tensor]) -> None:
         """Keep what is known."""
-        self._write(save_tensors, kept)
+        self.cache.save(self.key, kept, save_tensors)
+
+    def ignore(self, reason: str) -> None:
+        """Say that what was kept is not used, and why."""
+        self.cache.ignore(self.key, reason)
 
 
 _NAMES = {"weights", "volume", "figures", "settled", "numbers"}

@@ -157,4 +157,4 @@ def cache_of(
         return None
     behind = f"{statement} {hull.layer} {hull.features.activation.sides}"
     key = proof_key(network, hull.corners, hull.target_class, hull.target, behind)
-    return PieceCache(directory / f"{statement}-{key}.safetensors")
+    return PieceCache.at(directory, f"{statement}-{key}")
