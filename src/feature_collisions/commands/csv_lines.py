@@ -30,20 +30,20 @@ def csv_lines(setting: str, path: str, rule: str) -> list[tuple[int, list[str]]]
     except SettingError as error:  # which begins with the path
         raise SettingError(f"{setting}={error}; {rule}") from None
     except OSError as error:
-        raise SettingError(f"{setting}={path}: cannot be read ({error.strerror}); {rule}") from None
+        raise SettingError(setting, path, f"cannot be read ({error.strerror})", rule) from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise SettingError(
-            f"{setting}={path}: line {line} is not in UTF-8; save the file as CSV UTF-8"
+            setting, path, f"line {line} is not in UTF-8", "save the file as CSV UTF-8"
         ) from None
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     try:
         lines = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
     except csv.Error as error:
         raise SettingError(
-            f"{setting}={path}: line {reader.line_num} cannot be read ({error}); {rule}"
+            setting, path, f"line {reader.line_num} cannot be read ({error})", rule
         ) from None
     return [(number, fields) for number, fields in lines if any(fields)]
 

@@ -22,26 +22,28 @@ def read_extra(path: str, networks: Sequence[str]) -> dict[str, dict[str, float]
     where = f"survey.extra={path}"
     lines = csv_lines("survey.extra", path, _RULE)
     if len(lines) < 2 or len(lines[0][1]) < 2:
-        raise SettingError(f"{where}: has no columns; {_RULE}")
+        raise SettingError(where, None, "has no columns", _RULE)
     columns = lines[0][1][1:]
     if len(set(columns)) < len(columns) or not all(columns):
-        raise SettingError(f"{where}: a column has no name of its own; {_RULE}")
+        raise SettingError(where, None, "a column has no name of its own", _RULE)
     found: dict[str, dict[str, float]] = {}
     for number, (name, *cells) in lines[1:]:
         network = _network(f"{where}: line {number}", name, networks)
         if network in found:
-            raise SettingError(f"{where}: line {number} names {name} again; one line each")
+            raise SettingError(where, None, f"line {number} names {name} again", "one line each")
         if len(cells) != len(columns):
             raise SettingError(
-                f"{where}: line {number} has {len(cells)} entries, and there are {len(columns)} "
-                f"columns; {_RULE}"
+                where,
+                None,
+                f"line {number} has {len(cells)} entries, and there are {len(columns)} columns",
+                _RULE,
             )
         found[network] = {
             column: _number(f"{where}: line {number}", column, cell)
             for column, cell in zip(columns, cells, strict=True)
         }
     if missing := [network for network in networks if network not in found]:
-        raise SettingError(f"{where}: has no line for {', '.join(missing)}; {_RULE}")
+        raise SettingError(where, None, f"has no line for {', '.join(missing)}", _RULE)
     return found
 
 
@@ -60,5 +62,5 @@ def _number(where: str, column: str, cell: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise SettingError(f"{where}: {column}={cell!a:.40} must be a finite number")
+        raise SettingError(where, None, f"{column}={cell!a:.40} must be a finite number")
     return value

@@ -49,7 +49,7 @@ def random_pairs(
     """
     labels = images.labels.tolist()
     if len(set(labels)) < 2:
-        raise SettingError(f"pairs={setting}: needs images of two classes or more")
+        raise SettingError("pairs", setting, "needs images of two classes or more")
     asked = _Asked(setting, images, models)
     pairs: list[Pair] = []
     draws = list(_draws(labels, _DRAWS * count, seed))
@@ -106,9 +106,11 @@ class _Asked:
         for each in self.known[index]:
             if len(each) != names:
                 raise SettingError(
-                    f"pairs={self.setting}: a classifier has {len(each)} classes and the data set "
-                    f"{names}, so that nobody knows when it is right; give random:N for one "
-                    "classifier, or a CSV file of pairs"
+                    "pairs",
+                    self.setting,
+                    f"a classifier has {len(each)} classes and the data set {names}, so that "
+                    "nobody knows when it is right",
+                    "give random:N for one classifier, or a CSV file of pairs",
                 )
         return [int(each.argmax()) == label for each in self.known[index]]
 

@@ -44,7 +44,7 @@ def load_data(settings: DataSettings, download: bool = True) -> DataSplit:
         folder = ImageFolder(settings)
         return DataSplit(folder, folder)
     raise SettingError(
-        f"data.name={settings.name}: must be one of digits, mnist, cifar10, image_folder"
+        "data.name", settings.name, "must be one of digits, mnist, cifar10, image_folder"
     )
 
 

@@ -71,8 +71,10 @@ def refuse_link(path: Path) -> None:
     """Raise SettingError where `path`, a folder that is to be written to, is a link."""
     if path.is_symlink():
         raise SettingError(
-            f"{path}: is a link to another folder, and nothing is written through links; put a "
-            "folder in its place, or remove it"
+            path,
+            None,
+            "is a link to another folder, and nothing is written through links",
+            "put a folder in its place, or remove it",
         )
 
 
@@ -93,12 +95,12 @@ def opened(path: str | Path, most: int | None = None) -> Iterator[BinaryIO]:
     try:
         state = os.fstat(number)
         if not stat.S_ISREG(state.st_mode):
-            raise SettingError(f"{path}: is no regular file, but {_kind(state.st_mode)}")
+            raise SettingError(path, None, f"is no regular file, but {_kind(state.st_mode)}")
         bound, rule = most, "is more than such a file can have"
         if bound is None:
             bound, rule = free_bytes(torch.device("cpu")), "is more than the free memory holds"
         if bound is not None and state.st_size > bound:
-            raise SettingError(f"{path}: its size, {state.st_size:,} bytes, {rule} ({bound:,})")
+            raise SettingError(path, None, f"its size, {state.st_size:,} bytes, {rule} ({bound:,})")
     except BaseException:
         os.close(number)
         raise
@@ -123,11 +125,11 @@ def read_text(path: str | Path, most: int | None = _TEXT) -> str:
         with opened(path, most) as file:
             return file.read().decode("utf-8-sig")
     except FileNotFoundError:
-        raise SettingError(f"{path}: the file is missing") from None
+        raise SettingError(path, None, "the file is missing") from None
     except OSError as error:
-        raise SettingError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise SettingError(path, None, f"cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
-        raise SettingError(f"{path}: is not UTF-8 text (at byte {error.start})") from None
+        raise SettingError(path, None, f"is not UTF-8 text (at byte {error.start})") from None
 
 
 def read_json(path: Path) -> Any:
@@ -141,9 +143,9 @@ def read_json(path: Path) -> Any:
         value = json.loads(text, parse_constant=_no_number)
         _check_plain(value)
     except RecursionError:
-        raise SettingError(f"{path}: not a JSON file (nested too deep)") from None
+        raise SettingError(path, None, "not a JSON file (nested too deep)") from None
     except ValueError as error:
-        raise SettingError(f"{path}: not a JSON file ({error})") from None
+        raise SettingError(path, None, f"not a JSON file ({error})") from None
     return value
 
 
@@ -161,7 +163,7 @@ def read_yaml(path: Path) -> Any:
         _check_plain(value)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise SettingError(f"{path}: not a settings file ({reason})") from None
+        raise SettingError(path, None, f"not a settings file ({reason})") from None
     return value
 
 
@@ -227,12 +229,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         with opened(path):
             return load_file(path)
     except FileNotFoundError:
-        raise SettingError(f"{path}: the file is missing") from None
+        raise SettingError(path, None, "the file is missing") from None
     except (SafetensorError, OSError) as error:
-        raise SettingError(f"{path}: not a whole safetensors file ({error})") from None
+        raise SettingError(path, None, f"not a whole safetensors file ({error})") from None
     except (KeyError, ValueError, RuntimeError, OverflowError) as error:  # of types unknown here
         raise SettingError(
-            f"{path}: its tensors cannot be read here ({type(error).__name__}: {error})"
+            path, None, f"its tensors cannot be read here ({type(error).__name__}: {error})"
         ) from None
 
 
@@ -258,8 +260,10 @@ def load_saved(path: Path, mmap: bool = False) -> Any:
             free = free_bytes(torch.device("cpu"))
             if free is not None and whole > free:
                 raise SettingError(
-                    f"{path}: unpacks to {whole:,} bytes, which is more than the free memory "
-                    f"holds ({free:,})"
+                    path,
+                    None,
+                    f"unpacks to {whole:,} bytes, which is more than the free memory holds "
+                    f"({free:,})",
                 )
         # Given a name that ends in .safetensors, torch.load takes the file for one.
         named = mmap and path.suffix != ".safetensors"

@@ -61,9 +61,11 @@ class ImageSet(ABC):
         """Raise SettingError unless images can be had at side x side."""
         if self.size[1:] != (side, side):
             raise SettingError(
-                f"patches.size={side}: these images are held in memory at {self.size[1]}x"
-                f"{self.size[2]} and can be had at no other size; set patches.size="
-                f"{self.size[1]} patches.reduction=1, or use an image folder"
+                "patches.size",
+                side,
+                f"these images are held in memory at {self.size[1]}x{self.size[2]} and can be had "
+                "at no other size",
+                f"set patches.size={self.size[1]} patches.reduction=1, or use an image folder",
             )
 
     def fingerprint(self, members: Tensor) -> str:
@@ -93,12 +95,14 @@ class ImageSet(ABC):
         if label is None and (path_of(text).is_file() or (Path(text).suffix and not rank)):
             return Found(load_image(text, self.size, self.resize), None)
         if label is None:
-            raise SettingError(f"{setting}={text:.200}: no such class; {_RULE}. {self._near(name)}")
+            raise SettingError(
+                setting, f"{text:.200}", "no such class", f"{_RULE}. {self._near(name)}"
+            )
         members = (self.labels == label).nonzero().flatten()
         number = _index(rank) if rank else 0
         if number is None or number >= len(members):
             here = f"images 0 to {len(members) - 1}" if len(members) else "no image"
-            raise SettingError(f"{setting}={text:.200}: class {name} has {here} here; {_RULE}")
+            raise SettingError(setting, f"{text:.200}", f"class {name} has {here} here", _RULE)
         return Found(self[int(members[number])], label)
 
     def class_index(self, name: str) -> int | None:

@@ -50,8 +50,10 @@ def load_image(path: str | Path, size: tuple[int, int, int], resize: str = "warp
     channels, height, width = size
     if height * width > _MOST_PIXELS:
         raise SettingError(
-            f"data.size={max(height, width)}: an image of {height}x{width} has more pixels than "
-            f"are held at once, {_MOST_PIXELS:,}; ask for a smaller one"
+            "data.size",
+            max(height, width),
+            f"an image of {height}x{width} has more pixels than are held at once, {_MOST_PIXELS:,}",
+            "ask for a smaller one",
         )
     image = _read(path).convert("L" if channels == 1 else "RGB")
     if resize == "crop":
@@ -94,15 +96,20 @@ def _read(path: str | Path) -> Image.Image:
     except SettingError:
         raise
     except FileNotFoundError:
-        raise SettingError(f"{path}: there is no such image file; give an existing one") from None
+        raise SettingError(
+            path, None, "there is no such image file", "give an existing one"
+        ) from None
     except UnidentifiedImageError:
         raise SettingError(
-            f"{path}: is no image of a known format; convert it to one of {', '.join(_FORMATS)}"
+            path,
+            None,
+            "is no image of a known format",
+            f"convert it to one of {', '.join(_FORMATS)}",
         ) from None
     except Exception as error:  # decoders raise whatever damaged bytes lead them to
         reason = _reason(error)
         raise SettingError(
-            f"{path}: cannot be read as an image ({reason}); give another file, or repair it"
+            path, None, f"cannot be read as an image ({reason})", "give another file, or repair it"
         ) from None
 
 
@@ -167,19 +174,27 @@ def check_pair(initial: Tensor, target: Tensor) -> None:
     for name, image in (("initial", initial), ("target", target)):
         if not isinstance(image, Tensor):
             raise SettingError(
-                f"{name}: must be a float32 tensor (C, H, W) with pixels in [0, 1], is a "
-                f"{type(image).__name__}; read files with "
-                "feature_collisions.data.images.load_image, turn others with "
-                "torchvision.transforms.functional.to_tensor"
+                name,
+                None,
+                "must be a float32 tensor (C, H, W) with pixels in [0, 1], is a "
+                f"{type(image).__name__}",
+                "read files with feature_collisions.data.images.load_image, turn others with "
+                "torchvision.transforms.functional.to_tensor",
             )
         if image.ndim != 3 or image.dtype != torch.float32:
             raise SettingError(
-                f"{name}: must be a float32 image (C, H, W), is {image.dtype} {tuple(image.shape)}"
+                name,
+                None,
+                f"must be a float32 image (C, H, W), is {image.dtype} {tuple(image.shape)}",
             )
         if not image.numel():
-            raise SettingError(f"{name}: is empty, {tuple(image.shape)}; give an image with pixels")
+            raise SettingError(
+                name, None, f"is empty, {tuple(image.shape)}", "give an image with pixels"
+            )
         if not (image.isfinite().all() and image.min() >= 0 and image.max() <= 1):
-            raise SettingError(f"{name}: pixels must lie in [0, 1]; divide 8-bit pixels by 255")
+            raise SettingError(
+                name, None, "pixels must lie in [0, 1]", "divide 8-bit pixels by 255"
+            )
     if initial.shape != target.shape:
         raise SettingError(
             f"initial and target differ in size: {tuple(initial.shape)}, {tuple(target.shape)}"

@@ -48,9 +48,11 @@ def _digits(half: Any, folder: Path) -> Images:
     whole = pixels.ndim == 3 and pixels.shape[1:] == (28, 28) and len(pixels) == len(labels) > 0
     if not (whole and labels.min() >= 0 and labels.max() <= 9):
         raise SettingError(
-            f"data.root={folder}: these are not MNIST's digits: expected 28x28 images with "
-            f"labels 0 to 9, found images {tuple(pixels.shape)} and {len(labels)} labels up to "
-            f"{int(labels.max()) if len(labels) else 'none'}"
+            "data.root",
+            folder,
+            "these are not MNIST's digits: expected 28x28 images with labels 0 to 9, found "
+            f"images {tuple(pixels.shape)} and {len(labels)} labels up to "
+            f"{(int(labels.max()) if len(labels) else 'none')}",
         )
     return Images(pixels[:, None], labels.long(), DIGITS)
 
@@ -75,8 +77,10 @@ def load_cifar10(root: str | None, download: bool) -> tuple[Images, Images]:
     cure = f"put the published files into {{folder}}/{base}"
     if root and not (Path(root) / base).exists() and any(Path(root).glob("*/*.png")):
         raise SettingError(
-            f"data.root={root}: holds image folders, not {base}; read them with "
-            "data=image_folder data.size=32"
+            "data.root",
+            root,
+            f"holds image folders, not {base}",
+            "read them with data=image_folder data.size=32",
         )
     folder = _folder("CIFAR-10", root, [base / each[0] for each in listed], download)
     with _explained("CIFAR-10", folder, cure):
@@ -111,8 +115,10 @@ def _folder(title: str, root: str | None, names: Sequence[Path], download: bool)
     folder = Path(root) if root else cache_path("data")
     if not (download or all(_is_whole(folder / name) for name in names)):
         raise SettingError(
-            f"data.root={folder}: {title} is not there, and nothing is downloaded to a place that "
-            "a run names; say with data.root=DIR where it lies, or where it may be downloaded to"
+            "data.root",
+            folder,
+            f"{title} is not there, and nothing is downloaded to a place that a run names",
+            "say with data.root=DIR where it lies, or where it may be downloaded to",
         )
     return folder
 
@@ -125,8 +131,10 @@ def _explained(title: str, folder: Path, cure: str) -> Iterator[None]:
     except Exception as error:  # whatever its parser and the network meet
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise SettingError(
-            f"data.root={folder}: {title} cannot be read or downloaded there "
-            f"({type(error).__name__}: {reason}); {cure.format(folder=folder)}"
+            "data.root",
+            folder,
+            f"{title} cannot be read or downloaded there ({type(error).__name__}: {reason})",
+            cure.format(folder=folder),
         ) from None
 
 

@@ -25,8 +25,10 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, torch.export.ExportedProgram) or _is_exported(model):
         raise SettingError(
-            "model: is exported (torch.export), so it has no modules and no eval mode; give the "
-            "torch.nn.Module that it was exported from"
+            "model",
+            None,
+            "is exported (torch.export), so it has no modules and no eval mode",
+            "give the torch.nn.Module that it was exported from",
         )
     return _unwrapped(model) if isinstance(model, nn.Module) else model
 

@@ -46,8 +46,10 @@ def read_weights(weights: str | Path) -> dict[str, State]:
     if not states:
         where = f" in its entry {entry}" if entry else ""
         raise SettingError(
-            f"classifier.weights={weights}: holds no state dict{where}, but {_contents(found)}; "
-            f"{_RULE}"
+            "classifier.weights",
+            weights,
+            f"holds no state dict{where}, but {_contents(found)}",
+            _RULE,
         )
     return states
 
@@ -74,14 +76,16 @@ def _loaded(path: Path) -> Any:
     except SettingError as error:  # which begins with the path
         raise SettingError(f"classifier.weights={error}; {_RULE}") from None
     except FileNotFoundError:
-        raise SettingError(f"{source}: there is no such file") from None
+        raise SettingError(source, None, "there is no such file") from None
     except OSError as error:
         reason = error.strerror or error
-        raise SettingError(f"{source}: cannot be read ({reason})") from None
+        raise SettingError(source, None, f"cannot be read ({reason})") from None
     except DAMAGED:  # torch's own words advise to execute what is in the file
         raise SettingError(
-            f"{source}: is damaged, or holds more than tensors, and nothing in a "
-            f"file is executed; {_RULE}"
+            source,
+            None,
+            "is damaged, or holds more than tensors, and nothing in a file is executed",
+            _RULE,
         ) from None
 
 
@@ -219,8 +223,10 @@ def fit_weights(
     strange = [name for name, tensor in state.items() if not _is_plain(tensor)]
     if strange:
         raise SettingError(
-            f"{source}: {strange[0]} is no tensor of real numbers held whole in memory; give the "
-            "weights as model.state_dict() has them"
+            source,
+            None,
+            f"{strange[0]} is no tensor of real numbers held whole in memory",
+            "give the weights as model.state_dict() has them",
         )
     model.load_state_dict(state)
 

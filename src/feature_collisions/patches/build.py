@@ -115,13 +115,15 @@ def _build(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise SettingError(
-            f"{part}: the disk is full after {part.stat().st_size // one} of {len(drawn)} images; "
+            part,
+            None,
+            f"the disk is full after {part.stat().st_size // one} of {len(drawn)} images",
             "make room and start again, which goes on from there; or delete the file and lower "
-            "patches.fraction"
+            "patches.fraction",
         ) from None
     if not rows:
         part.unlink()
-        raise SettingError(f"patches: no image that was drawn can be read; {broken[0]}")
+        raise SettingError("patches", None, "no image that was drawn can be read", broken[0])
     if broken:
         _report(broken, len(drawn), folder)
     os.replace(part, folder / "images.u8")
@@ -151,8 +153,11 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SettingError(
-            f"{folder}: the patch database takes {needed / 1e9:.2f} GB more, {free / 1e9:.2f} GB "
-            "are free; make room, lower patches.fraction, or set XDG_CACHE_HOME to another disk"
+            folder,
+            None,
+            f"the patch database takes {needed / 1000000000.0:.2f} GB more, "
+            f"{free / 1000000000.0:.2f} GB are free",
+            "make room, lower patches.fraction, or set XDG_CACHE_HOME to another disk",
         )
 
 

@@ -43,21 +43,28 @@ class Sources:
         shape, kind = tuple(self.windows.shape), self.windows.dtype
         if len(shape) != 4 or shape[2] != shape[3] or 0 in shape or not kind.is_floating_point:
             raise SettingError(
-                f"sources.windows: must be at least one window, floating (M, C, w, w); is {kind} "
-                f"{shape}"
+                "sources.windows",
+                None,
+                "must be at least one window, floating (M, C, w, w)",
+                f"is {kind} {shape}",
             )
         low, high = (float(end) for end in self.windows.detach().aminmax())
         if not (low >= 0 and high <= 1):  # NaN is neither
             raise SettingError(
-                f"sources.windows: pixels must lie in [0, 1]; they lie in [{low:g}, {high:g}]"
+                "sources.windows",
+                None,
+                "pixels must lie in [0, 1]",
+                f"they lie in [{low:g}, {high:g}]",
             )
         for name in ("top", "left"):
             places: Tensor = getattr(self, name)
             whole = not (places.is_floating_point() or places.is_complex())
             if places.shape != shape[:1] or not whole or places.dtype == torch.bool:
                 raise SettingError(
-                    f"sources.{name}: must be whole numbers ({shape[0]},), one per window; is "
-                    f"{places.dtype} {tuple(places.shape)}"
+                    f"sources.{name}",
+                    None,
+                    f"must be whole numbers ({shape[0]},), one per window",
+                    f"is {places.dtype} {tuple(places.shape)}",
                 )
             places = places.to(self.windows.device, torch.int64).contiguous()
             object.__setattr__(self, name, places)  # as dataclasses do for frozen fields
@@ -68,21 +75,25 @@ class Sources:
         """Raise SettingError for a window outside the composite, and for a pixel without one."""
         (height, width), side = self.size, self.windows.shape[-1]
         if min(height, width) < 1:
-            raise SettingError(f"sources.size={self.size}: must be (H, W), each at least 1")
+            raise SettingError("sources.size", self.size, "must be (H, W), each at least 1")
         covered = torch.zeros(height, width, dtype=torch.bool)
         places = zip(self.top.tolist(), self.left.tolist(), strict=True)
         for number, (top, left) in enumerate(places):
             if not (-side < top < height and -side < left < width):
                 raise SettingError(
-                    f"sources: window {number}, {side}x{side} pixels at row {top}, column {left}, "
-                    f"lies outside the composite of {height}x{width}"
+                    "sources",
+                    None,
+                    f"window {number}, {side}x{side} pixels at row {top}, column {left}, lies "
+                    f"outside the composite of {height}x{width}",
                 )
             covered[max(0, top) : top + side, max(0, left) : left + side] = True
         if not covered.all():
             row, column = (~covered).nonzero()[0].tolist()
             raise SettingError(
-                f"sources: no window covers row {row}, column {column} of the composite of "
-                f"{height}x{width}; place windows so that every pixel has one"
+                "sources",
+                None,
+                f"no window covers row {row}, column {column} of the composite of {height}x{width}",
+                "place windows so that every pixel has one",
             )
 
     def like(self, tensor: Tensor) -> "Sources":

@@ -74,8 +74,10 @@ def patch_images(settings: PatchSettings, data: DataSettings, images: ImageSet) 
         return images
     if images.size[0] != 3:
         raise SettingError(
-            f"patches.root={settings.root}: a folder's images are in colour, the run's are grey; "
-            "leave patches.root out, or choose data=image_folder"
+            "patches.root",
+            settings.root,
+            "a folder's images are in colour, the run's are grey",
+            "leave patches.root out, or choose data=image_folder",
         )
     try:
         return ImageFolder(replace(data, name="image_folder", root=settings.root))
@@ -92,9 +94,12 @@ def scaled(name: str, pixels: int, settings: PatchSettings, side: int) -> int:
     scaled, rest = divmod(pixels * settings.size, side * settings.reduction)
     if rest or not scaled:
         raise SettingError(
-            f"patches.{name}={pixels}: {pixels} of the images' {side} pixels are "
-            f"{pixels * settings.size / side:g} of patches.size={settings.size}, which must be a "
-            f"multiple of patches.reduction={settings.reduction}; change one of them"
+            f"patches.{name}",
+            pixels,
+            f"{pixels} of the images' {side} pixels are {pixels * settings.size / side:g} of "
+            f"patches.size={settings.size}, which must be a multiple of "
+            f"patches.reduction={settings.reduction}",
+            "change one of them",
         )
     return scaled
 
@@ -134,14 +139,17 @@ def _windows(settings: PatchSettings, side: int) -> tuple[int, int]:
     """Side of a window and distance between windows, in the reduced images."""
     if settings.patch > side:
         raise SettingError(
-            f"patches.patch={settings.patch}: is larger than the images, {side}x{side}; lower it"
+            "patches.patch", settings.patch, f"is larger than the images, {side}x{side}", "lower it"
         )
     for name in ("size", "search_stride"):
         value = getattr(settings, name)
         if value % settings.reduction:
             raise SettingError(
-                f"patches.{name}={value}: must be a multiple of patches.reduction="
-                f"{settings.reduction}, or windows fall between pixels; change one of them"
+                f"patches.{name}",
+                value,
+                f"must be a multiple of patches.reduction={settings.reduction}, or windows fall "
+                "between pixels",
+                "change one of them",
             )
     return scaled("patch", settings.patch, settings, side), (
         settings.search_stride // settings.reduction

@@ -91,16 +91,20 @@ def search_patches(
     expected = (database.images.shape[1], database.window, database.window)
     if queries.shape[1:] != expected:
         raise SettingError(
-            f"queries: must be (Q, {', '.join(map(str, expected))}) as the database's windows are, "
-            f"are {tuple(queries.shape)}"
+            "queries",
+            None,
+            f"must be (Q, {', '.join(map(str, expected))}) as the database's windows are, are "
+            f"{tuple(queries.shape)}",
         )
     left_out = same_images(database.images, seed_image)
     others = len(left_out) - int(left_out.sum())
     if others < settings.neighbours:
         more = "raise patches.fraction" if settings.fraction < 1 else "name more (patches.root)"
         raise SettingError(
-            f"patches.neighbours={settings.neighbours}: images in the database that are not the "
-            f"seed's own: {others}; {'lower it, or ' if others else ''}{more}"
+            "patches.neighbours",
+            settings.neighbours,
+            f"images in the database that are not the seed's own: {others}",
+            f"{('lower it, or ' if others else '')}{more}",
         )
     queries = queries.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if settings.search == "faiss":

@@ -55,11 +55,13 @@ def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:
         needed = ("problem", "step", "seconds", "seconds_total")
         found, *_ = [saved["collision"][name] for name in needed]
     except FileNotFoundError:
-        raise SettingError(f"ckpt_path={path}: there is no such file") from None
+        raise SettingError("ckpt_path", path, "there is no such file") from None
     except (*DAMAGED, OSError):
         raise SettingError(
-            f"ckpt_path={path}: not a whole checkpoint of feature_collisions; give another, or "
-            "leave ckpt_path out to start anew"
+            "ckpt_path",
+            path,
+            "not a whole checkpoint of feature_collisions",
+            "give another, or leave ckpt_path out to start anew",
         ) from None
     differing = [
         f"{key} was {found.get(key)}, is {value}"
@@ -68,8 +70,10 @@ def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:
     ]
     if differing:
         raise SettingError(
-            f"ckpt_path={path}: a checkpoint of another experiment ({'; '.join(differing)}); "
-            "continue it with its own settings, or leave ckpt_path out to start anew"
+            "ckpt_path",
+            path,
+            f"a checkpoint of another experiment ({'; '.join(differing)})",
+            "continue it with its own settings, or leave ckpt_path out to start anew",
         )
 
 

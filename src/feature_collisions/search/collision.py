@@ -230,8 +230,10 @@ class Collision(LightningModule):
             self._take_steps()
         except torch._dynamo.exc.TorchDynamoException as error:
             raise SettingError(
-                f"compile=true: the network cannot be compiled here ({_first_line(error)}); leave "
-                "compile out"
+                "compile",
+                "true",
+                f"the network cannot be compiled here ({_first_line(error)})",
+                "leave compile out",
             ) from error
         except RuntimeError as error:
             if not out_of_memory(error):

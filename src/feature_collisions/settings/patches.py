@@ -61,12 +61,15 @@ class PatchSettings:
         at_least("patches.fraction", self.fraction, 0)
         if not 0 < self.fraction <= 1:
             raise SettingError(
-                f"patches.fraction={self.fraction}: must lie in (0, 1]; 1 takes every image"
+                "patches.fraction", self.fraction, "must lie in (0, 1]", "1 takes every image"
             )
         one_of("patches.search", self.search, ("exact", "faiss"))
         if self.search == "faiss" and find_spec("faiss") is None:
             raise SettingError(
-                "patches.search=faiss: faiss is not installed; `pip install "
-                "'feature_collisions[index]'`, or [gpu] for CUDA 12, or leave patches.search out"
+                "patches.search",
+                "faiss",
+                "faiss is not installed",
+                "`pip install 'feature_collisions[index]'`, or [gpu] for CUDA 12, or leave "
+                "patches.search out",
             )
         one_of("patches.logits", self.logits, ("pixel", "grid"))

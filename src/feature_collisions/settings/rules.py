@@ -18,14 +18,14 @@ def at_least(name: str, value: Any, bound: float, most: float = math.inf) -> Non
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not (number and bound <= value <= min(most, sys.float_info.max)):
         limit = "" if most == math.inf else f" and at most {most}"
-        raise SettingError(f"{name}={value}: must be a finite number of at least {bound}{limit}")
+        raise SettingError(name, value, f"must be a finite number of at least {bound}{limit}")
 
 
 def whole(name: str, value: Any, bound: int, most: int) -> None:
     """Raise SettingError unless `value` is a whole number from `bound` to `most`."""
     at_least(name, value, bound, most)
     if not isinstance(value, Integral):
-        raise SettingError(f"{name}={value}: must be a whole number, without a decimal point")
+        raise SettingError(name, value, "must be a whole number, without a decimal point")
 
 
 def rising(name: str, steps: list[int]) -> None:
@@ -34,11 +34,11 @@ def rising(name: str, steps: list[int]) -> None:
         whole(f"{name}[{number}].step", step, 0, STEPS)
     if any(step <= before for before, step in pairwise([0, *steps])):
         raise SettingError(
-            f"{name}: stages begin at steps {steps}; they must rise, from 1 or later"
+            name, None, f"stages begin at steps {steps}", "they must rise, from 1 or later"
         )
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise SettingError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise SettingError(f"{name}={value}: must be one of {', '.join(allowed)}")
+        raise SettingError(name, value, f"must be one of {', '.join(allowed)}")

@@ -97,8 +97,10 @@ class LossSettings:
         whole("loss.hull_edges", self.hull_edges, 0, 10_000)
         if self.hull_edges > self.hull:
             raise SettingError(
-                f"loss.hull_edges={self.hull_edges}: must be at most loss.hull={self.hull}, for it "
-                "is a part of those points; lower the one or raise the other"
+                "loss.hull_edges",
+                self.hull_edges,
+                f"must be at most loss.hull={self.hull}, for it is a part of those points",
+                "lower the one or raise the other",
             )
         one_of("loss.positive_form", self.positive_form, ("norm", "half_square"))
         rising("loss.stages", [stage.step for stage in self.stages])
@@ -162,16 +164,20 @@ class OptimizerSettings:
             share = getattr(self, name)
             if not (isinstance(share, int | float) and 0 <= share < 1):
                 raise SettingError(
-                    f"optimizer.{name}={share}: the share of the old gradients must be in [0, 1); "
-                    f"{usual}"
+                    f"optimizer.{name}",
+                    share,
+                    "the share of the old gradients must be in [0, 1)",
+                    usual,
                 )
         rising("optimizer.stages", [stage.step for stage in self.stages])
         for number, stage in enumerate(self.stages):
             at_least(f"optimizer.stages[{number}].rate", stage.rate, 0)
         if self.stages and self.final_rate != self.rate:
             raise SettingError(
-                f"optimizer.final_rate={self.final_rate}: with optimizer.stages the rate does not "
-                f"fall as well; set it to optimizer.rate={self.rate}"
+                "optimizer.final_rate",
+                self.final_rate,
+                "with optimizer.stages the rate does not fall as well",
+                f"set it to optimizer.rate={self.rate}",
             )
 
 
@@ -227,8 +233,10 @@ class StopSettings:
         whole("stop.max_steps", self.max_steps, 1, STEPS)
         if self.min_steps > self.max_steps:
             raise SettingError(
-                f"stop.min_steps={self.min_steps}: must not exceed stop.max_steps="
-                f"{self.max_steps}; lower the one or raise the other"
+                "stop.min_steps",
+                self.min_steps,
+                f"must not exceed stop.max_steps={self.max_steps}",
+                "lower the one or raise the other",
             )
 
 

@@ -40,22 +40,29 @@ def check_used(
         group = name.partition(".")[0].partition("@")[0]
         if pairs is not None and name in ("initial", "target"):
             raise SettingError(
-                f"{override}: pairs={pairs} names the images; leave out the one or the other"
+                override, None, f"pairs={pairs} names the images", "leave out the one or the other"
             )
         if solver == "gradient" and parameterisation == "pixels" and group == "patches":
             raise SettingError(
-                f"{override}: a search over pixels has no use for {name}; leave it out, or set "
-                "parameterisation=composite"
+                override,
+                None,
+                f"a search over pixels has no use for {name}",
+                "leave it out, or set parameterisation=composite",
             )
         if objective == "near" and name == "loss.nearness":
             continue
         if solver == "gradient" and group == "objective":
             raise SettingError(
-                f"{override}: only linear programs have an objective; set solver=linear_program, "
-                "or leave it out"
+                override,
+                None,
+                "only linear programs have an objective",
+                "set solver=linear_program, or leave it out",
             )
         if solver == "linear_program" and group in _OF_A_SEARCH and override not in _AS_IT_IS:
             raise SettingError(
-                f"{override}: linear programs solve for the corners exactly, in float64, and have "
-                f"no use for {name}; leave it out, or leave out solver=linear_program"
+                override,
+                None,
+                "linear programs solve for the corners exactly, in float64, and have no use for "
+                f"{name}",
+                "leave it out, or leave out solver=linear_program",
             )

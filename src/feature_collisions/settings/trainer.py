@@ -24,8 +24,11 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
     for name, value in trainer.items():
         if name not in _ARGUMENTS:
             raise SettingError(
-                f"trainer.{name}={value}: is not for a search to take; of Lightning's arguments "
-                f"these are {', '.join(_ARGUMENTS)}. How long it runs is stop's to say"
+                f"trainer.{name}",
+                value,
+                "is not for a search to take",
+                f"of Lightning's arguments these are {', '.join(_ARGUMENTS)}. How long it runs is "
+                "stop's to say",
             )
     trainer = {"accelerator": "auto", "devices": 1, "precision": "32-true"} | trainer
     gpus = torch.cuda.device_count()
@@ -34,13 +37,16 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
     _check_devices(trainer, gpus)
     if trainer.setdefault("strategy", "auto") not in ("auto", "ddp"):
         raise SettingError(
-            f"trainer.strategy={trainer['strategy']}: must be auto or ddp, which shares the "
-            "corners out over the devices"
+            "trainer.strategy",
+            trainer["strategy"],
+            "must be auto or ddp, which shares the corners out over the devices",
         )
     if trainer.get("num_nodes", 1) != 1:
         raise SettingError(
-            f"trainer.num_nodes={trainer['num_nodes']}: a search stays on one machine; sweep over "
-            "machines with -m hydra/launcher=submitit_slurm"
+            "trainer.num_nodes",
+            trainer["num_nodes"],
+            "a search stays on one machine",
+            "sweep over machines with -m hydra/launcher=submitit_slurm",
         )
     if len(device_ids(trainer)) == 1:
         trainer["strategy"] = "auto"
@@ -77,7 +83,7 @@ def device_ids(trainer: dict[str, Any]) -> list[int]:
 def _accelerator(asked: Any, gpus: int) -> str:
     """Lightning's name of the kind of device; of `auto`, what is there."""
     if asked not in ("auto", "cpu", "gpu", "cuda", "mps"):
-        raise SettingError(f"trainer.accelerator={asked}: must be one of auto, cpu, gpu, mps")
+        raise SettingError("trainer.accelerator", asked, "must be one of auto, cpu, gpu, mps")
     found = str(asked)
     if found == "auto":
         found = "gpu" if gpus else "mps" if _apple() else "cpu"
@@ -90,18 +96,24 @@ def _precision(asked: str, accelerator: str, gpus: int) -> str:
     precision = _ALIASES.get(asked, asked)
     if precision not in _PRECISIONS:
         raise SettingError(
-            f"trainer.precision={precision}: must be one of {', '.join(_PRECISIONS)}; the pixels "
-            "themselves stay in float32 or float64"
+            "trainer.precision",
+            precision,
+            f"must be one of {', '.join(_PRECISIONS)}",
+            "the pixels themselves stay in float32 or float64",
         )
     if precision == "16-mixed" and accelerator == "cpu":
         raise SettingError(
-            "trainer.precision=16-mixed: this device, the CPU, has no float16 arithmetic; use "
-            "32-true, or bf16-mixed to save memory"
+            "trainer.precision",
+            "16-mixed",
+            "this device, the CPU, has no float16 arithmetic",
+            "use 32-true, or bf16-mixed to save memory",
         )
     if precision == "64-true" and accelerator == "mps":
         raise SettingError(
-            "trainer.precision=64-true: this device, Apple's GPU, has no float64 arithmetic; use "
-            "32-true, or trainer.accelerator=cpu"
+            "trainer.precision",
+            "64-true",
+            "this device, Apple's GPU, has no float64 arithmetic",
+            "use 32-true, or trainer.accelerator=cpu",
         )
     if precision == "bf16-mixed" and accelerator in ("gpu", "cuda"):
         _check_bfloat16(gpus)
@@ -117,12 +129,17 @@ def _check_there(accelerator: str, gpus: int) -> None:
     if accelerator in ("gpu", "cuda") and not gpus:
         built = "it was built without CUDA" if torch.version.cuda is None else "none is visible"
         raise SettingError(
-            f"trainer.accelerator={accelerator}: PyTorch sees no GPU here ({built}); choose auto "
-            "or cpu"
+            "trainer.accelerator",
+            accelerator,
+            f"PyTorch sees no GPU here ({built})",
+            "choose auto or cpu",
         )
     if accelerator == "mps" and not _apple():
         raise SettingError(
-            "trainer.accelerator=mps: PyTorch sees no GPU of Apple's here; choose auto or cpu"
+            "trainer.accelerator",
+            "mps",
+            "PyTorch sees no GPU of Apple's here",
+            "choose auto or cpu",
         )
 
 
@@ -142,8 +159,10 @@ def bfloat16_is_fast(accelerator: str) -> bool:
 def _check_bfloat16(gpus: int) -> None:
     if gpus and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise SettingError(
-            f"trainer.precision=bf16-mixed: {torch.cuda.get_device_name()} has no bfloat16 "
-            "arithmetic; use 16-mixed or 32-true"
+            "trainer.precision",
+            "bf16-mixed",
+            f"{torch.cuda.get_device_name()} has no bfloat16 arithmetic",
+            "use 16-mixed or 32-true",
         )
 
 
@@ -157,18 +176,25 @@ def _check_devices(trainer: dict[str, Any], gpus: int) -> None:
         count = 0
     if count < 1:
         raise SettingError(
-            f"trainer.devices={devices}: must be a whole number of at least 1, auto, or a list of "
-            "different devices' numbers, [0,2]"
+            "trainer.devices",
+            devices,
+            "must be a whole number of at least 1, auto, or a list of different devices' "
+            "numbers, [0,2]",
         )
     if count > there:
         kind = "CPU cores" if accelerator == "cpu" else "GPUs"
         raise SettingError(
-            f"trainer.devices={devices}: there are {there} {kind} here; ask for at most that many"
+            "trainer.devices",
+            devices,
+            f"there are {there} {kind} here",
+            "ask for at most that many",
         )
     if isinstance(devices, list) and max(map(int, devices)) >= there:
         raise SettingError(
-            f"trainer.devices={devices}: the last one here is number {there - 1}; they are counted "
-            "from 0"
+            "trainer.devices",
+            devices,
+            f"the last one here is number {there - 1}",
+            "they are counted from 0",
         )
     if not isinstance(devices, list):
         trainer["devices"] = count
