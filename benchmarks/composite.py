@@ -82,13 +82,14 @@ def main() -> None:
 def step_and_bare(sources: Sources, corners: int, rounds: int, precision: str) -> tuple[float, ...]:
     """Seconds of one step with everything that `squeezenet_macro` has, and of the network alone."""
     model = Classifier(squeezenet1_1(), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    loss = LossSettings(
+    loss = LossSettings.paper(
         100.0, 0.03, 0.0005, "half_square", normalise=True, hull=2, distance=0.6, rectified=True
     )
     initial, target = torch.rand(2, 3, 224, 224)
     module = Search(
-        model, "classifier.1", initial, target, range(corners), loss,
-        OptimizerSettings("adam", 0.5, square_average=0.9), StopSettings(None, probability=None),
+        model, "classifier.1", initial, target, range(corners), loss=loss,
+        optimizer=OptimizerSettings("adam", 0.5, square_average=0.9),
+        stop=StopSettings(None, 0, probability=None),
         trainer={"accelerator": "cpu", "precision": precision}, corners_per_batch=corners + 2,
         channels_last=True, sources=sources, grid=16,
     ).module  # fmt: skip

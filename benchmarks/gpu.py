@@ -183,11 +183,11 @@ def agreement(drill: Drill) -> Iterator[Row]:
     )  # fmt: skip
     side = drill.pick(224, 64)
     cases = {
-        "MNIST's network, layer 1": (MnistMLP(), "hidden1", (1, 28, 28), 500, LossSettings()),
-        "CIFAR-10's cnn_a": (cifar, "5", (3, 32, 32), 200, LossSettings(10.0, 0.1, hull=2)),
+        "MNIST's network, layer 1": (MnistMLP(), "hidden1", (1, 28, 28), 500, LossSettings.paper()),
+        "CIFAR-10's cnn_a": (cifar, "5", (3, 32, 32), 200, LossSettings.paper(10.0, 0.1, hull=2)),
         "SqueezeNet 1.1": (
             squeezenet1_1(), "features.12.squeeze", (3, side, side), 50,
-            LossSettings(100.0, 10.0, positive_form="half_square", hull=2),
+            LossSettings.paper(100.0, 10.0, positive_form="half_square", hull=2),
         ),
     }  # fmt: skip
     for name, (model, layer, size, steps, loss) in cases.items():

@@ -35,9 +35,9 @@ def main() -> None:
     for count in arguments.corners:
         search = Search(
             model, LAYERS[arguments.network], initial, target, range(count),
-            LossSettings(100.0, 10.0, positive_form="half_square", rectified=True),
-            OptimizerSettings("adam", 4 / 255),
-            StopSettings(None, probability=None), trainer={"accelerator": "cpu"},
+            loss=LossSettings.paper(100.0, 10.0, positive_form="half_square", rectified=True),
+            optimizer=OptimizerSettings("adam", 4 / 255, square_average=0.999),
+            stop=StopSettings(None, 0, probability=None), trainer={"accelerator": "cpu"},
             corners_per_batch=arguments.per_batch, channels_last=arguments.network != "vgg16",
         )  # fmt: skip
         measure(search, arguments.rounds)

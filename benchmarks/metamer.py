@@ -63,8 +63,9 @@ def ours(model: nn.Module, initial: Tensor, target: Tensor, corners: int) -> Cal
     """Steps of the search, as a run takes them: L_pos, L_neg, Adam, projection to [0, 1]."""
     search = Search(
         model, LAYER, initial, target, range(corners),
-        LossSettings(100.0, 10.0, positive_form="half_square", rectified=True),
-        OptimizerSettings("adam", RATE), StopSettings(None, probability=None),
+        loss=LossSettings.paper(100.0, 10.0, positive_form="half_square", rectified=True),
+        optimizer=OptimizerSettings("adam", RATE, square_average=0.999),
+        stop=StopSettings(None, 0, probability=None),
         trainer={"accelerator": "cpu"}, channels_last=True,
     )  # fmt: skip
     module = search.module

@@ -66,11 +66,11 @@ def run(wanted: Settings, level: float, max_steps: int | None = None) -> Hull:
         images.find("initial", wanted.initial).image,
         images.find("target", wanted.target).image,
         parse_corners(wanted.corner),
-        wanted.loss,
-        wanted.optimizer,
-        stop,
-        LogSettings(every=1),
-        {"accelerator": "cpu"},
+        loss=wanted.loss,
+        optimizer=wanted.optimizer,
+        stop=stop,
+        log=LogSettings(every=1),
+        trainer={"accelerator": "cpu"},
         channels_last=wanted.channels_last,
     ).run()
 

@@ -75,7 +75,7 @@ def through_lightning(
         directory = Path(folder) if keep else None
         search = Search(
             model, LAYER, initial, target, corners,
-            loss=LossSettings(), optimizer=OptimizerSettings(),
+            loss=LossSettings.paper(), optimizer=OptimizerSettings(rate=0.1, square_average=0.999),
             stop=StopSettings(5.0, STEPS, STEPS, None, None),
             trainer=PRECISION, directory=directory,
         )  # fmt: skip

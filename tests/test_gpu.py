@@ -16,6 +16,7 @@ from feature_collisions.patches.search import exact_search
 from feature_collisions.proofs.whole_hull import prove_class
 from feature_collisions.settings.evaluate import EvaluateSettings, PlainSettings, ProofSettings
 from feature_collisions.settings.search import LossSettings, StopSettings
+from helpers.defaults import stop_at_once
 from helpers.hulls import made_hull
 
 pytestmark = pytest.mark.gpu
@@ -55,7 +56,9 @@ def assert_near(found, expected, where=""):
 
 
 @pytest.mark.filterwarnings("ignore:not converged")
-@pytest.mark.parametrize("settings", [{}, {"loss": LossSettings(3.0, 0.1, hull=4, output=0.1)}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"loss": LossSettings.paper(3.0, 0.1, hull=4, output=0.1)}]
+)
 def test_a_search_finds_the_same(settings, tmp_path):
     model, images = network(), torch.rand(2, 3, 32, 32)
     trainer = {"precision": "64-true"}
@@ -79,7 +82,7 @@ def test_a_model_on_a_gpu_is_searched_with_images_on_the_cpu():
     layers = nn.Flatten(), nn.Linear(64, 32), nn.ReLU(inplace=True), nn.Linear(32, 4)
     model = nn.Sequential(*layers).cuda()
     images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    stop = StopSettings(0.05, max_steps=200, probability=None)
+    stop = stop_at_once(0.05, max_steps=200, probability=None)
     hull = find_corners(model, "1", *images, range(3), stop=stop)
     assert model[1].weight.is_cuda
     assert hull.sample(100)["accuracy"] == 1
@@ -126,7 +129,9 @@ def test_a_search_of_composites_finds_the_same(grid):
     places = torch.tensor([(r, c) for r in range(-2, 32, 8) for c in range(-2, 32, 8)])
     sources = Sources(torch.rand(len(places), 3, 14, 14), *places.unbind(1), (32, 32))
     stop = StopSettings(None, 10, 10)
-    loss = LossSettings(3.0, 0.1)  # at the start R's slope is the sign of what rounding leaves
+    loss = LossSettings.paper(
+        3.0, 0.1
+    )  # at the start R's slope is the sign of what rounding leaves
     found = [
         find_corners(model.to(place), "6", *images, range(3), loss=loss, stop=stop, sources=sources,
                      grid=grid).corners.cpu()

@@ -63,7 +63,7 @@ def test_total_is_equation_4(features, form):
     x, t = features
     target = TargetFeatures(t)
     units = target.units(range(6))
-    loss = CollisionLoss(target, units, LossSettings(alpha=3.0, beta=0.7, positive_form=form))
+    loss = CollisionLoss(target, units, LossSettings.paper(alpha=3.0, beta=0.7, positive_form=form))
     for row, unit, total in zip(x, units, loss(x), strict=True):
         slow = slow_positive(row.tolist(), t.tolist())
         slow = slow if form == "norm" else slow**2 / 2

@@ -15,6 +15,7 @@ from feature_collisions.errors import SettingError
 from feature_collisions.report.tables import as_markdown, as_text
 from feature_collisions.search.find_corners import find_corners
 from feature_collisions.settings.search import LossSettings, StopSettings
+from helpers.defaults import stop_at_once
 
 
 class Ink(torch.nn.Module):
@@ -93,7 +94,7 @@ def test_random_targets_are_those_the_classifier_is_sure_of(images):
 @pytest.fixture
 def hull(shift, shift_images):
     return find_corners(
-        shift, "hidden", *shift_images, [0, 1], loss=LossSettings(1.0, 0.1),
+        shift, "hidden", *shift_images, [0, 1], loss=LossSettings.paper(1.0, 0.1),
         stop=StopSettings(0.5, 200, 200), trainer={"accelerator": "cpu"},
     )  # fmt: skip
 
@@ -172,7 +173,7 @@ def test_interior_points_join_the_loss(shift, shift_images, output):
 
     search = Search(
         shift, "hidden", *shift_images, [0, 1],
-        loss=LossSettings(
+        loss=LossSettings.paper(
             2.0, 0.0, positive_form="half_square", hull=3, hull_weight=1.5, output=output
         ),
         trainer={"accelerator": "cpu"},
@@ -217,11 +218,17 @@ def test_a_search_with_interior_points_does_not_stop_at_good_corners(shift, shif
     from feature_collisions.search.collision import Goal
     from feature_collisions.search.find_corners import Search
 
-    stop = StopSettings(None, probability=1.0)
+    stop = stop_at_once(None, probability=1.0)
     for points, converged in ((0, True), (1, False)):
-        loss = LossSettings(1.0, 0.1, hull=points)
+        loss = LossSettings.paper(1.0, 0.1, hull=points)
         module = Search(
-            shift, "hidden", *shift_images, [0, 1], loss, stop=stop, trainer={"accelerator": "cpu"}
+            shift,
+            "hidden",
+            *shift_images,
+            [0, 1],
+            loss=loss,
+            stop=stop,
+            trainer={"accelerator": "cpu"},
         ).module
         module.classifier, module.goal = OnlyCorners(), Goal(stop, 1.0, 0, 0.7)
         corners = torch.stack([torch.zeros(1, 3, 3), torch.ones(1, 3, 3)])

@@ -169,7 +169,7 @@ def test_corners_of_another_size_are_refused(command, run, tmp_path):
     [
         ("samples=0", "samples=0: must be a finite number of at least 1"),
         ("edges.share=1.5", "edges.share=1.5: must be in [0, 1]"),
-        ("edges.precision=16", "edges.precision=16: must be 32 or 64"),
+        ("edges.precision=16", "edges.precision=16: must be one of 32, 64"),
         ("worst_case.steps=0", "worst_case.steps=0: must be"),
         ("plain.steps=-1", "plain.steps=-1: must be"),
     ],

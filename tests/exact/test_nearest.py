@@ -10,7 +10,8 @@ from feature_collisions.exact.linear_program import LinearPrograms
 from feature_collisions.exact.nearest import Constraints, nearest_point
 from feature_collisions.hull.run import load_run
 from feature_collisions.search.find_corners import find_corners
-from feature_collisions.settings.search import LossSettings, OptimizerSettings, StopSettings
+from feature_collisions.settings.search import LossSettings, StopSettings
+from helpers.defaults import plain_optimizer
 
 
 def problem(seed, equal=3, below=6, pixels=12):
@@ -90,8 +91,8 @@ def test_gradient_descent_on_the_loss_finds_the_same_corner(shift, shift_images)
     # L_neg holds the other inactive units at 1/2; with one of them there is nothing to hold.
     found = find_corners(
         shift, "hidden", initial, target, [0],
-        loss=LossSettings(10.0, 1.0, nearness=2.0),
-        optimizer=OptimizerSettings(rate=0.02), stop=StopSettings(None, 2000, 2000, None, None),
+        loss=LossSettings.paper(10.0, 1.0, nearness=2.0),
+        optimizer=plain_optimizer(rate=0.02), stop=StopSettings(None, 2000, 2000, None, None),
         trainer={"accelerator": "cpu"},
     )  # fmt: skip
     own = inactive[0]

@@ -18,10 +18,11 @@ from feature_collisions.graph.graph import trace
 from feature_collisions.graph.target_layer import Observed, TargetLayer
 from feature_collisions.proofs.collision import prove_collision
 from feature_collisions.proofs.whole_hull import prove_class
-from feature_collisions.settings.search import LossSettings, StopSettings
+from feature_collisions.settings.search import LossSettings
+from helpers.defaults import stop_at_once
 
-STOP = StopSettings(0.05, max_steps=200, probability=None)
-WITH_CLASSES = StopSettings(0.05, max_steps=200, probability=0.1)
+STOP = stop_at_once(0.05, max_steps=200, probability=None)
+WITH_CLASSES = stop_at_once(0.05, max_steps=200, probability=0.1)
 
 
 def toy(seed=0):
@@ -70,7 +71,7 @@ def test_hooks_and_patched_forwards_of_the_root_are_honoured(pair, change, outpu
     model = toy()
     change(model)
     hull = find_corners(
-        model, "1", *pair, range(3), stop=WITH_CLASSES, loss=LossSettings(output=output)
+        model, "1", *pair, range(3), stop=WITH_CLASSES, loss=LossSettings.paper(output=output)
     )
     logits, found = truth(model, torch.cat([hull.target[None], hull.corners]))
     _, plain = truth(toy(), normalise(hull.target[None]))
@@ -346,7 +347,7 @@ def test_the_precision_of_the_search_refuses_no_model(pair, precision):
         "1",
         *pair,
         range(3),
-        stop=StopSettings(0.2, max_steps=300),
+        stop=stop_at_once(0.2, max_steps=300),
         trainer={"precision": precision},
     )
     assert hull.summary["converged"]

@@ -108,7 +108,7 @@ def test_unit_alone_and_random_directions_stay_in_the_polytope(network, images):
 def test_a_search_finds_them_too_and_the_hull_collides(images):
     network = Clipped(nn.Hardtanh(0, 1, inplace=True))
     hull = find_corners(
-        network, "hidden", *images, range(5), loss=LossSettings(1.0, 0.1),
+        network, "hidden", *images, range(5), loss=LossSettings.paper(1.0, 0.1),
         stop=StopSettings(0.05, 2000, 2000), trainer={"precision": "64-true"},
     )  # fmt: skip
     for found, unit in zip(hull.corners, BLIND, strict=True):
@@ -160,7 +160,7 @@ def test_losses_are_the_slow_ones(features, form):
     blind = [j for j, value in enumerate(t.tolist()) if value < 0 or value >= 6]
     assert units.tolist() == blind[:6]
     assert set(target.sides(units)) == {"below", "above"}
-    loss = CollisionLoss(target, units, LossSettings(3.0, 0.7, positive_form=form))
+    loss = CollisionLoss(target, units, LossSettings.paper(3.0, 0.7, positive_form=form))
     curves = loss.curves(x, torch.zeros(6))
     for k, total in enumerate(loss(x).tolist()):
         pos, neg = slow_terms(x[k].tolist(), t.tolist(), int(units[k]), 6.0)
@@ -174,7 +174,7 @@ def test_losses_are_the_slow_ones(features, form):
 def test_gradients_in_float64(features, form, rectified):
     x, t = features
     target = TargetFeatures(t, clipped(0.0, 6.0))
-    settings = LossSettings(2.0, 0.5, positive_form=form, rectified=rectified)
+    settings = LossSettings.paper(2.0, 0.5, positive_form=form, rectified=rectified)
     loss = CollisionLoss(target, target.units(range(6)), settings)
     assert torch.autograd.gradcheck(loss, (x.requires_grad_(),))
 
@@ -184,7 +184,7 @@ def test_what_is_rectified_is_what_the_clipped_relu_shows(features):
     _, t = features
     x = t[None] + 0.5 * torch.randn(3, 40, dtype=t.dtype)
     target = TargetFeatures(t, clipped(0.0, 6.0))
-    settings = LossSettings(1.0, 0.0, positive_form="norm", rectified=True)
+    settings = LossSettings.paper(1.0, 0.0, positive_form="norm", rectified=True)
     found = CollisionLoss(target, target.units([0]), settings).interior(x)
     seen = torch.where(target.active, x - t, x.clamp(0, 6) - t.clamp(0, 6))
     assert found.tolist() == pytest.approx(seen.norm(dim=1).tolist())
@@ -243,7 +243,7 @@ def test_composites_search_a_clipped_network():
         model[1].weight.mul_(40)
     initial, target = torch.rand(2, 1, 16, 16)
     search = Search(
-        model, "1", initial, target, range(3), LossSettings(2.0, 0.5, gamma=0.0),
+        model, "1", initial, target, range(3), loss=LossSettings.paper(2.0, 0.5, gamma=0.0),
         stop=StopSettings(None, 0, 1), sources=sources, trainer={"precision": "64-true"},
     )  # fmt: skip
     features = search.features

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from feature_collisions import Hull, find_corners
 from feature_collisions.errors import SettingError
 from feature_collisions.graph.agreement import check_differentiable
-from feature_collisions.settings.search import StopSettings
+from helpers.defaults import stop_at_once
 
-STOP = StopSettings(0.05, max_steps=60, probability=None)
+STOP = stop_at_once(0.05, max_steps=60, probability=None)
 NOT_FLAT = {
     "identity": lambda x: x,
     "gelu": F.gelu,

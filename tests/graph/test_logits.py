@@ -15,7 +15,8 @@ from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.lattice import explored
 from feature_collisions.graph.logits import logits_in
 from feature_collisions.proofs.whole_hull import prove_class
-from feature_collisions.settings.search import LossSettings, StopSettings
+from feature_collisions.settings.search import LossSettings
+from helpers.defaults import stop_at_once
 
 Pair = namedtuple("Pair", "logits aux")
 
@@ -45,8 +46,8 @@ def search(wrap, **settings):
         "net.1",
         *pair,
         [0, 1],
-        loss=LossSettings(beta=0.1, output=0.1),
-        stop=StopSettings(1.0, max_steps=50, probability=1.0),
+        loss=LossSettings.paper(beta=0.1, output=0.1),
+        stop=stop_at_once(1.0, max_steps=50, probability=1.0),
         **settings,
     )
 

@@ -7,12 +7,12 @@ from feature_collisions.search.find_corners import find_corners
 from feature_collisions.settings.search import (
     LogSettings,
     LossSettings,
-    OptimizerSettings,
     StopSettings,
 )
+from helpers.defaults import plain_optimizer
 
 ALONE = {"accelerator": "cpu"}
-APART = LossSettings(10.0, 0.1, positive_form="half_square")
+APART = LossSettings.paper(10.0, 0.1, positive_form="half_square")
 
 
 def convolutions():
@@ -30,7 +30,7 @@ def two_images():
 def search(pair, **changes):
     settings = {
         "loss": APART,
-        "optimizer": OptimizerSettings("adam", 0.01, 0.01),
+        "optimizer": plain_optimizer("adam", 0.01, 0.01),
         "stop": StopSettings(None, 0, 60, 0.1, None),
         "log": LogSettings(20, 20, 20),
         "trainer": ALONE,

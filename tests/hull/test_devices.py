@@ -25,10 +25,10 @@ from feature_collisions.settings.evaluate import (
 from feature_collisions.settings.search import (
     LogSettings,
     LossSettings,
-    OptimizerSettings,
     StopSettings,
 )
 from helpers.clocks import count_pieces
+from helpers.defaults import plain_optimizer
 from helpers.elsewhere import DEVICE, Elsewhere, elsewhere, searching_there
 from helpers.hulls import NAMES, collided, evaluated, made_hull
 from helpers.searches import APART
@@ -94,7 +94,7 @@ def test_a_search_runs_from_where_the_model_lies_and_leaves_it_there(other):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
     images = torch.rand(2, 1, 8, 8)
-    settings = {"loss": LossSettings(3.0, 0.1, hull=2), "stop": StopSettings(0.05, 50, 50)}
+    settings = {"loss": LossSettings.paper(3.0, 0.1, hull=2), "stop": StopSettings(0.05, 50, 50)}
     here = find_corners(model, "1", *images, range(3), **settings)
     sampled = here.sample(50)
     model.to(DEVICE)
@@ -123,11 +123,11 @@ def pasted():
     return Sources(windows, *places.unbind(1), (16, 16))
 
 
-EVERYTHING = LossSettings(
+EVERYTHING = LossSettings.paper(
     3.0, 0.1, hull=4, hull_edges=2, distance=0.3, nearness=0.1, output=0.2, rectified=True
 )
 COMPOSITES = {
-    "loss": LossSettings(3.0, 0.1, gamma=0.01, distance=0.1),
+    "loss": LossSettings.paper(3.0, 0.1, gamma=0.01, distance=0.1),
     "stop": StopSettings(None, 20, 20, hull_relative=1e-6),  # so that what limits it is asked
 }
 
@@ -138,8 +138,8 @@ COMPOSITES = {
     [
         {"loss": EVERYTHING},
         {"loss": EVERYTHING, "corners_per_batch": 1},
-        {"optimizer": OptimizerSettings("descent", 0.01, 0.001), "corner_order": "inactive_first"},
-        {"optimizer": OptimizerSettings("sobolev", 0.01, average=0.9)},
+        {"optimizer": plain_optimizer("descent", 0.01, 0.001), "corner_order": "inactive_first"},
+        {"optimizer": plain_optimizer("sobolev", 0.01, average=0.9)},
         COMPOSITES,
         COMPOSITES | {"grid": 3, "corner_order": "inactive_first"},
     ],

@@ -20,7 +20,7 @@ STOP = StopSettings(None, 20, 20, None, None)
 @pytest.fixture
 def search(shift, shift_images):
     return lambda corners: find_corners(
-        shift, "hidden", *shift_images, corners, loss=LossSettings(), stop=STOP
+        shift, "hidden", *shift_images, corners, loss=LossSettings.paper(), stop=STOP
     )
 
 
@@ -184,7 +184,9 @@ def test_home_is_expanded(search, shift, shift_images, tmp_path, monkeypatch):
         load_run("~/none")
     problem = (shift, "hidden", *shift_images, [0, 2])
     for start, kept in ((None, "~/kept"), ("~/kept/checkpoints/last.ckpt", Path("~/more"))):
-        find_corners(*problem, loss=LossSettings(), stop=STOP, directory=kept, ckpt_path=start)
+        find_corners(
+            *problem, loss=LossSettings.paper(), stop=STOP, directory=kept, ckpt_path=start
+        )
         assert (tmp_path / Path(kept).name / "metrics.csv").exists()
     assert not (tmp_path / "~").exists()
 

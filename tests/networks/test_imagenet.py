@@ -258,7 +258,7 @@ def test_a_search_on_squeezenet_comes_closer(trained, sample):
         sample.find("initial", "trimaran").image,
         sample.find("target", "obelisk").image,
         [0, 1],
-        LossSettings(100.0, 10.0, positive_form="half_square", hull=1),
+        loss=LossSettings.paper(100.0, 10.0, positive_form="half_square", hull=1),
         stop=StopSettings(None, 0, 4, 0.18, 0.05),
         trainer={"accelerator": "cpu"},
         channels_last=True,

@@ -59,7 +59,7 @@ def search(shift, shift_images, directory):
         "hidden",
         *shift_images,
         corners=[0, 1],
-        loss=LossSettings(beta=0.1),
+        loss=LossSettings.paper(beta=0.1),
         stop=StopSettings(None, 0, 20, None, None),
         log=LogSettings(every=10, checkpoint_every=10),
         directory=directory,

@@ -1,14 +1,16 @@
 """What `find_corners` does unless it is told otherwise: it must mean something for any network."""
 
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import nn
 
 from feature_collisions import LossSettings, OptimizerSettings, StopSettings, find_corners
-from feature_collisions.search.find_corners import Search, SearchSettings
+from feature_collisions.search.find_corners import Search
+from feature_collisions.settings.search import SearchSettings
+from helpers.settings import settings
 
 
 def perceptron():
@@ -27,9 +29,16 @@ def convolutions():
     return model, *torch.rand(2, 3, 16, 16)
 
 
-def test_the_keywords_are_the_searchs_own():
-    own = [field.name for field in fields(Search) if field.name != "graph"]
-    assert own[own.index("corners") + 1 :] == list(SearchSettings.__annotations__)
+def test_one_thing_has_one_default():
+    """From Python, from the classes and from the command line, where no experiment says more."""
+    python = {each.name: each for each in fields(Search)}
+    for each in fields(SearchSettings):
+        assert python[each.name].default_factory is each.default_factory
+        assert python[each.name].default == each.default
+    small = settings("experiment=small_pixel", "classifier.path=a:b", "corner=0")
+    assert small.loss == LossSettings()
+    changed = {"rate": 0.2}
+    assert small.optimizer == replace(OptimizerSettings(), **changed)
 
 
 def test_a_goal_that_is_met_before_the_first_step_is_told():
@@ -79,6 +88,7 @@ def test_the_layer_that_auto_takes_is_named():
 
 
 def test_one_default_may_be_changed_alone():
-    loss = LossSettings.for_any_network(beta=0.01)
+    loss = LossSettings(beta=0.01)
     assert (loss.beta, loss.alpha, loss.hull) == (0.01, 100, 2)
-    assert OptimizerSettings.for_any_network(rate=0.1).square_average == 0.9
+    assert LossSettings.paper(beta=0.01).alpha == 1
+    assert [StopSettings(max_steps=steps).least for steps in (1, 1000)] == [0, 500]

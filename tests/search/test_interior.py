@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.search.find_corners import Search
-from feature_collisions.settings.search import LossSettings, StopSettings
+from feature_collisions.settings.search import LossSettings
+from helpers.defaults import stop_at_once
 
 
 class Gap(nn.Module):
@@ -28,7 +29,7 @@ def test_a_stop_looks_between_the_corners(points: int, may_stop: bool) -> None:
     ends[1, 0, 0, 0] = 1
     module = Search(
         Gap(), "layer", *ends, range(2),
-        loss=LossSettings(1.0, 0.1, hull=points), stop=StopSettings(0.1, probability=0.1),
+        loss=LossSettings.paper(1.0, 0.1, hull=points), stop=stop_at_once(0.1, probability=0.1),
         trainer={"accelerator": "cpu"},
     ).module  # fmt: skip
     assert module._classified_as_target(ends, ends) is may_stop
@@ -41,7 +42,12 @@ def test_points_between_corners_do_not_depend_on_the_number_of_threads(
     """A matrix product's gradient did: from five corners on it rounds otherwise on two."""
     ends = torch.rand(2, 1, 2, 2)
     module = Search(
-        Gap(), "layer", *ends, [0], loss=LossSettings(1.0, 0.1), trainer={"accelerator": "cpu"}
+        Gap(),
+        "layer",
+        *ends,
+        [0],
+        loss=LossSettings.paper(1.0, 0.1),
+        trainer={"accelerator": "cpu"},
     ).module
     every, along = torch.rand(corners, 3, 32, 32), torch.randn(points, 3, 32, 32)
     found, before = [], torch.get_num_threads()

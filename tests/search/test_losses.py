@@ -14,7 +14,7 @@ def problem(form, seed=0, rectified=False):
     x = torch.randn(4, 30, generator=generator, dtype=torch.float64)
     x[x.abs() < 0.05] = 0.05  # away from the kinks of |.|
     loss = CollisionLoss(
-        target, target.units(range(4)), LossSettings(2.0, 0.5, form, rectified=rectified)
+        target, target.units(range(4)), LossSettings.paper(2.0, 0.5, form, rectified=rectified)
     )
     return loss, target, x.requires_grad_()
 
@@ -71,7 +71,7 @@ def test_the_outputs_weight_is_a_share_of_the_loss_without_features():
         ("norm", True, 1.0),
         ("half_square", True, 0.5),
     ):
-        settings = LossSettings(7.0, 0.0, 0.0, form, normalise, output=0.1)
+        settings = LossSettings.paper(7.0, 0.0, 0.0, form, normalise, output=0.1)
         loss = CollisionLoss(target, target.units([0]), settings, logits[1])
         found = loss.output(logits)
         assert found[0].item() == pytest.approx(0.1 * 7.0 * empty * divergence)
@@ -92,7 +92,7 @@ def test_gradient_is_zero_and_finite_at_an_exact_collision():
 
 def test_the_pushed_unit_goes_down_from_either_side_of_zero():
     target = TargetFeatures(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
-    loss = CollisionLoss(target, target.units([0]), LossSettings(0.0, 1.0))
+    loss = CollisionLoss(target, target.units([0]), LossSettings.paper(0.0, 1.0))
     for start in (2.0, 0.0, -2.0):
         x = torch.tensor([[1.0, start, 0.5]], dtype=torch.float64, requires_grad=True)
         (gradient,) = torch.autograd.grad(loss(x).sum(), x)
@@ -110,7 +110,7 @@ def test_corners_do_not_touch_each_other():
 
 def test_weights_by_stages():
     stages = [LossStage(2, alpha=1000.0, beta=1.0), LossStage(4, beta=5.0)]
-    settings = LossSettings(100.0, 10.0, positive_form="half_square", stages=stages)
+    settings = LossSettings.paper(100.0, 10.0, positive_form="half_square", stages=stages)
     found = [settings_at(settings, step) for step in range(6)]
     assert [each.alpha for each in found] == [100, 100, 1000, 1000, 1000, 1000]
     assert [each.beta for each in found] == [10, 10, 1, 1, 5, 5]

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from feature_collisions.errors import SettingError
 from feature_collisions.patches.composite import Sources
 from feature_collisions.search.find_corners import Search, find_corners
-from feature_collisions.settings.search import LossSettings, OptimizerSettings, StopSettings
+from feature_collisions.settings.search import LossSettings, StopSettings
+from helpers.defaults import plain_optimizer
 
-ALL = LossSettings(
+ALL = LossSettings.paper(
     alpha=3.0, beta=0.7, gamma=0.2, positive_form="half_square", normalise=True, hull=2,
     hull_weight=1.5, hull_edges=1, distance=0.4, nearness=0.6, rectified=True,
 )  # fmt: skip
@@ -133,7 +134,7 @@ def test_the_gradient_is_equation_6s(
 def run(model: Any, images: Any, sources: Sources, steps: int, **more: Any) -> Any:
     return find_corners(
         model, "1", *images, [0, 1], sources=sources,
-        optimizer=OptimizerSettings(rate=0.1, final_rate=0.1),
+        optimizer=plain_optimizer(rate=0.1, final_rate=0.1),
         stop=StopSettings(None, steps, steps, None, None, hull_relative=0.3), **more,
     )  # fmt: skip
 
@@ -163,7 +164,7 @@ def test_a_resumed_composite_ends_bitwise_the_same(
 def test_composites_have_no_smooth_gradients(model: Any, images: Any, sources: Sources) -> None:
     with pytest.raises(SettingError, match=r"sobolev: .* take optimizer=adam"):
         find_corners(
-            model, "1", *images, [0], sources=sources, optimizer=OptimizerSettings("sobolev")
+            model, "1", *images, [0], sources=sources, optimizer=plain_optimizer("sobolev")
         )
 
 
@@ -217,8 +218,8 @@ def test_mnist_macro_from_the_command_line(
 def test_pixels_have_no_penalty_however_they_are_batched(model: Any, images: Any) -> None:
     found = [
         find_corners(
-            model, "1", *images, [0, 1], loss=LossSettings(gamma=gamma), corners_per_batch=batch,
-            stop=StopSettings(None, 5, 5, None, None, hull_relative=0.3),
+            model, "1", *images, [0, 1], loss=LossSettings.paper(gamma=gamma),
+            corners_per_batch=batch, stop=StopSettings(None, 5, 5, None, None, hull_relative=0.3),
         ).corners
         for gamma, batch in ((0.0, 2), (3.0, 2), (3.0, 1))
     ]  # fmt: skip
@@ -255,7 +256,7 @@ def test_a_reward_so_large_that_features_are_given_up_is_what_limits(
     with pytest.warns(UserWarning, match="the search limits them; .* Lower loss.distance"):
         hull = find_corners(
             model, "1", *pair, [0, 1], sources=bright,
-            loss=LossSettings(1.0, 0.1, distance=1000.0), optimizer=OptimizerSettings(rate=0.1),
+            loss=LossSettings.paper(1.0, 0.1, distance=1000.0), optimizer=plain_optimizer(rate=0.1),
             stop=StopSettings(None, 40, 40, None, None, hull_relative=0.05),
         )  # fmt: skip
     assert hull.summary["floor"] < 0.05
@@ -263,5 +264,5 @@ def test_a_reward_so_large_that_features_are_given_up_is_what_limits(
 
 def test_composites_that_collide_have_no_floor(model: Any, images: Any, sources: Sources) -> None:
     start = Search(model, "1", *images, [0], sources=sources).start[0]
-    hull = run(model, (images[0], start.clamp(0, 1)), sources, 5, loss=LossSettings(1.0, 0.0))
+    hull = run(model, (images[0], start.clamp(0, 1)), sources, 5, loss=LossSettings.paper(1.0, 0.0))
     assert "floor" not in hull.summary

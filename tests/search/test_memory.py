@@ -38,7 +38,7 @@ def toy(hull: int = 20, precision: str = "64-true", **settings: Any) -> tuple[An
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
     images = torch.rand(2, 1, 8, 8)
-    loss = LossSettings(3.0, 0.1, hull=hull, hull_weight=1.5, distance=0.1, rectified=True)
+    loss = LossSettings.paper(3.0, 0.1, hull=hull, hull_weight=1.5, distance=0.1, rectified=True)
     search = Search(
         model, "1", *images, range(3), loss=loss, stop=StopSettings(None, 12, 12, None, 0.9),
         log=LogSettings(every=5), trainer={"accelerator": "cpu", "precision": precision},

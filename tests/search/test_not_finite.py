@@ -17,6 +17,7 @@ from feature_collisions.settings.search import (
     OptimizerSettings,
     StopSettings,
 )
+from helpers.defaults import plain_optimizer
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 
@@ -137,7 +138,7 @@ def toy_search(kind: str, optimizer: OptimizerSettings) -> Search:
         model, "1", *images, [0, 1], sources=pasted() if kind != "pixels" else None,
         grid=3 if kind == "grid" else None, stop=StopSettings(None, 40, 40, None, None),
         log=LogSettings(every=10), optimizer=optimizer, corners_per_batch=2,
-        loss=LossSettings(),
+        loss=LossSettings.paper(),
         trainer={"accelerator": "cpu"},
     )  # fmt: skip
 
@@ -149,7 +150,7 @@ def test_a_search_ends_at_a_gradient_that_is_not_a_number(
     way: str, kind: str, hide: bool, optimizer: str
 ) -> None:
     """The 13th step's: the loss of the 14th is NaN, and if it is not, the parameters are."""
-    search = toy_search(kind, OptimizerSettings(optimizer, 0.01, average=0.9))
+    search = toy_search(kind, plain_optimizer(optimizer, 0.01, average=0.9))
     search.module.network = Plants(search.module.network, 13, float("nan"), hide)
     step = "gradient is not finite at step 20" if hide else "loss is not finite at step 13"
     with pytest.raises(CollisionError, match=step):
@@ -159,7 +160,7 @@ def test_a_search_ends_at_a_gradient_that_is_not_a_number(
 @pytest.mark.parametrize("bad", BAD)
 def test_an_infinite_gradient_of_pixels_is_not_clipped_away(bad: float) -> None:
     """-inf clips to 0 and looks like a pixel; the optimiser's mean of gradients remembers it."""
-    search = toy_search("pixels", OptimizerSettings("descent", 0.01, average=0.9))
+    search = toy_search("pixels", plain_optimizer("descent", 0.01, average=0.9))
     search.module.network = Plants(search.module.network, 13, bad, False)
     with pytest.raises(CollisionError, match="is not finite"):
         search.run()
@@ -167,7 +168,7 @@ def test_an_infinite_gradient_of_pixels_is_not_clipped_away(bad: float) -> None:
 
 @pytest.mark.parametrize("what", ["control", "sources"])
 def test_a_search_ends_at_parameters_or_sources_that_are_not_numbers(way: str, what: str) -> None:
-    search = toy_search("composite", OptimizerSettings())
+    search = toy_search("composite", plain_optimizer())
     module: Any = search.module.parameterisation
     planted = module.control if what == "control" else module.sources.windows
     with torch.no_grad():
@@ -181,14 +182,19 @@ def test_a_search_that_stays_finite_does_not_notice() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 12), nn.ReLU(), nn.Linear(12, 3))
     images = torch.rand(2, 1, 16, 16)
     hull = find_corners(
-        model, "1", *images, [0], loss=LossSettings(), stop=StopSettings(None, 5, 5, None, None)
+        model,
+        "1",
+        *images,
+        [0],
+        loss=LossSettings.paper(),
+        stop=StopSettings(None, 5, 5, None, None),
     )
     assert hull.corners.isfinite().all()
 
 
 def test_images_too_small_for_visible_distances_are_told() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(54, 12), nn.ReLU(), nn.Linear(12, 3))
-    loss = LossSettings(distance=2.0)
+    loss = LossSettings.paper(distance=2.0)
     with pytest.raises(SettingError, match=r"loss\.distance=2\.0: .* the images have 6x9; set"):
         find_corners(model, "1", *torch.rand(2, 1, 6, 9), [0], loss=loss)
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from feature_collisions.search.optimizers import make_optimizer, rate_at
 from feature_collisions.settings.search import OptimizerSettings, RateStage
+from helpers.defaults import plain_optimizer
 
 
 def steps(settings, gradients):
@@ -18,7 +19,7 @@ def steps(settings, gradients):
 
 
 def test_descent_is_algorithm_1():
-    path = steps(OptimizerSettings("descent", rate=0.5), [1.0, -2.0, 0.25])
+    path = steps(plain_optimizer("descent", rate=0.5), [1.0, -2.0, 0.25])
     assert path == pytest.approx([0.5, 1.5, 1.375])
 
 
@@ -28,25 +29,25 @@ def test_descent_averages_the_gradient_as_the_authors_do():
         mean = 0.99 * mean + 0.01 * gradient
         x -= 0.5 * mean
         expected.append(x)
-    path = steps(OptimizerSettings("descent", rate=0.5, average=0.99), gradients)
+    path = steps(plain_optimizer("descent", rate=0.5, average=0.99), gradients)
     assert path == pytest.approx(expected)
 
 
 def test_the_rate_falls_along_a_line():
-    settings = OptimizerSettings(rate=0.3, final_rate=0.1)
+    settings = plain_optimizer(rate=0.3, final_rate=0.1)
     assert [rate_at(settings, step, 4) for step in range(5)] == pytest.approx(
         [0.3, 0.25, 0.2, 0.15, 0.1]
     )
 
 
 def test_a_fixed_rate_stays():
-    settings = OptimizerSettings("descent", rate=0.3, final_rate=0.3)
+    settings = plain_optimizer("descent", rate=0.3, final_rate=0.3)
     assert {round(rate_at(settings, step, 7), 12) for step in range(7)} == {0.3}
 
 
 def test_rates_by_stages():
     stages = [RateStage(2, 0.1), RateStage(4, 0.5)]
-    settings = OptimizerSettings(rate=0.3, final_rate=0.3, stages=stages)
+    settings = plain_optimizer(rate=0.3, final_rate=0.3, stages=stages)
     assert [rate_at(settings, step, 6) for step in range(6)] == [0.3, 0.3, 0.1, 0.1, 0.5, 0.5]
 
 
@@ -89,7 +90,7 @@ def test_a_sobolev_step_is_that_of_the_gradient_over_its_frequencies(size):
     generator = torch.Generator().manual_seed(0)
     start, *gradients = torch.randn(4, 2, 3, *size, generator=generator, dtype=torch.float64)
     images = nn.Parameter(start.clone())
-    optimizer = make_optimizer(OptimizerSettings("sobolev", rate=0.1, average=0.8), [images])
+    optimizer = make_optimizer(plain_optimizer("sobolev", rate=0.1, average=0.8), [images])
     for gradient in gradients:
         images.grad = gradient.contiguous(memory_format=torch.channels_last)
         optimizer.step()
@@ -100,7 +101,7 @@ def test_a_sobolev_step_is_that_of_the_gradient_over_its_frequencies(size):
 
 def test_a_sobolev_step_has_the_rates_length_whatever_the_gradients():
     images = nn.Parameter(torch.zeros(2, 3, 8, 8))
-    optimizer = make_optimizer(OptimizerSettings("sobolev", rate=0.01), [images])
+    optimizer = make_optimizer(plain_optimizer("sobolev", rate=0.01), [images])
     images.grad = torch.randn(2, 3, 8, 8) * torch.tensor([1e-30, 1e6]).view(2, 1, 1, 1)
     optimizer.step()
     lengths = images.square().mean((1, 2, 3)).sqrt()
@@ -109,7 +110,7 @@ def test_a_sobolev_step_has_the_rates_length_whatever_the_gradients():
 
 def test_a_sobolev_step_without_a_gradient_stays():
     images = nn.Parameter(torch.full((1, 3, 4, 4), 0.5))
-    optimizer = make_optimizer(OptimizerSettings("sobolev", rate=0.01), [images])
+    optimizer = make_optimizer(plain_optimizer("sobolev", rate=0.01), [images])
     images.grad = torch.zeros_like(images)
     optimizer.step()
     assert (images == 0.5).all()

@@ -47,7 +47,7 @@ def test_bfloat16_is_taken_where_it_is_fast_and_agrees(pair, monkeypatch):
 @pytest.mark.parametrize(("has_it", "offset"), [(False, 0.0), (True, 200.0)])
 def test_float32_is_taken_where_it_is_not(pair, monkeypatch, has_it, offset):
     fast(monkeypatch, has_it)
-    loss = LossSettings(positive_form="half_square")
+    loss = LossSettings.paper(positive_form="half_square")
     settings = {"loss": loss, "stop": STOP}
     hull = find_corners(network(offset), "2", *pair, range(3), **settings, trainer=AUTO)
     full = {"accelerator": "cpu", "precision": "32-true"}

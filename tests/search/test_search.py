@@ -13,12 +13,12 @@ from feature_collisions.settings.search import (
     LogSettings,
     LossSettings,
     LossStage,
-    OptimizerSettings,
     RateStage,
     StopSettings,
 )
+from helpers.defaults import plain_optimizer, stop_at_once
 
-EQUATION_2 = {"loss": LossSettings(), "optimizer": OptimizerSettings()}
+EQUATION_2 = {"loss": LossSettings.paper(), "optimizer": plain_optimizer()}
 QUICK = EQUATION_2 | {
     "stop": StopSettings(positive=0.01, min_steps=300, max_steps=300),
     "log": LogSettings(every=20, images_every=100, checkpoint_every=100),
@@ -42,7 +42,7 @@ def test_corners_of_a_known_polytope(shift, shift_images):
 @pytest.mark.filterwarnings("ignore:not converged")
 def test_a_seed_moves_the_points_between_corners_and_nothing_else(shift, shift_images):
     def corners(hull, seed):
-        settings = QUICK | {"loss": LossSettings(hull=hull), "seed": seed}
+        settings = QUICK | {"loss": LossSettings.paper(hull=hull), "seed": seed}
         settings["stop"] = StopSettings(positive=0.01, min_steps=30, max_steps=30)
         return find_corners(shift, "hidden", *shift_images, range(3), **settings).corners
 
@@ -109,8 +109,8 @@ def test_the_main_job_is_a_bare_loop_over_equation_4(classifier, digits):
     trainer = {"precision": "64-true", "accelerator": "cpu"}
     hull = find_corners(
         classifier, "hidden1", initial, target, range(5), trainer=trainer,
-        loss=LossSettings(alpha, beta), stop=StopSettings(5.0, steps, steps),
-        optimizer=OptimizerSettings(),
+        loss=LossSettings.paper(alpha, beta), stop=StopSettings(5.0, steps, steps),
+        optimizer=plain_optimizer(),
     )  # fmt: skip
     assert torch.equal(hull.corners, pixels.detach().float())
 
@@ -119,8 +119,8 @@ def test_the_main_job_is_a_bare_loop_over_equation_4(classifier, digits):
 def test_a_batch_and_one_by_one_find_the_same_corners(classifier, digits, optimizer):
     initial, target = digits.test.find("initial", 3).image, digits.test.find("target", 7).image
     settings = {
-        "optimizer": OptimizerSettings(optimizer, rate=0.1 if optimizer == "adam" else 2e-4),
-        "loss": LossSettings(),
+        "optimizer": plain_optimizer(optimizer, rate=0.1 if optimizer == "adam" else 2e-4),
+        "loss": LossSettings.paper(),
         "stop": StopSettings(None, 400, 400, None, None),
         "trainer": {"precision": "64-true"},
     }
@@ -138,9 +138,9 @@ def test_the_papers_optimiser_converges(classifier, digits):
         "hidden1",
         initial,
         target,
-        loss=LossSettings(1.0, 0.1, positive_form="half_square"),
-        optimizer=OptimizerSettings("descent", 1e-4, 1e-4, average=0.99),
-        stop=StopSettings(positive=5.0, max_steps=5000),
+        loss=LossSettings.paper(1.0, 0.1, positive_form="half_square"),
+        optimizer=plain_optimizer("descent", 1e-4, 1e-4, average=0.99),
+        stop=stop_at_once(positive=5.0, max_steps=5000),
     )
     assert hull.summary["converged"]
     assert {entry["predicted_class"] for entry in hull.summary["corners"]} == {7}
@@ -156,7 +156,7 @@ def test_the_search_stops_when_all_corners_have_converged(classifier, digits):
 
 
 def test_a_search_that_did_not_converge_says_so(shift, shift_images):
-    stop = StopSettings(positive=1e-9, max_steps=3)
+    stop = stop_at_once(positive=1e-9, max_steps=3)
     with pytest.warns(UserWarning, match=r"not converged: L_pos of corners \[0, 1\] is not under"):
         hull = find_corners(shift, "hidden", *shift_images, [0, 1], stop=stop)
     assert not hull.summary["converged"]
@@ -164,7 +164,7 @@ def test_a_search_that_did_not_converge_says_so(shift, shift_images):
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step(shift, shift_images):
-    loss = LossSettings(alpha=1e39)  # beyond float32
+    loss = LossSettings.paper(alpha=1e39)  # beyond float32
     with pytest.raises(CollisionError, match=r"not finite at step 0; lower optimizer.rate"):
         find_corners(shift, "hidden", *shift_images, [0], loss=loss)
 
@@ -195,7 +195,7 @@ def test_a_loss_that_breaks_later_keeps_the_checkpoint_before_it(shift, shift_im
         *shift_images,
         [0],
         **EQUATION_2,
-        stop=StopSettings(positive=0, max_steps=100),
+        stop=stop_at_once(positive=0, max_steps=100),
         log=LogSettings(10, 10, 10),
         directory=tmp_path,
     )
@@ -233,8 +233,8 @@ def test_a_search_goes_by_its_stages(shift, shift_images):
         )
         return not torch.equal(hull.corners[0], shift_images[0])
 
-    loss = LossSettings(0.0, 0.0, stages=[LossStage(10, alpha=1.0)])
-    still = OptimizerSettings("descent", 0.0, stages=[RateStage(10, 0.01)])
+    loss = LossSettings.paper(0.0, 0.0, stages=[LossStage(10, alpha=1.0)])
+    still = plain_optimizer("descent", 0.0, stages=[RateStage(10, 0.01)])
     for settings in ({"loss": loss}, {"optimizer": still}):
         assert not moved(10, **settings)
         assert moved(11, **settings)
@@ -242,7 +242,7 @@ def test_a_search_goes_by_its_stages(shift, shift_images):
 
 @pytest.mark.parametrize("optimizer", ["adam", "descent", "sobolev"])
 def test_a_resumed_search_ends_bitwise_the_same(shift, shift_images, tmp_path, optimizer):
-    settings = QUICK | {"optimizer": OptimizerSettings(optimizer, 0.01, average=0.9)}
+    settings = QUICK | {"optimizer": plain_optimizer(optimizer, 0.01, average=0.9)}
     whole = find_corners(
         shift, "hidden", *shift_images, [0, 1], directory=tmp_path / "a", **settings
     )

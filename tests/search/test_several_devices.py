@@ -11,7 +11,7 @@ from helpers.searches import convolutions, search
 @pytest.fixture(params=[0.0, 0.5], ids=["features", "output"])
 def loss(request):
     """With and without the class probabilities, for which the whole network runs."""
-    return LossSettings(10.0, 0.1, positive_form="half_square", output=request.param)
+    return LossSettings.paper(10.0, 0.1, positive_form="half_square", output=request.param)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from helpers.commands import start
 from helpers.searches import ALONE, APART, convolutions, search
 
 SHARED = {"accelerator": "cpu", "devices": 2}
-TIED = LossSettings(10.0, 0.1, positive_form="half_square", output=0.5, hull=3, distance=1.0)
+TIED = LossSettings.paper(10.0, 0.1, positive_form="half_square", output=0.5, hull=3, distance=1.0)
 
 
 def rows_of(directory):
@@ -71,7 +71,9 @@ def test_a_checkpoint_lies_in_memory_as_the_search_that_goes_on_wants_it(pair, t
 
 def test_an_error_of_a_rank_is_told_in_its_own_words(pair):
     with pytest.raises(CollisionError, match=r"^the loss is not finite at step \d+; lower"):
-        search(pair, trainer=SHARED, loss=LossSettings(3e38, 3e38, positive_form="half_square"))
+        search(
+            pair, trainer=SHARED, loss=LossSettings.paper(3e38, 3e38, positive_form="half_square")
+        )
 
 
 def test_an_error_of_the_disk_keeps_its_reason(pair, tmp_path):

@@ -37,6 +37,7 @@ from feature_collisions.settings.train import (
     parse_corners_per_batch,
 )
 from feature_collisions.settings.trainer import check_trainer
+from helpers.defaults import plain_optimizer, stop_at_once
 from helpers.settings import CONF
 from helpers.settings import settings as composed
 
@@ -101,9 +102,9 @@ def _get(part, path):
 def test_stages_have_rules_too():
     for value in ("5", None, math.nan, -1, 10**400, True):
         for part in (
-            LossSettings(stages=[LossStage(value, alpha=1.0)]),
-            OptimizerSettings(final_rate=0.1, stages=[RateStage(value, 0.1)]),
-            OptimizerSettings(final_rate=0.1, stages=[RateStage(5, value)]),
+            LossSettings.paper(stages=[LossStage(value, alpha=1.0)]),
+            plain_optimizer(final_rate=0.1, stages=[RateStage(value, 0.1)]),
+            plain_optimizer(final_rate=0.1, stages=[RateStage(5, value)]),
             RateSettings(paper_stages=[RateStage(5, value)]),
         ):
             with pytest.raises(SettingError, match=r"stages\[0\]\.(step|rate)="):
@@ -113,9 +114,9 @@ def test_stages_have_rules_too():
 def arguments():
     """Of `Search`, which with these takes three steps."""
     return {
-        "loss": LossSettings(),
-        "optimizer": OptimizerSettings(),
-        "stop": StopSettings(max_steps=3),
+        "loss": LossSettings.paper(),
+        "optimizer": plain_optimizer(),
+        "stop": stop_at_once(max_steps=3),
         "log": LogSettings(),
         "corners": [0, 2],
         "corners_per_batch": "auto",
@@ -223,7 +224,7 @@ def test_a_seed_is_one_that_every_generator_takes(seed):
         ("loss.hull=10001", "loss.hull=10001: .* at most 10000"),
         ("loss.hull_edges=1", "loss.hull_edges=1: must be at most loss.hull=0"),
         ("data.size=100000", "data.size=100000: must be .* at most 4096"),
-        ("patches.fraction=nan", "patches.fraction=nan: must be a finite number"),
+        ("patches.fraction=nan", r"patches.fraction=nan: must be in \(0, 1\]"),
         ("rates.paper=nan", "rates.paper=nan: must be a finite number"),
     ],
 )

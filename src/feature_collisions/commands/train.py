@@ -326,17 +326,9 @@ def ready_search(
         nearness = settings.loss.nearness
         return LinearPrograms(**problem, objective=settings.objective, nearness=nearness)
     return Search(
-        **problem,
-        loss=settings.loss,
-        optimizer=settings.optimizer,
-        stop=settings.stop,
-        log=settings.log,
-        trainer=settings.trainer,
+        **(settings.of_search | problem),
         directory=directory,
         ckpt_path=checkpoint,
-        corners_per_batch=settings.corners_per_batch,
-        channels_last=settings.channels_last,
-        compile=settings.compile,
         sources=sources,
         grid=settings.patches.grid if settings.patches.logits == "grid" else None,
     )

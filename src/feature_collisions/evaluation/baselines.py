@@ -90,7 +90,7 @@ def plain_corners(
     images = torch.rand(count, *hull.target.shape, generator=generator)
     images = images.to(hull.features.features).contiguous(memory_format=hull.layout)
     images.requires_grad_()
-    settings = OptimizerSettings()
+    settings = OptimizerSettings(rate=0.1, square_average=0.999)
     optimizer = make_optimizer(settings, [images])  # type: ignore[list-item]
     cut = TargetLayer(hull.graph, hull.layer)
     layers = {id(each): copied(cut).to(each.place) for each in hull.everywhere}

@@ -16,10 +16,8 @@ def alone() -> dict[str, Any]:
     steps of Adam reach is an upper bound on what the sources allow.
     """
     return {
-        "loss": LossSettings(
-            alpha=100.0, beta=0.0, positive_form="half_square", normalise=True, rectified=True
-        ),
-        "optimizer": OptimizerSettings(rate=0.25, square_average=0.9),
+        "loss": LossSettings(beta=0.0, hull=0),
+        "optimizer": OptimizerSettings(rate=0.25),
         "stop": StopSettings(None, _STEPS, _STEPS, None, None),
         "log": LogSettings(every=_STEPS),
         "grid": None,

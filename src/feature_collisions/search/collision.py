@@ -384,7 +384,7 @@ class Collision(LightningModule):
         every = self.of_all(images) if self.loss.settings.hull else images
         step = self.step + len(totals)
         self.converged = self._agreed(  # the classes cost many steps: not where nothing hangs on it
-            self.stop.min_steps <= step < self.stop.max_steps
+            self.stop.least <= step < self.stop.max_steps
             and all_met(self.goal.late(own["positive"]))
             and self._classified_as_target(images, every)
         )
@@ -410,7 +410,7 @@ class Collision(LightningModule):
     def finished(self) -> bool:
         """Whether the search stops here."""
         looked_at = self.step % self.every == 0  # not so where a signal ended the steps
-        enough = looked_at and self.step >= self.stop.min_steps and self.converged
+        enough = looked_at and self.step >= self.stop.least and self.converged
         return self.step >= self.stop.max_steps or enough
 
     def on_train_end(self) -> None:

@@ -4,9 +4,9 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger
@@ -42,9 +42,8 @@ from ..networks.unwrap import unwrap, unwrap_layer
 from ..patches.composite import Sources
 from ..patches.floor import alone, what_limits
 from ..settings.paths import path_of
-from ..settings.rules import SEED, one_of, whole
-from ..settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
-from ..settings.train import parse_corners, parse_corners_per_batch
+from ..settings.search import SearchSettings, images_per_batch
+from ..settings.train import parse_corners
 from ..settings.trainer import MIXED, check_trainer, devices_of, where
 from .callbacks import callbacks_of, log_afterwards
 from .checkpoints import check_checkpoint, digest, problem_of
@@ -53,13 +52,6 @@ from .losses import CollisionLoss, positive
 from .parameterisations import PatchComposite, Pixels
 from .summary import class_probabilities, summarise
 from .trainer import AGREES, fit, halve_and_compare, make_trainer
-
-_SETTINGS: dict[str, type] = {
-    "loss": LossSettings,
-    "optimizer": OptimizerSettings,
-    "stop": StopSettings,
-    "log": LogSettings,
-}
 
 
 @contextmanager
@@ -77,10 +69,10 @@ def fitting(count: int, place: torch.device) -> Iterator[None]:
 
 
 @dataclass
-class Search:
+class Search(SearchSettings):
     """A search that is ready to run: everything it was given has been checked.
 
-    Its fields are what `find_corners` takes.
+    Its fields are what `find_corners` takes, `SearchSettings` among them by keyword.
 
     Raises:
         SettingError: for images, a model, a layer, corners or a checkpoint that cannot be used.
@@ -91,20 +83,10 @@ class Search:
     initial: Tensor
     target: Tensor
     corners: Sequence[int] = range(5)
-    loss: LossSettings = field(default_factory=LossSettings.for_any_network)
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings.for_any_network)
-    stop: StopSettings = field(default_factory=lambda: StopSettings(min_steps=500))
-    log: LogSettings = field(default_factory=LogSettings)
-    trainer: dict[str, Any] = field(default_factory=dict)
     directory: Path | None = None
     ckpt_path: Path | None = None
-    corners_per_batch: int | str = "auto"
-    channels_last: bool = False
-    compile: bool = False
     sources: Sources | None = None
     grid: int | None = None
-    corner_order: str = "flat"
-    seed: int = 0
     graph: Graph = None  # type: ignore[assignment]  # traced where none is given
 
     def __post_init__(self) -> None:
@@ -148,15 +130,7 @@ class Search:
             raise SettingError(f"trainer={self.trainer}: must be a dict of Trainer's arguments")
         if not isinstance(self.layer, str):
             raise SettingError(f"layer={self.layer}: must be a name, such as 'features.0'")
-        whole("seed", self.seed, 0, SEED)
-        one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
-        for name, kind in _SETTINGS.items():
-            if not isinstance(getattr(self, name), kind):
-                raise SettingError(
-                    f"{name}={getattr(self, name)}: must be a {kind.__name__}; give "
-                    f"feature_collisions.{kind.__name__}(...)"
-                )
-            getattr(self, name).check()
+        self.check()
         if self.loss.distance and min(self.initial.shape[1:]) < 2 * SIGMA:
             raise SettingError(
                 f"loss.distance={self.loss.distance}: is taken after a low-pass over some "
@@ -228,7 +202,7 @@ class Search:
             classifier=classifier,
             compiled=self.compile,
             seed=self.seed,
-            per_batch=parse_corners_per_batch(self.corners_per_batch),
+            per_batch=images_per_batch(self.corners_per_batch),
             problem=problem_of(
                 self.model, self.layer, self.initial, self.target, units, self.optimizer
             )
@@ -376,25 +350,6 @@ class Search:
         return summary | self.precision | own
 
 
-class SearchSettings(TypedDict, total=False):
-    """What `find_corners` takes by keyword; it says what each means."""
-
-    loss: LossSettings
-    optimizer: OptimizerSettings
-    stop: StopSettings
-    log: LogSettings
-    trainer: dict[str, Any]
-    directory: Path | None
-    ckpt_path: Path | None
-    corners_per_batch: int | str
-    channels_last: bool
-    compile: bool
-    sources: Sources | None
-    grid: int | None
-    corner_order: str
-    seed: int
-
-
 def find_corners(
     model: nn.Module,
     layer: str,
@@ -403,7 +358,7 @@ def find_corners(
     corners: Sequence[int] = range(5),
     *,
     logger: Logger | None = None,
-    **settings: Unpack[SearchSettings],
+    **settings: Any,
 ) -> Hull:
     """Find images that the classifier cannot tell from the target, one per corner (Eq. 3 and 4).
 
@@ -416,30 +371,16 @@ def find_corners(
         target: (C, H, W) likewise, whose features are matched.
         corners: which of the target's inactive units to push down, counted in flat order.
         logger: a Lightning logger for curves and pictures.
-        **settings: what follows, by keyword.
+        **settings: fields of `SearchSettings`, which the command line has, too: `loss`,
+            `optimizer`, `stop`, `log`, `trainer`, `corners_per_batch`, `channels_last`, `compile`,
+            `corner_order` and `seed`; and what follows.
 
     Keyword Args:
-        loss (LossSettings): the loss's weights; `LossSettings.for_any_network()` by default.
-        optimizer (OptimizerSettings): Adam, the authors' descent or smooth gradients, and the
-            rate; `OptimizerSettings.for_any_network()` by default.
-        stop (StopSettings): when the search stops; by default after 500 steps, or at most 1000,
-            once every L_pos is below a tenth of ||f(t)|| and all are of the target's class, with
-            a probability within 0.05 of the target's.
-        log (LogSettings): cadences of curves, pictures and checkpoints.
-        trainer (dict): arguments of Lightning's Trainer: accelerator, devices, precision. Without
-            the first two the search runs where the model lies; the hull lies there anyway.
         directory (Path): where curves, intermediate images and checkpoints go; None keeps none.
         ckpt_path (Path): a checkpoint to continue from.
-        corners_per_batch (int | str): images in one forward pass, corners and the points of
-            `loss.hull`, or `auto` for as many as memory holds.
-        channels_last (bool): keep images and filters with the channels last.
-        compile (bool): compile the frozen network with torch.compile.
         sources (Sources): pasted patches: the corners are composites of them, and start at
             Eq. 5's (sec. 4); None: they are pixels, and start at `initial` (sec. 3).
         grid (int): of composites: a grid of logits per window, or None for a logit per pixel.
-        corner_order (str): `flat`, or `inactive_first`: units already inactive at the start
-            come first.
-        seed (int): of the points of `loss.hull`, from 0 to 2**32 - 1.
 
     Returns:
         The hull of the corners. Whether they converged is in its `summary`.

@@ -255,7 +255,8 @@ def _in_own_words(said: Sequence[Any], error: Exception) -> Exception:
     failed = [each for each in said if isinstance(each, list)]
     if failed:
         kind, arguments = failed[0]
-        return _MENDABLE.get(kind, OSError)(*arguments)
+        own: Exception = _MENDABLE.get(kind, OSError)(*arguments)
+        return own
     last = str(error).strip().splitlines()[-1]
     return CollisionError(
         f"a process of trainer.devices failed ({last}); the others were ended. Checkpoints written "

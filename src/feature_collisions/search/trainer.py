@@ -59,7 +59,7 @@ def make_trainer(
                 plugins=[alone, CheckpointFile()],
             )
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        raise SettingError("trainer", arguments, error) from None
+        raise SettingError("trainer", arguments, str(error)) from None
 
 
 def fit(trainer: Trainer, module: Collision, logger: Logger | None, ckpt_path: Path | None) -> None:

@@ -1,11 +1,13 @@
 """The settings of `evaluate.py`: their schema and their checks."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from ..errors import SettingError
 from .paths import home
-from .rules import SEED, STEPS, at_least, one_of, whole
+from .rules import STEPS, AtLeast, Group, NonNegative, OneOf, Seed, Share, Steps, WandbMode, Whole
+
+Samples = Annotated[int, Whole(1, 10**7)]
 
 
 @dataclass
@@ -20,9 +22,10 @@ class DataPlace:
 
 
 @dataclass
-class ClassifierPlace:
+class ClassifierPlace(Group):
     """Where the run's classifier lies now."""
 
+    group = "classifier"
     weights: Any = None
     """The file of the run's weights now; null: where the run found it. Of a survey a list: each
     network takes the one that its corners were found with."""
@@ -62,88 +65,63 @@ def _listed(value: Any) -> list[Any]:
 
 
 @dataclass
-class WorstCaseSettings:
+class WorstCaseSettings(Group):
     """The search for the worst point of the hull, by projected gradient over its weights."""
 
-    starts: int = 32
+    group = "worst_case"
+    starts: Annotated[int, Whole(0, 100_000)] = 32
     """Random points that projected gradient starts from, beside all corners and all edge midpoints.
     """
-    steps: int = 50
+    steps: Steps = 50
     """Steps of each start."""
-
-    def check(self) -> None:
-        """Raise SettingError for a number out of range."""
-        whole("worst_case.starts", self.starts, 0, 100_000)
-        whole("worst_case.steps", self.steps, 1, STEPS)
 
 
 @dataclass
-class PlainSettings:
+class PlainSettings(Group):
     """The hull of plain solutions of Eq. 1, as a baseline (Table 5)."""
 
-    steps: int = 300
+    group = "plain"
+    steps: Annotated[int, Whole(0, STEPS)] = 300
     """Adam steps, at most, for the hull of plain solutions of Eq. 1, which `hull` is compared with;
     they end when these fit the target as well as the hull's corners. 0 leaves it out."""
 
-    def check(self) -> None:
-        """Raise SettingError for a number out of range."""
-        whole("plain.steps", self.steps, 0, STEPS)
-
 
 @dataclass
-class EdgeSettings:
+class EdgeSettings(Group):
     """How much of the hull's edges is walked."""
 
-    share: float | None = None
+    group = "edges"
+    share: Annotated[float | None, Share("1 walks every edge to its end")] = None
     """How much of each edge is walked, in [0, 1]; null: as far as `seconds` allow."""
-    seconds: float = 10.0
+    seconds: NonNegative = 10.0
     """Time for all edges together where `share` is not given."""
-    precision: int = 64
+    precision: Annotated[int, OneOf(32, 64)] = 64
     """Bits of the arithmetic: 64, or 32, which is faster and rounds bends away."""
-    memory: float = 0.25
+    memory: Annotated[float, AtLeast(0.001, 1024)] = 0.25
     """GiB for the values at all breakpoints of a chunk in any one layer; bounds take as much."""
     resume: bool = True
     """Whether a walk goes on from what an earlier evaluation has kept."""
 
-    def check(self) -> None:
-        """Raise SettingError for a number out of range."""
-        if self.share is not None:
-            at_least("edges.share", self.share, 0)
-            if self.share > 1:
-                raise SettingError(
-                    f"edges.share={self.share}: must be in [0, 1]; 1 walks every edge to its end"
-                )
-        at_least("edges.seconds", self.seconds, 0)
-        at_least("edges.memory", self.memory, 0.001, 1024)
-        if self.precision not in (32, 64):
-            raise SettingError(f"edges.precision={self.precision}: must be 32 or 64")
-
 
 @dataclass
-class ProofSettings:
+class ProofSettings(Group):
     """What is proved of the whole hull."""
 
-    seconds: float = 5.0
+    group = "proof"
+    seconds: NonNegative = 5.0
     """Time for each of two proofs, of the hull's class and of its collision; 0 asks for none."""
     depth: bool = True
     """Whether to compare the corners with Eq. 2's exact optimum, by linear programs."""
 
-    def check(self) -> None:
-        """Raise SettingError for a negative time."""
-        at_least("proof.seconds", self.seconds, 0)
-
 
 @dataclass
-class WandbMode:
+class WandbPlace(Group):
     """Weights & Biases, for runs that have been there."""
 
-    mode: str = "offline"
+    group = "wandb"
+    mode: WandbMode = "offline"
     """`offline`, `online` or `disabled`. Whatever the run was made with: a stranger's must not turn
     an upload on."""
-
-    def check(self) -> None:
-        """Raise SettingError for an unknown mode."""
-        one_of("wandb.mode", self.mode, ("online", "offline", "disabled"))
 
 
 @dataclass
@@ -160,21 +138,21 @@ class SurveySettings:
 
 
 @dataclass
-class EvaluateSettings:
+class EvaluateSettings(Group):
     """Everything `evaluate.py` can be told."""
 
     run: str | None = None
     """A run's, a sweep's or a survey's directory; null: the newest."""
-    samples: int = 2000
+    samples: Samples = 2000
     """Points per sampling law on the corners themselves; 2000 of 2000 says 99.85 % at 95 %
     confidence, as in the paper."""
-    samples_beside: int = 300
+    samples_beside: Samples = 300
     """Points of each set that is measured beside these: the 8-bit corners' laws, balls and other
     hulls. 300 of 300 says 99 %."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Arguments of Lightning's Trainer that say where to measure: accelerator, devices, precision.
     """
-    seed: int = 0
+    seed: Seed = 0
     """Of the random points."""
     worst_case: WorstCaseSettings = field(default_factory=WorstCaseSettings)
     """The search for the worst point of the hull."""
@@ -190,7 +168,7 @@ class EvaluateSettings:
     """Where the run's classifier lies now."""
     survey: SurveySettings = field(default_factory=SurveySettings)
     """What a table over many networks holds beside."""
-    wandb: WandbMode = field(default_factory=WandbMode)
+    wandb: WandbPlace = field(default_factory=WandbPlace)
     """Whether what is found is logged to the run's W&B run."""
 
     def __post_init__(self) -> None:
@@ -200,12 +178,3 @@ class EvaluateSettings:
     def beside(self) -> int:
         """Points of each set beside the laws', which have the most."""
         return min(self.samples, self.samples_beside)
-
-    def check(self) -> None:
-        """Raise SettingError for the first setting that breaks its rule."""
-        whole("samples", self.samples, 1, 10**7)
-        whole("samples_beside", self.samples_beside, 1, 10**7)
-        whole("seed", self.seed, 0, SEED)
-        parts = (self.worst_case, self.plain, self.edges, self.proof, self.classifier, self.wandb)
-        for part in parts:
-            part.check()

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Annotated
 
 from ..errors import SettingError
 from .paths import home
-from .rules import SIDE, at_least, one_of, whole
+from .rules import SIDE, Group, OneOf, Share, Side, Whole
 
 
 @dataclass
-class PatchSettings:
+class PatchSettings(Group):
     """Where patches come from, how they are searched, and how they are pasted.
 
     The composite has the images' own size, S x S (`data.size`). Searched images are brought to
@@ -17,35 +18,36 @@ class PatchSettings:
     is a window of patch * size / S pixels there, before the reduction.
     """
 
+    group = "patches"
     root: str | None = None
     """A folder of images that patches are taken from; null: the run's own data."""
-    fraction: float = 0.1
+    fraction: Annotated[float, Share("1 takes every image", above_0=True)] = 0.1
     """The share of each class's images, in (0, 1], rounded down, but one of each at least. The
     authors take 0.1."""
-    size: int = 256
+    size: Side = 256
     """The side, in pixels, that images are brought to for the search; the authors' 256."""
-    reduction: int = 2
+    reduction: Side = 2
     """What that side is divided by before windows are compared: 2 searches 128x128 images, as the
     authors do."""
-    search_stride: int = 12
+    search_stride: Side = 12
     """Pixels of `size` between one window and the next of a searched image; 12 gives 289 windows
     per image."""
-    patch: int = 56
+    patch: Side = 56
     """n, the side of a patch in pixels of the composite; the authors' 56."""
-    stride: int = 7
+    stride: Side = 7
     """Pixels of the composite between patches; 7 gives 625 of them at 224x224, as the authors have.
     """
-    surround: int = 4
+    surround: Annotated[int, Whole(0, SIDE)] = 4
     """s, the pixels pasted around a patch on every side, which blend into its neighbours."""
-    search: str = "exact"
+    search: Annotated[str, OneOf("exact", "faiss")] = "exact"
     """`exact`, or `faiss`: a compressed index whose best candidates are ranked again, for millions
     of patches."""
-    neighbours: int = 1
+    neighbours: Annotated[int, Whole(1, 1000)] = 1
     """k, the nearest sources per patch that are pasted. 1, as in the paper; more can say more."""
-    logits: str = "pixel"
+    logits: Annotated[str, OneOf("pixel", "grid")] = "pixel"
     """`pixel`: the paper's control parameters, one per pixel of a window; `grid`: `grid` x `grid`
     per window, smoothly enlarged, so that neighbouring pixels change together."""
-    grid: int = 16
+    grid: Annotated[int, Whole(2, 256)] = 16
     """The side of that grid, in numbers."""
 
     def __post_init__(self) -> None:
@@ -53,17 +55,7 @@ class PatchSettings:
 
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
-        for name in ("size", "reduction", "search_stride", "patch", "stride"):
-            whole(f"patches.{name}", getattr(self, name), 1, SIDE)
-        whole("patches.neighbours", self.neighbours, 1, 1000)
-        whole("patches.surround", self.surround, 0, SIDE)
-        whole("patches.grid", self.grid, 2, 256)
-        at_least("patches.fraction", self.fraction, 0)
-        if not 0 < self.fraction <= 1:
-            raise SettingError(
-                "patches.fraction", self.fraction, "must lie in (0, 1]", "1 takes every image"
-            )
-        one_of("patches.search", self.search, ("exact", "faiss"))
+        super().check()
         if self.search == "faiss" and find_spec("faiss") is None:
             raise SettingError(
                 "patches.search",
@@ -72,4 +64,3 @@ class PatchSettings:
                 "`pip install 'feature_collisions[index]'`, or [gpu] for CUDA 12, or leave "
                 "patches.search out",
             )
-        one_of("patches.logits", self.logits, ("pixel", "grid"))

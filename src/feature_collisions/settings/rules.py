@@ -1,10 +1,16 @@
-"""Rules that settings share; each message says the setting, its value and the rule."""
+"""Rules of settings: each is written once, in the type of its field, and read by one checker.
+
+`alpha: Annotated[float, AtLeast(0)]` is a number for Hydra and for a type checker, and a finite one
+of at least 0 for `Group.check`.
+"""
 
 import math
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, is_dataclass
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any
+from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 from ..errors import SettingError
 
@@ -18,7 +24,8 @@ def at_least(name: str, value: Any, bound: float, most: float = math.inf) -> Non
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not (number and bound <= value <= min(most, sys.float_info.max)):
         limit = "" if most == math.inf else f" and at most {most}"
-        raise SettingError(name, value, f"must be a finite number of at least {bound}{limit}")
+        rule = f"must be a finite number of at least {bound}{limit}"
+        raise SettingError(name, str(value), rule)
 
 
 def whole(name: str, value: Any, bound: int, most: int) -> None:
@@ -28,17 +35,117 @@ def whole(name: str, value: Any, bound: int, most: int) -> None:
         raise SettingError(name, value, "must be a whole number, without a decimal point")
 
 
-def rising(name: str, steps: list[int]) -> None:
-    """Raise SettingError unless the stages' `steps` rise, from 1 or later."""
-    for number, step in enumerate(steps):
-        whole(f"{name}[{number}].step", step, 0, STEPS)
-    if any(step <= before for before, step in pairwise([0, *steps])):
-        raise SettingError(
-            name, None, f"stages begin at steps {steps}", "they must rise, from 1 or later"
-        )
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raise SettingError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise SettingError(name, value, f"must be one of {', '.join(allowed)}")
+        rule = f"must be one of {', '.join(map(str, allowed))}"
+        raise SettingError(name, str(value), rule)
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A finite number from `low` to `high`."""
+
+    low: float
+    high: float = math.inf
+
+    def __call__(self, name: str, value: Any) -> None:
+        """Raise SettingError for another."""
+        at_least(name, value, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from `low` to `high`."""
+
+    low: int
+    high: int
+
+    def __call__(self, name: str, value: Any) -> None:
+        """Raise SettingError for another."""
+        whole(name, value, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A number in [0, 1], without the ends that are open; `usual` says which to take."""
+
+    usual: str
+    above_0: bool = False
+    below_1: bool = False
+
+    def __call__(self, name: str, value: Any) -> None:
+        """Raise SettingError for another."""
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        within = number and 0 <= value <= 1
+        if not within or (self.above_0 and value == 0) or (self.below_1 and value == 1):
+            ends = f"{'(' if self.above_0 else '['}0, 1{')' if self.below_1 else ']'}"
+            raise SettingError(name, str(value), f"must be in {ends}", self.usual)
+
+
+class OneOf:
+    """One of some words or numbers."""
+
+    def __init__(self, *allowed: Any) -> None:
+        self.allowed = allowed
+
+    def __call__(self, name: str, value: Any) -> None:
+        """Raise SettingError for another."""
+        one_of(name, value, self.allowed)
+
+
+NonNegative = Annotated[float, AtLeast(0)]
+Limit = Annotated[float | None, AtLeast(0)]
+Steps = Annotated[int, Whole(1, STEPS)]
+Side = Annotated[int, Whole(1, SIDE)]
+WandbMode = Annotated[str, OneOf("online", "offline", "disabled")]
+Order = Annotated[str, OneOf("flat", "inactive_first")]
+Seed = Annotated[int, Whole(0, SEED)]
+
+
+class Group:
+    """A dataclass of settings.
+
+    Attributes:
+        group: its name on the command line: `loss` of `loss.alpha`.
+    """
+
+    group: ClassVar[str] = ""
+
+    def check(self) -> None:
+        """Raise SettingError for the first setting that breaks the rule of its type.
+
+        What ties settings together is checked by the classes themselves.
+        """
+        check_fields(self, self.group and f"{self.group}.")
+
+
+def check_fields(settings: object, prefix: str) -> None:
+    """Check a dataclass's fields by their types' rules, and the groups and stages in it.
+
+    Args:
+        settings: a dataclass.
+        prefix: of its fields' names on the command line.
+    """
+    for field, hint in get_type_hints(type(settings), include_extras=True).items():
+        value, name = getattr(settings, field), f"{prefix}{field}"
+        if isinstance(hint, type) and issubclass(hint, Group):
+            if not isinstance(value, hint):
+                kind = hint.__name__
+                remedy = f"give feature_collisions.{kind}(...)"
+                raise SettingError(name, str(value), f"must be a {kind}", remedy)
+            value.check()
+        for number, stage in enumerate(value if isinstance(value, list) else []):
+            if is_dataclass(stage):
+                check_fields(stage, f"{name}[{number}].")
+        for rule in getattr(hint, "__metadata__", ()):
+            if value is not None or type(None) not in get_args(hint.__origin__):
+                rule(name, value)
+
+
+def check_rising(name: str, stages: Sequence[Any]) -> None:
+    """Raise SettingError unless the stages' steps rise, from 1 or later."""
+    steps = [stage.step for stage in stages]
+    if any(step <= before for before, step in pairwise([0, *steps])):
+        rule = f"stages begin at steps {steps}"
+        raise SettingError(name, None, rule, "they must rise, from 1 or later")

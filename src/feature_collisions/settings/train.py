@@ -6,7 +6,7 @@ YAML in `conf/` holds values; these dataclasses say which keys exist and which v
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,14 +15,8 @@ from ..errors import SettingError
 from .conversions import in_plain_words
 from .patches import PatchSettings
 from .paths import expanded, home
-from .rules import SEED, SIDE, one_of, whole
-from .search import (
-    LogSettings,
-    LossSettings,
-    OptimizerSettings,
-    RateSettings,
-    StopSettings,
-)
+from .rules import SIDE, Group, OneOf, WandbMode, one_of, whole
+from .search import RateSettings, SearchSettings
 from .solver import OBJECTIVES
 
 NETWORK = ("library", "name", "path", "weights")
@@ -32,7 +26,7 @@ FOLDERS = ("timm", "transformers")
 
 
 @dataclass
-class ClassifierSettings:
+class ClassifierSettings(Group):
     """A network, its weights, and the layer whose features collide."""
 
     name: str = MISSING
@@ -78,7 +72,7 @@ class ClassifierSettings:
 
 
 @dataclass
-class DataSettings:
+class DataSettings(Group):
     """Where images come from; `size` and `resize` concern image folders."""
 
     name: str = MISSING
@@ -115,22 +109,19 @@ class DataSettings:
 
 
 @dataclass
-class WandbSettings:
+class WandbSettings(Group):
     """Weights & Biases."""
 
-    mode: str = "offline"
+    group = "wandb"
+    mode: WandbMode = "offline"
     """`offline` (files in the run directory), `online` or `disabled`. Offline, for it needs no
     account."""
     project: str = "feature_collisions"
     """The W&B project that runs belong to."""
 
-    def check(self) -> None:
-        """Raise SettingError for an unknown mode."""
-        one_of("wandb.mode", self.mode, ("online", "offline", "disabled"))
-
 
 @dataclass
-class Settings:
+class Settings(SearchSettings):
     """Everything `train.py` can be told."""
 
     name: str = MISSING
@@ -146,39 +137,16 @@ class Settings:
     corner: Any = "0..4"
     """Which of the target's inactive units are pushed down: one index, a list, or a..b with both
     ends."""
-    loss: LossSettings = field(default_factory=LossSettings)
-    """The terms that are descended."""
     rates: RateSettings = field(default_factory=RateSettings)
     """The optimiser's rates in this experiment."""
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    """How they are descended."""
-    stop: StopSettings = field(default_factory=StopSettings)
-    """When the search ends."""
-    log: LogSettings = field(default_factory=LogSettings)
-    """How often curves, pictures and checkpoints are written."""
     wandb: WandbSettings = field(default_factory=WandbSettings)
     """Weights & Biases."""
-    parameterisation: str = "pixels"
+    parameterisation: Annotated[str, OneOf("pixels", "composite")] = "pixels"
     """`pixels` (section 3), or `composite`: blends of patches of other images (section 4)."""
     patches: PatchSettings = field(default_factory=PatchSettings)
     """What composites are made of."""
-    corner_order: str = "flat"
-    """How `corner` counts units: `flat`, or `inactive_first`: those inactive at the start come
-    first."""
-    trainer: dict[str, Any] = field(default_factory=dict)
-    """Arguments of Lightning's Trainer: accelerator, devices, precision."""
-    seed: int = 0
-    """Of all that is drawn at random; the same seed gives the same tensors."""
     ckpt_path: str | None = None
     """A checkpoint to go on from; `last`: the newest run of this experiment, continued in place."""
-    corners_per_batch: Any = "auto"
-    """Images in one forward pass, corners and the points of `loss.hull`; `auto`: as many as memory
-    holds."""
-    channels_last: bool = False
-    """Whether images and filters lie in memory with the channels last; faster for some networks,
-    slower for others."""
-    compile: bool = False
-    """Whether the frozen network runs through torch.compile."""
     pairs: str | None = None
     """Many pairs in place of `initial` and `target`: FILE.csv, random:N or random:N:P; null: one.
     """
@@ -186,9 +154,9 @@ class Settings:
     """The classifiers that a sweep goes over, so that all of them draw the same pairs; the command
     line fills it in."""
 
-    solver: str = "gradient"
+    solver: Annotated[str, OneOf("gradient", "linear_program")] = "gradient"
     """`gradient`, or `linear_program`: exact corners, where the layer is affine in the pixels."""
-    objective: str = "eq2"
+    objective: Annotated[str, OneOf(*OBJECTIVES)] = "eq2"
     """What linear programs find: `eq2`, `unit` (unit i alone), `random` directions, or `near`
     (quadratic: nearest to the initial image)."""
 
@@ -198,10 +166,7 @@ class Settings:
 
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
-        one_of("solver", self.solver, ("gradient", "linear_program"))
-        one_of("objective", self.objective, OBJECTIVES)
-        one_of("parameterisation", self.parameterisation, ("pixels", "composite"))
-        one_of("corner_order", self.corner_order, ("flat", "inactive_first"))
+        super().check()
         if self.solver == "linear_program" and self.parameterisation == "composite":
             raise SettingError(
                 "parameterisation=composite: linear programs move pixels; leave solver out"
@@ -210,23 +175,8 @@ class Settings:
             raise SettingError(
                 f"ckpt_path={self.ckpt_path}: linear programs keep no checkpoints; leave it out"
             )
-        parts = (
-            self.classifier,
-            self.data,
-            self.loss,
-            self.rates,
-            self.optimizer,
-            self.stop,
-            self.log,
-            self.wandb,
-            self.patches,
-        )
-        for part in parts:
-            part.check()
-        whole("seed", self.seed, 0, SEED)
         self._check_networks()
         parse_corners(self.corner)
-        parse_corners_per_batch(self.corners_per_batch)
 
     def _check_networks(self) -> None:
         for each in self.networks:
@@ -311,18 +261,6 @@ def parse_corners(corner: Any) -> list[int]:
     if len(set(corners)) < len(corners):
         raise SettingError(f"corner={corner}: a corner is named twice; name each one once")
     return corners
-
-
-def parse_corners_per_batch(value: Any) -> int | None:
-    """Read `corners_per_batch`: a number of corners, or `auto` (None) for what memory holds."""
-    if value == "auto":
-        return None
-    text = str(value)
-    if len(text) > _DIGITS or not text.isdecimal() or int(text) < 1:
-        raise SettingError(
-            f"corners_per_batch={value}: must be auto, or a number of corners of at least 1"
-        )
-    return int(text)
 
 
 _GROUPS = ("experiment", "classifier", "data", "optimizer", "trainer")
