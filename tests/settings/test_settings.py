@@ -27,6 +27,7 @@ from feature_collisions.settings.search import (
     RateSettings,
     RateStage,
     StopSettings,
+    images_per_batch,
 )
 from feature_collisions.settings.train import (
     DataSettings,
@@ -34,7 +35,6 @@ from feature_collisions.settings.train import (
     check_arguments,
     overrides_first,
     parse_corners,
-    parse_corners_per_batch,
 )
 from feature_collisions.settings.trainer import check_trainer
 from helpers.defaults import plain_optimizer, stop_at_once
@@ -183,7 +183,7 @@ def test_settings_are_refused_before_the_first_step_or_run(shift, shift_images):
 
 @pytest.mark.parametrize("value", [*ODD, "9" * 5000, "0.." + "9" * 5000, "1..0", "٣", "a", "0..3"])
 def test_corners_are_read_or_refused(value):
-    for read in (parse_corners, parse_corners_per_batch):
+    for read in (parse_corners, images_per_batch):
         try:
             found = read(value)
         except SettingError:
