@@ -118,7 +118,8 @@ def wandb_run(
 ) -> "Iterator[wandb.Run]":
     """A W&B run, new or continued, whose files lie in `directory`.
 
-    It is always finished, because the jobs of a sweep share a process. W&B would have git describe
+    Lightning's logger would open one too, but not for an evaluation. It is always finished, because
+    the jobs of a sweep share a process. W&B would have git describe
     the repository that `directory` is or lies in, and a stranger's `.git/config` names commands:
     neither git nor the saving of code is left to it.
 

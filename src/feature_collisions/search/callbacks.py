@@ -46,7 +46,10 @@ class Stop(CollisionCallback):
 
 
 class Progress(CollisionCallback):
-    """A progress bar over the steps, with the corners' largest L_pos."""
+    """A progress bar over the steps, with the corners' largest L_pos.
+
+    Lightning's own counts batches of an endless epoch, and a batch is `log.every` steps here.
+    """
 
     bar: Any = None
 
@@ -163,6 +166,8 @@ class IntermediateImages(CollisionCallback):
 
 class Checkpoints(CollisionCallback):
     """Keeps `last.ckpt`: written beside it and renamed, so that a kill leaves a whole one.
+
+    Lightning's ModelCheckpoint counts batches (`log.every` steps each), and saves none at a signal.
 
     Args:
         folder: the checkpoints' folder.

@@ -46,7 +46,7 @@ class CornersOverRanks(DDPStrategy):
     """Spawned ranks that own corners: gloo between CPUs, NCCL between GPUs; one machine.
 
     Of DDP it has the process group, the collectives and one device per rank; the module is not
-    wrapped, and `Collision.setup` keeps the corners that are its rank's.
+    wrapped (Lightning has no public strategy without gradients to average), and `Collision.setup` keeps the corners that are its rank's.
 
     Args:
         patience: how long a rank waits for another before it gives up.
@@ -153,7 +153,7 @@ def _run_rank(
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
     module, trainer = args[0], function.__self__
     # Lightning answers SIGTERM by a collective of its own, in the midst of whatever a rank is
-    # doing: the other one waits in another, and both hang.
+    # doing: the other one waits in another, and both hang. There is no public switch for it.
     trainer._signal_connector.register_signal_handlers = _leave_signals
     try:
         with stopping(), between_steps(), quiet_lightning():
