@@ -46,7 +46,8 @@ class CornersOverRanks(DDPStrategy):
     """Spawned ranks that own corners: gloo between CPUs, NCCL between GPUs; one machine.
 
     Of DDP it has the process group, the collectives and one device per rank; the module is not
-    wrapped (Lightning has no public strategy without gradients to average), and `Collision.setup` keeps the corners that are its rank's.
+    wrapped (Lightning has no public strategy without gradients to average), and `Collision.setup`
+    keeps the corners that are its rank's.
 
     Args:
         patience: how long a rank waits for another before it gives up.
