@@ -152,23 +152,22 @@ def test_a_signal_keeps_what_was_measured(folder, monkeypatch, capsys):
 
     monkeypatch.setattr("feature_collisions.evaluation.survey.measure", counted)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "interrupted"))
-    networks = "classifier.path=[survey_networks:plain,survey_networks:clipped]"
     stop = 5
-    assert run_command(folder, *arguments, networks) == 130
+    assert run_command(folder, *arguments, BOTH) == 130
     assert "what was written is kept. To go on: python" in capsys.readouterr().err
     assert not (sweep / "survey.csv").exists()
     stop = None
-    assert run_command(folder, *arguments, networks) is None
+    assert run_command(folder, *arguments, BOTH) is None
     assert len(calls) == 5 + 2  # of six hulls four had been measured
     found = [(sweep / name).read_text() for name in ("survey_pairs.csv", "survey.csv")]
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "whole"))
-    assert run_command(folder, *arguments, networks) is None
+    assert run_command(folder, *arguments, BOTH) is None
     assert len(calls) == 5 + 2 + 6
     assert found == [(sweep / name).read_text() for name in ("survey_pairs.csv", "survey.csv")]
 
 
 def test_why_nothing_is_proved_is_said(folder, evaluate, capsys):
-    arguments = ("evaluate.py", "run=sweep", *MEASURE)
+    arguments = ("evaluate.py", "run=sweep", BOTH, *MEASURE)
     assert run_command(folder, *arguments, "proof.seconds=1e-9") is None
     said = "nothing proved of 3 of 3 hulls (the time is over before the first bounds are there)"
     shown = capsys.readouterr().out

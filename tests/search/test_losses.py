@@ -14,7 +14,7 @@ def problem(form, seed=0, rectified=False):
     x = torch.randn(4, 30, generator=generator, dtype=torch.float64)
     x[x.abs() < 0.05] = 0.05  # away from the kinks of |.|
     loss = CollisionLoss(
-        target, target.units(range(4)), LossSettings.paper(2.0, 0.5, form, rectified=rectified)
+        target, target.units(range(4)), LossSettings.paper(2.0, 0.5, 0.0, form, rectified=rectified)
     )
     return loss, target, x.requires_grad_()
 
@@ -71,7 +71,7 @@ def test_the_outputs_weight_is_a_share_of_the_loss_without_features():
         ("norm", True, 1.0),
         ("half_square", True, 0.5),
     ):
-        settings = LossSettings.paper(7.0, 0.0, 0.0, form, normalise, output=0.1)
+        settings = LossSettings.paper(7.0, 0.0, 0.0, form, normalise=normalise, output=0.1)
         loss = CollisionLoss(target, target.units([0]), settings, logits[1])
         found = loss.output(logits)
         assert found[0].item() == pytest.approx(0.1 * 7.0 * empty * divergence)
