@@ -47,18 +47,23 @@ class ImageFolder(ImageSet):
 
     def __init__(self, settings: DataSettings) -> None:
         if settings.root is None:
-            raise SettingError("data.root=null: give the folder that holds one folder per class")
+            raise SettingError(
+                "data.root", "null", "give the folder that holds one folder per class"
+            )
         root = Path(expanded(settings.root))
         if not root.is_dir():
-            raise SettingError(f"data.root={root}: there is no such folder; give an existing one")
+            raise SettingError("data.root", root, "there is no such folder", "give an existing one")
         entries = [path for path in root.iterdir() if not _of_system(path)]
         folders = [path for path in entries if path.is_dir() and path.name[0] != "."]
         folders = in_order(folders)
         for folder in folders:
             if not folder.name.isprintable():
                 raise SettingError(
-                    f"data.root={root}: the folder {folder.name!a} has control characters in its "
-                    "name, which is its class; rename it"
+                    "data.root",
+                    root,
+                    f"the folder {folder.name!a} has control characters in its name, which is its "
+                    "class",
+                    "rename it",
                 )
         index, self.class_names = _classes(root, [folder.name for folder in folders])
         self.root, self.resize = root, settings.resize
@@ -73,8 +78,11 @@ class ImageFolder(ImageSet):
         said = _said(passed_over)
         if not self.files:
             raise SettingError(
-                f"data.root={root}: no image in the folders below it; give a folder that is laid "
-                f"out as ImageNet is, CLASS/IMAGE.JPEG{said and f' (there: {said})'}"
+                "data.root",
+                root,
+                "no image in the folders below it",
+                "give a folder that is laid out as ImageNet is, "
+                f"CLASS/IMAGE.JPEG{said and f' (there: {said})'}",
             )
         if said:
             warnings.warn(
@@ -206,7 +214,9 @@ def _classes(root: Path, folders: list[str]) -> tuple[dict[str, int], tuple[str,
     other = [name for name in folders if name not in rank]
     if other:
         raise SettingError(
-            f"data.root={root}: {other[0]} is none of ImageNet's 1000 class ids, as the other "
-            "folders are; move it away"
+            "data.root",
+            root,
+            f"{other[0]} is none of ImageNet's 1000 class ids, as the other folders are",
+            "move it away",
         )
     return rank, class_names()

@@ -44,8 +44,10 @@ def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0
     settings = settings.paired()
     if settings.train and (settings.name != "mnist_mlp" or settings.weights):
         raise SettingError(
-            "classifier.train=true: only mnist_mlp is trained here, and only without weights; "
-            "leave it out"
+            "classifier.train",
+            "true",
+            "only mnist_mlp is trained here, and only without weights",
+            "leave it out",
         )
     if settings.name == "mnist_mlp":
         model = _mnist_mlp(settings, data, seed)
@@ -59,8 +61,10 @@ def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0
         model = load_torchvision(settings)
     if isinstance(model, Classifier) and model.is_encoder:
         raise SettingError(
-            f"classifier.name={settings.name}: is an encoder, which gives features and no classes; "
-            "choose a network with a head of classes"
+            "classifier.name",
+            settings.name,
+            "is an encoder, which gives features and no classes",
+            "choose a network with a head of classes",
         )
     return model.requires_grad_(False).eval()
 
@@ -73,7 +77,7 @@ def names_in(model: nn.Module) -> Sequence[str]:
 def _mnist_mlp(settings: ClassifierSettings, data: DataSplit, seed: int) -> nn.Module:
     if not isinstance(data.train, Images):
         raise SettingError(
-            "classifier.name=mnist_mlp: reads digits; choose data=digits or data=mnist"
+            "classifier.name", "mnist_mlp", "reads digits", "choose data=digits or data=mnist"
         )
     if settings.weights:
         model = MnistMLP()
@@ -87,11 +91,13 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
     rule = "give MODULE:NAME, a classifier or a function that returns one, or MODULE:NAME::WEIGHTS"
     module, _, name = (settings.path or "").partition(":")
     if not (module and name):
-        raise SettingError(f"classifier.path={settings.path}: {rule}")
+        raise SettingError("classifier.path", settings.path, rule)
     if "/" in module or module.endswith(".py"):
         raise SettingError(
-            f"classifier.path={settings.path}: MODULE is a name that Python imports, without .py; "
-            f"put its folder on PYTHONPATH, or go there, and give {Path(module).stem}:{name}"
+            "classifier.path",
+            settings.path,
+            "MODULE is a name that Python imports, without .py",
+            f"put its folder on PYTHONPATH, or go there, and give {Path(module).stem}:{name}",
         )
     folder = os.getcwd()
     sys.path.insert(0, folder)
@@ -99,14 +105,16 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
         found = getattr(importlib.import_module(module), name)
         model = found if isinstance(found, nn.Module) or not callable(found) else found()
     except (Exception, SystemExit) as error:  # whatever the user's own code raises
-        raise SettingError(f"classifier.path={settings.path}: {_cause(error)}; {rule}") from error
+        raise SettingError("classifier.path", settings.path, _cause(error), rule) from error
     finally:
         if folder in sys.path:
             sys.path.remove(folder)
     if not isinstance(model, nn.Module):
         raise SettingError(
-            f"classifier.path={settings.path}: is a {type(model).__name__}, no torch.nn.Module; "
-            f"{rule}"
+            "classifier.path",
+            settings.path,
+            f"is a {type(model).__name__}, no torch.nn.Module",
+            rule,
         )
     model = accepted(unwrap(model))
     if settings.weights:

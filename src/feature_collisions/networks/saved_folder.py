@@ -29,19 +29,25 @@ def saved_folder(path: str | None) -> Path:
     folder = path_of(path or "")
     if not path or not folder.is_dir():
         raise SettingError(
-            f"classifier.path={path or 'null'}: must be a folder with {CONFIG} and {WEIGHTS}, as "
-            "save_pretrained writes them"
+            "classifier.path",
+            path or "null",
+            f"must be a folder with {CONFIG} and {WEIGHTS}, as save_pretrained writes them",
         )
     if not (folder / CONFIG).is_file():
         raise SettingError(
-            f"classifier.path={folder}: has no {CONFIG}; give the folder that save_pretrained wrote"
+            "classifier.path",
+            folder,
+            f"has no {CONFIG}",
+            "give the folder that save_pretrained wrote",
         )
     if not any((folder / name).is_file() for name in (WEIGHTS, _SHARDS)):
         others = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
         found = f" (it has {others[0]}, which could execute code)" if others else ""
         raise SettingError(
-            f"classifier.path={folder}: has no weights in safetensors{found}; save the network "
-            f"with safetensors, so that {WEIGHTS} is there"
+            "classifier.path",
+            folder,
+            f"has no weights in safetensors{found}",
+            f"save the network with safetensors, so that {WEIGHTS} is there",
         )
     return folder
 
@@ -57,7 +63,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     found = read_json(path)
     if not isinstance(found, dict):
-        raise SettingError(f"{path}: must hold an object, and is a {type(found).__name__}")
+        raise SettingError(path, None, f"must hold an object, and is a {type(found).__name__}")
     return found
 
 
@@ -85,8 +91,10 @@ def check_images(source: str, model: nn.Module, size: Sequence[int], own: Sequen
         return
     if size[0] != own[0]:
         raise SettingError(
-            f"{source}: takes images of {own[0]} channels, and these have {size[0]}; choose other "
-            "images or another classifier"
+            source,
+            None,
+            f"takes images of {own[0]} channels, and these have {size[0]}",
+            "choose other images or another classifier",
         )
     try:
         with torch.no_grad(), evaluating(model):
@@ -94,8 +102,10 @@ def check_images(source: str, model: nn.Module, size: Sequence[int], own: Sequen
     except Exception as error:  # whatever the model's own code raises
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingError(
-            f"{source}: takes images of {_times(own)}, and these are {_times(size)} ({reason}); "
-            f"set data.size={_size(own)}"
+            source,
+            None,
+            f"takes images of {_times(own)}, and these are {_times(size)} ({reason})",
+            f"set data.size={_size(own)}",
         ) from None
 
 

@@ -36,8 +36,11 @@ def load_timm(settings: ClassifierSettings, size: Sequence[int]) -> nn.Module:
     tags = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{name.partition('.')[0]}.*")]
     if settings.weights is None or not (is_file(settings.weights) or settings.weights in tags):
         raise SettingError(
-            f"{source}: {name} needs weights; give a file, which needs no network, or one of "
-            f"timm's, which is downloaded: {', '.join(filter(None, tags)) or 'there are none'}"
+            source,
+            None,
+            f"{name} needs weights",
+            "give a file, which needs no network, or one of timm's, which is downloaded: "
+            f"{', '.join(filter(None, tags)) or 'there are none'}",
         )
     if is_file(settings.weights):
         states = read_weights(settings.weights)
@@ -73,8 +76,10 @@ def _of_folder(timm: Any, settings: ClassifierSettings, size: Sequence[int]) -> 
     except Exception as error:  # whatever timm's own code raises of arguments it does not know
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingError(
-            f"{source}: timm cannot make the {name} that config.json describes ({reason}); give a "
-            "folder that timm saved"
+            source,
+            None,
+            f"timm cannot make the {name} that config.json describes ({reason})",
+            "give a folder that timm saved",
         ) from None
     weights = settings.weights or saved_folder(settings.path) / WEIGHTS
     fit_weights(network, read_weights(weights), f"classifier.weights={weights}")
@@ -105,14 +110,18 @@ def _config_of(
         name = config["architecture"]
     except (KeyError, TypeError, ValueError) as error:
         raise SettingError(
-            f"{source}: {CONFIG} is not one of timm's ({type(error).__name__}: {error}); a folder "
-            "of transformers' is read with classifier=transformers"
+            source,
+            None,
+            f"{CONFIG} is not one of timm's ({type(error).__name__}: {error})",
+            "a folder of transformers' is read with classifier=transformers",
         ) from None
     _check_name(timm, str(name), f"{source}: architecture {name}")
     if strange := sorted(set(arguments) & _NOT_OF_A_NETWORK):
         raise SettingError(
-            f"{source}: model_args of {CONFIG} has {strange[0]}, which is no property of a "
-            "network; remove it"
+            source,
+            None,
+            f"model_args of {CONFIG} has {strange[0]}, which is no property of a network",
+            "remove it",
         )
     return str(name), own, arguments
 
@@ -140,8 +149,10 @@ def _behind_normalisation(
     channels = int(own["input_size"][0])
     if len(mean) != channels or len(std) != channels:
         raise SettingError(
-            f"{source}: takes images of {channels} channels, and its mean and std are of "
-            f"{len(mean)}; write those of {channels} into pretrained_cfg of its {CONFIG}"
+            source,
+            None,
+            f"takes images of {channels} channels, and its mean and std are of {len(mean)}",
+            f"write those of {channels} into pretrained_cfg of its {CONFIG}",
         )
     model = Classifier(network, mean, std)
     model.is_encoder = bool(network.num_classes == 0)
@@ -156,7 +167,10 @@ def _timm() -> Any:
         import timm.data
     except ImportError:
         raise SettingError(
-            "classifier.library=timm: timm is not installed; pip install 'feature_collisions[timm]'"
+            "classifier.library",
+            "timm",
+            "timm is not installed",
+            "pip install 'feature_collisions[timm]'",
         ) from None
     return timm
 
@@ -168,8 +182,10 @@ def _check_name(timm: Any, name: str, source: str = "") -> None:
         return
     near = difflib.get_close_matches(base, known, 5, 0.5)
     raise SettingError(
-        f"{source or f'classifier.name={name}'}: is none of timm's classifiers; near it are "
-        f"{', '.join(near) or 'none'}"
+        source or f"classifier.name={name}",
+        None,
+        "is none of timm's classifiers",
+        f"near it are {', '.join(near) or 'none'}",
     )
 
 
@@ -179,8 +195,10 @@ def _downloaded(timm: Any, name: str, source: str) -> nn.Module:
     except Exception as error:  # whatever the network, the proxy or a damaged file brings up
         reason = (str(error).strip().splitlines() or [""])[0]
         raise SettingError(
-            f"{source}: {name} cannot be downloaded or read ({type(error).__name__}: {reason}); "
-            "give a file with classifier.weights=FILE"
+            source,
+            None,
+            f"{name} cannot be downloaded or read ({type(error).__name__}: {reason})",
+            "give a file with classifier.weights=FILE",
         ) from None
     return network
 

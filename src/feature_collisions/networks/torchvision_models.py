@@ -50,21 +50,25 @@ def load_torchvision(settings: ClassifierSettings) -> nn.Module:
     if settings.name not in known:
         near = difflib.get_close_matches(settings.name, known, 5, 0.5)
         raise SettingError(
-            f"classifier.name={settings.name}: must be mnist_mlp, file, or one of torchvision's "
-            f"classifiers; near it are {', '.join(near) or 'none'}"
+            "classifier.name",
+            settings.name,
+            "must be mnist_mlp, file, or one of torchvision's classifiers",
+            f"near it are {', '.join(near) or 'none'}",
         )
     choices = models.get_model_weights(settings.name)
     source = f"classifier.weights={settings.weights}"
     if settings.weights is None or is_file(settings.weights):
         if settings.weights is None:
             raise SettingError(
-                f"{source}: give torchvision's name, one of {_names(choices)}, or a file"
+                source, None, f"give torchvision's name, one of {_names(choices)}, or a file"
             )
         states, entry = read_weights(settings.weights), choices["DEFAULT"]
     else:
         name = settings.weights.rpartition(".")[2]
         if name != "DEFAULT" and name not in choices.__members__:
-            raise SettingError(f"{source}: must be one of {_names(choices)}, or a file that exists")
+            raise SettingError(
+                source, None, f"must be one of {_names(choices)}, or a file that exists"
+            )
         entry = choices[name]
         states = {"": _download(entry, source)}
     network = _network(settings.name)
@@ -115,9 +119,12 @@ def _download(entry: Any, source: str) -> dict[str, Tensor]:
         )
     except Exception as error:  # whatever the network, the proxy or a damaged file brings up
         raise SettingError(
-            f"{source}: {Path(entry.url).name} cannot be downloaded or read "
-            f"({type(error).__name__}: {error}); bring that file from {entry.url} into {folder}, "
-            "or give a file with classifier.weights=FILE"
+            source,
+            None,
+            f"{Path(entry.url).name} cannot be downloaded or read ({type(error).__name__}: "
+            f"{error})",
+            f"bring that file from {entry.url} into {folder}, or give a file with "
+            "classifier.weights=FILE",
         ) from None
     return state
 

@@ -104,8 +104,10 @@ def load_transformers(settings: ClassifierSettings, size: Sequence[int]) -> From
     source = f"classifier.path={folder}"
     if settings.weights:
         raise SettingError(
-            f"classifier.weights={settings.weights}: the weights of a folder are the safetensors "
-            "in it; leave classifier.weights out"
+            "classifier.weights",
+            settings.weights,
+            "the weights of a folder are the safetensors in it",
+            "leave classifier.weights out",
         )
     config = read_object(folder / CONFIG)
     named = [name for name in config.get("architectures") or [] if isinstance(name, str)]
@@ -127,8 +129,11 @@ def load_transformers(settings: ClassifierSettings, size: Sequence[int]) -> From
         missing = [name for name in missing if not name.startswith("pooler.")]
     if missing:
         raise SettingError(
-            f"{source}: {len(missing)} of the model's weights are not in its safetensors, such as "
-            f"{missing[0]}; give a folder that has all of them"
+            source,
+            None,
+            f"{len(missing)} of the model's weights are not in its safetensors, such as "
+            f"{missing[0]}",
+            "give a folder that has all of them",
         )
     names, pixels = _class_names(network.config) if classifies else (), _pixels(folder)
     model = FromTransformers(network.eval(), pixels, names, pooled)
@@ -154,8 +159,10 @@ def _transformers() -> Any:
         import transformers
     except ImportError:
         raise SettingError(
-            "classifier.library=transformers: transformers is not installed; "
-            "pip install 'feature_collisions[transformers]'"
+            "classifier.library",
+            "transformers",
+            "transformers is not installed",
+            "pip install 'feature_collisions[transformers]'",
         ) from None
     return transformers
 
@@ -171,9 +178,11 @@ def _folder(settings: ClassifierSettings) -> Path:
         path = folder / name
         if path.is_file() and "auto_map" in read_object(path):
             raise SettingError(
-                f"classifier.path={folder}: {name} names Python code (auto_map), and code in a "
-                "folder is never executed; if you trust it, load the model in a module of your own "
-                "and give classifier=file classifier.path=MODULE:NAME"
+                "classifier.path",
+                folder,
+                f"{name} names Python code (auto_map), and code in a folder is never executed",
+                "if you trust it, load the model in a module of your own and give "
+                "classifier=file classifier.path=MODULE:NAME",
             )
     return folder
 
@@ -183,15 +192,17 @@ def _pixels(folder: Path) -> Pixels:
     source = f"classifier.path={folder}"
     if not any((folder / name).is_file() for name in _PROCESSORS):
         raise SettingError(
-            f"{source}: has no {_PROCESSORS[0]}, which says the image size, mean and deviation; "
-            "save the image processor there, too"
+            source,
+            None,
+            f"has no {_PROCESSORS[0]}, which says the image size, mean and deviation",
+            "save the image processor there, too",
         )
     transformers = _transformers()
     given = _read(source, lambda: _processed(transformers, folder))
     rule = "must give one image (3, H, W) whose channels are scaled and shifted"
     if not (isinstance(given, Tensor) and given.ndim == 4 and given.shape[1] == 3):
         shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-        raise SettingError(f"{source}: its image processor {rule}, and gives {shape}")
+        raise SettingError(source, None, f"its image processor {rule}, and gives {shape}")
     middle = given[:, :, given.shape[2] // 2, given.shape[3] // 2].double()
     black, white, grey, colours = middle[0], middle[1], middle[2], middle[3:]
     steps = colours - black  # (colour, channel)
@@ -202,7 +213,7 @@ def _pixels(folder: Path) -> Pixels:
         grey, black + (white - black) * _GREY / 255, atol=1e-5
     )
     if not affine or sorted(order) != [0, 1, 2] or not (white > black).all():
-        raise SettingError(f"{source}: its image processor {rule}, and does something else")
+        raise SettingError(source, None, f"its image processor {rule}, and does something else")
     std = 1 / (white - black)
     size = (3, given.shape[2], given.shape[3])
     return Pixels(size, (-black * std).tolist(), std.tolist(), order)
@@ -230,8 +241,10 @@ def _read(source: str, load: Any) -> Any:
     except Exception as error:  # whatever a damaged folder brings up
         reason = (str(error).strip().splitlines() or [""])[0]
         raise SettingError(
-            f"{source}: cannot be read by transformers ({type(error).__name__}: {reason}); give a "
-            "folder that save_pretrained wrote"
+            source,
+            None,
+            f"cannot be read by transformers ({type(error).__name__}: {reason})",
+            "give a folder that save_pretrained wrote",
         ) from None
 
 

@@ -34,7 +34,10 @@ def find_neighbours(
     """
     if seed.shape[1] != seed.shape[2]:
         raise SettingError(
-            f"data.size=[{seed.shape[1]},{seed.shape[2]}]: composites are square; give one side"
+            "data.size",
+            f"[{seed.shape[1]},{seed.shape[2]}]",
+            "composites are square",
+            "give one side",
         )
     check_geometry(settings, seed.shape[-1])
     database = open_database(settings, images, random_seed)
@@ -58,18 +61,25 @@ def check_geometry(settings: PatchSettings, size: int) -> None:
     n, stride, s = settings.patch, settings.stride, settings.surround
     if n > size:
         raise SettingError(
-            f"patches.patch={n}: a patch must fit into the images of {size} pixels (data.size); "
-            "lower it"
+            "patches.patch",
+            n,
+            f"a patch must fit into the images of {size} pixels (data.size)",
+            "lower it",
         )
     if s >= size:
         raise SettingError(
-            f"patches.surround={s}: must be less than the images' {size} pixels, for it is "
-            "mirrored where a source runs out; lower it"
+            "patches.surround",
+            s,
+            f"must be less than the images' {size} pixels, for it is mirrored where a source runs "
+            "out",
+            "lower it",
         )
     if stride > n + 2 * s or (size - n) % stride > s:
         raise SettingError(
-            f"patches.stride={stride}: leaves pixels uncovered by patches of {n} + 2 * {s} pixels "
-            f"in images of {size}; choose a divisor of {size - n}"
+            "patches.stride",
+            stride,
+            f"leaves pixels uncovered by patches of {n} + 2 * {s} pixels in images of {size}",
+            f"choose a divisor of {size - n}",
         )
 
 

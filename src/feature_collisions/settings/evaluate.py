@@ -45,7 +45,7 @@ class ClassifierPlace(Group):
             value = getattr(self, name)
             if not all(isinstance(text, str) for text in _listed(value)):
                 raise SettingError(
-                    f"classifier.{name}={value}: give {form}, or a list of them for a survey"
+                    f"classifier.{name}", value, f"give {form}, or a list of them for a survey"
                 )
 
     @property

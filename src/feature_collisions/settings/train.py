@@ -93,7 +93,7 @@ class DataSettings(Group):
         sides = self.size if isinstance(self.size, list | tuple) else [self.size] * 2
         if len(sides) != 2:
             raise SettingError(
-                f"data.size={self.size}: must be the side of a square, or [HEIGHT, WIDTH]"
+                "data.size", self.size, "must be the side of a square, or [HEIGHT, WIDTH]"
             )
         for side in sides if self.size is not None else []:
             whole("data.size", side, 1, SIDE)
@@ -169,11 +169,11 @@ class Settings(SearchSettings):
         super().check()
         if self.solver == "linear_program" and self.parameterisation == "composite":
             raise SettingError(
-                "parameterisation=composite: linear programs move pixels; leave solver out"
+                "parameterisation", "composite", "linear programs move pixels", "leave solver out"
             )
         if self.solver == "linear_program" and self.ckpt_path:
             raise SettingError(
-                f"ckpt_path={self.ckpt_path}: linear programs keep no checkpoints; leave it out"
+                "ckpt_path", self.ckpt_path, "linear programs keep no checkpoints", "leave it out"
             )
         self._check_networks()
         parse_corners(self.corner)
@@ -182,8 +182,10 @@ class Settings(SearchSettings):
         for each in self.networks:
             if strange := each.keys() - set(NETWORK):
                 raise SettingError(
-                    f"networks: {strange.pop()} is none of library, name, path and weights, by "
-                    "which an entry says what it has in the place of classifier.name and so on"
+                    "networks",
+                    None,
+                    f"{strange.pop()} is none of library, name, path and weights, by which an "
+                    "entry says what it has in the place of classifier.name and so on",
                 )
 
     def classifiers(self) -> list[ClassifierSettings]:
@@ -240,26 +242,28 @@ def parse_corners(corner: Any) -> list[int]:
         text = str(part).strip()
         span = _RANGE.fullmatch(text)
         if any(len(digits) > _DIGITS for digits in re.findall(r"\d+", text)):
-            raise SettingError(f"corner={text[:40]}: no layer has as many units; {_CORNER_RULE}")
+            raise SettingError("corner", text[:40], "no layer has as many units", _CORNER_RULE)
         if span and int(span[1]) > int(span[2]):
             raise SettingError(
-                f"corner={text}: a range must rise; write corner={span[2]}..{span[1]}"
+                "corner", text, "a range must rise", f"write corner={span[2]}..{span[1]}"
             )
         if span and int(span[2]) - int(span[1]) >= _MOST:
             raise SettingError(
-                f"corner={text}: names {int(span[2]) - int(span[1]) + 1:,} corners; a run takes "
-                f"{_MOST:,} at most; shorten the range"
+                "corner",
+                text,
+                f"names {int(span[2]) - int(span[1]) + 1:,} corners",
+                f"a run takes {_MOST:,} at most; shorten the range",
             )
         if span:
             corners += range(int(span[1]), int(span[2]) + 1)
         elif text.isdecimal() and not isinstance(part, bool):
             corners.append(int(text))
         else:
-            raise SettingError(f"corner={corner}: {_CORNER_RULE}")
+            raise SettingError("corner", corner, _CORNER_RULE)
     if not corners:
-        raise SettingError(f"corner={corner}: no corner is named; {_CORNER_RULE}")
+        raise SettingError("corner", corner, "no corner is named", _CORNER_RULE)
     if len(set(corners)) < len(corners):
-        raise SettingError(f"corner={corner}: a corner is named twice; name each one once")
+        raise SettingError("corner", corner, "a corner is named twice", "name each one once")
     return corners
 
 
@@ -275,13 +279,15 @@ def check_arguments(arguments: list[str]) -> None:
         group, _, choice = argument.lstrip("+").partition("=")
         if group in _GROUPS and re.fullmatch(r"[-+.\d]+|true|false|\{.*", choice.lower()):
             raise SettingError(
-                f"{argument}: is none of the choices; they are the files in conf/{group}/"
+                argument, None, "is none of the choices", f"they are the files in conf/{group}/"
             )
         longest = max(map(len, re.findall(r"\d+", argument)), default=0)
         if longest > _LONGEST:
             raise SettingError(
-                f"{argument[:40]}...: a number of {longest} digits; none may have more than "
-                f"{_LONGEST}"
+                f"{argument[:40]}...",
+                None,
+                f"a number of {longest} digits",
+                f"none may have more than {_LONGEST}",
             )
 
 
