@@ -259,7 +259,7 @@ def parse_corners(corner: Any) -> list[int]:
         elif text.isdecimal() and not isinstance(part, bool):
             corners.append(int(text))
         else:
-            raise SettingError("corner", corner, _CORNER_RULE)
+            raise SettingError("corner", str(corner), _CORNER_RULE)
     if not corners:
         raise SettingError("corner", corner, "no corner is named", _CORNER_RULE)
     if len(set(corners)) < len(corners):
