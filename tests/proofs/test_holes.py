@@ -14,6 +14,7 @@ from feature_collisions.graph.graph import trace
 from feature_collisions.graph.target_layer import TargetLayer
 from feature_collisions.hull.hull import Hull
 from feature_collisions.proofs import whole_hull
+from feature_collisions.proofs.collision import prove_collision
 from feature_collisions.proofs.edges import prove_edges
 from feature_collisions.proofs.faces import prove_faces
 from feature_collisions.proofs.whole_hull import prove_class
@@ -208,3 +209,31 @@ def test_no_point_of_a_small_random_network_contradicts_a_proof(seed: int, tmp_p
         on_edge = (grid[:, [i, j]].sum(1) == 40).nonzero().flatten()
         if edge["proved"] == 1:
             assert (margins[on_edge] > 0).all()
+
+
+class SumLast(nn.Module):
+    """A residual sum of feature maps is the target layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = (
+            nn.Conv2d(1, 2, 2),
+            nn.Conv2d(2, 2, 1),
+            nn.Linear(18, 3),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.first(images).relu()
+        logits: Tensor = self.head((hidden + self.second(hidden)).relu().flatten(1))
+        return logits
+
+
+def test_features_before_a_map_is_flattened_are_bounded(tmp_path: Path) -> None:
+    model, corners = SumLast().eval(), torch.rand(3, 1, 4, 4)
+    hull = hull_of(model, "add", corners, corners[0])
+    found = prove_collision(hull, 1)
+    with torch.no_grad():
+        values = TargetLayer(hull.graph, "add").double()(corners.double()).clamp(min=0)
+    seen = (values - values[0]).norm(dim=1).max() / values[0].norm()
+    assert found["share_proved"] == 1
+    assert found["feature_relative_max"] >= float(seen)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from ..data.devices import without_cudnn
-from ..graph.activations import title_of
+from ..graph.activations import aten, title_of
 from ..graph.operations import NotPiecewiseLinear
 from ..graph.rectifiers import write_with_rectifiers
 from ..graph.target import TargetFeatures
@@ -90,6 +90,14 @@ def _nothing(reason: str) -> dict[str, Any]:
     return {"share_proved": 0.0, "reason": reason}
 
 
+def _flatten(network: fx.GraphModule) -> None:
+    """Have a network give (B, N), in place."""
+    end = next(iter(reversed(network.graph.nodes)))
+    with network.graph.inserting_before(end):
+        end.args = (network.graph.call_function(aten.flatten.using_ints, (end.args[0], 1)),)
+    network.recompile()
+
+
 class _CollisionJudge(HullJudge):
     """The target layer's features beside the target's.
 
@@ -102,6 +110,7 @@ class _CollisionJudge(HullJudge):
         self.cut = TargetLayer(hull.graph, hull.layer).to(self.place, torch.float64)
         if isinstance(self.cut.network, fx.GraphModule):
             write_with_rectifiers(self.cut.network)
+            _flatten(self.cut.network)
         images = torch.cat([hull.target[None], hull.corners]).to(self.place, torch.float64)
         target, self.preactivation = self.cut(images).split([1, len(images) - 1])
         self.features = TargetFeatures(target[0], hull.features.activation)
