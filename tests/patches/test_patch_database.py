@@ -116,7 +116,7 @@ def test_digits_in_memory_are_their_own_database(digits, make):
     assert database.images.shape == (20, 1, 28, 28)
     assert torch.equal(database.images, digits.test.pixels[database.members])
     assert torch.equal(source(database, 3, 28), digits.test[int(database.members[3])])
-    with pytest.raises(SettingError, match=r"patches\.size=32: these images are held in memory"):
+    with pytest.raises(SettingError, match=r"patches\.size=32: these images have 28x28"):
         open_database(SETTINGS, digits.test, 0)
 
 

@@ -266,7 +266,10 @@ def test_settings_of_a_job_are_checked_whole():
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
-        ({"max_steps": 3}, r"trainer\.max_steps=3: is not for a search to take; .*stop's to say"),
+        (
+            {"max_steps": 3},
+            r"trainer\.max_steps=3: is not an argument of a search; .*stop says how long",
+        ),
         ({"accelerator": "abacus"}, r"trainer\.accelerator=abacus: must be one of auto, cpu"),
         ({"accelerator": "cpu", "devices": [0, 0]}, r"trainer\.devices=\[0, 0\]: .*different"),
         ({"accelerator": "cpu", "devices": ["a"]}, r"trainer\.devices=\['a'\]: must be a whole"),

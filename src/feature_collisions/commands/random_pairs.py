@@ -108,8 +108,7 @@ class _Asked:
                 raise SettingError(
                     "pairs",
                     self.setting,
-                    f"a classifier has {len(each)} classes and the data set {names}, so that "
-                    "nobody knows when it is right",
+                    f"a classifier has {len(each)} classes and the data set {names}",
                     "give random:N for one classifier, or a CSV file of pairs",
                 )
         return [int(each.argmax()) == label for each in self.known[index]]

@@ -71,10 +71,7 @@ def refuse_link(path: Path) -> None:
     """Raise SettingError where `path`, a folder that is to be written to, is a link."""
     if path.is_symlink():
         raise SettingError(
-            path,
-            None,
-            "is a link to another folder, and nothing is written through links",
-            "put a folder in its place, or remove it",
+            path, None, "is a link to another folder", "put a folder in its place, or remove it"
         )
 
 

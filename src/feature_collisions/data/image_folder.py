@@ -61,8 +61,7 @@ class ImageFolder(ImageSet):
                 raise SettingError(
                     "data.root",
                     root,
-                    f"the folder {folder.name!a} has control characters in its name, which is its "
-                    "class",
+                    f"the folder {folder.name!a} has control characters in its name",
                     "rename it",
                 )
         index, self.class_names = _classes(root, [folder.name for folder in folders])
@@ -214,9 +213,6 @@ def _classes(root: Path, folders: list[str]) -> tuple[dict[str, int], tuple[str,
     other = [name for name in folders if name not in rank]
     if other:
         raise SettingError(
-            "data.root",
-            root,
-            f"{other[0]} is none of ImageNet's 1000 class ids, as the other folders are",
-            "move it away",
+            "data.root", root, f"{other[0]} is none of ImageNet's 1000 class ids", "move it away"
         )
     return rank, class_names()

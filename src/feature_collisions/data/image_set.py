@@ -63,8 +63,7 @@ class ImageSet(ABC):
             raise SettingError(
                 "patches.size",
                 side,
-                f"these images are held in memory at {self.size[1]}x{self.size[2]} and can be had "
-                "at no other size",
+                f"these images have {self.size[1]}x{self.size[2]} pixels only",
                 f"set patches.size={self.size[1]} patches.reduction=1, or use an image folder",
             )
 

@@ -52,7 +52,7 @@ def load_image(path: str | Path, size: tuple[int, int, int], resize: str = "warp
         raise SettingError(
             "data.size",
             max(height, width),
-            f"an image of {height}x{width} has more pixels than are held at once, {_MOST_PIXELS:,}",
+            f"an image of {height}x{width} has more than {_MOST_PIXELS:,} pixels",
             "ask for a smaller one",
         )
     image = _read(path).convert("L" if channels == 1 else "RGB")

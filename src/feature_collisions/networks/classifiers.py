@@ -97,7 +97,7 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
             "classifier.path",
             settings.path,
             "MODULE is a name that Python imports, without .py",
-            f"put its folder on PYTHONPATH, or go there, and give {Path(module).stem}:{name}",
+            f"go to its folder, or put that on PYTHONPATH, and give {Path(module).stem}:{name}",
         )
     folder = os.getcwd()
     sys.path.insert(0, folder)

@@ -225,7 +225,7 @@ def fit_weights(
         raise SettingError(
             source,
             None,
-            f"{strange[0]} is no tensor of real numbers held whole in memory",
+            f"{strange[0]} is no dense tensor of real numbers",
             "give the weights as model.state_dict() has them",
         )
     model.load_state_dict(state)

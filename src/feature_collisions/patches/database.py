@@ -147,8 +147,7 @@ def _windows(settings: PatchSettings, side: int) -> tuple[int, int]:
             raise SettingError(
                 f"patches.{name}",
                 value,
-                f"must be a multiple of patches.reduction={settings.reduction}, or windows fall "
-                "between pixels",
+                f"must be a multiple of patches.reduction={settings.reduction}",
                 "change one of them",
             )
     return scaled("patch", settings.patch, settings, side), (

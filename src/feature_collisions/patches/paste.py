@@ -68,11 +68,7 @@ def check_geometry(settings: PatchSettings, size: int) -> None:
         )
     if s >= size:
         raise SettingError(
-            "patches.surround",
-            s,
-            f"must be less than the images' {size} pixels, for it is mirrored where a source runs "
-            "out",
-            "lower it",
+            "patches.surround", s, f"must be less than the images' {size} pixels", "lower it"
         )
     if stride > n + 2 * s or (size - n) % stride > s:
         raise SettingError(

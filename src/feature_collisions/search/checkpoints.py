@@ -61,7 +61,7 @@ def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:
             "ckpt_path",
             path,
             "not a whole checkpoint of feature_collisions",
-            "give another, or leave ckpt_path out to start anew",
+            "give another, or leave ckpt_path out",
         ) from None
     differing = [
         f"{key} was {found.get(key)}, is {value}"
@@ -73,7 +73,7 @@ def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:
             "ckpt_path",
             path,
             f"a checkpoint of another experiment ({'; '.join(differing)})",
-            "continue it with its own settings, or leave ckpt_path out to start anew",
+            "continue it with its own settings, or leave ckpt_path out",
         )
 
 

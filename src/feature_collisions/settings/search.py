@@ -110,7 +110,7 @@ class LossSettings(Group):
             raise SettingError(
                 "loss.hull_edges",
                 self.hull_edges,
-                f"must be at most loss.hull={self.hull}, for it is a part of those points",
+                f"must be at most loss.hull={self.hull}",
                 "lower the one or raise the other",
             )
 

@@ -46,7 +46,7 @@ def check_used(
             raise SettingError(
                 override,
                 None,
-                f"a search over pixels has no use for {name}",
+                f"a search over pixels does not use {name}",
                 "leave it out, or set parameterisation=composite",
             )
         if objective == "near" and name == "loss.nearness":
@@ -62,7 +62,6 @@ def check_used(
             raise SettingError(
                 override,
                 None,
-                "linear programs solve for the corners exactly, in float64, and have no use for "
-                f"{name}",
+                f"linear programs solve for the corners exactly, without {name}",
                 "leave it out, or leave out solver=linear_program",
             )

@@ -184,8 +184,7 @@ class Settings(SearchSettings):
                 raise SettingError(
                     "networks",
                     None,
-                    f"{strange.pop()} is none of library, name, path and weights, by which an "
-                    "entry says what it has in the place of classifier.name and so on",
+                    f"an entry has library, name, path and weights, not {strange.pop()}",
                 )
 
     def classifiers(self) -> list[ClassifierSettings]:

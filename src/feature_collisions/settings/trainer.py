@@ -26,9 +26,8 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
             raise SettingError(
                 f"trainer.{name}",
                 value,
-                "is not for a search to take",
-                f"of Lightning's arguments these are {', '.join(_ARGUMENTS)}. How long it runs is "
-                "stop's to say",
+                "is not an argument of a search",
+                f"known are {', '.join(_ARGUMENTS)}; stop says how long it runs",
             )
     trainer = {"accelerator": "auto", "devices": 1, "precision": "32-true"} | trainer
     gpus = torch.cuda.device_count()
@@ -96,10 +95,7 @@ def _precision(asked: str, accelerator: str, gpus: int) -> str:
     precision = _ALIASES.get(asked, asked)
     if precision not in _PRECISIONS:
         raise SettingError(
-            "trainer.precision",
-            precision,
-            f"must be one of {', '.join(_PRECISIONS)}",
-            "the pixels themselves stay in float32 or float64",
+            "trainer.precision", precision, f"must be one of {', '.join(_PRECISIONS)}"
         )
     if precision == "16-mixed" and accelerator == "cpu":
         raise SettingError(
