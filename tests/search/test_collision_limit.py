@@ -92,9 +92,13 @@ def test_the_end_of_a_search_says_the_error_with_its_line_and_the_distance_with_
         "corner_feature_relative_max": 0.0067, "hull_relative": 0.05,
         "corner_distance_mean": 2324.5, "distance_scale": 255,
     }  # fmt: skip
-    assert "0.0067, at most 0.05: collide" in collision_line(summary)
-    assert "above 0.005: do not" in collision_line(summary | {"hull_relative": 0.005})
+    assert "0.0067 of ||f(t)|| from the target's, the line is 0.05: they collide" in (
+        collision_line(summary)
+    )
+    assert "line is 0.005: they do not" in collision_line(summary | {"hull_relative": 0.005})
     assert "0..255" in distance_line(summary)
+    far = summary["corner_distance_mean"] / 255
+    assert "2.00 times" in distance_line(summary, far / 2)
     assert collision_line({}) == distance_line({}) == ""
 
 

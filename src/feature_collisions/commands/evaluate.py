@@ -156,9 +156,12 @@ def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Se
 
     refuse_links(run.directory)
     hull, data = hull_of(run, settings)
+    seconds: dict[str, float] = {}
     with claimed(run.directory, "run"), without_tf32():
         scale = run.summary["distance_scale"]
-        result = evaluate(hull, lambda: data.test.mean_distance() * scale, settings, run.directory)
+        result = evaluate(
+            hull, lambda: data.test.mean_distance() * scale, settings, run.directory, seconds
+        )
         own = names_in(hull.model)
         names = classes_of(data.test.class_names, len(hull.target_logits), own)
         try:
@@ -168,14 +171,27 @@ def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Se
             write_json(run.directory / EVALUATION, result)
             description = describe(run.summary, result, names)
     print_report(run.directory, description)
+    print(f"time: {where_time_went(seconds)}")
     return result, names
 
 
 def print_report(directory: Path, description: "Description") -> None:
-    """What `evaluate.py` ends with: the claims, how each is known, and where the report lies."""
+    """What `evaluate.py` ends with: the claims, how each is known, and where the report is."""
     from ..report.findings import claims_table
     from ..report.tables import as_text
 
     print(for_terminal(f"\n{description.headline}. {description.warning}".rstrip()))
     print(f"\n{as_text(claims_table(description.claims, notes=False))}\n")
     print(for_terminal(f"report: {directory / 'report.html'}"))
+
+
+def where_time_went(seconds: dict[str, float]) -> str:
+    """The total, and the measurements that most of it went to.
+
+    Example:
+        >>> where_time_went({"balls": 0.1, "edges": 10.0, "plain": 2.5})
+        '12.6 s, of which edges 10.0 s, plain 2.5 s'
+    """
+    total, longest = sum(seconds.values()), sorted(seconds.items(), key=lambda each: -each[1])
+    parts = [f"{name} {spent:.1f} s" for name, spent in longest[:5] if spent > total / 50]
+    return f"{total:.1f} s, of which {', '.join(parts)}" if parts else f"{total:.1f} s"

@@ -19,7 +19,7 @@ from .. import __version__
 from ..ends import Stopped, stopping
 from ..errors import CollisionError, SettingError
 from ..report.escaping import for_terminal
-from ..settings.conversions import in_plain_words
+from ..settings.conversions import did_you_mean, in_plain_words
 from ..settings.evaluate import EvaluateSettings
 from ..settings.survey import tell_of_networks
 from ..settings.train import (
@@ -55,17 +55,20 @@ def run_command(name: str, task: Callable[[DictConfig], None], conf: Path) -> No
     SIGINT and SIGTERM with one line and the status 130 or 143; a reader of the help who has seen
     enough, quietly with SIGPIPE's, 141.
     """
-    if not {"-h", "--help", "--version"}.isdisjoint(sys.argv[1:]):
-        print(f"feature_collisions {__version__}" if "--version" in sys.argv else usage(name, conf))
-        return
     register_schemas(ConfigStore.instance())
-    sys.argv[1:] = expand_or_exit(sys.argv[1:], conf)
+    asked = {"-h", "--help", "--version"}.intersection(sys.argv[1:])
+    if not asked:
+        sys.argv[1:] = expand_or_exit(sys.argv[1:], conf)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     # Threads that spin while they wait make small networks 50 times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, to be put in our own words
     try:
+        if asked:
+            version = f"feature_collisions {__version__}"
+            print(version if "--version" in asked else usage(name, conf), flush=True)
+            return
         with stopping():
             config = {"config_path": str(conf), "config_name": _CONFIGS[name]}
             hydra.main(version_base="1.3", **config)(task)()
@@ -150,7 +153,9 @@ def explain(error: BaseException) -> str:
 def _words_of(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={choice}: unknown; known are {', '.join(error.options)}"
+        question = did_you_mean(choice, error.options)
+        known = f"known are {', '.join(error.options)}"
+        return f"{group}={choice}: unknown; {f'{question} ' * bool(question)}{known}"
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: cannot be read; write NAME=VALUE, and quotes within quotes where "

@@ -126,6 +126,7 @@ def train(settings: Settings, directory: Path, checkpoint: Path | None, group: s
     """Load data and classifier, and search one pair of images or many."""
     with importing():  # here and not above: it takes seconds
         from ..data.datasets import load_data
+        from ..data.image_set import Images
         from ..graph.graph import trace
         from ..networks.classifiers import load_classifier, names_in
         from ..report.findings import classes_of
@@ -147,7 +148,8 @@ def train(settings: Settings, directory: Path, checkpoint: Path | None, group: s
         return
     hull = search_pair(job, directory, checkpoint)
     names = classes_of(data.test.class_names, len(hull.target_logits), names_in(model))
-    print_corners(hull.summary, names, directory, settings.classifier.path)
+    of_images = data.test.mean_distance() if isinstance(data.test, Images) else None
+    print_corners(hull.summary, names, directory, settings.classifier.path, of_images)
 
 
 def train_pairs(job: Job, pairs_setting: str, directory: Path) -> None:
@@ -220,17 +222,29 @@ def as_yaml(settings: Settings) -> str:
 
 
 def print_corners(
-    summary: dict[str, Any], class_names: Sequence[str], directory: Path, path: str | None
+    summary: dict[str, Any],
+    class_names: Sequence[str],
+    directory: Path,
+    path: str | None,
+    of_images: float | None = None,
 ) -> None:
-    """The table `train.py` ends with, what must be known about it, and where the run lies."""
+    """The table `train.py` ends with, how well and how far apart, and where the run is.
+
+    Args:
+        summary: of the run.
+        class_names: one per class.
+        directory: of the run.
+        path: `classifier.path`, which evaluate.py is given.
+        of_images: mean distance of two images of the data set, where it is known.
+    """
     from ..report.findings import collision_line, corners_table, distance_line
     from ..report.tables import as_text
 
     table = corners_table(summary, class_names)
     print(f"\n{as_text(table)}\n" + (f"\n{table.note}" if table.note else ""))
-    seconds = f"{summary['seconds']:.2f} s of {summary['seconds_total']:.1f} s in all"
-    print(f"{summary['steps']} steps, {seconds}")
-    for line in (collision_line(summary), distance_line(summary)):
+    seconds = f"search {summary['seconds']:.1f} s, total {summary['seconds_total']:.1f} s"
+    print(f"{summary['steps']} steps; {seconds}")
+    for line in (collision_line(summary), distance_line(summary, of_images)):
         if line:
             print(line)
     label = summary.get("target_label")  # of the data set; a class where their numbers agree

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,11 @@ EVALUATION = "evaluation.json"
 
 
 def evaluate(
-    hull: Hull, dataset_distance: Callable[[], float], settings: EvaluateSettings, directory: Path
+    hull: Hull,
+    dataset_distance: Callable[[], float],
+    settings: EvaluateSettings,
+    directory: Path,
+    seconds: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Measure a hull (Tables 1 to 5).
 
@@ -44,6 +49,7 @@ def evaluate(
             units; NaN where it has no two.
         settings: how many points, and what else to measure.
         directory: where `evaluation.json` and images go.
+        seconds: is filled with each measurement's time.
 
     Returns:
         The entries of `evaluation.json`. A measurement that a hull of one corner does not allow is
@@ -52,6 +58,7 @@ def evaluate(
     result: dict[str, Any] = {
         "target_class": hull.target_class,
         "target_probability": hull.summary["target_probability"],
+        "distance_scale": hull.summary["distance_scale"],
         "activation": hull.following.activation.name,
         "past": list(hull.following.past),
     }
@@ -63,6 +70,7 @@ def evaluate(
         result["left_out"] = dict.fromkeys(OF_TWO_CORNERS, "needs two corners")
     left = list(measurements)
     for name, measure in measurements.items():
+        started = time.perf_counter()
         try:
             with sparing(hull.corners.device):
                 found = measure(subject)
@@ -72,6 +80,8 @@ def evaluate(
         else:
             result |= found
         left.remove(name)
+        if seconds is not None:
+            seconds[name.replace("_", " ")] = time.perf_counter() - started
         write_json(directory / EVALUATION, result | ({"unfinished": left} if left else {}))
     return result
 

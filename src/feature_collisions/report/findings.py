@@ -39,18 +39,18 @@ MEANINGS = {
 }
 
 _HEADLINES = {
-    FEATURES: "{initial} that collides with {target}",
-    CLASS: "{initial} that is classified as {target}",
-    NEITHER: "{initial} that does not collide with {target}",
-    None: "{initial} and {target}",
+    FEATURES: "{initial} → {target}: features collide",
+    CLASS: "{initial} → {target}: same class, different features",
+    NEITHER: "{initial} → {target}: no collision",
+    None: "{initial} → {target}",
 }
 _IN_WORDS = {
-    FEATURES: "every sampled mix of the corners has the target's class, their mean probability is "
-    "near the target's, and so are their features",
-    CLASS: "every sampled mix of the corners has the target's class, their mean probability is "
-    "near the target's, but their features are not",
-    NEITHER: "some sampled mix of the corners has another class, or their mean probability is far "
-    "from the target's",
+    FEATURES: "every sampled mix of the corners has the target's class, with a mean probability "
+    "within 0.05 of the target's and features within the line",
+    CLASS: "every sampled mix of the corners has the target's class, with a mean probability "
+    "within 0.05 of the target's; the features are beyond the line",
+    NEITHER: "some sampled mix of the corners has another class, or their mean probability is "
+    "more than 0.05 from the target's",
 }
 
 _RETURNS = {
@@ -113,7 +113,7 @@ def describe(
         lead=f"{summary['classifier']}, layer {summary['layer']}, {count} corner"
         f"{'s' * (count > 1)}, {summary['steps']} steps in {summary['seconds']:.2f} s."
         + _RETURNS.get(summary.get("returns", ""), ""),
-        warning="" if summary["converged"] else "Not all corners converged.",
+        warning="" if summary["converged"] else "Some corners did not converge.",
         claims=[row for claim in CLAIMS for row in claim(result, class_names)],
         tables=[table for table in tables if table.rows],
     )
@@ -145,14 +145,16 @@ def corners_table(summary: dict[str, Any], class_names: Sequence[str]) -> Table:
     """One row per corner."""
     target, entries = class_names[summary["target_class"]], summary["corners"]
     clipped = any(entry.get("side") == "above" for entry in entries)  # else all are below 0
-    columns = ("corner", "unit", *(("side",) if clipped else ()), "L_pos", "its pre-activation",
-               "class", f"probability of {target}")  # fmt: skip
+    columns = ("corner", "unit", *(("side",) if clipped else ()), "L_pos",
+               "L_pos over ||f(t)||", "pre-activation of the unit", "class",
+               f"probability of {target}")  # fmt: skip
     rows = [
         (
             str(entry["corner"]),
             str(entry["unit"]),
             *((entry["side"],) if clipped else ()),
             f"{entry['positive']:.4g}",
+            number(entry.get("positive_relative"), ".2g"),
             f"{entry['unit_preactivation']:.1f}",
             class_names[entry["predicted_class"]],
             f"{entry['probability']:.4f}",
@@ -168,18 +170,27 @@ def collision_line(summary: dict[str, Any]) -> str:
     if (error := summary.get("corner_feature_relative_max")) is None:
         return ""
     limit = limit_of(summary)
-    said = f"at most {limit:g}: collide" if error <= limit else f"above {limit:g}: do not collide"
-    return f"feature error of the corners {error:.4g}, {said}"
+    said = "they collide" if error <= limit else "they do not collide"
+    return (
+        f"features: corners are at most {error:.2g} of ||f(t)|| from the target's, the line is "
+        f"{limit:g}: {said}"
+    )
 
 
-def distance_line(summary: dict[str, Any]) -> str:
-    """How far apart the corners are, with the unit; empty where it was not measured."""
+def distance_line(summary: dict[str, Any], of_images: float | None = None) -> str:
+    """How far apart the corners are, with the unit; empty where it was not measured.
+
+    Args:
+        summary: of the run.
+        of_images: mean distance of two images of the data set, pixels in [0, 1], where known.
+    """
     if (mean := summary.get("corner_distance_mean")) is None:
         return ""
-    return (
-        f"corners {mean:,.4g} apart on average (L2 of pixels in 0..{summary['distance_scale']}); "
-        "evaluate.py compares that with the data set"
-    )
+    scale = summary["distance_scale"]
+    line = f"distance: corners are {mean:,.4g} apart on average (L2, pixels in 0..{scale})"
+    if not of_images:
+        return f"{line}; evaluate.py compares that with the data set"
+    return f"{line}, {mean / scale / of_images:.2f} times as far as two images of the data set"
 
 
 # Claims: each reads its entries of evaluation.json, and yields nothing where they are not there.
@@ -196,13 +207,16 @@ def _outcome(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     if "outcome" in result:
         reasons = "; ".join(result["outcome_reasons"])
         note = _IN_WORDS[result["outcome"]] + (f" ({reasons})" if reasons else "")
-        error, limit = (
-            result.get("dirichlet", {}).get("feature_relative_max"),
-            result.get("hull_relative"),
-        )
-        if result["outcome"] == FEATURES and None not in (error, limit):
-            note += f" (feature error {error:.4g}, at most {limit:g}: collide)"
-        yield Finding("outcome", result["outcome"], Known.SAMPLED, note)
+        error = result.get("dirichlet", {}).get("feature_relative_max")
+        value = result["outcome"]
+        if error is not None:
+            value += f"; feature error {error:.2g} of ||f(t)||, the line is {_line(result)}"
+        yield Finding("outcome", value, Known.SAMPLED, note)
+
+
+def _line(result: dict[str, Any]) -> str:
+    """Up to which feature error features are said to collide."""
+    return number(result.get("hull_relative"), "g")
 
 
 def _sampled(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
@@ -388,21 +402,19 @@ def settled(faces: dict[str, Any]) -> bool:
 def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     if (mean := result.get("corner_distance_mean")) is None:
         return
+    value, note = f"{mean:,.2f} apart on average", result.get("relative_size_reason", "")
     if (size := result.get("relative_size")) is not None:
-        note = (
-            f"relative size {size:.2f}: so many times the mean distance of two images of the data "
-            "set, "
-            f"{result['dataset_distance_mean']:,.2f}"
-        )
-    else:
-        note = result.get("relative_size_reason", "")
-    yield Finding("distance between corners", f"{mean:,.2f} on average", Known.MEASURED, note)
+        value = f"relative size {size:.2f}: {value}, two images of the data set "
+        value += f"{result['dataset_distance_mean']:,.2f}"
+    if scale := result.get("distance_scale"):
+        value += f" (L2, pixels in 0..{scale})"
+    yield Finding("how different the corners are", value, Known.MEASURED, note)
 
 
 Claim = Callable[[dict[str, Any], Sequence[str]], Iterator[Finding]]
 CLAIMS: tuple[Claim, ...] = (
-    _not_measured, _outcome, _class_proof, _faces, _features_proof, _edges, _worst_case, _sampled,
-    _other_laws, _distances,
+    _outcome, _distances, _not_measured, _features_proof, _class_proof, _faces, _edges,
+    _worst_case, _sampled, _other_laws,
 )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ class Stop(CollisionCallback):
 
 
 class Progress(CollisionCallback):
-    """A progress bar over the steps, with the corners' largest L_pos.
+    """A progress bar over the steps: the corners' largest L_pos; at the end why it ended.
 
     Lightning's own counts batches of an endless epoch, and a batch is `log.every` steps here.
     """
@@ -62,12 +62,22 @@ class Progress(CollisionCallback):
 
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Move the bar."""
-        largest = f"largest L_pos {module.curves['positive'].max():.3g}"
-        self.bar.set_postfix_str(largest, refresh=False)
+        largest = module.curves["positive"].max()
+        scale = f"largest L_pos {largest:.3g}, ||f(t)|| {module.goal.norm:.3g}"
+        self.bar.set_postfix_str(scale, refresh=False)
         self.bar.update(module.step - self.bar.n)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Close the bar."""
+        """Close the bar, which is full where the search needs no more steps."""
+        assert isinstance(module, Collision)
+        if module.finished:
+            enough = module.step < module.stop.max_steps
+            self.bar.total = module.step
+            self.bar.set_description_str(
+                "Every limit of stop is met" if enough else "All steps are taken", refresh=False
+            )
+        else:
+            self.bar.set_description_str("Interrupted", refresh=False)
         self.bar.refresh()
         self.bar.close()
 

@@ -1,9 +1,11 @@
 """What OmegaConf says of a value of the wrong type, as one message: setting, value, rule."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any
 
-from omegaconf import Container
+from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 _KINDS = {
@@ -23,7 +25,7 @@ def in_plain_words(error: OmegaConfBaseException) -> str:
     name = error.full_key or error.key
     said = (str(error).splitlines() or [""])[0]
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        return f"{name}: there is no such setting; known here are {_listed(error.parent_node)}"
+        return f"{name}: there is no such setting; {_known(str(name), error.parent_node)}"
     if (found := _WRONG_TYPE.match(said)) and found[2] in _KINDS:
         return f"{name}={found[1]}: must be {_KINDS[found[2]]}"
     if said.endswith("is not Optional"):
@@ -39,6 +41,32 @@ def in_plain_words(error: OmegaConfBaseException) -> str:
     return f"{name}: {said}"
 
 
-def _listed(parent: object) -> str:
-    names: Iterable[object] = parent if isinstance(parent, Container) else ["none"]
-    return ", ".join(map(str, names))
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What may be meant by a name that is unknown; empty where nothing is near.
+
+    Example:
+        >>> did_you_mean("experimnt", ["experiment", "corner"])
+        'did you mean experiment?'
+    """
+    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _known(name: str, parent: Any) -> str:
+    """The settings that a wrong name may stand for: alike, or of that name in another group."""
+    group, _, key = name.rpartition(".")
+    names = [str(each) for each in parent or () if each not in ("hydra", None)]
+    if question := did_you_mean(key, names):
+        return question.replace("mean ", f"mean {group}." if group else "mean ")
+    if elsewhere := [each for each in _all(parent) if each.rpartition(".")[2] == key]:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    return f"known here are {', '.join(names) or 'none'}"
+
+
+def _all(parent: Any) -> Iterator[str]:
+    """Every setting of the config that `parent` is a part of."""
+    root: Any = parent._get_root() if isinstance(parent, Container) else {}
+    for group in map(str, root):
+        values = {} if group == "hydra" or OmegaConf.is_missing(root, group) else root[group]
+        if isinstance(values, DictConfig):
+            yield from (f"{group}.{key}" for key in map(str, values))
