@@ -143,7 +143,7 @@ MISTAKES = [
     (("los.alpha=1",), "error: los: there is no such setting; did you mean loss?"),
     (("corners=2",), "error: corners: there is no such setting; did you mean corner?"),
     (("max_steps=2",), "error: max_steps: there is no such setting; did you mean stop.max_steps?"),
-    (("zzz=2",), "error: zzz: there is no such setting; known here are name, classifier, "),
+    (("zzz=2",), "error: zzz: there is no such setting; known here are "),
     (("data=mnits",), "error: data=mnits: unknown; did you mean mnist? known are cifar10, "),
     (("loss.alfa=1",), "error: loss.alfa: there is no such setting; did you mean loss.alpha"),
     (("loss.alpha=many",), "error: loss.alpha=many: must be a number"),
@@ -161,7 +161,7 @@ MISTAKES = [
     (("ckpt_path=none",), "error: ckpt_path=none: there is no such file"),
     (("ckpt_path=last",), "error: ckpt_path=last: there is no earlier run in"),
     (("trainer.precision=9",), "error: trainer.precision=9: must be one of 32-true, 64-true"),
-    (("hydra.run.dir=/dev/null/x",), "error: /dev/null/x: Not a directory; something else"),
+    (("hydra.run.dir=/dev/null/x",), "error: /dev/null/x: Not a directory; what was written"),
     (("loss.alpha=1e999",), "error: loss.alpha=inf: must be a finite number"),
     (("loss.alpha=1e308", "optimizer.rate=1e308"), "error: the loss is not finite at step 0"),
 ]

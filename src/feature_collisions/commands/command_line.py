@@ -55,8 +55,8 @@ usage: {command} [NAME=VALUE ...] [-m]
 The settings that are changed most:
   experiment=NAME          a case with all its settings:
                            {experiments}
-  classifier=NAME          the network: {classifiers}
-                           (file: your own, classifier.path=MODULE:NAME)
+  classifier=NAME          the network; file is your own, at classifier.path=MODULE:NAME:
+                           {classifiers}
   data.root=DIR            the folder of the images
   initial=I target=T       the two images: a class, CLASS:N for its Nth image, or an image file
   corner=0..4              how many corners: an index, a list [0,3], or a range
