@@ -393,6 +393,7 @@ def find_corners(
         >>> generator = torch.manual_seed(0)
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
         >>> initial, target = torch.rand(2, 1, 8, 8)
+        >>> from feature_collisions import StopSettings
         >>> stop = StopSettings(positive=0.01)
         >>> hull = find_corners(network, "1", initial, target, corners=range(3), stop=stop)
         >>> hull.corners.shape
