@@ -68,8 +68,10 @@ def logits_in(output: Any, count: int) -> Tensor:
     logits = [each for each in found if _are_logits(each, count)]
     if len(logits) != 1:
         raise SettingError(
-            f"model: must return logits (B, classes), of at least two classes; for {count} images "
-            f"it returns {_described(output)}; {_cure(output, count)}"
+            "model",
+            None,
+            "must return logits (B, classes), of at least two classes",
+            f"for {count} images it returns {_described(output)}; {_cure(output, count)}",
         )
     return logits[0]
 

@@ -40,8 +40,10 @@ def giving_logits(model: nn.Module, images: Tensor) -> nn.Module:
         return model
     if rows.grad_fn is not None and rows.grad_fn.name() in _SIGMOIDS:
         raise SettingError(
-            "model: returns sigmoids, which are independent labels and not classes; choose one "
-            "label, and wrap the model so that it returns [0, z], z the label's logit"
+            "model",
+            None,
+            "returns sigmoids, which are independent labels and not classes",
+            "choose one label, and wrap the model so that it returns [0, z], z the label's logit",
         )
     rows = rows.detach()
     if not (bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < _NEAR_ONE).all())):
