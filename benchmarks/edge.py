@@ -14,10 +14,10 @@ import torch
 from feature_collisions.evaluation.hull_of_run import hull_of
 from feature_collisions.graph.operations import NotPiecewiseLinear
 from feature_collisions.hull.hull import Hull
-from feature_collisions.hull.run import load_run
 from feature_collisions.proofs.edges import Edge, Walker
 from feature_collisions.proofs.splitting import Splitting
 from feature_collisions.proofs.whole_hull import ClassJudge
+from feature_collisions.runs.run import load_run
 from feature_collisions.settings.evaluate import EdgeSettings, EvaluateSettings
 
 

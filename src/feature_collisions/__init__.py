@@ -11,7 +11,7 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from .errors import CollisionError, SettingError
     from .hull.hull import Hull
-    from .hull.run import Run, load_run
+    from .runs.run import Run, load_run
     from .search.find_corners import find_corners
     from .settings.patches import PatchSettings
     from .settings.search import LogSettings, LossSettings, OptimizerSettings, StopSettings
@@ -33,7 +33,7 @@ __all__ = [
 _PLACES = {
     "errors": ("CollisionError", "SettingError"),
     "hull.hull": ("Hull",),
-    "hull.run": ("Run", "load_run"),
+    "runs.run": ("Run", "load_run"),
     "search.find_corners": ("find_corners",),
     "settings.patches": ("PatchSettings",),
     "settings.search": ("LogSettings", "LossSettings", "OptimizerSettings", "StopSettings"),

@@ -208,16 +208,16 @@ def rewrite(run, change):
         (lambda s, a, b: s.update(distance_scale=255), "distance_scale=255 .* must be 1"),
         (lambda s, a, b: s.update(steps=10**30), "steps|64 bits"),
         (lambda s, a, b: s.update(seconds=-1), "seconds=-1"),
-        (lambda s, a, b: s.update(steps=True), "steps in summary.json is missing or no int"),
+        (lambda s, a, b: s.update(steps=True), "steps=True in summary.json: .* integer"),
         (lambda s, a, b: s.update(target_probability=0.123), "where the classifier gives"),
-        (lambda s, a, b: s.update(experiment="\x1b[2J"), "control characters in '.x1b"),
+        (lambda s, a, b: s.update(experiment="\x1b[2J"), "experiment='.x1b.*control characters"),
         (lambda s, a, b: a.update(positive=float("inf")), "Infinity is no number"),
         (lambda s, a, b: a.update(positive=0.0), "positive=0.0 .* where the classifier gives"),
         (lambda s, a, b: a.update(probability=1 - a["probability"]), "probability=.* where"),
         (lambda s, a, b: a.update(corner=1), "a corner occurs twice"),
         (lambda s, a, b: (a.update(corner=1), b.update(corner=0)), "is not unit"),
         (lambda s, a, b: a.update(unit=9999), "the units of the corners and of summary.json"),
-        (lambda s, a, b: a.update(extra=1), "have different entries"),
+        (lambda s, a, b: a.update(side="above"), "is above what the layer sees"),
     ],
 )
 def test_a_summary_that_contradicts_is_refused(evaluate, whole, tmp_path, change, message):
@@ -300,7 +300,7 @@ VALUES = st.one_of(
 def test_any_value_in_a_run_is_refused_or_measured(whole, tmp_path, data):
     """Up to what a hull is made of; what is measured then is the drill's affair."""
     from feature_collisions.evaluation.hull_of_run import hull_of
-    from feature_collisions.hull.run import load_run
+    from feature_collisions.runs.run import load_run
     from feature_collisions.settings.evaluate import ClassifierPlace, EvaluateSettings
 
     run = tmp_path / "run"

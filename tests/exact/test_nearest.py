@@ -8,7 +8,7 @@ from scipy.optimize import minimize, nnls
 from feature_collisions.errors import CollisionError, SettingError
 from feature_collisions.exact.linear_program import LinearPrograms
 from feature_collisions.exact.nearest import Constraints, nearest_point
-from feature_collisions.hull.run import load_run
+from feature_collisions.runs.run import load_run
 from feature_collisions.search.find_corners import find_corners
 from feature_collisions.settings.search import LossSettings, StopSettings
 from helpers.defaults import plain_optimizer

@@ -69,8 +69,8 @@ def test_a_model_that_wraps_its_logits_gives_what_one_that_does_not_gives(name):
     plain, wrapped = search(lambda logits: logits), search(UNAMBIGUOUS[name])
     assert torch.equal(wrapped.corners, plain.corners)
     changed = {"seconds", "seconds_total", "classifier_hash"}
-    assert {k: v for k, v in wrapped.summary.items() if k not in changed} == {
-        k: v for k, v in plain.summary.items() if k not in changed
+    assert {k: v for k, v in wrapped.summary.entries().items() if k not in changed} == {
+        k: v for k, v in plain.summary.entries().items() if k not in changed
     }
     assert wrapped.sample(50) == plain.sample(50)
     assert wrapped.worst_case(2, 3).probability == plain.worst_case(2, 3).probability

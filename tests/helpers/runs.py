@@ -2,7 +2,8 @@
 
 import torch
 
-from feature_collisions.hull.run import write_run
+from feature_collisions.runs.records import Summary
+from feature_collisions.runs.run import Run
 
 QUICK = ("wandb.mode=disabled", "stop.min_steps=0")
 FAST = ("samples=50", "plain.steps=0", "edges.seconds=0", "proof.seconds=0", "proof.depth=false")
@@ -41,12 +42,13 @@ def make_run(directory, corner=0, config="", **changed):
             }
         ],
     }
-    write_run(
+    Run(
         directory,
         image[None].clone(),
         image,
         image.clone(),
         torch.tensor([corner]),
-        summary | changed,
-    )
+        Summary.of(summary | changed),
+        {},
+    ).save(directory)
     (directory / "config.yaml").write_text(f"corner: {corner}\n{config}")

@@ -10,8 +10,8 @@ import torch
 
 from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.places import LOCK, claimed, remove_if_empty
 from feature_collisions.networks.mnist_mlp import MnistMLP
+from feature_collisions.runs.directories import LOCK, claimed, remove_if_empty
 from helpers.commands import run_command
 from helpers.hulls import made_hull
 
@@ -19,7 +19,7 @@ QUICK = ("wandb.mode=disabled", "corner=0", "stop.min_steps=50", "stop.max_steps
          "classifier.weights=drawn.safetensors")  # fmt: skip
 OWN = """
 import pathlib, sys, time
-from feature_collisions.hull.places import claimed
+from feature_collisions.runs.directories import claimed
 with claimed(pathlib.Path(sys.argv[1]), "run"):
     print("owned", flush=True)
     time.sleep(60)

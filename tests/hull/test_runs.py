@@ -10,8 +10,8 @@ from feature_collisions import find_corners
 from feature_collisions.data.files import load_tensors, save_tensors
 from feature_collisions.data.images import load_image
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.places import claimed, is_claimed, newest_run, place_of_run
-from feature_collisions.hull.run import hulls_below, load_run
+from feature_collisions.runs.directories import claimed, is_claimed, newest_run, place_of_run
+from feature_collisions.runs.run import hulls_below, load_run
 from feature_collisions.settings.search import LossSettings, StopSettings
 
 STOP = StopSettings(None, 20, 20, None, None)
@@ -101,7 +101,7 @@ def test_a_run_without_its_summary_is_refused(search, tmp_path):
     with pytest.raises(SettingError, match=r"summary\.json: the file is missing"):
         load_run(tmp_path)
     (tmp_path / "summary.json").write_text(json.dumps({"corners": None}))
-    with pytest.raises(SettingError, match="the run is incomplete"):
+    with pytest.raises(SettingError, match=r"in summary\.json: .* required"):
         load_run(tmp_path)
 
 

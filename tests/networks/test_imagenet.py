@@ -13,9 +13,9 @@ from feature_collisions.data.files import save_tensors, write_text
 from feature_collisions.data.images import save_png
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.hull_of_run import hull_of
-from feature_collisions.hull.run import load_run
 from feature_collisions.networks.classifiers import load_classifier
 from feature_collisions.networks.torchvision_models import Classifier
+from feature_collisions.runs.run import load_run
 from feature_collisions.search.find_corners import Search, find_corners
 from feature_collisions.settings.evaluate import EvaluateSettings
 from feature_collisions.settings.search import LossSettings, StopSettings

@@ -18,6 +18,7 @@ from feature_collisions.hull.hull import Hull
 from feature_collisions.proofs.edges import prove_edges
 from feature_collisions.proofs.piecewise import Line
 from feature_collisions.proofs.whole_hull import prove_class
+from feature_collisions.runs.records import Summary
 from feature_collisions.settings.evaluate import EdgeSettings
 from helpers.bounds import backward, bounds_of, spread
 from helpers.graphs import traced_for
@@ -199,7 +200,7 @@ def test_what_was_proved_of_one_network_is_not_taken_for_another(
 
 def test_corners_of_one_number_keep_their_own_edges(tmp_path: Path) -> None:
     hull = valley()
-    hull.summary["corners"] = [{"corner": 0}] * 3
+    hull.summary = Summary.of({**hull.summary, "corners": [{"corner": 0}] * 3})
     found = [
         [edge["proved"] for edge in prove_edges(hull, settings, tmp_path)["edges"]]
         for settings in (WHOLE, EdgeSettings(seconds=0))

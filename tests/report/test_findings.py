@@ -10,6 +10,7 @@ from feature_collisions.report.escaping import for_line
 from feature_collisions.report.findings import MEANINGS, Known, claims_table, describe
 from feature_collisions.report.report import write_report
 from feature_collisions.report.tables import as_text
+from feature_collisions.runs.records import Summary
 from helpers.hulls import NASTY, evaluated, made_hull
 
 NAMES = ("three", NASTY, "a|b *c* _d_ <i>", "seven")
@@ -127,7 +128,7 @@ def claims_of(**entries):
         "target_class": 3, "steps": 1, "seconds": 1.0, "converged": False, "corners": [],
     }  # fmt: skip
     result = {"target_class": 3, "target_probability": 0.9} | entries
-    found = describe(summary, result, NAMES)
+    found = describe(Summary.of(summary), result, NAMES)
     assert found.warning
     return {claim.label: claim for claim in found.claims}
 

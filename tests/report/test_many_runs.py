@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.run import Run, hulls_below
 from feature_collisions.report.figures import sizes_figure
 from feature_collisions.report.runs import row_of, runs_table, write_runs
+from feature_collisions.runs.records import Summary
+from feature_collisions.runs.run import Run, hulls_below
 from helpers.runs import FAST, QUICK, make_run
 
 
@@ -91,7 +92,7 @@ def rows_of(alphas, sizes, mean=0.9, largest=0.25):
         }  # fmt: skip
         units = torch.zeros(1, dtype=torch.int64)
         config = {"loss": {"alpha": alpha, "beta": 1.0, "positive_form": "norm", "share": True}}
-        run = Run(None, image[None], image, image, units, summary, config)
+        run = Run(None, image[None], image, image, units, Summary.of(summary), config)
         result = {
             "dirichlet": SAMPLE | {"probability_mean": mean, "feature_relative_max": largest},
             "target_probability": 0.9,

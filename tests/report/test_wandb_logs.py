@@ -11,7 +11,6 @@ import wandb
 
 from feature_collisions.data.images import save_png
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.run import hulls_below, load_run
 from feature_collisions.hull.statistics import OUTCOMES
 from feature_collisions.report.runs import row_of
 from feature_collisions.report.wandb_logs import (
@@ -25,6 +24,7 @@ from feature_collisions.report.wandb_logs import (
     read_identity,
     wandb_run,
 )
+from feature_collisions.runs.run import hulls_below, load_run
 from feature_collisions.settings.evaluate import EvaluateSettings
 from helpers.commands import run_command
 from helpers.hulls import NAMES, evaluated, made_hull

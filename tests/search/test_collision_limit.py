@@ -12,6 +12,7 @@ from feature_collisions import StopSettings, find_corners
 from feature_collisions.graph.graph import trace
 from feature_collisions.hull.statistics import collision_limit, limit_of
 from feature_collisions.report.findings import collision_line, distance_line
+from feature_collisions.runs.records import Summary
 
 SIZE = (3, 8, 8)
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
@@ -88,10 +89,10 @@ def test_a_search_keeps_the_line_and_a_number_replaces_it(layer, line):
 
 
 def test_the_end_of_a_search_says_the_error_with_its_line_and_the_distance_with_its_unit():
-    summary = {
+    summary = Summary.of({
         "corner_feature_relative_max": 0.0067, "hull_relative": 0.05,
         "corner_distance_mean": 2324.5, "distance_scale": 255,
-    }  # fmt: skip
+    })  # fmt: skip
     assert "0.0067 of ||f(t)|| from the target's, the line is 0.05: they collide" in (
         collision_line(summary)
     )

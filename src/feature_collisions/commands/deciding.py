@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ..data.datasets import DataSplit
 from ..data.files import read_json, write_json
 from ..errors import SettingError
-from ..hull.places import CORNERS
-from ..hull.run import Run, load_run
 from ..networks.weights import weights_hash
 from ..patches.database import patch_images
+from ..runs.directories import CORNERS
+from ..runs.run import Run, load_run
 from ..search.checkpoints import digest
 from ..settings.train import Settings
 
@@ -115,10 +115,10 @@ def finished_run(directory: Path, decisive: dict[str, Any], max_steps: int) -> R
         print(f"{directory}: is finished, with these settings; nothing is searched", flush=True)
         return run
     said = "; ".join(differing)
-    if run.summary["steps"] >= max_steps:
+    if run.summary.steps >= max_steps:
         raise SettingError(
             f"ckpt_path=last: the run in {directory} is finished ({said}) after "
-            f"{run.summary['steps']} steps; raise stop.max_steps={max_steps}, or leave ckpt_path "
+            f"{run.summary.steps} steps; raise stop.max_steps={max_steps}, or leave ckpt_path "
             "out to start anew in another directory"
         )
     print(f"{directory}: is continued with other settings ({said})", flush=True)

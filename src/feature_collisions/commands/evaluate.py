@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 
 from ..ends import Stopped
 from ..errors import SettingError
-from ..hull.places import claimed, newest_run
 from ..report.escaping import for_line, for_terminal
+from ..runs.directories import claimed, newest_run
 from ..settings.evaluate import EvaluateSettings
 from ..settings.train import to_settings
 from .command_line import changed, command, override
@@ -18,8 +18,8 @@ from .start import explain, importing
 from .survey import is_survey
 
 if TYPE_CHECKING:
-    from ..hull.run import Run
     from ..report.findings import Description
+    from ..runs.run import Run
 
 
 def main(config: DictConfig) -> None:
@@ -40,7 +40,7 @@ def main(config: DictConfig) -> None:
 def evaluate_all(settings: EvaluateSettings, directory: Path) -> None:
     """Evaluate each hull in `directory`; more than one are put into one table."""
     with importing():
-        from ..hull.run import hulls_below
+        from ..runs.run import hulls_below
         from ..settings.trainer import check_trainer
 
     settings.trainer = check_trainer(settings.trainer)
@@ -158,7 +158,7 @@ def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Se
     hull, data = hull_of(run, settings)
     seconds: dict[str, float] = {}
     with claimed(run.directory, "run"), without_tf32():
-        scale = run.summary["distance_scale"]
+        scale = run.summary.distance_scale
         result = evaluate(
             hull, lambda: data.test.mean_distance() * scale, settings, run.directory, seconds
         )

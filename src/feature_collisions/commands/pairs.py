@@ -13,11 +13,11 @@ from ..data.files import read_json, write_json, write_text
 from ..data.image_set import ImageSet
 from ..errors import CollisionError, SettingError
 from ..hull.hull import Hull
-from ..hull.places import CHECKPOINT, CORNERS
-from ..hull.run import load_run
 from ..hull.statistics import FEATURES, OUTCOMES, counted
 from ..report.runs import rows_table
 from ..report.tables import Table, as_markdown
+from ..runs.directories import CHECKPOINT, CORNERS
+from ..runs.run import load_run
 from .csv_lines import csv_lines, shown
 from .deciding import differences_to
 from .random_pairs import Pair, random_pairs
@@ -210,28 +210,28 @@ def outcome_of(hull: Hull, samples: int) -> dict[str, Any]:
     Raises:
         CollisionError: when the classifier's answers are not finite.
     """
-    found, target = hull.sample(samples), hull.summary["target_probability"]
+    found, target = hull.sample(samples), hull.summary.target_probability
     mean, accuracy = found["probability_mean"], found["accuracy"]
     if not (math.isfinite(mean) and math.isfinite(target)):
         raise CollisionError(
             f"the classifier's probabilities are not finite (mean {mean}, the target's {target})"
         )
     name, reasons = hull.outcome(found)
-    if name != FEATURES and "limits" in hull.summary:
-        reasons.append(hull.summary["limits"])
+    if name != FEATURES and hull.summary.limits:
+        reasons.append(hull.summary.limits)
     distances = hull.corner_distances()
     return {
         "outcome": name,
         "reasons": reasons,
-        "search": hull.summary.get("unmet", []),
+        "search": hull.summary.unmet,
         "samples": samples,
         "accuracy": accuracy,
         "probability_mean": mean,
         "target_probability": target,
         "corner_distance_mean": float(distances.mean()) if len(distances) else None,
         "feature_relative_max": found["feature_relative_max"],
-        "steps": hull.summary["steps"],
-        "seconds": hull.summary["seconds"],
+        "steps": hull.summary.steps,
+        "seconds": hull.summary.seconds,
     }
 
 

@@ -15,7 +15,7 @@ from ..report.escaping import for_terminal
 
 if TYPE_CHECKING:
     from ..evaluation.survey import HullFigures
-    from ..hull.run import Run
+    from ..runs.run import Run
     from ..settings.evaluate import EvaluateSettings
 
 _SHARED = (
@@ -39,8 +39,7 @@ def is_survey(runs: Sequence[Run]) -> bool:
 
 
 def _network(run: Run) -> tuple[str, ...]:
-    summary = run.summary
-    return str(summary.get("classifier_hash")), str(summary["layer"])
+    return str(run.summary.classifier_hash), run.summary.layer
 
 
 def _pair(run: Run) -> str:
@@ -179,15 +178,13 @@ def _names(by_network: Mapping[tuple[str, ...], Mapping[str, Run]]) -> dict[tupl
 
 
 def _with_weights(name: str, run: Run) -> str:
-    named = run.config.get("classifier")
-    weights = named.get("weights") if isinstance(named, dict) else None
+    weights = run.classifier.get("weights")
     return f"{name}::{weights}" if isinstance(weights, str) and weights else name
 
 
 def _called(run: Run) -> str:
-    named = run.config.get("classifier")
-    path = named.get("path") if isinstance(named, dict) else None
-    return str(path if isinstance(path, str) and path else run.summary["classifier"])
+    path = run.classifier.get("path")
+    return path if isinstance(path, str) and path else run.summary.classifier
 
 
 def _check_budget(runs: Sequence[Run]) -> None:
@@ -204,7 +201,7 @@ def _check_budget(runs: Sequence[Run]) -> None:
 
 
 def _flat(run: Run) -> dict[str, Any]:
-    found: dict[str, Any] = {"trainer.precision": run.summary.get("precision")}  # what `auto` took
+    found: dict[str, Any] = {"trainer.precision": run.summary.precision}  # what `auto` took
     for name in _SHARED:
         value = run.config.get(name)
         inner = value if isinstance(value, dict) else {None: value}
@@ -255,7 +252,7 @@ def _key(run: Run, distance: float, settings: EvaluateSettings) -> str:
     for tensor in (run.corners, run.initial, run.target, run.units):
         digest.update(tensor.numpy().tobytes())
     rest = [
-        *_network(run), run.summary["seconds"], run.summary["distance_scale"], distance,
+        *_network(run), run.summary.seconds, run.summary.distance_scale, distance,
         settings.samples, settings.seed, worst.starts, worst.steps, settings.proof.seconds,
     ]  # fmt: skip
     digest.update(json.dumps(rest).encode())

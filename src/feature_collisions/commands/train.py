@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from ..ends import Stopped
 from ..errors import CollisionError, SettingError
-from ..hull.places import (
+from ..runs.directories import (
     CHECKPOINT,
     CONFIG,
     claimed,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..graph.graph import Graph
     from ..hull.hull import Hull
     from ..patches.composite import Sources
+    from ..runs.records import Summary
     from ..search.find_corners import Search
     from .random_pairs import Pair
 
@@ -222,7 +223,7 @@ def as_yaml(settings: Settings) -> str:
 
 
 def print_corners(
-    summary: dict[str, Any],
+    summary: Summary,
     class_names: Sequence[str],
     directory: Path,
     path: str | None,
@@ -242,19 +243,19 @@ def print_corners(
 
     table = corners_table(summary, class_names)
     print(f"\n{as_text(table)}\n" + (f"\n{table.note}" if table.note else ""))
-    seconds = f"search {summary['seconds']:.1f} s, total {summary['seconds_total']:.1f} s"
-    print(f"{summary['steps']} steps; {seconds}")
+    seconds = f"search {summary.seconds:.1f} s, total {summary.seconds_total:.1f} s"
+    print(f"{summary.steps} steps; {seconds}")
     for line in (collision_line(summary), distance_line(summary, of_images)):
         if line:
             print(line)
-    label = summary.get("target_label")  # of the data set; a class where their numbers agree
-    if label is not None and label != summary["target_class"]:
-        target = class_names[summary["target_class"]]
+    label = summary.target_label  # of the data set; a class where their numbers agree
+    if label is not None and label != summary.target_class:
+        target = class_names[summary.target_class]
         print(
             f"note: the classifier takes the target ({class_names[label]}) for {target}; "
             f"the corners collide with {target}"
         )
-    if not summary["converged"]:
+    if not summary.converged:
         print("not converged: see the warning above")
     print(f"run: {directory}\nnext: {evaluating(directory, path)}")
 
@@ -290,15 +291,14 @@ def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
     with wandb_logger(settings.wandb, directory, name, job.group, asdict(settings)) as logger:
         hull = search.run(logger)
         classes = data.test.class_names
-        hull.summary |= {
-            "experiment": settings.name,
-            "classifier": settings.classifier.name,
-            # Of another number of classes: a label then names no class of the classifier.
-            "target_label": target.label if len(classes) == len(hull.target_logits) else None,
-            "seconds_total": hull.summary["seconds_total"] + built - started,
-        }
+        summary = hull.summary
+        summary.experiment, summary.classifier = settings.name, settings.classifier.name
+        # Of another number of classes: a label then names no class of the classifier.
+        same = len(classes) == len(hull.target_logits)
+        summary.target_label = target.label if same else None
+        summary.seconds_total += built - started
         if settings.stop.hull_relative is not None:
-            hull.summary["hull_relative"] = settings.stop.hull_relative
+            summary.hull_relative = settings.stop.hull_relative
         hull.save(directory)
         if logger:
             with failures_as_warnings("log the corners"):

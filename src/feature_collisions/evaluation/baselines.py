@@ -132,7 +132,7 @@ def balls(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
         return hull.measure(images, samples, name)
 
     return {
-        "ball_radius": radius(hull.corners) * float(hull.summary["distance_scale"]),
+        "ball_radius": radius(hull.corners) * hull.summary.distance_scale,
         **_share("ball", points("Ball", on_sphere, False)),
         **_share("ball_clipped", points("Ball, clipped", on_sphere, True)),
         **_share("ball_span", points("Ball in the corners' span", on_span_sphere, False)),
@@ -178,5 +178,5 @@ def plain(
         **_share("plain", found),
         "plain_probability_mean": found["probability_mean"],
         "plain_corner_error_relative_max": float(errors.max()) / norm if norm else None,
-        "plain_corner_distance_mean": distance * float(hull.summary["distance_scale"]),
+        "plain_corner_distance_mean": distance * hull.summary.distance_scale,
     }

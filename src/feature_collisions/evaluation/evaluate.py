@@ -57,8 +57,8 @@ def evaluate(
     """
     result: dict[str, Any] = {
         "target_class": hull.target_class,
-        "target_probability": hull.summary["target_probability"],
-        "distance_scale": hull.summary["distance_scale"],
+        "target_probability": hull.summary.target_probability,
+        "distance_scale": hull.summary.distance_scale,
         "activation": hull.following.activation.name,
         "past": list(hull.following.past),
     }
@@ -116,7 +116,7 @@ class Subject(NamedTuple):
         bfloat16, if the search for the corners had it.
         """
         asked = self.settings.trainer.get("precision", "")
-        if asked == "auto" and self.hull.summary.get("precision") == "bf16-mixed":
+        if asked == "auto" and self.hull.summary.precision == "bf16-mixed":
             asked = "bf16-mixed"
         return MIXED.get(asked)
 

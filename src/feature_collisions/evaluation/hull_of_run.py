@@ -15,14 +15,14 @@ from torch import nn
 from ..data.datasets import DataSplit, load_data
 from ..data.devices import CPU, sparing
 from ..errors import SettingError
+from ..evaluation.run_checks import check_figures, check_units
 from ..graph.graph import evaluating
 from ..graph.logits import device_of
 from ..hull.hull import Hull
-from ..hull.run import Run
-from ..hull.run_checks import check_figures, check_units
 from ..networks.classifiers import load_classifier
 from ..networks.weights import weights_hash
-from ..search.summary import summary_of
+from ..runs.run import Run
+from ..search.summary import corner_records
 from ..settings.evaluate import EvaluateSettings
 from ..settings.train import FOLDERS, ClassifierSettings, DataSettings
 from ..settings.trainer import devices_of
@@ -47,7 +47,7 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
         SettingError: when the classifier is not the one the corners were found with.
     """
     data_settings, classifiers, seed = _named(run, settings)
-    expected = run.summary.get("classifier_hash")
+    expected = run.summary.classifier_hash
     if not expected:
         raise SettingError(
             f"run={run.directory}: summary.json has no classifier_hash, so nothing tells which "
@@ -88,7 +88,7 @@ def _matching(
     Raises:
         SettingError: when none has, with the first one's reason.
     """
-    expected, first = run.summary["classifier_hash"], None
+    expected, first = run.summary.classifier_hash, None
     for classifier in classifiers:
         try:
             model = load_classifier(classifier, data, seed)
@@ -187,7 +187,7 @@ def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull
         run: the run.
         settings: `trainer` says which devices share its points.
     """
-    layer = run.summary["layer"]
+    layer = run.summary.layer
     if run.config.get("channels_last") is True:
         run.corners = run.corners.contiguous(memory_format=torch.channels_last)
     try:
@@ -197,7 +197,7 @@ def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull
     except RuntimeError as error:
         raise SettingError(
             f"run={run.directory}: images of {tuple(run.target.shape)} do not pass through "
-            f"{run.summary['classifier']} ({str(error).splitlines()[0]})"
+            f"{run.summary.classifier} ({str(error).splitlines()[0]})"
         ) from None
     check_units(run.directory, run.units, _numbers(run), hull.features.seen_by.cpu())
     images = torch.stack([hull.initial, hull.target, *hull.corners])
@@ -205,15 +205,14 @@ def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull
         parts = [hull.observe(part) for part in images.split(hull.at_once)]
     logits, preactivation = (torch.cat(each) for each in zip(*parts, strict=True))
     probabilities, norm = logits.softmax(1), float(hull.features.features.norm())
-    names = [entry["corner"] for entry in run.summary["corners"]]
-    found = summary_of(names, hull.units, preactivation[2:], hull.features, probabilities)
-    check_figures(run.directory, run.summary, found, norm, probabilities)
+    found = corner_records(
+        run.summary.numbers, hull.units, preactivation[2:], hull.features, probabilities
+    )
+    check_figures(run, found, norm, probabilities)
     return hull
 
 
 def _numbers(run: Run) -> list[int] | None:
     """The corners' numbers where they count the target's inactive units in flat order."""
-    ordered = run.config.get("corner_order", "flat") == "flat"
-    if not ordered or run.summary.get("objective") == "random":
-        return None
-    return [entry["corner"] for entry in run.summary["corners"]]
+    flat = run.config.get("corner_order", "flat") == "flat"
+    return run.summary.numbers if flat and run.summary.objective != "random" else None

@@ -64,7 +64,7 @@ def explored(hull: Hull, class_names: Sequence[str]) -> dict[str, Any]:
         if len(listed) < _LEAST_CLASSES and k not in listed:
             listed.append(k)
     return {
-        "corners": [f"corner {entry['corner']}" for entry in hull.summary["corners"]],
+        "corners": [f"corner {number}" for number in hull.summary.numbers],
         "steps": steps,
         "classes": [class_names[k] for k in listed],
         "scale": _STEPS,

@@ -35,8 +35,8 @@ def macro_entries(hull: Hull) -> dict[str, Any]:
 
     `total_variation` is the mean over the corners of R(P) (sec. 4.1), of composites only.
     """
-    variations = [entry.get("total_variation") for entry in hull.summary["corners"]]
-    known = [float(value) for value in variations if isinstance(value, int | float)]
+    variations = [entry.total_variation for entry in hull.summary.corners]
+    known = [value for value in variations if value is not None]
     return {
         "corner_distance_min": float(hull.corner_distances().min()),
         "macro_share": macro_share(hull.corners),

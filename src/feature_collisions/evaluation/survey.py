@@ -45,17 +45,17 @@ def measure(hull: Hull, distance: float, settings: EvaluateSettings) -> HullFigu
     search = settings.worst_case
     worst = hull.worst_case(search.starts, search.steps, settings.seed)
     proof = prove_class(hull, settings.proof.seconds, suspects=[worst.weights.tolist()])
-    size = float(hull.corner_distances().mean()) / hull.summary["distance_scale"] if several else 0
+    size = float(hull.corner_distances().mean()) / hull.summary.distance_scale if several else 0
     figures = {
         "relative_size": size / distance if distance else None,
         "blind_share": 1 - float(hull.features.active.float().mean()),
         "feature_relative_max": sample["feature_relative_max"],
         "accuracy": sample["accuracy"],
         "probability_mean": sample["probability_mean"],
-        "target_probability": hull.summary["target_probability"],
+        "target_probability": hull.summary.target_probability,
         "worst_case_probability": worst.probability,
         "share_proved": proof.get("share_proved", 0.0 if proof.get("outcome") else None),
-        "seconds": hull.summary["seconds"],
+        "seconds": hull.summary.seconds,
     }
     return HullFigures(figures, None if figures["share_proved"] else proof.get("reason"))
 

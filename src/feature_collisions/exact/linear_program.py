@@ -26,6 +26,7 @@ from ..hull.hull import Hull
 from ..hull.statistics import AFFINE
 from ..networks.unwrap import unwrap
 from ..networks.weights import weights_hash
+from ..runs.records import Summary
 from ..search.losses import negative
 from ..search.summary import summarise
 from ..settings.rules import at_least, one_of
@@ -274,12 +275,12 @@ class LinearPrograms:
             oriented = self.features.oriented(self.cut(images.double()))
             inactive = torch.where(self.features.active, torch.inf, oriented)
             self.units = inactive.argmin(1)
-        summary = self._summary(images)
-        summary |= {
-            "steps": sum(solution.iterations for solution in found),
-            "seconds": seconds,
-            "seconds_total": time.perf_counter() - started,
-        }
+        summary = self._summary(
+            images,
+            steps=sum(solution.iterations for solution in found),
+            seconds=seconds,
+            seconds_total=time.perf_counter() - started,
+        )
         return Hull(
             self.model, self.layer, images, self.initial, self.target, self.units, summary,
             graph=self.graph,
@@ -299,27 +300,22 @@ class LinearPrograms:
             for corner, unit in zip(self.corners, units, strict=True)
         ]
 
-    def _summary(self, images: Tensor) -> dict[str, Any]:
-        pair = (self.initial, self.target)
-        found = summarise(
-            self.graph, self.layer, pair, images, self.corners, self.units, self.features
-        )
+    def _summary(self, images: Tensor, **others: Any) -> Summary:
+        summary = summarise(
+            self.graph, self.layer, (self.initial, self.target), images, self.corners, self.units,
+            self.features, experiment="linear_program", classifier_hash=weights_hash(self.model),
+            solver="linear_program",
+            objective=self.objective, hull_relative=AFFINE, converged=True, **others,
+        )  # fmt: skip
         limit = _EXACT * float(self.features.features.norm())
-        far = [each["corner"] for each in found["corners"] if not each["positive"] <= limit]
-        if far:
+        if far := [each.corner for each in summary.corners if not each.positive <= limit]:
+            summary.converged = False
             warnings.warn(
                 f"not converged: L_pos of corners {far} is not under {_EXACT:g} ||f(t)||: features "
                 "this small are within the solver's tolerance of 1e-7; scale the network's weights",
                 stacklevel=3,
             )
-        return found | {
-            "experiment": "linear_program",
-            "classifier_hash": weights_hash(self.model),
-            "solver": "linear_program",
-            "objective": self.objective,
-            "hull_relative": AFFINE,
-            "converged": not far,
-        }
+        return summary
 
 
 def _warn_of_same(exact: Tensor, corners: Sequence[int]) -> None:
@@ -345,7 +341,7 @@ def depth(hull: Hull) -> dict[str, Any]:
     linear programs. Empty where the layer is not affine, or where the corners are linear programs'
     already.
     """
-    if hull.summary.get("solver") == "linear_program":
+    if hull.summary.solver == "linear_program":
         return {}
     cut = TargetLayer(hull.graph, hull.layer).cpu().double()  # where HiGHS solves
     try:

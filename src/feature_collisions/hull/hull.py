@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import cycle
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -23,9 +22,9 @@ from ..graph.probabilities import giving_logits
 from ..graph.target import TargetFeatures
 from ..graph.target_layer import Following, Observed, following
 from ..networks.unwrap import unwrap
-from ..settings.paths import path_of
+from ..runs.records import Summary
+from ..runs.run import Corners
 from ..settings.rules import one_of
-from .run import write_run
 from .statistics import HullStatistics, Outcome, limit_of, outcome_of
 from .threads import Threads, threads_of_cpu
 from .worst_case import Seen, WorstCase, descend, goodness, margin, slopes_at
@@ -75,7 +74,7 @@ _CACHED = ("everywhere", "_threads", "at_once", "_suspects")  # follow from the 
 
 
 @dataclass(repr=False)
-class Hull:
+class Hull(Corners):
     """Corners that collide with a target, and the classifier they do it to.
 
     It lies where the classifier lies: tensors are brought there, and what comes out lies there.
@@ -86,7 +85,7 @@ class Hull:
         corners: (K, C, H, W) float32 in [0, 1].
         initial, target: (C, H, W).
         units: (K,) the unit each corner pushed down.
-        summary: what `summary.json` holds.
+        summary: what `summary.json` holds; a dict of what is known of it will do.
         batch: images a forward pass takes at most; None for as many as keep the device busy and
             fit into its memory. No figure depends on it, but for rounding.
         others: devices that share its points with the one it lies on, by a copy of the model on
@@ -99,7 +98,7 @@ class Hull:
     initial: Tensor
     target: Tensor
     units: Tensor
-    summary: dict[str, Any]
+    summary: Summary
     batch: int | None = None
     others: Sequence[torch.device] = ()
     graph: Graph = field(default=cast(Graph, None), repr=False)  # traced where none is given
@@ -125,6 +124,8 @@ class Hull:
         looked_at = torch.cat([pair, self._between()])
         past = check_agreement(self.graph, self.layer, looked_at, self.observed)
         self.following = following(self.graph, self.layer)._replace(past=past)
+        if isinstance(self.summary, dict):
+            self.summary = Summary.of(self.summary)
         self.summary = self.summary | {
             "activation": self.following.activation.name,
             "tolerance": 0.0,
@@ -269,12 +270,11 @@ class Hull:
     @property
     def target_class(self) -> int:
         """The class the classifier gives the target, right or wrong."""
-        target_class: int = self.summary["target_class"]
-        return target_class
+        return self.summary.target_class
 
     def outcome(self, sample: dict[str, Any]) -> Outcome:
         """What `sample`, of this hull, says it is: see Outcome."""
-        return outcome_of(sample, self.summary["target_probability"], limit_of(self.summary))
+        return outcome_of(sample, self.summary.target_probability, limit_of(self.summary))
 
     def points(self, weights: Tensor) -> Tensor:
         """Convex mixes of the corners: (B, K) weights to (B, C, H, W) images."""
@@ -392,14 +392,12 @@ class Hull:
 
     def initial_distances(self) -> Tensor:
         """L2 distances (K,) of the corners from the initial image, in the same units."""
-        scale: float = self.summary["distance_scale"]
         distances: Tensor = (self.corners - self.initial).flatten(1).norm(dim=1)
-        return distances * scale
+        return distances * self.summary.distance_scale
 
     def corner_distances(self) -> Tensor:
         """L2 distances (K (K - 1) / 2,) between corners, in pixels of [0, `distance_scale`]."""
-        scale: float = self.summary["distance_scale"]
-        return torch.pdist(self.corners.flatten(1)) * scale
+        return torch.pdist(self.corners.flatten(1)) * self.summary.distance_scale
 
     @torch.inference_mode(False)
     @torch.enable_grad()
@@ -488,12 +486,6 @@ class Hull:
         proofs = importlib.import_module("..proofs.whole_hull", __package__)
         found: dict[str, Any] = proofs.prove(self, seconds)
         return found
-
-    def save(self, directory: str | Path) -> None:
-        """Write the run directory's corners, summary and images."""
-        write_run(
-            path_of(directory), self.corners, self.initial, self.target, self.units, self.summary
-        )
 
 
 def in_batches(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ from ..data.devices import able
 from ..graph.graph import Graph
 from ..graph.target import TargetFeatures
 from ..graph.target_layer import is_affine
+from ..runs.records import Summary
 
 _BINS = 50
 
@@ -165,9 +166,9 @@ def collision_limit(graph: Graph, layer: str, composite: bool = False) -> float:
     return COMPOSITE if composite else DEEP
 
 
-def limit_of(summary: dict[str, Any]) -> float:
+def limit_of(summary: Summary) -> float:
     """The largest feature error over ||f(t)|| that `summary.json` calls a collision."""
-    return float(summary.get("hull_relative", COMPOSITE))
+    return COMPOSITE if summary.hull_relative is None else summary.hull_relative
 
 
 def outcome_of(sample: dict[str, Any], target_probability: float, limit: float) -> Outcome:

@@ -425,7 +425,7 @@ def _save(cache: EdgeCache, edges: dict[tuple[int, int], Edge]) -> None:
 
 def _known(hull: Hull, cache: EdgeCache | None) -> dict[tuple[int, int], Edge]:
     """Each edge by its corners' places in the hull, with what an earlier evaluation found."""
-    numbers = [int(entry["corner"]) for entry in hull.summary["corners"]]
+    numbers = hull.summary.numbers
     ends = list(itertools.combinations(range(len(numbers)), 2))
     kept = cache.load(len(ends)) if cache else None
     return {

@@ -39,7 +39,7 @@ def prove_faces(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
     """
     at_least("seconds", seconds, 0)
     judge = ClassJudge(hull)
-    numbers = [int(entry["corner"]) for entry in hull.summary["corners"]]
+    numbers = hull.summary.numbers
     triangles = list(itertools.combinations(range(len(numbers)), 3))
     if not triangles:
         return {"reason": "needs three corners"}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ..evaluation.paper import CASES, Case
 from ..hull.hull import SAMPLERS
 from ..hull.statistics import CLASS, FEATURES, NEITHER, limit_of
+from ..runs.records import Summary
 from .tables import Table, number
 
 
@@ -87,9 +88,7 @@ class Description(NamedTuple):
     tables: list[Table]
 
 
-def describe(
-    summary: dict[str, Any], result: dict[str, Any], class_names: Sequence[str]
-) -> Description:
+def describe(summary: Summary, result: dict[str, Any], class_names: Sequence[str]) -> Description:
     """Describe a hull.
 
     Args:
@@ -97,10 +96,10 @@ def describe(
         result: what `evaluation.json` holds.
         class_names: one per class.
     """
-    initial, target = (class_names[summary[f"{name}_class"]] for name in ("initial", "target"))
-    count = len(summary["corners"])
+    initial, target = class_names[summary.initial_class], class_names[summary.target_class]
+    count = len(summary.corners)
     tables = [
-        comparison(summary["experiment"], result, target),
+        comparison(summary.experiment, result, target),
         corners_table(summary, class_names),
         _points_table(result),
         _table("How large the hull is", _numbers(SIZES, result, Known.MEASURED)),
@@ -108,12 +107,12 @@ def describe(
         _edges_table(result.get("edges", {})),
     ]
     return Description(
-        experiment=summary["experiment"],
+        experiment=summary.experiment,
         headline=_HEADLINES[result.get("outcome")].format(initial=initial, target=target),
-        lead=f"{summary['classifier']}, layer {summary['layer']}, {count} corner"
-        f"{'s' * (count > 1)}, {summary['steps']} steps in {summary['seconds']:.2f} s."
-        + _RETURNS.get(summary.get("returns", ""), ""),
-        warning="" if summary["converged"] else "Some corners did not converge.",
+        lead=f"{summary.classifier}, layer {summary.layer}, {count} corner"
+        f"{'s' * (count > 1)}, {summary.steps} steps in {summary.seconds:.2f} s."
+        + _RETURNS.get(summary.returns, ""),
+        warning="" if summary.converged else "Some corners did not converge.",
         claims=[row for claim in CLAIMS for row in claim(result, class_names)],
         tables=[table for table in tables if table.rows],
     )
@@ -141,23 +140,23 @@ def _table(heading: str, findings: Sequence[Finding], notes: bool = True) -> Tab
     return Table(heading, columns[:count], [finding[:count] for finding in findings])
 
 
-def corners_table(summary: dict[str, Any], class_names: Sequence[str]) -> Table:
+def corners_table(summary: Summary, class_names: Sequence[str]) -> Table:
     """One row per corner."""
-    target, entries = class_names[summary["target_class"]], summary["corners"]
-    clipped = any(entry.get("side") == "above" for entry in entries)  # else all are below 0
+    target, entries = class_names[summary.target_class], summary.corners
+    clipped = any(entry.side == "above" for entry in entries)  # else all are below 0
     columns = ("corner", "unit", *(("side",) if clipped else ()), "L_pos",
                "L_pos over ||f(t)||", "pre-activation of the unit", "class",
                f"probability of {target}")  # fmt: skip
     rows = [
         (
-            str(entry["corner"]),
-            str(entry["unit"]),
-            *((entry["side"],) if clipped else ()),
-            f"{entry['positive']:.4g}",
-            number(entry.get("positive_relative"), ".2g"),
-            f"{entry['unit_preactivation']:.1f}",
-            class_names[entry["predicted_class"]],
-            f"{entry['probability']:.4f}",
+            str(entry.corner),
+            str(entry.unit),
+            *((entry.side or "below",) if clipped else ()),
+            f"{entry.positive:.4g}",
+            number(entry.positive_relative, ".2g"),
+            f"{entry.unit_preactivation:.1f}",
+            class_names[entry.predicted_class],
+            f"{entry.probability:.4f}",
         )
         for entry in entries
     ]
@@ -165,9 +164,9 @@ def corners_table(summary: dict[str, Any], class_names: Sequence[str]) -> Table:
     return Table("The corners", columns, rows, note if clipped else "")
 
 
-def collision_line(summary: dict[str, Any]) -> str:
+def collision_line(summary: Summary) -> str:
     """Whether the corners' features collide, with the limit; empty where it was not measured."""
-    if (error := summary.get("corner_feature_relative_max")) is None:
+    if (error := summary.corner_feature_relative_max) is None:
         return ""
     limit = limit_of(summary)
     said = "they collide" if error <= limit else "they do not collide"
@@ -177,16 +176,16 @@ def collision_line(summary: dict[str, Any]) -> str:
     )
 
 
-def distance_line(summary: dict[str, Any], of_images: float | None = None) -> str:
+def distance_line(summary: Summary, of_images: float | None = None) -> str:
     """How far apart the corners are, with the unit; empty where it was not measured.
 
     Args:
         summary: of the run.
         of_images: mean distance of two images of the data set, pixels in [0, 1], where known.
     """
-    if (mean := summary.get("corner_distance_mean")) is None:
+    if (mean := summary.corner_distance_mean) is None:
         return ""
-    scale = summary["distance_scale"]
+    scale = summary.distance_scale
     line = f"distance: corners are {mean:,.4g} apart on average (L2, pixels in 0..{scale})"
     if not of_images:
         return f"{line}; evaluate.py compares that with the data set"

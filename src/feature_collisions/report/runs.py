@@ -6,8 +6,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ..data.files import write_text
-from ..hull.run import Run
 from ..hull.statistics import counted, limit_of, outcome_of
+from ..runs.run import Run
 from .figures import save_figure, sizes_figure
 from .page import runs_page
 from .tables import Table, as_csv, as_markdown, number
@@ -43,15 +43,15 @@ def row_of(
     weights = loss if isinstance(loss, dict) else {}
     return {
         "run": name,
-        "experiment": summary["experiment"],
-        "initial": class_names[summary["initial_class"]],
-        "target": class_names[summary["target_class"]],
-        "classifier": summary["classifier"],
-        "layer": summary["layer"],
+        "experiment": summary.experiment,
+        "initial": class_names[summary.initial_class],
+        "target": class_names[summary.target_class],
+        "classifier": summary.classifier,
+        "layer": summary.layer,
         **{f"loss.{k}": v for k, v in weights.items() if type(v) in (int, float)},
         "corners": len(run.corners),
-        "steps": summary["steps"],
-        "seconds": summary["seconds"],
+        "steps": summary.steps,
+        "seconds": summary.seconds,
         "accuracy": sample.get("accuracy"),
         "accuracy_lower_95": sample.get("accuracy_lower_95"),
         "probability_mean": sample.get("probability_mean"),

@@ -100,16 +100,16 @@ def corners_sheet(hull: Hull, class_names: Sequence[str], start: Tensor | None =
         start: the composite that the search started from, if any. Below it stands then what each
             corner has of its own: corner minus mean of the corners, on grey.
     """
-    summary, entries = hull.summary, hull.summary["corners"]
+    summary, entries = hull.summary, hull.summary.corners
     panels: list[Panel | None] = [
-        Panel(image, f"corner {entry['corner']}",
-              f"{class_names[entry['predicted_class']]}, {entry['probability']:.4f}", mixed=True)
+        Panel(image, f"corner {entry.corner}",
+              f"{class_names[entry.predicted_class]}, {entry.probability:.4f}", mixed=True)
         for image, entry in zip(hull.corners, entries, strict=True)
     ]  # fmt: skip
     if len(entries) > 1:
         panels.append(_even_mix(hull, class_names))
-    first = Panel(hull.initial, "initial", class_names[summary["initial_class"]])
-    words = f"{class_names[hull.target_class]}, {summary['target_probability']:.4f}"
+    first = Panel(hull.initial, "initial", class_names[summary.initial_class])
+    words = f"{class_names[hull.target_class]}, {summary.target_probability:.4f}"
     last = Panel(hull.target, "target", words)
     heading = "Initial image, corners, target"
     note = "Under a picture: its class, and its probability of the target's class."
@@ -118,7 +118,7 @@ def corners_sheet(hull: Hull, class_names: Sequence[str], start: Tensor | None =
         rows = [row[k : k + _WIDEST] for k in range(0, len(row), _WIDEST)]
         return Sheet("corners", heading, rows, note, min(_WIDEST, len(row)))
     parts = (0.5 + hull.corners - hull.corners.mean(0)).clamp(0, 1)
-    own = [Panel(part, f"corner {entry['corner']}", "of its own")
+    own = [Panel(part, f"corner {entry.corner}", "of its own")
            for part, entry in zip(parts, entries, strict=True)]  # fmt: skip
     rows = [[first, Panel(start, "start", "the composite by Eq. 5"), *panels, last],
             [None, None, *own]]  # fmt: skip
@@ -144,8 +144,8 @@ def differences_sheet(hull: Hull, boxes: Sequence[dict[str, Any]]) -> Sheet | No
     )
     if not drawn:
         return None
-    row = [Panel(image, f"corner {entry['corner']}", boxes=drawn)
-           for image, entry in zip(hull.corners, hull.summary["corners"], strict=True)]  # fmt: skip
+    row = [Panel(image, f"corner {entry.corner}", boxes=drawn)
+           for image, entry in zip(hull.corners, hull.summary.corners, strict=True)]  # fmt: skip
     rows = [row[k : k + _WIDEST] for k in range(0, len(row), _WIDEST)]
     share = sum(box["share"] for box in boxes)
     note = f"The boxes hold {share:.0%} of the corners' variance (Figure 8 b)."

@@ -17,8 +17,9 @@ from ..data.files import read_json, refuse_link, write_json
 from ..data.images import to_uint8
 from ..errors import SettingError
 from ..hull.hull import SAMPLERS, Hull
-from ..hull.run import Run
 from ..hull.statistics import OUTCOMES
+from ..runs.records import Corner
+from ..runs.run import Run
 from ..settings.train import WandbSettings
 
 if TYPE_CHECKING:
@@ -212,8 +213,10 @@ def log_hull(run: "wandb.Run", hull: Hull | Run) -> None:
     """Add the end of the search to a W&B run: the image grid, the table, the summary."""
     import wandb
 
-    entries = hull.summary["corners"]
-    names = ["initial", *(f"corner {entry['corner']}" for entry in entries), "target"]
+    summary = hull.summary
+    names = ["initial", *(f"corner {number}" for number in summary.numbers), "target"]
+    entries = summary.corners
+    columns = [name for name in Corner.model_fields if any(name in entry for entry in entries)]
     images = [hull.initial, *hull.corners, hull.target]
     run.log(
         {
@@ -221,11 +224,13 @@ def log_hull(run: "wandb.Run", hull: Hull | Run) -> None:
                 wandb.Image(to_uint8(image), caption=name)
                 for image, name in zip(images, names, strict=True)
             ],
-            "corners": wandb.Table(list(entries[0]), [list(entry.values()) for entry in entries]),
+            "corners": wandb.Table(
+                list(columns), [[entry.get(name) for name in columns] for entry in entries]
+            ),
         },
-        step=max(run.step, hull.summary["steps"]),
+        step=max(run.step, summary.steps),
     )
-    run.summary.update({k: v for k, v in hull.summary.items() if k != "corners"})
+    run.summary.update(summary.figures())
 
 
 _TABLE = Path("wandb") / "table.json"
@@ -261,8 +266,8 @@ def log_evaluation(
         return None
     identity, config = first, None
     if len(run.jobs) > 1:
-        corners = [entry["corner"] for entry in run.summary["corners"]]
-        name = f"{run.summary['experiment']} corners {', '.join(map(str, corners))}"
+        corners = run.summary.numbers
+        name = f"{run.summary.experiment} corners {', '.join(map(str, corners))}"
         identity = _own(run.directory / IDENTITY, first, name)
         config = run.config | {"corner": corners}
     with wandb_run(mode, run.directory, identity, config) as logged:
@@ -270,10 +275,9 @@ def log_evaluation(
             log_hull(logged, run)
         logged.log(
             _media(run.directory, result, class_names),
-            step=max(logged.step, run.summary["steps"] + 1),
+            step=max(logged.step, run.summary.steps + 1),
         )
-        figures = {k: v for k, v in run.summary.items() if k != "corners"}
-        logged.summary.update(figures | hull_figures(result))
+        logged.summary.update(run.summary.figures() | hull_figures(result))
     return identity.name
 
 

@@ -41,6 +41,7 @@ from ..hull.statistics import collision_limit
 from ..networks.unwrap import unwrap, unwrap_layer
 from ..patches.composite import Sources
 from ..patches.floor import alone, what_limits
+from ..runs.records import Summary
 from ..settings.paths import path_of
 from ..settings.search import SearchSettings, images_per_batch
 from ..settings.train import parse_corners
@@ -231,18 +232,17 @@ class Search(SearchSettings):
             log_afterwards(self.directory, logger)
         summary = self._summary(found)
         if self.sources is not None:
-            for entry, variation in zip(summary["corners"], found.variation.tolist(), strict=True):
-                entry["total_variation"] = variation
+            for entry, variation in zip(summary.corners, found.variation.tolist(), strict=True):
+                entry.total_variation = variation
             if self.directory is not None:
                 save_png(self.directory / "images" / "composite.png", self.start[0])
-            summary |= self._limits(found.corners)
-        now = time.perf_counter()
-        summary["seconds_total"] = found.earlier + now - self.module.started
-        if "limits" in summary:
-            warnings.warn(summary["limits"], stacklevel=2)
-        if summary["unmet"]:
+            self._limits(found.corners, summary)
+        summary.seconds_total = found.earlier + time.perf_counter() - self.module.started
+        if summary.limits:
+            warnings.warn(summary.limits, stacklevel=2)
+        if summary.unmet:
             warnings.warn(
-                f"not converged: {'; '.join(summary['unmet'])} after {summary['steps']} steps; "
+                f"not converged: {'; '.join(summary.unmet)} after {summary.steps} steps; "
                 "raise stop.max_steps or lower loss.beta; docs/how-to/tune.md has more",
                 stacklevel=2,
             )
@@ -311,43 +311,38 @@ class Search(SearchSettings):
             return float(self.stop.hull_relative)
         return collision_limit(self.graph, self.layer, self.sources is not None)
 
-    def _limits(self, found: Tensor) -> dict[str, Any]:
+    def _limits(self, found: Tensor, summary: Summary) -> None:
         """Of composites whose features do not collide: what one corner by itself gets to."""
         limit, norm = self.limit, self.module.loss.norm
         ends = self._preactivation(torch.cat([found, found.mean(0, keepdim=True)]))
         largest = float(self.features.error(ends).max()) / norm if norm else 0.0
         if largest <= limit:
-            return {}
+            return
         one = replace(self, corners=self.corners[:1], **alone())
         fit(one.lightning, one.module, None, None)
         assert one.module.found is not None
         nearest = one.module.found.corners.to(found)
         floor = float(self.features.error(self._preactivation(nearest))) / norm
         moved = float((nearest - self.start).abs().max())
-        return {"floor": floor, "limits": what_limits(largest, limit, floor, moved)}
+        summary.floor, summary.limits = floor, what_limits(largest, limit, floor, moved)
 
-    def _summary(self, found: Found) -> dict[str, Any]:
+    def _summary(self, found: Found) -> Summary:
         """What `summary.json` says of the corners."""
-        pair, images, features = (self.initial, self.target), found.corners, self.features
         summary = summarise(
-            self.graph, self.layer, pair, images, self.corners, self.units, features
-        )
+            self.graph, self.layer, (self.initial, self.target), found.corners, self.corners,
+            self.units, self.features, experiment="find_corners",
+            classifier_hash=self.module.problem["classifier"], hull_relative=self.limit,
+            converged=True, steps=found.step, seconds=found.seconds, seconds_total=found.seconds,
+            **self.precision,
+        )  # fmt: skip
         norms, classes, probabilities = (
-            torch.tensor([entry[name] for entry in summary["corners"]])
+            torch.tensor([entry[name] for entry in summary.corners])
             for name in ("positive", "predicted_class", "probability")
         )
         reasons = self.goal.late(norms) | self.goal.misclassified(classes, probabilities)
-        late = unmet(reasons, self.corners)
-        own = {
-            "experiment": "find_corners",
-            "classifier_hash": self.module.problem["classifier"],
-            "hull_relative": self.limit,
-            "converged": not late,
-            "unmet": late,
-            "steps": found.step,
-            "seconds": found.seconds,
-        }
-        return summary | self.precision | own
+        summary.unmet = unmet(reasons, self.corners)
+        summary.converged = not summary.unmet
+        return summary
 
 
 def find_corners(

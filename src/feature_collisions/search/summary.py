@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..graph.graph import Graph
 from ..graph.probabilities import gives_probabilities
 from ..graph.target import TargetFeatures, logits_of, preactivation_of
+from ..runs.records import Corner, Summary
 from .losses import negative, positive
 
 
@@ -25,7 +26,8 @@ def summarise(
     corners: Sequence[int],
     units: Tensor,
     features: TargetFeatures,
-) -> dict[str, Any]:
+    **others: Any,
+) -> Summary:
     """The figures of corners as they are saved (float32), and the problem that they solve.
 
     Args:
@@ -36,28 +38,37 @@ def summarise(
         corners: their K numbers.
         units: (K,) the unit each pushed down.
         features: the target's, in the dtype that pre-activations are computed in.
+        others: what is known of the search.
     """
     probabilities = class_probabilities(graph.model, torch.stack([*pair, *images]))
     preactivation = preactivation_of(graph, layer, images, features.features.dtype)
     scale = 1 if len(pair[0]) == 1 else 255
     distances = torch.pdist(images.flatten(1)) * scale
-    return summary_of(corners, units, preactivation, features, probabilities) | {
-        "classifier": type(graph.model).__name__,
-        "layer": layer,
-        "distance_scale": scale,
-        "corner_distance_mean": float(distances.mean()) if len(distances) else None,
-        "returns": "probabilities" if gives_probabilities(graph.model) else "logits",
-    }
+    norm, error = float(features.features.norm()), float(features.error(preactivation).max())
+    initial_class, target_class = probabilities[:2].argmax(1).tolist()
+    return Summary(
+        classifier=type(graph.model).__name__,
+        layer=layer,
+        returns="probabilities" if gives_probabilities(graph.model) else "logits",
+        initial_class=initial_class,
+        target_class=target_class,
+        target_probability=float(probabilities[1, target_class]),
+        distance_scale=scale,
+        corner_feature_relative_max=error / norm if norm else None,
+        corner_distance_mean=float(distances.mean()) if len(distances) else None,
+        corners=corner_records(corners, units, preactivation, features, probabilities),
+        **others,
+    )
 
 
-def summary_of(
+def corner_records(
     corners: Sequence[int],
     units: Tensor,
     preactivation: Tensor,
     target: TargetFeatures,
     probabilities: Tensor,
-) -> dict[str, Any]:
-    """The classes, and each corner's figures.
+) -> list[Corner]:
+    """Each corner's figures.
 
     Args:
         corners: numbers of the K corners.
@@ -70,27 +81,18 @@ def summary_of(
     norms = positive(oriented, target.values, target.active)
     negatives = negative(oriented, ~target.active, units)
     sides = target.sides(units)
-    norm = float(target.features.norm())
-    initial_class, target_class, *classes = probabilities.argmax(1).tolist()
-    error = float(target.error(preactivation).max())
-    entries = [
-        {
-            "corner": corner,
-            "unit": int(units[k]),
-            "side": sides[k],
-            "positive": float(norms[k]),
-            "positive_relative": float(norms[k]) / norm if norm else None,
-            "negative": float(negatives[k]),
-            "unit_preactivation": float(preactivation[k, units[k]]),
-            "predicted_class": classes[k],
-            "probability": float(probabilities[k + 2, target_class]),
-        }
+    norm, target_class = float(target.features.norm()), int(probabilities[1].argmax())
+    return [
+        Corner(
+            corner=corner,
+            unit=int(units[k]),
+            side=sides[k],
+            positive=float(norms[k]),
+            positive_relative=float(norms[k]) / norm if norm else None,
+            negative=float(negatives[k]),
+            unit_preactivation=float(preactivation[k, units[k]]),
+            predicted_class=int(probabilities[k + 2].argmax()),
+            probability=float(probabilities[k + 2, target_class]),
+        )
         for k, corner in enumerate(corners)
     ]
-    return {
-        "initial_class": initial_class,
-        "target_class": target_class,
-        "target_probability": float(probabilities[1, target_class]),
-        "corner_feature_relative_max": error / norm if norm else None,
-        "corners": entries,
-    }

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,50 +10,62 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.files import load_tensors, read_json, read_yaml, refuse_links, save_tensors, write_json
+from ..data.files import load_tensors, read_yaml, refuse_links, save_tensors, write_json
 from ..data.images import PNG_CHANNELS, save_png
 from ..errors import SettingError
 from ..settings.paths import path_of
-from .places import CONFIG, CORNERS, LOCK, is_claimed
-from .run_checks import check_agreement, check_summary
+from .directories import CONFIG, CORNERS, LOCK, is_claimed
+from .records import Summary, impossible, read_record
 
 
-def write_run(
-    directory: Path,
-    corners: Tensor,
-    initial: Tensor,
-    target: Tensor,
-    units: Tensor,
-    summary: dict[str, Any],
-) -> None:
-    """Write a run; the corners' file comes last: its presence marks a complete run."""
-    refuse_links(directory)
-    images = directory / "images"
-    if len(target) not in PNG_CHANNELS:
-        warnings.warn(
-            f"images of {len(target)} channels are no PNG, which has 1 or 3; the corners are in "
-            f"{CORNERS}",
-            stacklevel=2,
-        )
-    save_png(images / "initial.png", initial)
-    save_png(images / "target.png", target)
-    for entry, corner in zip(summary["corners"], corners, strict=True):
-        save_png(images / f"corner_{entry['corner']}.png", corner)
-    write_json(directory / "summary.json", summary)
-    tensors = {"corners": corners, "initial": initial, "target": target, "units": units}
-    save_tensors(directory / CORNERS, tensors)
+class Corners:
+    """What a run and a hull have in common: the corners, and what is known of them.
+
+    Attributes:
+        corners: (K, C, H, W) float32 in [0, 1].
+        initial, target: (C, H, W).
+        units: (K,) int64, the unit that each corner pushed down.
+        summary: what `summary.json` holds.
+    """
+
+    corners: Tensor
+    initial: Tensor
+    target: Tensor
+    units: Tensor
+    summary: Summary
+
+    def save(self, directory: str | Path) -> None:
+        """Write the run directory's corners, summary and images.
+
+        The corners' file comes last: its presence marks a complete run.
+        """
+        directory = path_of(directory)
+        refuse_links(directory)
+        images = directory / "images"
+        if len(self.target) not in PNG_CHANNELS:
+            warnings.warn(
+                f"images of {len(self.target)} channels are no PNG, which has 1 or 3; the corners "
+                f"are in {CORNERS}",
+                stacklevel=2,
+            )
+        save_png(images / "initial.png", self.initial)
+        save_png(images / "target.png", self.target)
+        for number, corner in zip(self.summary.numbers, self.corners, strict=True):
+            save_png(images / f"corner_{number}.png", corner)
+        write_json(directory / "summary.json", self.summary.entries())
+        save_tensors(directory / CORNERS, {name: getattr(self, name) for name in _TENSORS})
+
+
+_TENSORS = ("corners", "initial", "target", "units")
 
 
 @dataclass
-class Run:
+class Run(Corners):
     """One run, or the runs of a sweep put together.
 
     Attributes:
         directory: where it was read from.
-        corners: (K, C, H, W) float32 in [0, 1].
-        initial, target: (C, H, W).
-        units: (K,) int64.
-        summary: what `summary.json` holds.
+        corners, initial, target, units, summary: as in `Corners`.
         config: the resolved settings, as plain dictionaries.
         jobs: the directories that were put together; of one run its own.
     """
@@ -62,12 +75,18 @@ class Run:
     initial: Tensor
     target: Tensor
     units: Tensor
-    summary: dict[str, Any]
+    summary: Summary
     config: dict[str, Any]
     jobs: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         self.jobs = self.jobs or (self.directory,)
+
+    @property
+    def classifier(self) -> dict[str, Any]:
+        """What the settings say of the classifier."""
+        named = self.config.get("classifier")
+        return named if isinstance(named, dict) else {}
 
 
 def load_run(directory: str | Path) -> Run:
@@ -90,62 +109,61 @@ def load_run(directory: str | Path) -> Run:
 
 def _read_one(directory: Path) -> Run:
     tensors = load_tensors(directory / CORNERS)
-    summary = read_json(directory / "summary.json")
-    try:
-        corners, initial, target, units = (
-            tensors[name] for name in ("corners", "initial", "target", "units")
-        )
-        entries = len(summary["corners"])
-    except (KeyError, TypeError) as error:
-        raise SettingError(f"run={directory}: {error} is missing; the run is incomplete") from None
-    check_summary(directory, summary)
-    if corners.ndim != 4 or initial.shape != corners.shape[1:] or target.shape != initial.shape:
-        raise SettingError(
-            f"run={directory}: corners {tuple(corners.shape)}, initial {tuple(initial.shape)} and "
-            f"target {tuple(target.shape)} do not fit each other; make the run again"
-        )
-    if not len(corners) == len(units) == entries > 0:
-        raise SettingError(f"run={directory}: corners, units and summary differ in number")
-    _check_tensors(directory, corners, initial, target, units)
-    config = _read_config(directory)
-    check_agreement(directory, summary, config, units, len(target))
-    return Run(directory, corners, initial, target, units, summary, config)
+    summary = read_record(Summary, directory / "summary.json")
+    if missing := [name for name in _TENSORS if name not in tensors]:
+        raise impossible(directory, f"{missing[0]!r} is missing; the run is incomplete")
+    config = read_yaml(directory / CONFIG) if (directory / CONFIG).exists() else {}
+    corners, initial, target, units = (tensors[name] for name in _TENSORS)
+    config = config if isinstance(config, dict) else {}
+    run = Run(directory, corners, initial, target, units, summary, config)
+    for problem in _problems(run):
+        raise impossible(directory, problem)
+    return run
 
 
 _MOST_CORNERS = 1000  # the midpoints of all edges alone take gigabytes then
 
 
-def _check_tensors(
-    directory: Path, corners: Tensor, initial: Tensor, target: Tensor, units: Tensor
-) -> None:
-    """Raise SettingError unless these are images in [0, 1], and units."""
-    images = {"a corner": corners, "initial": initial, "target": target}
-    for name, image in images.items():
+def _problems(run: Run) -> Iterator[str]:
+    """What is impossible in a run's tensors, or contradicts its summary or its settings."""
+    corners, initial, target, units, summary = (
+        run.corners, run.initial, run.target, run.units, run.summary
+    )  # fmt: skip
+    if corners.ndim != 4 or initial.shape != corners.shape[1:] or target.shape != initial.shape:
+        yield (
+            f"corners {tuple(corners.shape)}, initial {tuple(initial.shape)} and target "
+            f"{tuple(target.shape)} do not fit each other"
+        )
+    if units.dtype != torch.int64 or units.ndim != 1 or (units < 0).any():
+        yield "units must be (K,) int64 of at least 0, one per corner"
+    if not len(corners) == len(units) == len(summary.corners) > 0:
+        yield "corners, units and summary differ in number"
+    for name, image in {"a corner": corners, "initial": initial, "target": target}.items():
         if image.dtype != torch.float32 or image.numel() == 0:
-            raise SettingError(
-                f"run={directory}: {name} must be a float32 image, is {image.dtype} "
-                f"{tuple(image.shape)}; make the run again"
-            )
+            yield f"{name} must be a float32 image, is {image.dtype} {tuple(image.shape)}"
         if not (image.isfinite().all() and image.min() >= 0 and image.max() <= 1):
-            raise SettingError(f"run={directory}: {name} has pixels outside [0, 1] or NaN")
-    if units.dtype != torch.int64 or units.ndim != 1 or units.min() < 0:
-        raise SettingError(
-            f"run={directory}: units must be (K,) int64 of at least 0, one per corner; make the "
-            "run again"
-        )
+            yield f"{name} has pixels outside [0, 1] or NaN"
     if len(corners) > _MOST_CORNERS:
-        raise SettingError(
-            f"run={directory}: {len(corners)} corners make too many edges to be measured; at most "
-            f"{_MOST_CORNERS} are"
+        yield f"{len(corners)} corners make too many edges to be measured; at most {_MOST_CORNERS}"
+    if len(set(summary.numbers)) < len(summary.numbers):
+        yield "a corner occurs twice in summary.json"
+    if [entry.unit for entry in summary.corners] != units.tolist():
+        yield "the units of the corners and of summary.json differ"
+    scale = 1 if len(target) == 1 else 255
+    if summary.distance_scale != scale:
+        yield (
+            f"distance_scale={summary.distance_scale} in summary.json: must be {scale} for images "
+            f"of {len(target)} channels"
         )
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / CONFIG
-    if not path.exists():
-        return {}
-    config = read_yaml(path)
-    return config if isinstance(config, dict) else {}
+    named = run.classifier
+    said = {"experiment": run.config.get("name"), "classifier": named.get("name"),
+            "layer": named.get("layer")}  # fmt: skip
+    for key, setting in said.items():
+        if setting is not None and setting != summary[key]:
+            yield (
+                f"summary.json is of {key} {summary[key]}, config.yaml of {setting}; put back the "
+                "file that belongs to these corners"
+            )
 
 
 _SHARED = ("experiment", "classifier", "classifier_hash", "layer", "target_class")
@@ -155,7 +173,7 @@ def join(directory: Path, runs: list[Run]) -> Run:
     """One run of all the jobs' corners, in the corners' order."""
     first = runs[0]
     for run in runs[1:]:
-        differing = [k for k in _SHARED if run.summary.get(k) != first.summary.get(k)]
+        differing = [k for k in _SHARED if getattr(run.summary, k) != getattr(first.summary, k)]
         for name in ("initial", "target"):
             if not torch.equal(getattr(run, name), getattr(first, name)):
                 differing.append(name)
@@ -164,8 +182,8 @@ def join(directory: Path, runs: list[Run]) -> Run:
                 f"run={directory}: {run.directory.name} and {first.directory.name} differ in "
                 f"{', '.join(differing)}, so their corners make no hull; evaluate them one by one"
             )
-    entries = [entry for run in runs for entry in run.summary["corners"]]
-    numbers = [entry["corner"] for entry in entries]
+    entries = [entry for run in runs for entry in run.summary.corners]
+    numbers = [entry.corner for entry in entries]
     if len(set(numbers)) < len(numbers):
         raise SettingError(
             f"run={directory}: a corner occurs in several jobs, so these are several hulls; "
@@ -174,10 +192,10 @@ def join(directory: Path, runs: list[Run]) -> Run:
     order = sorted(range(len(entries)), key=numbers.__getitem__)
     summary = first.summary | {
         "corners": [entries[i] for i in order],
-        "converged": all(run.summary["converged"] for run in runs),
-        "steps": max(run.summary["steps"] for run in runs),
-        "seconds": sum(run.summary["seconds"] for run in runs),
-        "seconds_total": sum(run.summary["seconds_total"] for run in runs),
+        "converged": all(run.summary.converged for run in runs),
+        "steps": max(run.summary.steps for run in runs),
+        "seconds": sum(run.summary.seconds for run in runs),
+        "seconds_total": sum(run.summary.seconds_total for run in runs),
     }
     corners = torch.cat([run.corners for run in runs])[order]
     units = torch.cat([run.units for run in runs])[order]

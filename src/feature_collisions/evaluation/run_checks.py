@@ -1,0 +1,101 @@
+"""What a run directory says must be what its classifier gives: it may be a stranger's.
+
+Whether its files are possible, and agree, is checked when they are read (`runs.run`).
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..runs.records import Corner, impossible
+from ..runs.run import Run
+
+_ROUNDING = 0.01  # of ||f(t)||, and of probabilities: what devices and precisions differ by
+
+
+def check_figures(run: Run, found: Sequence[Corner], norm: float, probabilities: Tensor) -> None:
+    """Raise SettingError unless the classifier gives what the summary says, up to rounding.
+
+    Args:
+        run: its summary is compared.
+        found: what the classifier gives now, for the same corners.
+        norm: ||f(t)||.
+        probabilities: (2 + K, classes) of the initial image, the target and the corners.
+    """
+    summary, classes = run.summary, probabilities.shape[1]
+    named = [summary.initial_class, summary.target_class]
+    named += [entry.predicted_class for entry in summary.corners]
+    likely = all(
+        label < classes and float(row.max() - row[label]) <= _ROUNDING
+        for label, row in zip(named, probabilities, strict=True)
+    )
+    truth = int(probabilities[1].argmax())
+    if not likely or summary.target_class != truth:
+        raise impossible(
+            run.directory,
+            "summary.json gives classes that the classifier does not (the target is class "
+            f"{truth} of {classes} to it)",
+        )
+    pairs = [
+        ("target_probability", summary.target_probability, float(probabilities[1, truth]), 1.0)
+    ]
+    for said, seen in zip(summary.corners, found, strict=True):
+        pairs += _figures(said, seen, norm)
+    for name, value, true, scale in pairs:
+        if not abs(value - true) <= _ROUNDING * max(scale, abs(true)):
+            rule = f"{name}={value} in summary.json, where the classifier gives {true:.6g}"
+            raise impossible(run.directory, rule)
+    for said, seen in zip(summary.corners, found, strict=True):
+        if said.side not in (None, seen.side):
+            raise impossible(
+                run.directory,
+                f"unit {seen.unit} is {said.side} what the layer sees in summary.json, and "
+                f"{seen.side} it in truth",
+            )
+
+
+def _figures(said: Corner, seen: Corner, norm: float) -> Iterator[tuple[str, float, float, float]]:
+    """A corner's figures: name, what is said, what is true, and what it is compared with."""
+    yield "probability", said.probability, seen.probability, 1
+    yield "positive", said.positive, seen.positive, norm
+    yield "unit_preactivation", said.unit_preactivation, seen.unit_preactivation, norm
+    yield "negative", said.negative, seen.negative, norm + abs(seen.negative)
+    if said.positive_relative is not None:
+        yield "positive_relative", said.positive_relative, seen.positive_relative or 0.0, 1
+
+
+def check_units(
+    directory: Path, units: Tensor, numbers: list[int] | None, preactivation: Tensor
+) -> None:
+    """Raise SettingError unless these are inactive units of the target, those that corners count.
+
+    Args:
+        directory: the run's, for the message.
+        units: (K,) flat indices.
+        numbers: of the corners, where these count inactive units in flat order.
+        preactivation: (N,) how far f0(t) is within what the layer sees (`TargetFeatures.seen_by`).
+            Units next to zero may be inactive or not: devices differ.
+    """
+    count = len(preactivation)
+    if units.max() >= count:
+        raise impossible(
+            directory, f"unit {int(units.max())}: the layer has units 0 to {count - 1}"
+        )
+    nothing = 1e-4 * float(preactivation.abs().max())
+    active = units[preactivation[units] > nothing]
+    if len(active):
+        rule = f"unit {int(active[0])} is active in the target, and a corner pushes an inactive one"
+        raise impossible(directory, f"{rule} down")
+    if numbers is None:
+        return
+    least = (preactivation < -nothing).cumsum(0) - (preactivation < -nothing).int()
+    most = (preactivation < nothing).cumsum(0) - (preactivation < nothing).int()
+    corners = torch.tensor(numbers)
+    other = (corners < least[units]) | (corners > most[units])
+    if other.any():
+        place = int(other.int().argmax())
+        raise impossible(
+            directory, f"corner {numbers[place]} of the target is not unit {int(units[place])}"
+        )

@@ -1,0 +1,162 @@
+"""What run files hold, as typed records: the one place where they are read and checked.
+
+A new entry of a file is one line here. In the program a record's entries are attributes; files and
+`hull.summary["activation"]` know them by the same names.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from ..data.files import read_json
+from ..errors import SettingError
+
+_MOST = 2**53  # above any number of steps, seconds, units
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("has control characters")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_printable)]
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+Size = Annotated[float, Field(ge=0, le=_MOST)]
+Number = Annotated[float, Field(ge=-_MOST, le=_MOST)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Record(BaseModel):
+    """Entries of a JSON object. One that was never set is in no file, and not `in` the record.
+
+    Reading checks types and ranges; entries of other names are left out.
+    """
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    def entries(self) -> dict[str, Any]:
+        """The entries that were set, as JSON has them."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+    def keys(self) -> list[str]:
+        """Names of the entries that were set."""
+        fields, known = type(self).model_fields, self.model_fields_set
+        return [field.alias or name for name, field in fields.items() if name in known]
+
+    def __repr_args__(self) -> list[tuple[str, Any]]:
+        return [(key, self[key]) for key in self]
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
+        return iter(self.keys())
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.keys()
+
+    def __getitem__(self, key: str) -> Any:
+        for name, field in type(self).model_fields.items():
+            if key == (field.alias or name) and name in self.model_fields_set:
+                return getattr(self, name)
+        raise KeyError(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The entry, or `default` where it was not set."""
+        return self[key] if key in self else default  # noqa: SIM401
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        setattr(self, key, value)
+
+    def __or__(self, changes: dict[str, Any]) -> Self:
+        return self.model_copy(update=changes)
+
+
+Kind = TypeVar("Kind", bound=Record)
+
+
+def read_record(kind: type[Kind], path: Path) -> Kind:
+    """Read a JSON file of a run directory as a record.
+
+    Raises:
+        SettingError: for the first entry that is missing, of another type or out of range.
+    """
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"])) or "it"
+        given = "" if first["type"] == "missing" else f"={first['input']!a:.60}"
+        raise impossible(path.parent, f"{name}{given} in {path.name}: {first['msg']}") from None
+
+
+def impossible(directory: Path, rule: str) -> SettingError:
+    """The error of a run directory that says what cannot be."""
+    return SettingError("run", directory, rule, "make the run again")
+
+
+class Corner(Record):
+    """One corner in `summary.json`."""
+
+    corner: Count
+    unit: Count
+    side: Text | None = None  # `below` or `above`, where the activation hides the unit
+    positive: Size
+    positive_relative: Size | None = None
+    negative: Number
+    unit_preactivation: Number
+    predicted_class: Count
+    probability: Share
+    total_variation: Size | None = None
+
+
+class Summary(Record):
+    """`summary.json`: a search's figures; docs/reference/run.md says what each is."""
+
+    experiment: Text
+    classifier: Text
+    classifier_hash: Text | None = None
+    layer: Text
+    activation: Text = "unknown"
+    tolerance: Size = 0.0
+    push: Text = "unit"
+    bypassed: bool = False
+    returns: Text = "logits"
+    initial_class: Count
+    target_class: Count
+    target_label: Count | None = None
+    target_probability: Share
+    distance_scale: Count
+    solver: Text = "gradient"
+    objective: Text | None = None
+    hull_relative: Size | None = None
+    converged: bool
+    unmet: list[Text] = Field(default_factory=list)
+    floor: Size | None = None
+    limits: Text | None = None
+    precision: Text | None = None
+    precision_reason: Text | None = None
+    steps: Count
+    seconds: Size
+    seconds_total: Size
+    corner_feature_relative_max: Size | None = None
+    corner_distance_mean: Size | None = None
+    corners: list[Corner]
+
+    @classmethod
+    def of(cls, entries: dict[str, Any]) -> Self:
+        """A summary of some entries only, which are not checked."""
+        corners = [
+            each if isinstance(each, Corner) else Corner.model_construct(**each)
+            for each in entries.get("corners", ())
+        ]
+        return cls.model_construct(**entries | {"corners": corners})
+
+    def figures(self) -> dict[str, Any]:
+        """All entries but the corners'."""
+        return {key: value for key, value in self.entries().items() if key != "corners"}
+
+    @property
+    def numbers(self) -> list[int]:
+        """The corners' numbers."""
+        return [entry.corner for entry in self.corners]
