@@ -25,7 +25,7 @@ from feature_collisions.settings.evaluate import (
     EvaluateSettings,
     PlainSettings,
     ProofSettings,
-    WandbMode,
+    WandbPlace,
     WorstCaseSettings,
 )
 from feature_collisions.settings.search import StopSettings
@@ -71,7 +71,7 @@ def evaluate():
         edges=EdgeSettings(seconds=0.0),
         proof=ProofSettings(0.0, False),
         classifier=ClassifierPlace(path="test_strangers:toy"),
-        wandb=WandbMode("disabled"),
+        wandb=WandbPlace("disabled"),
     )
     return lambda directory: evaluate_all(chosen, directory)
 

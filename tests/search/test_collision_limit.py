@@ -100,7 +100,7 @@ def test_the_end_of_a_search_says_the_error_with_its_line_and_the_distance_with_
     assert "0..255" in distance_line(summary)
     far = summary["corner_distance_mean"] / 255
     assert "2.00 times" in distance_line(summary, far / 2)
-    assert collision_line({}) == distance_line({}) == ""
+    assert collision_line(Summary.of({})) == distance_line(Summary.of({})) == ""
 
 
 def test_a_search_measures_its_corners_as_the_hull_does():
