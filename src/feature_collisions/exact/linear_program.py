@@ -21,7 +21,7 @@ from ..graph.graph import Graph, trace
 from ..graph.operations import NotPiecewiseLinear
 from ..graph.probabilities import giving_logits
 from ..graph.target import TargetFeatures, passing, preactivation_of, target_features
-from ..graph.target_layer import Observed, TargetLayer, check_affine
+from ..graph.target_layer import Observed, TargetLayer
 from ..hull.hull import Hull
 from ..hull.statistics import AFFINE
 from ..networks.unwrap import unwrap
@@ -32,48 +32,12 @@ from ..search.summary import summarise
 from ..settings.rules import at_least, one_of
 from ..settings.solver import OBJECTIVES
 from ..settings.train import parse_corners
+from .affine import AffineMap, affine_map
 from .nearest import Constraints, nearest_point
 
-_LARGEST = 2**28  # entries of the map: 2 GiB
-_CHUNK = 2**22  # numbers of the images that are computed together: 32 MiB
 _EXACT = 1e-3  # of ||f(t)||: pixels are rounded to float32
 _SEEDS = 2**43  # a generator's has 64 bits, and each corner its own
 _SAME = 1e-4  # corners nearer than this (L2, pixels in [0, 1]) are one
-
-
-@dataclass(frozen=True)
-class AffineMap:
-    """f0(x) = weight x + bias, float64: weight (N, C H W), bias (N,)."""
-
-    weight: np.ndarray
-    bias: np.ndarray
-
-
-def affine_map(layer: TargetLayer, size: Sequence[int], batch: int = 256) -> AffineMap:
-    """The target layer as one exact affine map of the pixels.
-
-    Args:
-        layer: the cut network, float64.
-        size: (C, H, W) of an image.
-        batch: images a forward pass takes at most; large ones go through by fewer.
-
-    Raises:
-        NotPiecewiseLinear: when the cut network is not affine, or the map would not fit in memory.
-    """
-    check_affine(layer)
-    pixels = int(np.prod(size))
-    with torch.no_grad():
-        bias = layer(torch.zeros(1, *size, dtype=torch.float64))[0]
-        if pixels * len(bias) > _LARGEST:
-            raise NotPiecewiseLinear(f"a map from {pixels} pixels to {len(bias)} units is too big")
-        columns = torch.empty(pixels, len(bias), dtype=torch.float64)
-        batch = max(1, min(batch, _CHUNK // pixels))
-        for first in range(0, pixels, batch):
-            count = min(batch, pixels - first)
-            units = torch.zeros(count, pixels, dtype=torch.float64)
-            units[torch.arange(count), first + torch.arange(count)] = 1
-            columns[first : first + count] = layer(units.view(count, *size)) - bias
-    return AffineMap(columns.T.numpy(), bias.numpy())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from ..errors import CollisionError
 _STEPS = 200
 _TOLERANCE = 1e-12  # of the sides' norm: what float64 leaves
 _SHORTEST = 2.0**-40  # of a step: below it rounding decides
-_CONJUGATE = 400  # conjugate gradient steps in one of Newton's
+_CONJUGATE = 60  # conjugate gradient steps in one of Newton's
+_DIRECT = 2**32  # products in forming systems that are solved at once, as the last few are
 _LITTLE = 1e-10  # added to curvatures of about 1: pixels at 0 and 1 may leave none
 
 
@@ -120,7 +121,11 @@ def _newton(rows: Rows, state: _State, equal: Tensor, error: float) -> _State:
     def curvature(v: Tensor) -> Tensor:
         return moving * rows.times(inside * rows.back(moving * v)) + _LITTLE * v
 
-    direction = _conjugate_gradients(curvature, moving * state.gap, min(0.1, error))
+    goal = moving * state.gap
+    if isinstance(rows, Matrix) and rows.weight.shape[0] * rows.weight.numel() * goal.shape[1] <= _DIRECT:
+        direction = _solved(rows.weight, moving, inside, goal)
+    else:
+        direction = _conjugate_gradients(curvature, goal, min(0.1, error))
     length = torch.ones_like(state.value)
     new, left = state, torch.arange(len(length))
     parts = [each.clone() for each in (state.u, state.free, state.gap, state.value)]
@@ -137,6 +142,21 @@ def _newton(rows: Rows, state: _State, equal: Tensor, error: float) -> _State:
         left = left[~ended]
         length[left] /= 2
     return new._replace(u=parts[0], free=parts[1], gap=parts[2], value=parts[3])
+
+
+def _solved(weight: Tensor, moving: Tensor, inside: Tensor, goal: Tensor) -> Tensor:
+    """The same system solved at once, column by column of the goal (M, B)."""
+    found = []
+    for row, column, side in zip(moving.mT, inside.mT, goal.mT, strict=True):
+        of = row.nonzero()[:, 0]
+        part = weight[of][:, column > 0]
+        curved = part @ part.mT
+        curved.diagonal().add_(_LITTLE)
+        factor = torch.linalg.cholesky(curved)
+        solved = torch.zeros_like(side)
+        solved[of] = torch.cholesky_solve(side[of, None], factor)[:, 0]
+        found.append(solved)
+    return torch.stack(found, 1)
 
 
 def _conjugate_gradients(curvature: Callable[[Tensor], Tensor], goal: Tensor, share: float) -> Tensor:
@@ -159,6 +179,9 @@ def _conjugate_gradients(curvature: Callable[[Tensor], Tensor], goal: Tensor, sh
     return x
 
 
+_DEPENDENT = 1e-7  # of the largest: a row that adds as little may depend on the others
+
+
 class Conditioned:
     """Constraints rewritten with orthonormal equations, and inequalities at right angles to them.
 
@@ -173,9 +196,14 @@ class Conditioned:
     """
 
     def __init__(self, equal: np.ndarray, below: np.ndarray) -> None:
-        basis, triangle, order = qr(equal.T, mode="economic", pivoting=True)
-        sizes = np.abs(np.diag(triangle))
-        least = max(equal.shape) * np.finfo(float).eps * sizes.max(initial=0)
+        if not len(equal):  # LAPACK takes no empty matrix
+            equal = np.zeros((1, equal.shape[1]))
+        basis, triangle = qr(equal.T, mode="economic")
+        order, sizes = np.arange(len(triangle)), np.abs(np.diag(triangle))
+        if len(equal) > len(sizes) or sizes.min() <= _DEPENDENT * sizes.max():
+            basis, triangle, order = qr(equal.T, mode="economic", pivoting=True)
+            sizes = np.abs(np.diag(triangle))
+        least = max(equal.shape) * np.finfo(float).eps * sizes[0]
         self.rank = rank = int((sizes > least).sum())
         self._basis = basis = basis[:, :rank].T
         self._triangle, self._order = triangle[:rank, :rank], order[:rank]
@@ -190,7 +218,9 @@ class Conditioned:
 
     def sides(self, value: np.ndarray, limit: np.ndarray) -> Tensor:
         """What the rewritten rows must give, (M, B), of equal x = value (E, B), below x <= limit."""
-        at = solve_triangular(self._triangle, value[self._order], trans="T")
+        at = np.zeros((self.rank, limit.shape[1]))
+        if self.rank:
+            at = solve_triangular(self._triangle, value[self._order], trans="T")
         rest = (limit - self._tied @ at)[self._kept] / self._lengths[:, None]
         return torch.from_numpy(np.vstack([at, rest]))
 

@@ -87,6 +87,20 @@ def kinds(network: fx.GraphModule) -> dict[fx.Node, Kind]:
     return found
 
 
+def affine_part(network: fx.GraphModule) -> set[fx.Node]:
+    """The nodes that are affine in the images, of any network: its first steps."""
+    found: dict[fx.Node, bool] = {}  # of those that move with the images
+    for node in network.graph.nodes:
+        moving = [given for given in node.all_input_nodes if given in found]
+        if node.op == "placeholder":
+            found[node] = True
+        elif moving and node.op != "output" and node.target not in _SIZES:
+            first = moving == node.all_input_nodes[:1] and node.args[:1] == (moving[0],)
+            affine = all(found[given] for given in moving) and not _draws(node)
+            found[node] = affine and _is_affine(node, moving, first)
+    return {node for node, affine in found.items() if affine and node.op != "placeholder"}
+
+
 def _kind(node: fx.Node, moving: list[fx.Node]) -> Kind:
     first = moving == node.all_input_nodes[:1] and node.args[:1] == (moving[0],)
     ceiling = ceiling_of(node)

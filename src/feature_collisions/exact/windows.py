@@ -1,0 +1,250 @@
+"""What the first layer sees of the pixels, as small problems: windows that share their rows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, fx
+from torch.nn import functional
+
+from ..graph.graph import held_by, until
+from ..graph.operations import BATCH_NORM, aten, given_by_name
+from .affine import probed
+from .first_layer import FirstLayer, Sides, probe
+from .nearest import Conditioned, Nearest, Rows, nearest_points
+
+_HELD = 2**25  # entries of a layer's matrix that are held: 256 MiB
+_SAME = 1e-9  # of the largest value: two ways of computing a layer
+_ROUNDS = 3  # in which points that are to lie far apart are pushed
+_LOOSE = 1e-2  # of the sides' norm: how exact these are but for the last
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Windows of the pixels whose values may move alone; all see them through the same rows.
+
+    Attributes:
+        pixels: (P, p) flat indices, of P windows.
+        rows: what the layer sees of a window's pixels.
+        equal: (M,) bool, the rows whose values must stay; the others may not rise.
+        sides: (M, P) what they must give, or stay below.
+        seen: the rank of the equations: how many directions of p a window does not hide.
+    """
+
+    pixels: Tensor
+    rows: Rows
+    equal: Tensor
+    sides: Tensor
+    seen: int
+
+    def nearest(self, points: Tensor, tolerance: float) -> Nearest:
+        """The nearest points of the polytope to points (K, P, p); the result has (p, K P)."""
+        columns = points.flatten(0, 1).mT.contiguous()
+        sides = self.sides.repeat(1, len(points))
+        return nearest_points(columns, self.rows, sides, self.equal, tolerance)
+
+
+@dataclass(frozen=True)
+class Polytope:
+    """The images of [0, 1] that the first layer cannot tell from the target.
+
+    Attributes:
+        target: (n,) float64.
+        problems: of pixels that are seen; the others are free.
+    """
+
+    target: Tensor
+    problems: list[Problem]
+
+    @property
+    def hidden(self) -> int:
+        """How many directions of the pixels the layer's active units cannot see."""
+        return len(self.target) - sum(len(each.pixels) * each.seen for each in self.problems)
+
+    def nearest(self, points: Tensor, tolerance: float = 1e-12) -> tuple[Tensor, int, float]:
+        """Its points (K, n) nearest to others, the steps, and the largest relative error."""
+        found, steps, error = points.clamp(0, 1), 0, 0.0
+        for problem in self.problems:
+            part = problem.nearest(points[:, problem.pixels], tolerance)
+            shape = (len(points), *problem.pixels.shape)
+            found[:, problem.pixels] = part.points.mT.reshape(shape)
+            steps, error = steps + part.steps, max(error, float(part.error.max()))
+        return found, steps, error
+
+    def apart(self, count: int, generator: torch.Generator) -> tuple[Tensor, int, float]:
+        """`count` points far from each other: pushed along random directions, then away.
+
+        Each round is a step of the convex maximisation of the sum of their squared distances: a
+        quadratic program that leaves the points near the corners of the box.
+        """
+        draws = torch.randn(count, len(self.target), generator=generator, dtype=torch.float64)
+        way, taken = draws.sign(), 0
+        for turn in range(_ROUNDS if count > 1 else 1):
+            last = turn == _ROUNDS - 1 or count == 1
+            found, steps, error = self.nearest(0.5 + way, 1e-12 if last else _LOOSE)
+            others = (found.sum(0) - found) / max(1, count - 1)
+            way, taken = found - others, taken + steps
+            way /= way.square().mean().sqrt().clamp_min(1e-12)
+        return found, taken, error
+
+
+@torch.no_grad()
+def polytope_of(layer: FirstLayer, target: Tensor) -> Polytope:
+    """The polytope of a target (C, H, W)."""
+    pixels, sides = target.flatten().double(), layer.sides(target)
+    windows = _windows(layer)
+    if windows is not None:
+        return Polytope(pixels, _of_windows(windows, sides))
+    if len(pixels) * len(sides.side) <= _HELD:
+        return Polytope(pixels, list(_of_matrix(layer, sides)))
+    return Polytope(pixels, [_of_network(layer, sides)])
+
+
+class _Windows(NamedTuple):
+    """Values at units (P, M) are matrix (M, p) times the pixels (P, p), and a bias."""
+
+    matrix: Tensor
+    pixels: Tensor
+    units: Tensor
+
+    def problem(self, sides: Sides) -> Problem:
+        """Their problem, where all windows see the same of their units."""
+        equal, sign = sides.equal[self.units[0]], sides.sign[self.units[0]]
+        matrix, side = (sign[:, None] * self.matrix).numpy(), sides.side[self.units].mT.numpy()
+        given = Conditioned(matrix[equal], matrix[~equal])
+        made = given.sides(side[equal], side[~equal])
+        return Problem(self.pixels, given.rows, given.equal, made, given.rank)
+
+
+def _of_windows(windows: _Windows, sides: Sides) -> list[Problem]:
+    """One problem of all windows, or, where they see other units, one for each."""
+    if sides.equal.all():
+        return [windows.problem(sides)]
+    parts = range(len(windows.pixels))
+    return [
+        _Windows(windows.matrix, windows.pixels[k : k + 1], windows.units[k : k + 1]).problem(sides)
+        for k in parts
+    ]
+
+
+def _of_matrix(layer: FirstLayer, sides: Sides) -> Iterator[Problem]:
+    """Problems of pixels and units that no other pixel or unit is connected with."""
+    matrix = torch.from_numpy(probed(layer, layer.size).weight)
+    units, pixels = matrix.nonzero().mT.numpy()
+    count = len(matrix)
+    shape = (count + matrix.shape[1],) * 2
+    joined = coo_array((np.ones(len(units)), (units, count + pixels)), shape)
+    _, part = connected_components(joined, directed=False)
+    for each in np.unique(part[count:][np.unique(pixels)]):
+        own, seen = np.flatnonzero(part[:count] == each), np.flatnonzero(part[count:] == each)
+        window = _Windows(
+            matrix[np.ix_(own, seen)], torch.from_numpy(seen)[None], torch.from_numpy(own)[None]
+        )
+        yield window.problem(sides)
+
+
+class _Network(NamedTuple):
+    """Rows that are too many to be held: the layer itself, and its gradient."""
+
+    layer: FirstLayer
+    sign: Tensor
+
+    def times(self, points: Tensor) -> Tensor:
+        """(n, B) to (N, B)."""
+        images = points.mT.reshape(-1, *self.layer.size)
+        return self.sign[:, None] * (self.layer(images) - self.layer.bias).mT
+
+    @torch.enable_grad()
+    def back(self, multipliers: Tensor) -> Tensor:
+        """(N, B) to (n, B)."""
+        images = torch.zeros(multipliers.shape[1], *self.layer.size).double().requires_grad_()
+        weighted = (self.sign[:, None] * multipliers).mT * self.layer(images)
+        (found,) = torch.autograd.grad(weighted.sum(), images)
+        return found.flatten(1).mT
+
+
+def _of_network(layer: FirstLayer, sides: Sides) -> Problem:
+    """One problem of all pixels. Its equations are taken to be independent."""
+    count = layer.size.numel()
+    return Problem(
+        torch.arange(count)[None], _Network(layer, sides.sign), sides.equal,
+        sides.side[:, None], min(count, int(sides.equal.sum())),
+    )  # fmt: skip
+
+
+def _windows(layer: FirstLayer) -> _Windows | None:
+    """A convolution or linear layer whose windows share no pixel, read from the graph.
+
+    Before it, pixels may be scaled, shifted and moved; behind it there may be a batch norm. What is
+    read is compared with the layer. None where there are no such windows.
+    """
+    end = next(iter(reversed(layer.network.graph.nodes))).args[0]
+    while isinstance(end, fx.Node) and end.target is BATCH_NORM:
+        end = end.args[0]
+    if not isinstance(end, fx.Node) or end.target not in (aten.conv2d.default, aten.linear.default):
+        return None
+    given = given_by_name(end, _ARGUMENTS)
+    weight = held_by(layer.network, str(given["weight"].target))
+    if given.get("groups", 1) != 1 or any(_pair(given.get("padding", 0))):
+        return None
+    before = until(layer.network, given["input"])
+    moved = _moved(before, layer.size)
+    if moved is None:
+        return None
+    pixels, scale = (_cut(each, weight, given) for each in moved)
+    if len(pixels.unique()) < pixels.numel() or not torch.equal(scale, scale[:1].expand_as(scale)):
+        return None
+    units = torch.arange(len(pixels) * len(weight))
+    of_channels = weight.ndim == 4  # (M, P), where a linear layer gives (P, M)
+    units = units.view(len(weight), -1).mT if of_channels else units.view(-1, len(weight))
+    return _as_the_layer(_Windows(weight.flatten(1) * scale[0], pixels, units), layer)
+
+
+_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+def _moved(before: fx.GraphModule, size: torch.Size) -> tuple[Tensor, Tensor] | None:
+    """Which pixel each input of the layer is, and by what it is scaled; each of its shape."""
+    numbers = torch.arange(1.0, size.numel() + 1, dtype=torch.float64).view(1, *size)
+    zero, one = (before(torch.full_like(numbers, value)) for value in (0.0, 1.0))
+    scale = one - zero
+    index = (before(numbers) - zero) / scale - 1
+    whole = index.round()
+    inside = (whole >= 0) & (whole < size.numel()) & ((index - whole).abs() < _WHOLE)
+    return (whole.long(), scale) if inside.all() else None
+
+
+_WHOLE = 1e-3  # how near to a whole number a pixel's number is read
+
+
+def _cut(values: Tensor, weight: Tensor, given: dict[str, Any]) -> Tensor:
+    """The layer's input in windows (P, p)."""
+    if weight.ndim == 2:
+        return values.reshape(-1, weight.shape[1])
+    stride, dilation = _pair(given.get("stride", 1)), _pair(given.get("dilation", 1))
+    shape = tuple(weight.shape[2:])
+    found = functional.unfold(values.double(), shape, dilation, 0, stride)[0].mT
+    return found.to(values.dtype)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    both = list(value) if isinstance(value, list | tuple) else [value]
+    return int(both[0]), int(both[-1])
+
+
+def _as_the_layer(windows: _Windows, layer: FirstLayer) -> _Windows | None:
+    """The windows with a batch norm's scale; None where they do not give the layer's values."""
+    images = probe(layer.size, 3)
+    values = layer(images) - layer.bias
+    if values.shape[1] != windows.units.numel():
+        return None
+    seen = images.flatten(1)[:, windows.pixels] @ windows.matrix.mT  # (3, P, M)
+    there = values[:, windows.units]
+    scale = (seen * there)[:2].sum((0, 1)) / seen[:2].square().sum((0, 1)).clamp_min(1e-300)
+    if not (there - scale * seen).abs().max() <= _SAME * values.abs().max():
+        return None
+    return windows._replace(matrix=scale[:, None] * windows.matrix)
