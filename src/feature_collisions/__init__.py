@@ -10,6 +10,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from .errors import CollisionError, SettingError
+    from .exact.exact_hull import exact_hull
     from .hull.hull import Hull
     from .runs.run import Run, load_run
     from .search.find_corners import find_corners
@@ -26,12 +27,14 @@ __all__ = [
     "Run",
     "SettingError",
     "StopSettings",
+    "exact_hull",
     "find_corners",
     "load_run",
 ]
 
 _PLACES = {
     "errors": ("CollisionError", "SettingError"),
+    "exact.exact_hull": ("exact_hull",),
     "hull.hull": ("Hull",),
     "runs.run": ("Run", "load_run"),
     "search.find_corners": ("find_corners",),

@@ -11,7 +11,7 @@ from feature_collisions.errors import SettingError
 from feature_collisions.graph.activations import RELU
 from feature_collisions.graph.graph import trace
 from feature_collisions.graph.operations import kinds
-from feature_collisions.graph.target_layer import following
+from feature_collisions.graph.target_layer import check_hiding, following
 from feature_collisions.proofs.collision import prove_collision
 from feature_collisions.proofs.edges import prove_edges
 from feature_collisions.proofs.piecewise import traced
@@ -88,4 +88,4 @@ def test_a_leaky_unit_is_no_flat_side() -> None:
     graph = trace(Bends(nn.LeakyReLU()), (1, 2, 2))
     assert following(graph, "second").activation == RELU
     with pytest.raises(SettingError, match="layer=first: feeds no ReLU"):
-        following(graph, "first")
+        check_hiding(graph, "first")

@@ -9,7 +9,12 @@ from feature_collisions.errors import SettingError
 from feature_collisions.graph.activations import RELU
 from feature_collisions.graph.graph import trace
 from feature_collisions.graph.target import TargetFeatures
-from feature_collisions.graph.target_layer import Observed, following, last_hidden_layer
+from feature_collisions.graph.target_layer import (
+    Observed,
+    check_hiding,
+    following,
+    last_hidden_layer,
+)
 from helpers.graphs import cut_at
 
 IMAGE = torch.zeros(1, 3, 3)
@@ -81,12 +86,13 @@ def test_a_layer_that_does_not_exist_is_refused(network):
 
 def test_a_layer_that_feeds_no_relu_is_refused(network):
     with pytest.raises(SettingError, match=r"layer=output: feeds no ReLU; .*: first, add, third$"):
-        cut_at(network, "output", IMAGE)
+        check_hiding(trace(network, IMAGE.shape[-3:]), "output")
 
 
 def test_a_classifier_without_relu_is_refused():
+    graph = trace(nn.Sequential(nn.Flatten(), nn.Linear(9, 3), nn.Sigmoid()), IMAGE.shape[-3:])
     with pytest.raises(SettingError, match="this classifier has no ReLU"):
-        cut_at(nn.Sequential(nn.Flatten(), nn.Linear(9, 3), nn.Sigmoid()), "1", IMAGE)
+        check_hiding(graph, "1")
 
 
 class Untraceable(nn.Module):
@@ -124,7 +130,7 @@ def test_models_that_cannot_be_traced_are_stopped_at_the_layer():
 def test_of_many_layers_the_nearest_and_the_last_are_named():
     network = nn.Sequential(*(m for _ in range(100) for m in (nn.Linear(1, 1), nn.ReLU())))
     with pytest.raises(SettingError, match=r"layer=97: feeds no ReLU; .*98") as error:
-        cut_at(network, "97", torch.zeros(1, 1, 1))
+        check_hiding(trace(network, (1, 1, 1)), "97")
     message = str(error.value)
     assert re.search(r": (\d+, )+198 and \d+ others$", message)
     assert len(message) < 250

@@ -38,9 +38,7 @@ def affine_map(layer: TargetLayer, size: Sequence[int], batch: int = 256) -> Aff
 
 
 @torch.no_grad()
-def probed(
-    layer: Callable[[Tensor], Tensor], size: Sequence[int], batch: int = 256
-) -> AffineMap:
+def probed(layer: Callable[[Tensor], Tensor], size: Sequence[int], batch: int = 256) -> AffineMap:
     """The map of a layer that is known to be affine: its values at one pixel after another.
 
     Raises:

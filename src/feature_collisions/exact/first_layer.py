@@ -1,4 +1,4 @@
-"""The first layer of a network: what it makes of the pixels is affine, and all that follows sees."""
+"""The first layer of a network: affine in the pixels, and all that later layers see of them."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import SettingError
+from ..graph.activations import IDENTITY, Activation, base_name
 from ..graph.graph import Graph, copied, fold, until
 from ..graph.operations import (
     AVERAGES,
@@ -14,11 +15,11 @@ from ..graph.operations import (
     LAYERS,
     NotPiecewiseLinear,
     affine_part,
-    base_name,
-    ceiling_of,
     keeps_values,
     where,
 )
+from ..graph.target import TargetFeatures
+from ..graph.target_layer import following
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class FirstLayer:
         network: images (B, C, H, W) to its values; its weights are a copy.
         size: (C, H, W) of an image.
         bias: (N,) its values at the image of zeros.
-        top: of the rectifier that follows, and that hides what is below 0 or above it: infinity of
-            a ReLU; None where nothing is hidden.
+        activation: what follows, where it is exactly flat on a side and nothing else reads the
+            layer; else none, so that every value counts.
     """
 
     name: str
@@ -40,7 +41,7 @@ class FirstLayer:
     network: fx.GraphModule
     size: torch.Size
     bias: Tensor
-    top: float | None
+    activation: Activation
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to (B, N)."""
@@ -49,14 +50,10 @@ class FirstLayer:
 
     def sides(self, target: Tensor) -> "Sides":
         """What the values of an image must be, for the network to give what it gives this one."""
-        values = self(target[None])[0]
-        if self.top is None:
-            return Sides(torch.ones_like(values).bool(), torch.ones_like(values), values - self.bias)
-        above = values >= self.top
-        equal = (values >= 0) & ~above
-        sign = torch.where(above, -1.0, 1.0).to(values)
-        edge = torch.where(equal, values, torch.where(above, self.top, 0.0))
-        return Sides(equal, sign, sign * (edge - self.bias))
+        found = TargetFeatures(self(target[None])[0], self.activation)
+        sign = torch.where(found.above, -1.0, 1.0).to(self.bias)
+        edge = torch.where(found.active, found.preactivation, found.edge)
+        return Sides(found.active, sign, sign * (edge - self.bias))
 
 
 class Sides(NamedTuple):
@@ -91,12 +88,12 @@ def first_layer(graph: Graph, layer: str = "auto") -> FirstLayer:
         raise SettingError(f"model: {error}; solver=exact reads the network as a graph") from None
     affine = affine_part(network)
     node = _named(graph, layer, affine) if layer != "auto" else _last_layer(graph, affine)
-    name = next(name for name, each in graph.nodes.items() if each is node)
+    name = _name(graph, node)
     cut = copied(until(network, node))
     fold(cut)
     cut.requires_grad_(False).eval().to("cpu", torch.float64)
     bias = cut(torch.zeros(1, *graph.size, dtype=torch.float64)).flatten()
-    return FirstLayer(name, node, cut, graph.size, bias, _top(node))
+    return FirstLayer(name, node, cut, graph.size, bias, _activation(graph, node))
 
 
 def _named(graph: Graph, layer: str, affine: set[fx.Node]) -> fx.Node:
@@ -129,11 +126,9 @@ def _last_layer(graph: Graph, affine: set[fx.Node]) -> fx.Node:
             "solver=gradient"
         )
     last = through[-1]
-    while keeps_values(last) and _top(last) is None:
+    while keeps_values(last):
         last = last.all_input_nodes[0]
-    if _top(last) is not None:
-        while keeps_values(last):
-            last = last.all_input_nodes[0]
+    if _activation(graph, last).sides:
         return last
     kinds = LAYERS | AVERAGES | {BATCH_NORM}
     return next(node for node in reversed(through) if node.target in kinds)
@@ -162,22 +157,22 @@ def _past(graph: Graph, node: fx.Node) -> str:
         current = waiting.pop()
         for given in current.all_input_nodes:
             if given.op == "placeholder" and not base_name(current).startswith("sym"):
-                return names.get(current, current.name)
+                return names.get(current, str(current.name))
             if given not in seen:
                 seen.add(given)
                 waiting.append(given)
     return ""
 
 
-def _top(node: fx.Node) -> float | None:
-    """The ceiling of the rectifiers that alone read a node's values, in whatever shape."""
-    tops = []
-    for user in node.users:
-        found = _top(user) if keeps_values(user) else ceiling_of(user)
-        if found is None and not base_name(user).startswith("sym"):
-            return None
-        tops += [] if found is None else [found]
-    return max(tops, default=None)
+def _name(graph: Graph, node: fx.Node) -> str:
+    return next(name for name, each in graph.nodes.items() if each is node)
+
+
+def _activation(graph: Graph, node: fx.Node) -> Activation:
+    if node not in graph.nodes.values():
+        return IDENTITY
+    found = following(graph, _name(graph, node))
+    return found.activation if found.activation.is_exact and not found.past else IDENTITY
 
 
 def probe(size: torch.Size, count: int, seed: int = 0) -> Tensor:

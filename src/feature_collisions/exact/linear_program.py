@@ -305,7 +305,7 @@ def depth(hull: Hull) -> dict[str, Any]:
     linear programs. Empty where the layer is not affine, or where the corners are linear programs'
     already.
     """
-    if hull.summary.solver == "linear_program":
+    if hull.summary.solver == "linear_program" or hull.summary.push != "unit":
         return {}
     cut = TargetLayer(hull.graph, hull.layer).cpu().double()  # where HiGHS solves
     try:

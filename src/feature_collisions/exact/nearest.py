@@ -103,9 +103,7 @@ def nearest_points(
     return Nearest(found, step, error)
 
 
-def _dual(
-    rows: Rows, point: Tensor, side: Tensor, u: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _dual(rows: Rows, point: Tensor, side: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The unclipped x (n, B), the dual's gradient (M, B) and its value (B,)."""
     free = point - rows.back(u)
     x = free.clamp(0, 1)
@@ -122,7 +120,10 @@ def _newton(rows: Rows, state: _State, equal: Tensor, error: float) -> _State:
         return moving * rows.times(inside * rows.back(moving * v)) + _LITTLE * v
 
     goal = moving * state.gap
-    if isinstance(rows, Matrix) and rows.weight.shape[0] * rows.weight.numel() * goal.shape[1] <= _DIRECT:
+    if (
+        isinstance(rows, Matrix)
+        and rows.weight.shape[0] * rows.weight.numel() * goal.shape[1] <= _DIRECT
+    ):
         direction = _solved(rows.weight, moving, inside, goal)
     else:
         direction = _conjugate_gradients(curvature, goal, min(0.1, error))
@@ -159,7 +160,9 @@ def _solved(weight: Tensor, moving: Tensor, inside: Tensor, goal: Tensor) -> Ten
     return torch.stack(found, 1)
 
 
-def _conjugate_gradients(curvature: Callable[[Tensor], Tensor], goal: Tensor, share: float) -> Tensor:
+def _conjugate_gradients(
+    curvature: Callable[[Tensor], Tensor], goal: Tensor, share: float
+) -> Tensor:
     """Solve curvature(x) = goal for each column, to `share` of its norm."""
     x, rest, way = torch.zeros_like(goal), goal.clone(), goal.clone()
     square = rest.square().sum(0)
@@ -217,7 +220,7 @@ class Conditioned:
         self.equal = torch.arange(len(rows)) < rank
 
     def sides(self, value: np.ndarray, limit: np.ndarray) -> Tensor:
-        """What the rewritten rows must give, (M, B), of equal x = value (E, B), below x <= limit."""
+        """What the rewritten rows give, (M, B), of equal x = value (E, B), below x <= limit."""
         at = np.zeros((self.rank, limit.shape[1]))
         if self.rank:
             at = solve_triangular(self._triangle, value[self._order], trans="T")

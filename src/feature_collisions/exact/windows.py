@@ -11,8 +11,9 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx
 from torch.nn import functional
 
+from ..graph.activations import aten, given_by_name
 from ..graph.graph import held_by, until
-from ..graph.operations import BATCH_NORM, aten, given_by_name
+from ..graph.operations import BATCH_NORM
 from .affine import probed
 from .first_layer import FirstLayer, Sides, probe
 from .nearest import Conditioned, Nearest, Rows, nearest_points
@@ -113,7 +114,7 @@ class _Windows(NamedTuple):
 
     def problem(self, sides: Sides) -> Problem:
         """Their problem, where all windows see the same of their units."""
-        equal, sign = sides.equal[self.units[0]], sides.sign[self.units[0]]
+        equal, sign = sides.equal[self.units[0]].numpy(), sides.sign[self.units[0]]
         matrix, side = (sign[:, None] * self.matrix).numpy(), sides.side[self.units].mT.numpy()
         given = Conditioned(matrix[equal], matrix[~equal])
         made = given.sides(side[equal], side[~equal])

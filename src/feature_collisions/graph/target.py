@@ -12,7 +12,7 @@ from ..errors import SettingError
 from .activations import RELU, Activation
 from .graph import Graph, evaluating
 from .logits import ask
-from .target_layer import TargetLayer, following
+from .target_layer import TargetLayer, check_hiding, following
 
 _TOGETHER = 16  # images that go through the network at once
 
@@ -87,7 +87,8 @@ class TargetFeatures(nn.Module):
             side.sign * (self.preactivation - side.edge)  # type: ignore[operator]
             for side in self.activation.sides
         ]
-        return torch.stack(inside).amin(0)
+        unhidden = torch.full_like(self.preactivation, torch.inf)
+        return torch.stack([*inside, unhidden]).amin(0)
 
     def sides(self, units: Tensor) -> list[str]:
         """On which side the layer is blind to each of the units (K,): `below` or `above`."""
@@ -129,6 +130,7 @@ def target_features(graph: Graph, layer: str, target: Tensor, dtype: torch.dtype
     Raises:
         SettingError: for a layer that cannot be used, or an image the network cannot take.
     """
+    check_hiding(graph, layer)
     with passing(target.shape, f" as far as {layer}"):
         preactivation = preactivation_of(graph, layer, target[None], dtype)[0]
         return TargetFeatures(preactivation, following(graph, layer).activation)

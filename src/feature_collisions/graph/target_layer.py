@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ..data.devices import able
 from ..errors import SettingError
 from ..settings.trainer import MIXED
-from .activations import RELU, Activation, activation_of, base_name, not_flat
+from .activations import IDENTITY, RELU, Activation, activation_of, base_name, not_flat
 from .graph import Graph, copied, fold, held_by, shell_of, until
 from .logits import device_of, logits_in
 from .operations import (
@@ -49,11 +49,11 @@ class TargetLayer(nn.Module):
 
     Args:
         graph: of any classifier.
-        layer: name of a node whose output feeds a ReLU: `classifier.0`, `layer4.2.add`; within a
-            `Classifier`, a name of its network's.
+        layer: name of a node: `classifier.0`, `layer4.2.add`; within a `Classifier`, a name of its
+            network's.
 
     Raises:
-        SettingError: for a name that is no layer, or a layer that feeds no ReLU.
+        SettingError: for a name that is no layer.
     """
 
     def __init__(self, graph: Graph, layer: str) -> None:
@@ -202,14 +202,13 @@ def following(graph: Graph, layer: str) -> Following:
     """What follows the layer: the activation that hides its values, and what goes past it.
 
     Raises:
-        SettingError: for a name that is no layer, or a layer that feeds no ReLU.
+        SettingError: for a name that is no layer.
     """
     node = _node(graph, layer)
     if node is None:
         return Following(replace(RELU, name="unknown"))
     activation, _ = _hidden_by(node)
-    assert activation is not None
-    return Following(activation, _past(graph, node))
+    return Following(activation or IDENTITY, _past(graph, node))
 
 
 def other_readers(graph: Graph, layer: str) -> list[str]:
@@ -254,13 +253,15 @@ def _not_flat_after(node: fx.Node) -> str | None:
 def _past(graph: Graph, node: fx.Node) -> tuple[str, ...]:
     """Operations through which the output sees more than the rectifiers behind a node give."""
     assert graph.network is not None
-    through = set(_hidden_by(node)[1])
+    through = set(_hidden_by(node)[1]) or {node}
     names = {each: name for name, each in graph.nodes.items()}
     readers = _other_readers(node)
     found = [names.get(each, each.name) for each in readers]
     seen, waiting = through | set(readers), [next(iter(reversed(graph.network.graph.nodes)))]
     while waiting:
         current = waiting.pop()
+        if current in through:
+            continue
         for given in current.all_input_nodes:
             if given.op == "placeholder" and not _is_size(current):
                 found.append(names.get(current, current.name))
@@ -277,22 +278,34 @@ def _is_size(node: fx.Node) -> bool:
 def _other_readers(node: fx.Node) -> list[fx.Node]:
     """What reads a node's values, in any shape, and hides none of them."""
     hiding = _hidden_by(node)[1]
-    return [each for each in _readers(node) if each not in hiding]
+    return [each for each in _readers(node) if each not in hiding] if hiding else []
 
 
 def _node(graph: Graph, layer: str) -> fx.Node | None:
-    """The target layer in the graph; None where there is no graph."""
+    """The target layer in the graph; None where there is no graph.
+
+    A module's name is that of its own operation where a ReLU reads this, else of what it gives.
+    """
     if graph.network is None:
         return None
+    places = [each[layer] for each in (graph.nodes, graph.ends) if layer in each]
+    if not places:
+        raise _refused(graph, layer, "is not a layer of this network")
+    return next((node for node in places if _hides(node)), places[0])
+
+
+def check_hiding(graph: Graph, layer: str) -> None:
+    """Raise SettingError for a layer that feeds no ReLU: no unit of it can be pushed down."""
+    node = _node(graph, layer)
+    if node is not None and not _hides(node):
+        other = _not_flat_after(node)
+        raise _refused(graph, layer, "feeds no ReLU" + (f" ({other})" if other else ""))
+
+
+def _refused(graph: Graph, layer: str, rule: str) -> SettingError:
     before_relu = [name for name, node in graph.nodes.items() if _hides(node)]
-    if layer not in before_relu and not _hides(graph.ends.get(layer)):
-        rule = "is not a layer of this network"
-        if layer in graph.nodes or layer in _modules(graph.model):
-            other = _not_flat_after(graph.nodes[layer]) if layer in graph.nodes else None
-            rule = "feeds no ReLU" + (f" ({other})" if other else "")
-        choices = _choices(layer, before_relu) or "none: this classifier has no ReLU"
-        raise SettingError(f"layer={layer}: {rule}; layers that feed one: {choices}")
-    return graph.nodes[layer] if layer in before_relu else graph.ends[layer]
+    choices = _choices(layer, before_relu) or "none: this classifier has no ReLU"
+    return SettingError(f"layer={layer}: {rule}; layers that feed one: {choices}")
 
 
 def _hides(node: fx.Node | None) -> bool:

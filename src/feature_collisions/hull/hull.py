@@ -20,7 +20,7 @@ from ..graph.graph import Graph, copied, evaluating, trace
 from ..graph.logits import ask, device_of, like_weights
 from ..graph.probabilities import giving_logits
 from ..graph.target import TargetFeatures
-from ..graph.target_layer import Following, Observed, following
+from ..graph.target_layer import Following, Observed, check_hiding, following
 from ..networks.unwrap import unwrap
 from ..runs.records import Summary
 from ..runs.run import Corners
@@ -120,16 +120,18 @@ class Hull(Corners):
         self.model = giving_logits(self.model, pair)
         if self.graph is None or self.graph.model is not self.model:
             self.graph = trace(self.model, self.target.shape)
+        if isinstance(self.summary, dict):
+            self.summary = Summary.of(self.summary)
+        if self.summary.push == "unit":
+            check_hiding(self.graph, self.layer)
         self.observed = Observed(self.graph, self.layer)
         looked_at = torch.cat([pair, self._between()])
         past = check_agreement(self.graph, self.layer, looked_at, self.observed)
         self.following = following(self.graph, self.layer)._replace(past=past)
-        if isinstance(self.summary, dict):
-            self.summary = Summary.of(self.summary)
         self.summary = self.summary | {
             "activation": self.following.activation.name,
             "tolerance": 0.0,
-            "push": "unit",
+            "push": self.summary.push,
             "bypassed": bool(past),
         }
         with torch.no_grad(), evaluating(self.model):

@@ -144,17 +144,19 @@ def corners_table(summary: Summary, class_names: Sequence[str]) -> Table:
     """One row per corner."""
     target, entries = class_names[summary.target_class], summary.corners
     clipped = any(entry.side == "above" for entry in entries)  # else all are below 0
-    columns = ("corner", "unit", *(("side",) if clipped else ()), "L_pos",
-               "L_pos over ||f(t)||", "pre-activation of the unit", "class",
+    pushed = summary.push == "unit"
+    of_unit = ("unit", *(("side",) if clipped else ())) if pushed else ()
+    value = ("pre-activation of the unit",) if pushed else ()
+    columns = ("corner", *of_unit, "L_pos", "L_pos over ||f(t)||", *value, "class",
                f"probability of {target}")  # fmt: skip
     rows = [
         (
             str(entry.corner),
-            str(entry.unit),
+            *((str(entry.unit),) if pushed else ()),
             *((entry.side or "below",) if clipped else ()),
             f"{entry.positive:.4g}",
             number(entry.positive_relative, ".2g"),
-            f"{entry.unit_preactivation:.1f}",
+            *((f"{entry.unit_preactivation:.1f}",) if pushed else ()),
             class_names[entry.predicted_class],
             f"{entry.probability:.4f}",
         )

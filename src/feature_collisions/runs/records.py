@@ -99,12 +99,12 @@ class Corner(Record):
     """One corner in `summary.json`."""
 
     corner: Count
-    unit: Count
+    unit: Count = -1  # none, as with `negative` and `unit_preactivation`, where no unit is pushed
     side: Text | None = None  # `below` or `above`, where the activation hides the unit
     positive: Size
     positive_relative: Size | None = None
-    negative: Number
-    unit_preactivation: Number
+    negative: Number = 0.0
+    unit_preactivation: Number = 0.0
     predicted_class: Count
     probability: Share
     total_variation: Size | None = None

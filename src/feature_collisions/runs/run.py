@@ -134,8 +134,8 @@ def _problems(run: Run) -> Iterator[str]:
             f"corners {tuple(corners.shape)}, initial {tuple(initial.shape)} and target "
             f"{tuple(target.shape)} do not fit each other"
         )
-    if units.dtype != torch.int64 or units.ndim != 1 or (units < 0).any():
-        yield "units must be (K,) int64 of at least 0, one per corner"
+    if units.dtype != torch.int64 or units.ndim != 1 or (units < -1).any():
+        yield "units must be (K,) int64, one per corner, -1 where none is pushed"
     if not len(corners) == len(units) == len(summary.corners) > 0:
         yield "corners, units and summary differ in number"
     for name, image in {"a corner": corners, "initial": initial, "target": target}.items():

@@ -79,20 +79,30 @@ def corner_records(
     """
     oriented = target.oriented(preactivation)
     norms = positive(oriented, target.values, target.active)
-    negatives = negative(oriented, ~target.active, units)
-    sides = target.sides(units)
+    pushed = bool((units >= 0).all())
+    known = units if pushed else torch.zeros_like(units)
+    negatives = negative(oriented, ~target.active, known)
+    sides = target.sides(known)
     norm, target_class = float(target.features.norm()), int(probabilities[1].argmax())
+
+    def of_unit(k: int) -> dict[str, Any]:
+        if not pushed:
+            return {}
+        return {
+            "unit": int(units[k]),
+            "side": sides[k],
+            "negative": float(negatives[k]),
+            "unit_preactivation": float(preactivation[k, units[k]]),
+        }
+
     return [
         Corner(
             corner=corner,
-            unit=int(units[k]),
-            side=sides[k],
             positive=float(norms[k]),
             positive_relative=float(norms[k]) / norm if norm else None,
-            negative=float(negatives[k]),
-            unit_preactivation=float(preactivation[k, units[k]]),
             predicted_class=int(probabilities[k + 2].argmax()),
             probability=float(probabilities[k + 2, target_class]),
+            **of_unit(k),
         )
         for k, corner in enumerate(corners)
     ]

@@ -1,0 +1,187 @@
+"""Corners that no network with this first layer can tell from the target: `exact_hull`."""
+
+import time
+import warnings
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+
+from ..errors import SettingError
+from ..graph.agreement import accepted
+from ..graph.graph import Graph, trace
+from ..graph.probabilities import giving_logits
+from ..graph.target import TargetFeatures, logits_of, passing
+from ..hull.hull import Hull
+from ..hull.statistics import AFFINE
+from ..networks.unwrap import unwrap, unwrap_layer
+from ..networks.weights import weights_hash
+from ..search.summary import summarise
+from ..settings.rules import SEED, whole
+from .first_layer import FirstLayer, first_layer
+from .windows import Polytope, polytope_of
+
+_MOST = 1000  # corners
+_EXACT = 1e-9  # of the layer's sides: what the solver must reach in float64
+
+
+def exact_hull(
+    model: nn.Module, target: Tensor, towards: Tensor | int, layer: str = "auto", seed: int = 0
+) -> Hull:
+    """Corners whose values at a linear first layer equal the target's, so at every layer behind it.
+
+    The images x of [0, 1] with W (x - t) = 0 are a convex polytope. All its points, and so all
+    mixes of the corners, are the same to the network, whatever follows the layer. Where an
+    activation with an exactly flat side follows, units that it hides may be anywhere beyond its
+    edge. The corners are found in float64 and kept in float32, whose rounding `prove` accounts for.
+
+    Args:
+        model: any network whose graph begins with affine steps.
+        target: (C, H, W) float32 in [0, 1].
+        towards: (K, C, H, W) pictures, to each of which a corner is the nearest point of the
+            polytope; or K, for K corners that are far from each other, pushed along random
+            directions first.
+        layer: the name of an affine layer that everything flows through; `auto`: the last.
+        seed: decides the random directions.
+
+    Returns:
+        The hull. Its initial image is the first picture, or the target.
+
+    Raises:
+        SettingError: for images that cannot be used, a network that does not begin with a linear
+            layer, or a layer that hides nothing.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> stem = torch.nn.Conv2d(1, 4, 4, stride=4)
+        >>> model = torch.nn.Sequential(stem, torch.nn.Flatten(), torch.nn.Linear(16, 2))
+        >>> hull = exact_hull(model, torch.rand(1, 8, 8), towards=torch.rand(3, 1, 8, 8))
+        >>> logits = model(hull.corners)
+        >>> torch.allclose(logits, hull.target_logits.expand_as(logits), atol=1e-5)
+        True
+    """
+    return ExactCorners(model, target, towards, layer, seed).run()
+
+
+@dataclass
+class ExactCorners:
+    """The problem of `exact_hull`: checked when made, solved by `run`, as `Search` is.
+
+    Args:
+        model, target, towards, layer, seed: as `exact_hull` takes them.
+        graph: of the model, once it gives logits; traced where none is given.
+        initial: (C, H, W), for the pictures of the run.
+
+    Attributes:
+        first: the first layer.
+        polytope: of the images that it cannot tell from the target.
+    """
+
+    model: nn.Module
+    target: Tensor
+    towards: Tensor | int
+    layer: str = "auto"
+    seed: int = 0
+    graph: Graph = None  # type: ignore[assignment]
+    initial: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        whole("seed", self.seed, 0, SEED)
+        _check_image("target", self.target)
+        self.target = self.target.detach().cpu()
+        self.towards = _checked(self.towards, self.target)
+        if self.layer != "auto":
+            self.layer = unwrap_layer(self.model, self.layer)
+        self.model = accepted(unwrap(self.model))
+        images = self._pictures()
+        with passing(self.target.shape):
+            logits_of(self.model, images)
+            self.model = giving_logits(self.model, images)
+            if self.graph is None or self.graph.model is not self.model:
+                self.graph = trace(self.model, self.target.shape)
+            self.first: FirstLayer = first_layer(self.graph, self.layer)
+        self.layer = self.first.name
+        self.polytope: Polytope = polytope_of(self.first, self.target)
+        if not self.polytope.hidden:
+            count = len(self.first.bias)
+            raise SettingError(
+                f"layer={self.layer}: this layer hides nothing: its {count} values of an image "
+                f"leave none of the {self.target.numel()} directions of the pixels open; choose a "
+                "network whose first layer is narrower than what it reads, or search with "
+                "solver=gradient"
+            )
+
+    def _pictures(self) -> Tensor:
+        """(2, C, H, W): the initial image and the target."""
+        initial = self.initial
+        if initial is None:
+            initial = self.target if isinstance(self.towards, int) else self.towards[0]
+        self.initial = initial.detach().cpu()
+        return torch.stack([self.initial, self.target])
+
+    def run(self, logger: Logger | None = None) -> Hull:
+        """Find the corners."""
+        started = time.perf_counter()
+        shape, near = self.target.shape, isinstance(self.towards, Tensor)
+        if isinstance(self.towards, Tensor):
+            found, steps, error = self.polytope.nearest(self.towards.flatten(1).double())
+        else:
+            generator = torch.Generator().manual_seed(self.seed)
+            found, steps, error = self.polytope.apart(self.towards, generator)
+        seconds = time.perf_counter() - started
+        converged = error <= _EXACT
+        if not converged:
+            warnings.warn(
+                f"not converged: the corners' values at {self.layer} are {error:.2g} of the "
+                "target's off: the layer's rows are nearly dependent",
+                stacklevel=2,
+            )
+        corners = found.view(-1, *shape).float()
+        values = self.first(self.target[None])[0]
+        units = torch.full((len(corners),), -1)
+        assert self.initial is not None
+        summary = summarise(
+            self.graph, self.layer, (self.initial, self.target), corners,
+            range(len(corners)), units, TargetFeatures(values, self.first.activation),
+            experiment="exact", classifier_hash=weights_hash(self.model), solver="exact",
+            objective="near" if near else "random", push="direction" if near else "apart",
+            hull_relative=AFFINE, converged=converged, steps=steps, seconds=seconds,
+            seconds_total=time.perf_counter() - started,
+        )  # fmt: skip
+        return Hull(
+            self.model, self.layer, corners, self.initial, self.target, units, summary,
+            graph=self.graph,
+        )  # fmt: skip
+
+
+def _check_image(name: str, image: Tensor) -> None:
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.dtype != torch.float32:
+        given = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else image
+        raise SettingError(f"{name}: must be a float32 image (C, H, W), is {given}")
+    _check_pixels(name, image)
+
+
+def _check_pixels(name: str, images: Tensor) -> None:
+    if not (images.numel() and images.isfinite().all() and 0 <= images.min() <= images.max() <= 1):
+        raise SettingError(f"{name}: pixels must lie in [0, 1]; divide 8-bit pixels by 255")
+
+
+def _checked(towards: Tensor | int, target: Tensor) -> Tensor | int:
+    if isinstance(towards, int) and not isinstance(towards, bool):
+        whole("towards", towards, 1, _MOST)
+        return towards
+    if not isinstance(towards, Tensor) or towards.ndim != 4 or towards.dtype != torch.float32:
+        given = tuple(towards.shape) if isinstance(towards, Tensor) else type(towards).__name__
+        raise SettingError(
+            f"towards: must be pictures (K, C, H, W), float32, or a number of corners; is {given}"
+        )
+    if towards.shape[1:] != target.shape:
+        raise SettingError(
+            f"towards: pictures of {'x'.join(map(str, towards.shape[1:]))}, where the target is "
+            f"{'x'.join(map(str, target.shape))}; resize them to the target's size"
+        )
+    if not 1 <= len(towards) <= _MOST:
+        raise SettingError(f"towards: must be 1 to {_MOST} pictures; these are {len(towards)}")
+    _check_pixels("towards", towards)
+    return towards.detach().cpu()
