@@ -134,7 +134,8 @@ def _problems(run: Run) -> Iterator[str]:
             f"corners {tuple(corners.shape)}, initial {tuple(initial.shape)} and target "
             f"{tuple(target.shape)} do not fit each other"
         )
-    if units.dtype != torch.int64 or units.ndim != 1 or (units < -1).any():
+    least = 0 if summary.push == "unit" else -1
+    if units.dtype != torch.int64 or units.ndim != 1 or (units < least).any():
         yield "units must be (K,) int64, one per corner, -1 where none is pushed"
     if not len(corners) == len(units) == len(summary.corners) > 0:
         yield "corners, units and summary differ in number"
