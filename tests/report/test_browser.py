@@ -234,8 +234,31 @@ def test_without_javascript_tables_and_pictures_show(show):
     assert page.locator("table.claims tbody tr").count() >= 4
 
 
-def test_no_wider_than_the_window(show):
+CUT = """() => [...document.querySelectorAll('h1, h2, p, figcaption, td, th, .tag, .bar span')]
+    .filter(each => each.checkVisibility() && each.scrollWidth > each.clientWidth + 1
+            && getComputedStyle(each).display !== 'inline'
+            && getComputedStyle(each).textOverflow !== 'ellipsis').map(each => each.textContent)"""
+FAINT = """() => {
+  const light = colour => { const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+  const ground = each => { for (; each; each = each.parentElement) {
+    const colour = getComputedStyle(each).backgroundColor;
+    if (!colour.startsWith('rgba(0, 0, 0, 0')) return colour } return 'rgb(255, 255, 255)' };
+  return [...document.querySelectorAll('h1, h2, p, td, th, small, figcaption, .tag, button, dt')]
+    .filter(each => each.checkVisibility()).filter(each => {
+      const pair = [light(getComputedStyle(each).color), light(ground(each))].sort((a, b) => b - a);
+      return (pair[0] + 0.05) / (pair[1] + 0.05) < 4.5 }).map(each => each.outerHTML) }"""
+
+
+def test_on_a_desk_and_on_a_phone_by_day_and_by_night(show):
+    """No wider than the window, nothing cut, and all text at WCAG's contrast, 4.5."""
     _, page = show(5)
-    for width in (1100, 420):
+    for width, scheme in itertools.product((1280, 390), ("light", "dark")):
         page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(CUT) == []
+        assert page.evaluate(FAINT) == []
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == "rgb(20, 24, 31)"

@@ -186,7 +186,13 @@ def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
         _plain(axes)
     panels[0].set_ylabel("relative size", fontsize=8)
     panels[0].set_ylim(bottom=0)
-    panels[0].legend(fontsize=7, frameon=False)
+    seen: dict[str, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        seen |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        seen.values(), seen, loc="outside lower center", ncols=3, fontsize=7, frameon=False
+    )
     return figure
 
 

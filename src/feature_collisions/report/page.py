@@ -57,16 +57,20 @@ def hull_page(
     )  # fmt: skip
 
 
-def runs_page(title: str, table: Table, links: Sequence[str], figure: Figure | None) -> str:
+def runs_page(
+    title: str, table: Table, whole: Table, links: Sequence[str], figure: Figure | None
+) -> str:
     """The page over many hulls.
 
     Args:
         title: what stands at its top.
-        table: one row per hull.
+        table: one row per hull, with the columns that matter.
+        whole: the same with all columns.
         links: the report of each row, or an empty string where there is none.
         figure: of the sizes, if any.
     """
-    return _render("runs.html", title=title, table=table, links=links, figure=figure, script="")
+    tables = {"table": table, "whole": whole}
+    return _render("runs.html", title=title, **tables, links=links, figure=figure, script="")
 
 
 def survey_page(title: str, tables: Sequence[Table], figure: Figure) -> str:

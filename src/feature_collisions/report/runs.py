@@ -78,7 +78,7 @@ def runs_table(rows: Sequence[dict[str, Any]], brief: bool = False) -> Table:
 
     Args:
         rows: one per hull or refused run.
-        brief: only as many columns as a terminal has room for.
+        brief: only the columns that matter, as many as a terminal has room for.
     """
     names = _names(rows)
     same = {}
@@ -132,4 +132,5 @@ def write_runs(directory: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_text(directory / "runs.md", "\n\n".join(parts) + "\n")
     reports = [f"{row['run']}/report.html" for row in rows]
     links = [f"./{quote(path)}" if (directory / path).is_file() else "" for path in reports]
-    write_text(directory / "runs.html", runs_page(directory.name, table, links, figure))
+    brief = runs_table(rows, brief=True)
+    write_text(directory / "runs.html", runs_page(directory.name, brief, table, links, figure))
