@@ -82,7 +82,7 @@ def differences_to(directory: Path, decisive: dict[str, Any]) -> list[str]:
         return ["its settings were not kept"]
     kept = read_json(path)
     if not isinstance(kept, dict):
-        raise SettingError(f"{path}: not what train.py writes; delete {directory}")
+        raise SettingError(path, None, "not what train.py writes", f"delete {directory}")
     return [
         f"{name} was {kept.get(name)}, is {decisive.get(name)}"
         for name in dict.fromkeys([*kept, *decisive])
@@ -117,9 +117,11 @@ def finished_run(directory: Path, decisive: dict[str, Any], max_steps: int) -> R
     said = "; ".join(differing)
     if run.summary.steps >= max_steps:
         raise SettingError(
-            f"ckpt_path=last: the run in {directory} is finished ({said}) after "
-            f"{run.summary.steps} steps; raise stop.max_steps={max_steps}, or leave ckpt_path "
-            "out to start anew in another directory"
+            "ckpt_path",
+            "last",
+            f"the run in {directory} is finished ({said}) after {run.summary.steps} steps",
+            f"raise stop.max_steps={max_steps}, or leave ckpt_path out to start anew in another "
+            "directory",
         )
     print(f"{directory}: is continued with other settings ({said})", flush=True)
     return None

@@ -53,8 +53,10 @@ def parse_pairs(
         form = re.fullmatch(r"random:(\d{1,9})(?::(0|0?\.\d+))?", setting)
         if not form or int(form[1]) < 1:
             raise SettingError(
-                f"pairs={setting}: N must be a whole number of at least 1, and P lie in [0, 1); "
-                f"{_RULE}"
+                "pairs",
+                setting,
+                "N must be a whole number of at least 1, and P lie in [0, 1)",
+                _RULE,
             )
         right = form[2] == "0" or len(models) > 1
         least = float(form[2] or 0)
@@ -63,20 +65,20 @@ def parse_pairs(
     for number, line in read_pairs_file(setting):
         if len(line) != 2 or not all(line):
             raise SettingError(
-                f"pairs={setting}: line {number} is {shown(line)}; it must be initial,target"
+                "pairs", setting, f"line {number} is {shown(line)}", "it must be initial,target"
             )
         try:
             for name, choice in zip(Pair._fields, line, strict=True):
                 images.find(name, choice)
         except SettingError as error:
-            raise SettingError(f"pairs={setting}: line {number}: {error}") from None
+            raise SettingError("pairs", setting, f"line {number}: {error}") from None
         except OSError as error:  # a name too long, say
             raise SettingError(
-                f"pairs={setting}: line {number}, {shown(line)}: {error.strerror}"
+                "pairs", setting, f"line {number}, {shown(line)}: {error.strerror}"
             ) from None
         pairs.append(Pair(*line))
     if not pairs:
-        raise SettingError(f"pairs={setting}: there is no pair in it; {_RULE}")
+        raise SettingError("pairs", setting, "there is no pair in it", _RULE)
     return pairs
 
 
@@ -116,8 +118,10 @@ def check_earlier(
             continue
         if differing := differences_to(place, decisive(pair)):
             raise SettingError(
-                f"hydra.run.dir={directory}: {place.name} was searched with other settings "
-                f"({'; '.join(differing)}); use those, or choose another directory"
+                "hydra.run.dir",
+                directory,
+                f"{place.name} was searched with other settings ({'; '.join(differing)})",
+                "use those, or choose another directory",
             )
 
 

@@ -85,7 +85,9 @@ def first_layer(graph: Graph, layer: str = "auto") -> FirstLayer:
     try:
         network = graph.runnable()
     except NotPiecewiseLinear as error:
-        raise SettingError(f"model: {error}; solver=exact reads the network as a graph") from None
+        raise SettingError(
+            "model", None, str(error), "solver=exact reads the network as a graph"
+        ) from None
     affine = affine_part(network)
     node = _named(graph, layer, affine) if layer != "auto" else _last_layer(graph, affine)
     name = _name(graph, node)
@@ -100,18 +102,24 @@ def _named(graph: Graph, layer: str, affine: set[fx.Node]) -> fx.Node:
     node = graph.nodes.get(layer) or graph.ends.get(layer)
     if node is None:
         raise SettingError(
-            f"layer={layer}: is not a layer of this network; leave it at auto, which finds the "
-            "first"
+            "layer",
+            layer,
+            "is not a layer of this network",
+            "leave it at auto, which finds the first",
         )
     if node not in affine:
         raise SettingError(
-            f"layer={layer}: the pixels pass through {_first_bend(graph, affine)} first, which is "
-            "not linear; leave it at auto, which finds the first layer"
+            "layer",
+            layer,
+            f"the pixels pass through {_first_bend(graph, affine)} first, which is not linear",
+            "leave it at auto, which finds the first layer",
         )
     if past := _past(graph, node):
         raise SettingError(
-            f"layer={layer}: {past} goes past it, so later layers see more than its values; leave "
-            "it at auto"
+            "layer",
+            layer,
+            f"{past} goes past it, so later layers see more than its values",
+            "leave it at auto",
         )
     return node
 
@@ -121,9 +129,11 @@ def _last_layer(graph: Graph, affine: set[fx.Node]) -> fx.Node:
     through = [node for node in graph.nodes.values() if node in affine and not _past(graph, node)]
     if not any(node.target in LAYERS | AVERAGES for node in through):
         raise SettingError(
-            f"model: the pixels pass through {_first_bend(graph, affine)} before any linear layer "
-            "that everything flows through, so no theorem says what it cannot see; search with "
-            "solver=gradient"
+            "model",
+            None,
+            f"the pixels pass through {_first_bend(graph, affine)} before any linear layer that "
+            "everything flows through, so no theorem says what it cannot see",
+            "search with solver=gradient",
         )
     last = through[-1]
     while keeps_values(last):

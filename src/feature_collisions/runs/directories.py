@@ -32,14 +32,16 @@ def claimed(directory: Path, setting: str) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise SettingError(f"{path}: is no plain file, as train.py makes it; delete it")
+        raise SettingError(path, None, "is no plain file, as train.py makes it", "delete it")
     lock = FileLock(path, is_singleton=True)  # an owner may claim it again
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise SettingError(
-            f"{setting}={directory}: another process is at work there; wait until it ends, or name "
-            f"another directory with {setting}=DIR"
+            setting,
+            directory,
+            "another process is at work there",
+            f"wait until it ends, or name another directory with {setting}=DIR",
         ) from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(directory)) from error
@@ -72,8 +74,10 @@ def place_of_run(
                 where = f"job {output.name}" if sweep else "it"
                 with claimed(output, "hydra.sweep.dir" if sweep else "hydra.run.dir"):
                     raise SettingError(
-                        f"{setting}: there is a run in {where} ({name}); continue it with "
-                        "ckpt_path=last or choose another directory"
+                        setting,
+                        None,
+                        f"there is a run in {where} ({name})",
+                        "continue it with ckpt_path=last or choose another directory",
                     )
         return output, Path(ckpt_path) if ckpt_path else None
     begun = named or (output / CONFIG).exists()
@@ -85,14 +89,18 @@ def place_of_run(
 def _newest_beside(output: Path, sweep: bool) -> Path:
     if sweep:
         raise SettingError(
-            "ckpt_path=last: with -m the sweep must be named; add hydra.sweep.dir=DIR, the "
-            "directory of the sweep to continue"
+            "ckpt_path",
+            "last",
+            "with -m the sweep must be named",
+            "add hydra.sweep.dir=DIR, the directory of the sweep to continue",
         )
     configs = sorted(output.parent.glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
     if not configs:
         raise SettingError(
-            f"ckpt_path=last: there is no earlier run in {output.parent}; leave ckpt_path out, or "
-            "name the run's directory with hydra.run.dir=DIR"
+            "ckpt_path",
+            "last",
+            f"there is no earlier run in {output.parent}",
+            "leave ckpt_path out, or name the run's directory with hydra.run.dir=DIR",
         )
     remove_if_empty(output)  # Hydra made it for a new run, which this is not
     newest = configs[-1]
@@ -100,12 +108,17 @@ def _newest_beside(output: Path, sweep: bool) -> Path:
         instead = f"continue {newest.parent} with hydra.run.dir={newest.parent}"
         if is_claimed(begun):
             raise SettingError(
-                f"ckpt_path=last: another process is at work in the newest run, {begun}; wait "
-                f"until it ends, or {instead}"
+                "ckpt_path",
+                "last",
+                f"another process is at work in the newest run, {begun}",
+                f"wait until it ends, or {instead}",
             )
         raise SettingError(
-            f"ckpt_path=last: the newest run, {begun}, was killed before it wrote its settings, "
-            f"so there is nothing to continue; delete it and start it again, or {instead}"
+            "ckpt_path",
+            "last",
+            f"the newest run, {begun}, was killed before it wrote its settings, so there is "
+            "nothing to continue",
+            f"delete it and start it again, or {instead}",
         )
     return newest.parent
 
@@ -160,7 +173,9 @@ def newest_run(root: Path) -> Path:
     """
     found = sorted(root.rglob(CORNERS), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise SettingError(f"run: no run with corners below {root}/; run train.py, or give run=DIR")
+        raise SettingError(
+            "run", None, f"no run with corners below {root}/", "run train.py, or give run=DIR"
+        )
     directory = found[-1].parent
     if begun := _without_settings(directory.parent, found[-1].stat().st_mtime):
         why = "is still at work" if is_claimed(begun) else "was killed before it wrote anything"

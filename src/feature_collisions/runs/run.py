@@ -101,8 +101,10 @@ def load_run(directory: str | Path) -> Run:
     jobs = sorted(path.parent for path in directory.glob(f"*/{CORNERS}"))
     if not jobs:
         raise SettingError(
-            f"run={directory}: no corners there ({CORNERS} is missing, in it and in the folders "
-            "below it); give the directory that train.py printed at its end"
+            "run",
+            directory,
+            f"no corners there ({CORNERS} is missing, in it and in the folders below it)",
+            "give the directory that train.py printed at its end",
         )
     return join(directory, [_read_one(job) for job in jobs])
 
@@ -180,15 +182,20 @@ def join(directory: Path, runs: list[Run]) -> Run:
                 differing.append(name)
         if differing:
             raise SettingError(
-                f"run={directory}: {run.directory.name} and {first.directory.name} differ in "
-                f"{', '.join(differing)}, so their corners make no hull; evaluate them one by one"
+                "run",
+                directory,
+                f"{run.directory.name} and {first.directory.name} differ in "
+                f"{', '.join(differing)}, so their corners make no hull",
+                "evaluate them one by one",
             )
     entries = [entry for run in runs for entry in run.summary.corners]
     numbers = [entry.corner for entry in entries]
     if len(set(numbers)) < len(numbers):
         raise SettingError(
-            f"run={directory}: a corner occurs in several jobs, so these are several hulls; "
-            "evaluate them one by one"
+            "run",
+            directory,
+            "a corner occurs in several jobs, so these are several hulls",
+            "evaluate them one by one",
         )
     order = sorted(range(len(entries)), key=numbers.__getitem__)
     summary = first.summary | {
@@ -236,7 +243,7 @@ def hulls_below(directory: Path) -> tuple[list[Run], dict[str, str]]:
         place = directory if whole else parent / f"hull_of_{runs[0].directory.name}"
         try:
             if len(runs) > 1 and place.is_symlink():
-                raise SettingError(f"{place}: is a link, and nothing is written through links")
+                raise SettingError(place, None, "is a link, and nothing is written through links")
             hulls += [join(place, runs)] if len(runs) > 1 else runs
         except SettingError:  # the same corner twice, or other images: one hull each
             hulls += runs
