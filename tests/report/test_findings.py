@@ -206,3 +206,17 @@ def test_a_worst_point_of_another_class_is_named():
 
 def test_each_way_of_knowing_is_explained():
     assert set(MEANINGS) == set(Known)
+
+
+def test_the_proved_size_is_said_where_there_is_one():
+    part = {"outcome": "undecided", "share_proved": 0.25, "pieces": 7, "scale_proved": 0.61999,
+            "relative_size_proved": 0.31}  # fmt: skip
+    whole = {"by": "bounds", "feature_relative_max": 0.05, "feature_error_max": 0.25, "pieces": 9,
+             "feature_relative_seen": 0.0125, "scale_proved": 1.0}  # fmt: skip
+    claims = claims_of(proof={"class": part, "collision": whole}, hull_relative=0.2)
+    assert claims["proved size (class)"].known is Known.PROVED
+    assert claims["proved size (class)"].value.endswith("shrunk about its centroid to 61.9 %")
+    assert claims["proved size (class)"].note == "relative size 0.31"
+    assert "0.2 of ||f(t)|| on the whole" in claims["proved size (collision)"].value
+    claims = claims_of(proof={"class": part | {"scale_proved": 0.0}})
+    assert "proved size (class)" not in claims

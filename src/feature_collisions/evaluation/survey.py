@@ -14,7 +14,7 @@ from ..settings.evaluate import EvaluateSettings
 
 COLUMNS = (
     "relative_size", "blind_share", "feature_relative_max", "accuracy", "probability_mean",
-    "target_probability", "worst_case_probability", "share_proved", "seconds",
+    "target_probability", "worst_case_probability", "share_proved", "scale_proved", "seconds",
 )  # fmt: skip
 """What is measured of every hull, and averaged over the pairs."""
 _RESAMPLES = 9999
@@ -55,6 +55,7 @@ def measure(hull: Hull, distance: float, settings: EvaluateSettings) -> HullFigu
         "target_probability": hull.summary.target_probability,
         "worst_case_probability": worst.probability,
         "share_proved": proof.get("share_proved", 0.0 if proof.get("outcome") else None),
+        "scale_proved": proof["scale_proved"] if several else None,
         "seconds": hull.summary.seconds,
     }
     return HullFigures(figures, None if figures["share_proved"] else proof.get("reason"))

@@ -14,7 +14,7 @@ from ..data.files import load_tensors, read_json, save_tensors, write_json
 from ..errors import SettingError
 from ..graph.graph import held_by
 
-_METHOD = 8  # raise it when the walk or its judgement changes: what was proved otherwise is stale
+_METHOD = 9  # raise it when the walk or its judgement changes: what was proved otherwise is stale
 
 
 def proof_key(
@@ -136,7 +136,7 @@ def _whole(kept: dict[str, Tensor], corners: int, figures: int) -> bool:
     weights, volume, numbers = kept["weights"], kept["volume"], kept["numbers"]
     count = len(volume) if volume.ndim == 1 else -1
     shapes = {"weights": (count, corners, corners), "volume": (count,), "figures": (count, figures),
-              "settled": (figures,), "numbers": (4,)}  # fmt: skip
+              "settled": (figures,), "numbers": (5,)}  # fmt: skip
     if any(kept[name].shape != shape for name, shape in shapes.items()):
         return False
     if kept["figures"].isnan().any() or kept["settled"].isnan().any():

@@ -13,11 +13,14 @@ from ..graph.rectifiers import write_with_rectifiers
 from ..graph.target import TargetFeatures
 from ..graph.target_layer import TargetLayer, check_affine
 from ..hull.hull import Hull
+from ..hull.statistics import limit_of
 from ..settings.rules import at_least
 from .bounds.over_pieces import Bounds
 from .bounds.record import steps_of
+from .bounds.relaxation import rounding
 from .bounds.steps import Step
 from .judge import HullJudge, cache_of
+from .shrunk import begins_at, gauge
 from .splitting import Judged, Pieces, Splitting
 
 _UNITS = 2048  # of a target layer whose errors are bounded together
@@ -44,6 +47,8 @@ def prove_collision(
 
     Returns:
         `by`: `affine` or `bounds`; `share_proved`: 1, for what follows is of the whole hull;
+        `scale_proved`: on all of the hull shrunk about its centroid to that share the features are
+        within the hull's `hull_relative` of ||f(t)||;
         `feature_relative_max`: at every point ||f(x) - f(t)|| is at most that much of ||f(t)||;
         `feature_error_max`: no activation is off by more. Where the layer is affine, also
         `positive_relative_max`, the largest L_pos over ||f(t)||, and `inactive_max`, the largest
@@ -65,8 +70,8 @@ def prove_collision(
         if not judge.norm:
             return _nothing("no unit is active in the target: f(t) is 0")
         judge.prepare()
-        known = Splitting.of(torch.eye(len(hull.corners)), 2)
-        cache = cache_of(directory, judge.network, hull, "collision")
+        known = Splitting.of(torch.eye(len(hull.corners)), 2, -judge.limit)
+        cache = cache_of(directory, judge.network, hull, "collision", judge.limit)
         known.run(judge, seconds, cache, "Collision", worst_first=True)
     except NotPiecewiseLinear as error:
         return _nothing(str(error))
@@ -78,6 +83,7 @@ def prove_collision(
     return {
         "by": "bounds",
         "share_proved": 1.0,
+        "scale_proved": known.scale,
         "feature_relative_max": norm,
         "feature_error_max": unit,
         "feature_relative_seen": judge.seen,
@@ -87,7 +93,7 @@ def prove_collision(
 
 
 def _nothing(reason: str) -> dict[str, Any]:
-    return {"share_proved": 0.0, "reason": reason}
+    return {"share_proved": 0.0, "scale_proved": 0.0, "reason": reason}
 
 
 def _flatten(network: fx.GraphModule) -> None:
@@ -107,6 +113,7 @@ class _CollisionJudge(HullJudge):
 
     def __init__(self, hull: Hull) -> None:
         super().__init__(hull)
+        self.limit = limit_of(hull.summary)
         self.cut = TargetLayer(hull.graph, hull.layer).to(self.place, torch.float64)
         if isinstance(self.cut.network, fx.GraphModule):
             write_with_rectifiers(self.cut.network)
@@ -165,11 +172,22 @@ class _CollisionJudge(HullJudge):
         return {
             "by": "affine",
             "share_proved": 1.0,
+            "scale_proved": self._scale(preactivation, reach, whole),
             "feature_relative_max": whole / self.norm if self.norm else None,
             "positive_relative_max": distance / self.norm if self.norm else None,
             "inactive_max": float(inactive.max()) if inactive.numel() else None,
             "feature_error_max": float(alone.max()),
         }
+
+    def _scale(self, preactivation: Tensor, reach: Tensor, whole: float) -> float:
+        """The share to which the hull shrunk has errors within the line: they are convex."""
+        line = self.limit * self.norm
+        if whole <= line:
+            return 1.0
+        middle = preactivation.mean(0)
+        reach = reach.amax(0) + rounding(len(preactivation), preactivation.abs().sum(0))
+        inner = float(self._most(middle, reach).norm()) * (1 + 1e-12)
+        return max(0.0, (line - inner) / (whole - inner) * (1 - 1e-12)) if inner < whole else 0.0
 
     def _errors(self, preactivation: Tensor) -> Tensor:
         """At most how far units (..., N) are off."""
@@ -190,7 +208,7 @@ class _CollisionJudge(HullJudge):
         self.norm, self.slack = self._of_target(self.hull.target)
         if not self.norm:
             raise NotPiecewiseLinear("f(t) is 0, or lost in rounding")
-        self._look(self.preactivation)
+        self._look(self.preactivation, torch.eye(len(self.preactivation)))
 
     def figure_at(self, values: Tensor) -> Tensor:
         """How far features are off, over ||f(t)||, negative."""
@@ -199,20 +217,27 @@ class _CollisionJudge(HullJudge):
         found: Tensor = -off.norm(dim=1) / self.norm
         return found
 
-    def _look(self, preactivation: Tensor) -> None:
-        features = self.features
-        off = features.rectified(preactivation) - features.features
-        largest = float(off.norm(dim=1).max()) / self.norm
+    def _look(self, preactivation: Tensor, weights: Tensor) -> None:
+        """Note how far features are off at points (n, K) of the hull."""
+        off = -self.figure_at(preactivation)
+        beyond = gauge(weights)[(off > self.limit).cpu()]
         with self.one_by_one:
-            self.seen = max(self.seen, largest)
+            self.seen = max(self.seen, float(off.max()))
+            self.beyond = min(self.beyond, *beyond.tolist(), 1.0)
 
     def judge(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
-        """The errors of pieces: one is settled where its bound is near the largest error seen."""
+        """The errors of pieces: one is settled where its bound is near the largest error seen.
+
+        And below the line, if a smaller share than that of the innermost point seen beyond it
+        holds a part of the piece.
+        """
         bounds, preactivation = self.bounds(pieces, steps)
-        self._look(preactivation)
+        self._look(preactivation, pieces.weights.mean(1))
         whole, alone = self._errors_of(bounds)
         figures = torch.stack([-whole / self.norm * (1 + 1e-12), -alone], 1)
-        settled = -figures[:, 0] <= _NEAR * self.seen
+        inner = begins_at(pieces.weights).to(self.place) < self.beyond / _NEAR
+        most = torch.where(inner, min(self.limit, _NEAR * self.seen), _NEAR * self.seen)
+        settled = -figures[:, 0] <= most
         return Judged(figures, settled, bounds.parts(bounds.met, _HALVINGS * ~settled))
 
     def _errors_of(self, bounds: Bounds) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ class HullJudge(ABC):
         self.one_by_one = Lock()
         self.corners = hull.corners.to(self.place, torch.float64)
         self.checked = False
-        self.seen = 0.0
+        self.seen, self.beyond = 0.0, 1.0
         self.until = math.inf
 
     def follow(self, network: fx.GraphModule) -> None:
@@ -150,11 +150,11 @@ class HullJudge(ABC):
 
 
 def cache_of(
-    directory: Path | None, network: fx.GraphModule, hull: Hull, statement: str
+    directory: Path | None, network: fx.GraphModule, hull: Hull, statement: str, line: float = 0.0
 ) -> PieceCache | None:
-    """Where what is known of this hull and statement is kept."""
+    """Where what is known of this hull and statement, up to a line, is kept."""
     if directory is None:
         return None
-    behind = f"{statement} {hull.layer} {hull.features.activation.sides}"
+    behind = f"{statement} {line} {hull.layer} {hull.features.activation.sides}"
     key = proof_key(network, hull.corners, hull.target_class, hull.target, behind)
     return PieceCache.at(directory, f"{statement}-{key}")

@@ -24,8 +24,11 @@ from .bounds.local import TooManyBends, numbers_of
 from .bounds.over_pieces import Parts
 from .bounds.steps import Step
 from .cache import PieceCache
+from .shrunk import begins_at, scale_without
 
 _MOST = 64  # pieces at once
+_SHELLS = 32  # of the hull, the inner ones first
+_INSIDE = 0.95  # of the share that holds a point where the statement fails: what is beyond is last
 _LEVEL = 0.7  # of the worst: pieces that far from settled are halved in the same turn
 _HALVINGS = 6  # of a piece, until its parts get local networks of their own
 _APART = 2  # halvings of what is too large for a local network
@@ -45,6 +48,7 @@ class Pieces(NamedTuple):
         weights: (n, V, K) of the V vertices of each.
         volume: (n,) their shares of the hull.
         figures: (n, F) what holds on each: the larger, the better.
+        begins: (n,) no smaller share of the hull than that holds a part of each.
         region: (n,) the number of the region that each is judged in.
         inside: (n, V, V) the vertices' weights there.
     """
@@ -52,6 +56,7 @@ class Pieces(NamedTuple):
     weights: Tensor
     volume: Tensor
     figures: Tensor
+    begins: Tensor
     region: Tensor
     inside: Tensor
 
@@ -68,7 +73,9 @@ class Pieces(NamedTuple):
         whole = self.at(parts.piece)
         volume = whole.volume / parts.piece.bincount()[parts.piece]
         weights, inside = (parts.inside @ each for each in (whole.weights, whole.inside))
-        return whole._replace(weights=weights, volume=volume, inside=inside)
+        return whole._replace(
+            weights=weights, volume=volume, inside=inside, begins=begins_at(weights)
+        )
 
 
 class Region(NamedTuple):
@@ -112,6 +119,7 @@ class Judge(Protocol):
     Attributes:
         most: how many pieces fit into memory at once in the whole network.
         seen: the worst that was seen at a point.
+        beyond: the least share of the hull that holds a point where the statement is seen to fail.
         until: when its bounds have to be there, by the monotonic clock; later ones raise OutOfTime.
         threads: among which it shares pieces out.
     """
@@ -119,6 +127,7 @@ class Judge(Protocol):
     most: int
     threads: int
     seen: float
+    beyond: float
     until: float
 
     def __call__(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
@@ -148,6 +157,9 @@ class Splitting:
     Attributes:
         open: the pieces that are not settled.
         settled: (F,) what holds on all that are settled.
+        line: the first figure above which a statement holds on a piece.
+        reached: the share to which the hull is shrunk at which a settled piece begins where it
+            does not.
         share: of the hull's volume that is settled.
         count: how many pieces have been judged.
         seconds: how long that took.
@@ -157,6 +169,8 @@ class Splitting:
 
     open: Pieces
     settled: Tensor
+    line: float = 0.0
+    reached: float = 1.0
     share: float = 0.0
     count: int = 0
     seconds: float = 0.0
@@ -170,11 +184,11 @@ class Splitting:
     most: int = field(default=1, init=False)
 
     @classmethod
-    def of(cls, vertices: Tensor, figures: int) -> "Splitting":
+    def of(cls, vertices: Tensor, figures: int, line: float = 0.0) -> "Splitting":
         """The simplex of some points, by their weights (V, K), of which nothing is known."""
         like = torch.zeros(1, figures, dtype=torch.float64)
-        weights = vertices.double()[None]
-        return cls(_unplaced(weights, like[:, 0] + 1, like - torch.inf), like[0] + torch.inf)
+        whole = _unplaced(vertices.double()[None], like[:, 0] + 1, like - torch.inf)
+        return cls(whole, like[0] + torch.inf, line)
 
     def __post_init__(self) -> None:
         self.regions[0] = Region(None, math.inf)
@@ -183,6 +197,15 @@ class Splitting:
     def everywhere(self) -> Tensor:
         """(F,) what holds on the whole hull."""
         return torch.cat([self.open.figures, self.settled[None]]).amin(0)
+
+    @property
+    def scale(self) -> float:
+        """The share to which the hull can be shrunk so that the statement holds on all of it."""
+        return scale_without(self._unverified(self.open), self.reached)
+
+    def _unverified(self, pieces: Pieces) -> Tensor:
+        """The weights (n, V, K) of the pieces on which the statement is not known to hold."""
+        return pieces.weights[~(pieces.figures[:, 0] > self.line)]
 
     @property
     def reason(self) -> str | None:
@@ -212,7 +235,8 @@ class Splitting:
             seconds: to spend; pieces that are begun may take a tenth more, or stay as they are.
             cache: keeps what is known; what it has of an earlier call is gone on with.
             name: what the progress bar says.
-            worst_first: begin with the pieces that are farthest from settled, or the largest ones.
+            worst_first: begin with the pieces that are farthest from settled; else with the
+                innermost ones, of these with the largest.
             limit: how many pieces to judge at most, about.
         """
         if cache and (kept := cache.load(self.open.weights.shape[2], len(self.settled))):
@@ -259,9 +283,14 @@ class Splitting:
 
     def advance(self, judge: Judge, worst_first: bool) -> None:
         """Judge up to `most` pieces of one region, and halve those that are not settled."""
-        key = self.open.figures[:, 0] if worst_first else -self.open.volume
-        order = key.argsort(stable=True)
+        order = (-self.open.volume).argsort(stable=True)
         order = order[self.open.volume[order] > _SMALLEST]
+        if worst_first:
+            key = self.open.figures[:, 0]
+        else:
+            key = (self.open.begins * _SHELLS).floor()
+            key[self.open.begins >= _INSIDE * judge.beyond] = _SHELLS
+        order = order[key[order].argsort(stable=True)]
         if worst_first:  # and what is nearly as bad
             worst = float(key[order[0]])
             order = order[key[order] <= max(worst, _LEVEL * worst)]
@@ -286,6 +315,7 @@ class Splitting:
         self.share += float(pieces.volume[settled].sum())
         if self.keeps:
             self.done.append(pieces.weights[settled])
+        self.reached = scale_without(self._unverified(pieces.at(settled)), self.reached)
         self.settled = torch.cat([figures[settled], self.settled[None]]).amin(0)
         later = torch.ones(len(self.open.volume), dtype=torch.bool).index_fill(0, now, False)
         parts = Parts(*(each[~settled[parts.piece]] for each in parts))
@@ -363,7 +393,7 @@ class Splitting:
         return not any(judge.may_localise(parts.at(each)) for each in some.split(1))
 
     def _kept(self, judge: Judge) -> dict[str, Tensor]:
-        known = [self.share, float(self.count), self.seconds, judge.seen]
+        known = [self.share, float(self.count), self.seconds, judge.seen, self.reached]
         numbers = torch.tensor(known, dtype=torch.float64)
         weights, volume, figures, *_ = self.open
         return {"weights": weights, "volume": volume, "figures": figures,
@@ -372,7 +402,7 @@ class Splitting:
     def _take(self, kept: dict[str, Tensor], judge: Judge) -> None:
         self.open = _unplaced(kept["weights"], kept["volume"], kept["figures"])
         self.settled = kept["settled"]
-        self.share, count, self.seconds, judge.seen = kept["numbers"].tolist()
+        self.share, count, self.seconds, judge.seen, self.reached = kept["numbers"].tolist()
         self.count = int(count)
 
 
@@ -380,4 +410,5 @@ def _unplaced(weights: Tensor, volume: Tensor, figures: Tensor) -> Pieces:
     """Pieces of the whole network."""
     corners = weights.shape[1]
     inside = weights.new_zeros(len(weights), corners, corners)
-    return Pieces(weights, volume, figures, torch.zeros(len(weights), dtype=torch.int64), inside)
+    region = torch.zeros(len(weights), dtype=torch.int64)
+    return Pieces(weights, volume, figures, begins_at(weights), region, inside)

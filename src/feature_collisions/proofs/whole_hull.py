@@ -21,6 +21,7 @@ from .bounds.steps import Step
 from .collision import prove_collision
 from .judge import HullJudge, cache_of
 from .piecewise import traced
+from .shrunk import gauge
 from .splitting import Judged, Pieces, Splitting
 
 _SHORTER = 2  # halvings of each edge that large pieces may be cut by at once
@@ -58,7 +59,8 @@ def prove_class(
 
     Returns:
         `outcome`: `proved`, `refuted` by a `counter_example` (its weights, and the class that the
-        model itself gives it), or `undecided`; `share_proved` (by weights); what holds there:
+        model itself gives it), or `undecided`; `share_proved` (by weights) and `scale_proved`: all
+        of the hull shrunk about its centroid to that share is proved; what holds on the former:
         `margin_min` (the target's logit over any other) and `probability_min` of the target's
         class; `pieces` and `seconds`, of all calls. Or the `reason` why nothing is bounded.
 
@@ -73,7 +75,7 @@ def prove_class(
                                     .view(-1, len(corners))]))  # fmt: skip
         if judge.counter_example and max(judge.counter_example["weights"]) == 1:
             return {"outcome": "refuted", "counter_example": judge.counter_example,
-                    "share_proved": 0.0, "pieces": 0, "seconds": 0.0,
+                    "share_proved": 0.0, "scale_proved": 0.0, "pieces": 0, "seconds": 0.0,
                     "reason": "its corners are of two classes"}  # fmt: skip
         judge.prepare()
         known = Splitting.of(torch.eye(len(hull.corners)), 2)
@@ -81,11 +83,12 @@ def prove_class(
         known.run(judge, seconds, cache, "Class of the hull", worst_first=False)
     except NotPiecewiseLinear as error:
         return {"outcome": "refuted" if judge.counter_example else "undecided",
-                "share_proved": 0.0, "reason": str(error)} | judge.found()  # fmt: skip
+                "share_proved": 0.0, "scale_proved": 0.0,
+                "reason": str(error)} | judge.found()  # fmt: skip
     proved, reason = not len(known.open.volume), known.reason if seconds else None
     if proved and judge.counter_example:  # nothing that contradicts the model is stated
-        return {"outcome": "refuted", "share_proved": 0.0, "pieces": known.count,
-                "seconds": known.seconds,
+        return {"outcome": "refuted", "share_proved": 0.0, "scale_proved": 0.0,
+                "pieces": known.count, "seconds": known.seconds,
                 "reason": "a point of the model contradicts the bounds",
                 **judge.found()}  # fmt: skip
     margin, probability = known.settled.tolist()
@@ -94,6 +97,7 @@ def prove_class(
             "outcome": "proved" if proved else "refuted" if judge.counter_example else "undecided",
             "by": "bounds",
             "share_proved": 1.0 if proved else known.share,
+            "scale_proved": min(known.scale, judge.beyond),
             "margin_min": margin if known.share else None,
             "probability_min": probability if known.share else None,
             "pieces": known.count,
@@ -136,6 +140,7 @@ class ClassJudge(HullJudge):
                 "weights": weights[first].tolist(),
                 "class": int(predicted[first]),
             }
+            self.beyond = float(gauge(weights[first])) * (1 - _SLACK)
 
     def judge(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
         """The margins of pieces: a piece is settled where all are above 0."""

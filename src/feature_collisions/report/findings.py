@@ -4,6 +4,7 @@ A new measurement gets its row here: a single number of `evaluation.json` is a l
 `BASELINES`; anything else is a function in `CLAIMS` that reads its entries and yields rows.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -371,6 +372,24 @@ def _class_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Findi
         yield Finding(label, f"undecided: proved {share}", Known.NOT_PROVED, note)
 
 
+def _proved_size(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    """To which share the hull can be shrunk about its centroid so that a statement holds on it."""
+    target, line = names[result["target_class"]], number(result.get("hull_relative"), "g")
+    statements = {"class": target, "collision": f"features within {line} of ||f(t)||"}
+    for name, statement in statements.items():
+        proof = result.get("proof", {}).get(name, {})
+        if not (scale := proof.get("scale_proved")):
+            continue
+        size = proof.get("relative_size_proved")
+        shrunk = f"the hull shrunk about its centroid to {math.floor(scale * 1000) / 10:g} %"
+        yield Finding(
+            f"proved size ({name})",
+            f"{statement} on {'the whole hull' if scale == 1 else shrunk}",
+            Known.PROVED,
+            "" if size is None else f"relative size {size:.3g}",
+        )
+
+
 def _faces(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     proof = result.get("proof", {})
     faces, of_class = proof.get("faces", {}), proof.get("class", {})
@@ -414,8 +433,8 @@ def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding
 
 Claim = Callable[[dict[str, Any], Sequence[str]], Iterator[Finding]]
 CLAIMS: tuple[Claim, ...] = (
-    _outcome, _distances, _not_measured, _features_proof, _class_proof, _faces, _edges,
-    _worst_case, _sampled, _other_laws,
+    _outcome, _distances, _not_measured, _features_proof, _class_proof, _proved_size, _faces,
+    _edges, _worst_case, _sampled, _other_laws,
 )  # fmt: skip
 
 

@@ -20,13 +20,15 @@ _NAMES = {
     "target_probability": ("target's", ".3f"),
     "worst_case_probability": ("worst found", ".3f"),
     "share_proved": ("share proved", ".0%"),
+    "scale_proved": ("scale proved", ".2f"),
     "seconds": ("seconds", ",.1f"),
 }
 _NOTE = (
     "Means over the same pairs. Relative size: mean distance between corners over that between two "
     "images of the data set; feature error: the largest ||f(x) - f(t)|| over ||f(t)||; accuracy, "
     "probabilities: sampled in the hull, the worst point searched, the share proved to be the "
-    "target's class by bounds."
+    "target's class by bounds; scale proved: the hull shrunk about its centroid to that share is "
+    "proved whole, its relative size is that many times as large."
 )
 _WARNING = (
     "An interval covers 95 % of what resampled pairs give; of twenty that stand beside each "

@@ -296,8 +296,18 @@ def hull_figures(result: dict[str, Any]) -> dict[str, Any]:
         "ball_accuracy": result.get("ball_accuracy"),
         "edges_proved": result.get("edges", {}).get("share_proved"),
         "class_proved": result.get("proof", {}).get("class", {}).get("share_proved"),
+        **_sizes_proved(result.get("proof", {})),
     }
     return {f"hull/{name}": value for name, value in figures.items() if value is not None}
+
+
+def _sizes_proved(proof: dict[str, Any]) -> dict[str, Any]:
+    """To which share the hull can be shrunk, and what size it then has, for both statements."""
+    return {
+        f"{statement}_{name}": proof.get(statement, {}).get(name)
+        for statement in ("class", "collision")
+        for name in ("scale_proved", "relative_size_proved")
+    }
 
 
 def _media(directory: Path, result: dict[str, Any], class_names: Sequence[str]) -> dict[str, Any]:

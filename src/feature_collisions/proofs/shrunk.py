@@ -1,0 +1,67 @@
+"""How far a hull has to be shrunk about its centroid to leave subdomains out.
+
+Of K corners, the hull shrunk to the share s holds the points c + s (w - c), w any weights and c the
+centroid's, 1/K each: those with weights of at least (1 - s) / K. So a point needs the share
+
+    gauge(w) = max_k (1 - K w_k).
+
+Over a subdomain with vertices v_j the least gauge is that of a matrix game; by its duality it is
+
+    min_x max_k (1 - K x_k) = max_l min_j sum_k l_k (1 - K v_jk),   l >= 0, sum_k l_k = 1,
+
+so any l gives a lower bound. If s is the least gauge of all unverified subdomains, the shrunk
+hull's interior is in verified ones alone; these are closed, so they hold its boundary too.
+"""
+
+import numpy as np
+import torch
+from scipy.optimize import linprog
+from torch import Tensor
+
+_PROGRAMS = 2000  # linear programs at most: what is left keeps its simpler bound
+_SLACK = 1e-12  # for rounding, in gauges of at most 1
+
+
+def gauge(weights: Tensor) -> Tensor:
+    """(..., K) to (...): the share to which the hull is shrunk that just holds a point."""
+    return (1 - weights.shape[-1] * weights.amin(-1)).clamp(0, 1)
+
+
+def scale_without(subdomains: Tensor, most: float = 1.0) -> float:
+    """A share to which the hull can be shrunk so that no subdomain (n, V, K) reaches into it.
+
+    The largest one up to `most`, or less where there are very many subdomains.
+    """
+    count = subdomains.shape[2]
+    least = begins_at(subdomains)
+    refined = torch.zeros(len(least), dtype=torch.bool)
+    for _ in range(_PROGRAMS):
+        if not len(least) or refined[k := int(least.argmin())] or least[k] > most:
+            break
+        refined[k] = True
+        least[k] = max(float(least[k]), _best_bound(1 - count * subdomains[k].numpy()))
+    found = float(least.min()) - _SLACK if len(least) else 1.0
+    return min(max(found, 0.0), most)
+
+
+def begins_at(subdomains: Tensor) -> Tensor:
+    """(n,) bounds on the least gauge: by an l equal on the m facets farthest away, the best m."""
+    count = subdomains.shape[2]
+    farthest = subdomains.amax(1, keepdim=True).argsort(2).expand_as(subdomains)
+    together = subdomains.gather(2, farthest).cumsum(2) / torch.arange(1, count + 1)
+    return (1 - count * together.amax(1)).amax(1)
+
+
+def _best_bound(game: np.ndarray) -> float:
+    """min_j (A l)_j of a game A (V, K), by the best l that is found."""
+    rows, columns = game.shape
+    found = linprog(
+        [0.0] * columns + [-1.0],
+        A_ub=np.hstack([-game, np.ones((rows, 1))]), b_ub=np.zeros(rows),
+        A_eq=[[1.0] * columns + [0.0]], b_eq=[1.0],
+        bounds=[(0, None)] * columns + [(None, None)],
+    )  # fmt: skip
+    if found.x is None:
+        return -1.0
+    weigh = np.maximum(found.x[:-1], 0)
+    return float((game @ (weigh / weigh.sum())).min())
