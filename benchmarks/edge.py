@@ -30,7 +30,7 @@ def walked(
     started = time.process_time()
     while edge.walked < 1 and time.process_time() < started + seconds:
         walker.advance(edge, (0, 1), 1.0)
-    return edge.proved - start, edge.pieces
+    return edge.held - start, edge.pieces
 
 
 def bounded(hull: Hull, seconds: float) -> tuple[float, int]:

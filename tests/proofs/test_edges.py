@@ -86,6 +86,16 @@ def test_a_planted_class_change_is_found_with_its_interval(tmp_path: Path) -> No
     assert found["share_proved"] == pytest.approx(2.975 / 3, abs=1e-6)
 
 
+def test_an_edge_whose_rounding_was_sampled_is_walked_and_not_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feature_collisions.proofs.edges._SMALL", 1)
+    found = prove_edges(valley(), EdgeSettings(), tmp_path)
+    assert found["share_proved"] == 0
+    assert found["share_held"] == pytest.approx(2.975 / 3, abs=1e-6)
+    assert [edge["unconfirmed"] for edge in found["edges"]] == [None] * 3
+
+
 def test_chunks_find_what_one_walk_finds_and_a_share_goes_on_where_it_stopped(
     tmp_path: Path,
 ) -> None:

@@ -181,17 +181,25 @@ def test_what_is_not_proved_says_why(part):
 def test_edges_that_fail_are_named():
     edge = {"corners": [0, 2], "first_failure": [0.25, 0.5], "walked": 1.0, "proved": 0.75,
             "pieces": 4, "margin_min": -1.0, "rounding": 1e-12}  # fmt: skip
-    edges = {"precision": 64, "share_proved": 0.75, "share_failed": 0.25, "edges": [edge]}
+    edges = {
+        "precision": 64,
+        "share_held": 0.75,
+        "share_proved": 0,
+        "share_failed": 0.25,
+        "edges": [edge],
+    }
     (claim,) = claims_of(edges=edges).values()
     assert claim.value == "seven on 75.0000% of their length, another class on 25.0000%"
-    assert "of the rest" not in claim.note
+    assert "rounding sampled" in claim.note
+    (claim,) = claims_of(edges=edges | {"share_proved": 0.5}).values()
+    assert "rounding bounded on 50.00%" in claim.note
     assert "between corners 0 and 2, from 0.250000 to 0.500000" in claim.note
     (claim,) = claims_of(edges=edges | {"share_failed": 0.125}).values()
     assert claim.value == "87.50% walked, another class on 12.50%; 12.50% not reached"
-    clean = edges | {"share_proved": 0.303, "share_failed": 0.0}
+    clean = edges | {"share_held": 0.303, "share_failed": 0.0}
     (claim,) = claims_of(edges=clean | {"edges": [edge | {"first_failure": None}]}).values()
     assert claim.value == "30.30% walked, all seven; 69.70% not reached"
-    (claim,) = claims_of(edges=edges | {"share_proved": 0, "share_failed": 0}).values()
+    (claim,) = claims_of(edges=edges | {"share_held": 0, "share_failed": 0}).values()
     assert claim.known is Known.NOT_PROVED
     (claim,) = claims_of(edges={"reason": "GELU bends everywhere"}).values()
     assert claim.known is Known.NOT_PROVED

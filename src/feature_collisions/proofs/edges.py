@@ -64,9 +64,14 @@ class Edge:
     unconfirmed: float | None = 0.0
 
     @property
+    def held(self) -> float:
+        """Share of the edge on which the walk finds the class."""
+        return max(0.0, self.walked - self.failed)
+
+    @property
     def proved(self) -> float:
-        """Share of the edge on which the class holds."""
-        return max(0.0, self.walked - self.failed - (self.unconfirmed or 0.0))
+        """Share of the edge on which interval arithmetic confirms that: none of a large network."""
+        return 0.0 if self.unconfirmed is None else max(0.0, self.held - self.unconfirmed)
 
     def begin_anew(self, rounding: float) -> None:
         """Forget what was found, under a larger rounding."""
@@ -363,8 +368,8 @@ def prove_edges(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[str
             user's own: what a stranger's run directory says would be stated as proved.
 
     Returns:
-        `edges` of `evaluation.json`: the share proved over all edges, each edge, or the `reason`
-        why a network cannot be walked.
+        `edges` of `evaluation.json`: the share of all edges on which the walk finds the class, and
+        of that the share proved; each edge; or the `reason` why a network cannot be walked.
     """
     try:
         walker = Walker(hull, settings)
@@ -378,8 +383,9 @@ def prove_edges(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[str
     return {
         "precision": settings.precision,
         "share_proved": sum(edge.proved for edge in chosen) / len(chosen),
+        "share_held": sum(edge.held for edge in chosen) / len(chosen),
         "share_failed": sum(edge.failed for edge in chosen) / len(chosen),
-        "edges": [asdict(edge) | {"proved": edge.proved} for edge in chosen],
+        "edges": [asdict(edge) | {"held": edge.held, "proved": edge.proved} for edge in chosen],
     }
 
 

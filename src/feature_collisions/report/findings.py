@@ -293,16 +293,18 @@ def _edges(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     if "reason" in edges:
         yield Finding(label, f"not walked: {edges['reason']}", Known.NOT_PROVED)
         return
-    share, failed = edges["share_proved"], edges["share_failed"]
+    share, failed, proved = (edges[f"share_{name}"] for name in ("held", "failed", "proved"))
     value = f"{target} on {share:.4%} of their length"
-    note = f"float{edges['precision']}, up to rounding; no piece of another class was met"
+    rounding = f"rounding bounded on {proved:.2%}" if proved else "rounding sampled"
+    walk = f"float{edges['precision']}, {rounding}"
+    note = f"{walk}; no piece of another class was met"
     first = next((edge for edge in edges["edges"] if edge["first_failure"]), None)
     if first:
         value += f", another class on {failed:.4%}"
         (one, other), (low, high) = first["corners"], first["first_failure"]
         note = (
-            f"float{edges['precision']}, up to rounding; another class first between corners {one} "
-            f"and {other}, from {low:.6f} to {high:.6f} of the way"
+            f"{walk}; another class first between corners {one} and {other}, from {low:.6f} to "
+            f"{high:.6f} of the way"
         )
     if share + failed < 1 - 1e-9:
         others = f"another class on {failed:.2%}" if first else f"all {target}"

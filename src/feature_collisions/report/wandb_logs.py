@@ -294,6 +294,7 @@ def hull_figures(result: dict[str, Any]) -> dict[str, Any]:
         "worst_case": result.get("worst_case_probability"),
         "worst_case_correct": result.get("worst_case_correct"),
         "ball_accuracy": result.get("ball_accuracy"),
+        "edges_held": result.get("edges", {}).get("share_held"),
         "edges_proved": result.get("edges", {}).get("share_proved"),
         "class_proved": result.get("proof", {}).get("class", {}).get("share_proved"),
         **_sizes_proved(result.get("proof", {})),
