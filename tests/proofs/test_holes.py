@@ -1,6 +1,8 @@
 """Holes at ceilings, counter-examples that bounds miss, and what a proof leaves as it was."""
 
 import copy
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,46 @@ def test_a_unit_at_its_ceiling_hides_no_hole(top: float, between: nn.Module) -> 
     known = whole_hull.Splitting.of(torch.eye(3), 2)
     known.run(blind, 10.0, None, "", worst_first=False, limit=300)
     assert known.share < 0.6
+
+
+class Pit(nn.Module):
+    """The margin of class 0 is ||x - at||_1 - depth, written with clipped or unclipped ReLUs."""
+
+    def __init__(self, at: Sequence[float], depth: float, top: float) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.act = nn.ReLU() if top == math.inf else nn.Hardtanh(0.0, top)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.cat([torch.eye(4), -torch.eye(4)]))
+            self.first.bias.copy_(torch.tensor([*(-x for x in at), *at]))
+            self.last.weight.copy_(torch.cat([torch.ones(1, 8), torch.zeros(1, 8)]))
+            self.last.bias.copy_(torch.tensor([0.0, depth]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.act(self.first(images.flatten(1))))
+        return logits
+
+
+@pytest.mark.parametrize("top", [math.inf, 0.25])
+@pytest.mark.parametrize(
+    "at",
+    [(0.5, 0.5, 0, 0), (0.875, 0.125, 0, 0), (0.375, 0.375, 0.25, 0), (0.25, 0.25, 0.25, 0.25),
+     (0.75, 0.25, 0, 0)],
+)  # fmt: skip
+def test_a_hole_on_an_edge_a_face_or_inside_is_not_proved_away(
+    at: tuple[float, ...], top: float
+) -> None:
+    corners = torch.eye(4).view(4, 1, 2, 2)
+    corner = corners[int(torch.tensor(at).argmin())]  # the furthest from the hole
+    for depth in (2.0**-6, 2.0**-3):
+        hull = hull_of(Pit(at, depth, top).eval(), "first", corners, corner)
+        for suspects in ([], [list(at)]):
+            found = prove_class(hull, 0.3, suspects=suspects)
+            assert found["outcome"] != "proved"
+            assert 0 < found["share_proved"] < 1
+        assert found["outcome"] == "refuted"
+    filled = hull_of(Pit(at, -0.5, top).eval(), "first", corners, corner)
+    assert prove_class(filled, 3.0)["outcome"] == "proved"
 
 
 def test_a_counter_example_wins_over_bounds_that_do_not_see_it(

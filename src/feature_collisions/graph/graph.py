@@ -22,7 +22,7 @@ from ..data.devices import able, precision_flags_kept
 from ..errors import SettingError
 from .logits import device_of, first_weight, logits_in
 from .operations import NotPiecewiseLinear, is_no_operation, without_in_place
-from .rectifiers import write_with_rectifiers
+from .simpler import write_with_simpler
 
 _EXAMPLES = 2  # images of the example: torch.export takes one alone for a constant
 
@@ -101,7 +101,7 @@ def frozen_graph(graph: Graph, dtype: torch.dtype = torch.float64) -> fx.GraphMo
         NotPiecewiseLinear: where the graph does not hold for any number of images.
     """
     network = copied(graph.runnable())
-    write_with_rectifiers(network)
+    write_with_simpler(network)
     fold(network)
     network.requires_grad_(False).eval().to(able(device_of(graph.model), dtype), dtype)
     return network
@@ -268,13 +268,18 @@ def _read(graph: Graph, program: torch.export.ExportedProgram) -> None:
     for node in found.nodes:  # tensors of the export can be neither copied nor pickled
         value = node.meta.get("val")
         kept = {"nn_module_stack": node.meta.get("nn_module_stack", {})}
-        node.meta = kept | ({"ndim": value.ndim} if isinstance(value, Tensor) else {})
+        node.meta = kept | ({"shape": _shape(value)} if isinstance(value, Tensor) else {})
     graph.network = fx.GraphModule(attributes, found)
     of_network = dict(zip(found.nodes, graph.network.graph.nodes, strict=True))
     graph.nodes, graph.ends = (
         {name: of_network[copies[node]] for name, node in each.items() if node in copies}
         for each in (names, last)
     )
+
+
+def _shape(value: Tensor) -> tuple[int | None, ...]:
+    """None for a size that depends on the number of images."""
+    return tuple(size if isinstance(size, int) else None for size in value.shape)
 
 
 def _tensors_of(program: torch.export.ExportedProgram) -> dict[str, tuple[str, Any]]:
@@ -295,7 +300,7 @@ def _names(graph: fx.Graph, shell: str) -> dict[str, fx.Node]:
     """
     calls: dict[str, tuple[str, fx.Node]] = {}
     for node in graph.nodes:
-        if node.op != "call_function":
+        if node.op != "call_function" or is_no_operation(node):
             continue
         stack = list((node.meta.get("nn_module_stack") or {}).items())
         key, (path, kind) = stack[-1] if stack else ("", ("", ""))

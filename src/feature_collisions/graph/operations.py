@@ -44,6 +44,7 @@ _ALONG: dict[Any, int] = {
     aten.index_select.default: 1, aten.flip.default: 1, aten.roll.default: 2,
     aten.mean.dim: 1, aten.sum.dim_IntList: 1,
 }  # fmt: skip
+SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int}
 _ALL = 2**63 - 1  # the end of a slice that has none
 _JOINED = {aten.cat.default, aten.stack.default}
 SUMS = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor, aten.rsub.Scalar, aten.add.Scalar,
@@ -61,8 +62,12 @@ _OF_FIRST = LAYERS | AVERAGES | _NEW_SHAPE | _NEW_ORDER | {
     aten.div.Tensor, aten.div.Scalar, aten.neg.default, aten.expand.default,
     aten.constant_pad_nd.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
     aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec,
-    aten._native_batch_norm_legit_no_training.default,
 }  # fmt: skip
+# Values written over a part of others: its axis, which must not be that of the images, is the third
+# argument. PyTorch makes them of writes through views.
+_OVER_PARTS = {aten.slice_scatter.default, aten.select_scatter.default}
+_OVER_ALL = {aten.copy.default, aten.zeros_like.default, aten.ones_like.default,
+             aten.full_like.default, aten.fill.Scalar, aten.fill.Tensor}  # fmt: skip
 MAX_POOL = aten.max_pool2d.default
 _SIZES = {aten.sym_size.int, aten.sym_numel.default}
 _OF_SIZES = {operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod,
@@ -133,21 +138,24 @@ def where(node: fx.Node) -> str:
 def _is_affine(node: fx.Node, moving: list[fx.Node], first: bool) -> bool:
     """Whether an operation is affine in what moves, and keeps images apart."""
     target: Any = node.target
-    if target in SUMS:
+    if target in SUMS | _OVER_ALL:
         return True
+    if target in _OVER_PARTS:
+        whole = target is aten.slice_scatter.default and _is_whole(node.args[2:])
+        return whole or _axis(node, node.kwargs.get("dim", (*node.args, 0)[2])) not in (None, 0)
     if target in _JOINED:
         return _axis(node, node.kwargs.get("dim", (*node.args, 0)[1])) not in (None, 0)
     if target in _PRODUCTS:
         return len(moving) == 1 and sum(given in moving for given in node.args) == 1
     if target is operator.getitem:
-        return isinstance(node.args[1], int) and _gives_several(moving[0])
+        return isinstance(node.args[1], int) and moving[0].target in SPLITS
     if target is BATCH_NORM:
         return first and node.args[5] is False and isinstance(node.args[3], fx.Node)
     if target in _ALONG:
         place = _ALONG[target]
         axis = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
         axes = list(axis) if isinstance(axis, list | tuple) else [axis]
-        if target is aten.slice.Tensor and node.args[1:3] == (0, 0) and node.args[3:] == (_ALL,):
+        if target is aten.slice.Tensor and _is_whole(node.args[1:]):
             return first
         return first and all(_axis(node, axis) not in (None, 0) for axis in axes)
     if target in _NEW_ORDER:
@@ -155,12 +163,9 @@ def _is_affine(node: fx.Node, moving: list[fx.Node], first: bool) -> bool:
     return first and target in _OF_FIRST
 
 
-def _gives_several(node: fx.Node) -> bool:
-    """Whether an operation gives a list of parts, whose entries are taken one by one."""
-    return node.target in {
-        aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int,
-        aten._native_batch_norm_legit_no_training.default,
-    }  # fmt: skip
+def _is_whole(part: tuple[Any, ...]) -> bool:
+    """Whether a slice (axis, start, end) is all of the images."""
+    return part == (0, 0, _ALL)
 
 
 def _axis(node: fx.Node, axis: Any) -> int | None:
@@ -170,8 +175,8 @@ def _axis(node: fx.Node, axis: Any) -> int | None:
     if axis >= 0:
         return axis
     of = node if node.target is aten.stack.default else node.all_input_nodes[0]
-    count = of.meta.get("ndim")
-    return None if count is None else axis + int(count)
+    shape = of.meta.get("shape")
+    return None if shape is None else axis + len(shape)
 
 
 def _keeps_first_axis(node: fx.Node) -> bool:
@@ -206,11 +211,20 @@ def is_new_shape(node: fx.Node) -> bool:
     return node.target in _NEW_SHAPE and not _draws(node)
 
 
-def is_size(node: fx.Node) -> bool:
-    """Whether a node is a whole number that is made of sizes."""
-    return node.target in _SIZES or (
-        node.target in _OF_SIZES and all(map(is_size, node.all_input_nodes))
-    )
+def size_of(node: Any, images: int) -> int:
+    """The whole number that a node makes of the number of images.
+
+    Raises:
+        NotPiecewiseLinear: where it depends on it in another way.
+    """
+    if not isinstance(node, fx.Node):
+        return int(node)
+    if node.target is aten.sym_size.int and node.args[1] == 0:
+        return images
+    if node.target in _OF_SIZES:
+        operation: Any = node.target
+        return int(operation(*(size_of(given, images) for given in node.args)))
+    raise NotPiecewiseLinear(f"{node.name} depends on how many images there are")
 
 
 def pooling(node: fx.Node) -> tuple[Any, ...]:
@@ -293,13 +307,27 @@ def _functional_target(node: fx.Node) -> Any:
 
 
 def _is_seen_elsewhere(node: fx.Node, source: fx.Node) -> bool:
-    """Whether what is written is also seen through another tensor over the same memory."""
-    if source.op == "placeholder":
-        return True
+    """Whether what is written is read later through another tensor over the same memory."""
     later = set(_after(node))
-    if any(user.target in _VIEWS and user not in later for user in source.users if user != node):
-        return True
-    return source.target in _VIEWS
+    for alias in _aliases(source):
+        if alias.op != "call_function":  # the caller's own tensor
+            return True
+        if alias is not source and any(user in later for user in alias.users):
+            return True
+    return False
+
+
+def _aliases(source: fx.Node) -> set[fx.Node]:
+    """All tensors that may be over a tensor's memory, itself included."""
+    found, waiting = set[fx.Node](), [source]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += [user for user in node.users if user.target in _VIEWS]
+            if node.target in _VIEWS and isinstance(node.args[0], fx.Node):
+                waiting.append(node.args[0])
+    return found
 
 
 def _after(node: fx.Node) -> "list[fx.Node]":

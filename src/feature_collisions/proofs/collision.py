@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from ..data.devices import without_cudnn
 from ..graph.activations import aten, title_of
 from ..graph.operations import NotPiecewiseLinear
-from ..graph.rectifiers import write_with_rectifiers
+from ..graph.simpler import write_with_simpler
 from ..graph.target import TargetFeatures
 from ..graph.target_layer import TargetLayer, check_affine
 from ..hull.hull import Hull
@@ -116,7 +116,7 @@ class _CollisionJudge(HullJudge):
         self.limit = limit_of(hull.summary)
         self.cut = TargetLayer(hull.graph, hull.layer).to(self.place, torch.float64)
         if isinstance(self.cut.network, fx.GraphModule):
-            write_with_rectifiers(self.cut.network)
+            write_with_simpler(self.cut.network)
             _flatten(self.cut.network)
         images = torch.cat([hull.target[None], hull.corners]).to(self.place, torch.float64)
         target, self.preactivation = self.cut(images).split([1, len(images) - 1])

@@ -15,7 +15,7 @@ from ..errors import SettingError
 from ..graph.activations import ceiling_of
 from ..graph.agreement import check_graph
 from ..graph.graph import Graph, frozen_graph
-from ..graph.operations import NotPiecewiseLinear, is_size, kinds, pooling
+from ..graph.operations import NotPiecewiseLinear, kinds, pooling, size_of
 
 
 class TooManyPieces(RuntimeError):
@@ -61,6 +61,7 @@ class Line(fx.Interpreter):
 
     def __init__(self, network: fx.GraphModule, memory: int = 2**28) -> None:
         super().__init__(network)
+        self.extra_traceback = False  # it goes into messages
         self.kinds = kinds(network)
         self.memory = memory
         self.fullest = 0.0  # the largest share of it that the last walk took
@@ -93,7 +94,10 @@ class Line(fx.Interpreter):
         if kind == "max_pool":
             values, options = self.env[node.all_input_nodes[0]], pooling(node)
             self._insert(*_switches(values, *options))
-        return super().run_node(node)
+        found = super().run_node(node)
+        if kind == "affine" and node.op != "output" and len(found) != len(self.places):
+            raise NotPiecewiseLinear(f"{node.name} does not keep images apart")
+        return found
 
     def _insert(self, interval: Tensor, share: Tensor) -> None:
         """Add breakpoints: in which intervals (m,), and at which share (m,) of each."""
@@ -107,8 +111,6 @@ class Line(fx.Interpreter):
         parent = torch.cat([old, interval]).sort().values
         total = len(parent)
         live = [node for node in self.env if self.kinds[node] != "fixed"]
-        if any(is_size(node) and isinstance(self.env[node], int) for node in self.env):
-            raise NotPiecewiseLinear("the number of images is used on both sides of a ReLU")
         row = max(self.env[node][0].numel() * self.env[node].element_size() for node in live)
         if total * row > self.memory:
             raise TooManyPieces(total, max(3, self.memory // row))
@@ -121,8 +123,11 @@ class Line(fx.Interpreter):
             return refined
 
         self.places = refine(self.places)
-        for node in live:
-            self.env[node] = refine(self.env[node])
+        for node in self.env:
+            if self.kinds[node] != "fixed":
+                self.env[node] = refine(self.env[node])
+            elif node.all_input_nodes:  # constants are folded: it is made of sizes
+                self.env[node] = size_of(node, total)
 
 
 def _zeros(values: Tensor) -> tuple[Tensor, Tensor]:

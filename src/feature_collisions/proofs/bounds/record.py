@@ -56,6 +56,7 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, network: fx.GraphModule, image: Tensor) -> None:
         super().__init__(network, garbage_collect_values=False)
+        self.extra_traceback = False  # it goes into messages
         self.kinds, self.steps = kinds(network), list[Step]()
         self.number: dict[fx.Node, int] = {}
         with torch.no_grad():

@@ -1,19 +1,21 @@
-"""What is piecewise linear but no rectifier, written with rectifiers: exact in real numbers.
+"""Operations written with simpler ones, exact in real numbers, so that fewer need to be known.
 
-LeakyReLU, PReLU, absolute values, clamps anywhere, maxima of two, Hardsigmoid: the walk and the
-bounds then need to know rectifiers alone.
+LeakyReLU, PReLU, absolute values, clamps anywhere, maxima of two and Hardsigmoid with rectifiers;
+the parts of a split as slices; PyTorch's own form of a batch norm as the usual one.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from torch import fx
 
 from .activations import Range, aten, ceiling_of, given_by_name, range_of
+from .operations import SPLITS
 
 
-def write_with_rectifiers(network: fx.GraphModule) -> None:
+def write_with_simpler(network: fx.GraphModule) -> None:
     """Replace such operations in place; others stay."""
     for node in list(network.graph.nodes):
         write = _WRITTEN.get(node.target)
@@ -23,6 +25,9 @@ def write_with_rectifiers(network: fx.GraphModule) -> None:
             found = write(_Writer(network, node), node)
         if found is not None:
             node.replace_all_uses_with(found)
+            network.graph.erase_node(node)
+    for node in reversed(network.graph.nodes):
+        if node.target in SPLITS | {_BATCH_NORM} and not node.users:
             network.graph.erase_node(node)
     network.recompile()
 
@@ -61,10 +66,10 @@ def _leaky(write: _Writer, node: fx.Node) -> fx.Node:
 def _prelu(write: _Writer, node: fx.Node) -> fx.Node | None:
     """relu(x) - s relu(-x), with slopes of one number or one for each channel."""
     x, slopes = node.args[:2]
-    axes = node.meta.get("ndim")
-    if not isinstance(x, fx.Node) or not isinstance(slopes, fx.Node) or axes is None:
+    shape = node.meta.get("shape")
+    if not isinstance(x, fx.Node) or not isinstance(slopes, fx.Node) or shape is None:
         return None
-    shaped = write(aten.reshape.default, slopes, [1, -1, *[1] * (axes - 2)])
+    shaped = write(aten.reshape.default, slopes, [1, -1, *[1] * (len(shape) - 2)])
     below = write.relu(write.times(x, -1.0))
     return write.minus(write.relu(x), write.times(below, shaped))
 
@@ -121,6 +126,45 @@ def _hardsigmoid(write: _Writer, node: fx.Node) -> fx.Node:
     return write(aten.div.Tensor, clipped, 6.0)
 
 
+_BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+
+
+def _part(write: _Writer, node: fx.Node) -> fx.Node | None:
+    """One of the tensors that an operation gives."""
+    source, number = node.args[:2]
+    if not isinstance(source, fx.Node) or not isinstance(number, int):
+        return None
+    if source.target is _BATCH_NORM:
+        x, weight, bias, mean, variance, momentum, eps = source.args
+        given = (x, weight, bias, mean, variance, False, momentum, eps, False)
+        return write(aten.batch_norm.default, *given) if number == 0 else None
+    return _part_of_split(write, source, number) if source.target in SPLITS else None
+
+
+def _part_of_split(write: _Writer, split: fx.Node, number: int) -> fx.Node | None:
+    x, shape = split.args[0], split.all_input_nodes[0].meta.get("shape")
+    if split.target is aten.unbind.int:
+        return write(aten.select.int, x, (*split.args, 0)[1], number)
+    axis = split.kwargs.get("dim", (*split.args, 0)[2])
+    size = None if shape is None or not isinstance(axis, int) else shape[axis]
+    given = split.args[1]
+    if size is None or not isinstance(axis, int):
+        return None
+    if split.target is aten.split_with_sizes.default:
+        if not isinstance(given, list | tuple):
+            return None
+        sizes = [each for each in given if isinstance(each, int)]
+        if len(sizes) < len(given):
+            return None
+        first, last = sum(sizes[:number]), sum(sizes[: number + 1])
+    else:
+        if not isinstance(given, int):
+            return None
+        each = -(-size // given) if split.target is aten.chunk.default else given
+        first, last = number * each, min((number + 1) * each, size)
+    return write(aten.slice.Tensor, x, axis, first, last)
+
+
 _WRITTEN: dict[Any, Callable[[_Writer, fx.Node], fx.Node | None]] = {
     aten.leaky_relu.default: _leaky,
     aten.prelu.default: _prelu,
@@ -130,9 +174,11 @@ _WRITTEN: dict[Any, Callable[[_Writer, fx.Node], fx.Node | None]] = {
     aten.clip.default: _clamped,
     aten.clamp_min.default: _clamped,
     aten.clamp_max.default: _clamped_above,
+    aten.threshold.default: _clamped,
     aten.maximum.default: _maximum,
     aten.minimum.default: _minimum,
     aten.max.other: _maximum,
     aten.min.other: _minimum,
     aten.hardsigmoid.default: _hardsigmoid,
+    operator.getitem: _part,
 }
