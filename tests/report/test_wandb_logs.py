@@ -22,6 +22,7 @@ from feature_collisions.report.wandb_logs import (
     log_survey,
     log_table,
     read_identity,
+    run_name,
     wandb_run,
 )
 from feature_collisions.runs.run import hulls_below, load_run
@@ -29,6 +30,7 @@ from feature_collisions.settings.evaluate import EvaluateSettings
 from helpers.commands import run_command
 from helpers.hulls import NAMES, evaluated, made_hull
 from helpers.runs import FAST, make_run
+from helpers.settings import settings
 from helpers.wandb_records import records
 
 
@@ -90,7 +92,7 @@ def test_a_job_is_a_run_with_curves_pictures_and_a_table(sweep):
         (run,) = told(sweep / str(job))
         ids.add(run.id)
         assert (run.group, run.job_type, run.project) == ("sweep", "train", "digits")
-        assert run.name == f"mnist corner {job}"
+        assert run.name.startswith(f"mnist 3 → 7 corner {job}")
         assert run.config["loss"]["alpha"] == 1.0
         assert run.config["corner"] == job
         for term in ("positive", "negative", "unit_preactivation", "total"):
@@ -315,3 +317,12 @@ def test_what_was_not_measured_is_left_out():
     assert found == {
         "hull/accuracy": 0.5, "hull/accuracy_lower_95": 0.4, "hull/probability": 0.3,
     }  # fmt: skip
+
+
+def test_the_jobs_of_a_sweep_have_names_of_their_own():
+    overrides = ["experiment=mnist", "loss.alpha=10", "data.root=/a", "wandb.mode=offline"]
+    names = {run_name(settings(*overrides, f"corner={k}"), overrides) for k in (0, 1)}
+    assert names == {f"mnist 3 → 7 corner {k} loss.alpha=10" for k in (0, 1)}
+    assert run_name(settings("wandb.name=mine"), ["wandb.name=mine"]) == "mine"
+    long = run_name(settings(), [f"loss.alpha={'1' * 200}"])
+    assert len(long) == 128

@@ -61,7 +61,7 @@ def main(config: DictConfig) -> None:
         directory, checkpoint = place_of_run(settings.ckpt_path, output, sweep, named)
         group = directory.parent.name if sweep else directory.name
         with claimed(directory, "hydra.sweep.dir" if sweep else "hydra.run.dir"):
-            train(settings, directory, checkpoint, group)
+            train(settings, directory, checkpoint, group, list(hydra.overrides.task))
     except Stopped as stopped:
         begun = (directory / CONFIG).exists()
         remove_if_empty(output)
@@ -98,6 +98,7 @@ class Job:
         graph: of it.
         hashes: of what the result depends on (`deciding.hashes`).
         group: of the W&B run.
+        overrides: of the command line, which name the W&B run.
     """
 
     settings: Settings
@@ -106,6 +107,7 @@ class Job:
     graph: Graph
     hashes: dict[str, Any]
     group: str
+    overrides: Sequence[str]
 
     def of_pair(self, pair: Pair) -> Job:
         """The same for one of many pairs."""
@@ -123,7 +125,13 @@ class Job:
         return deciding(self.settings, self.hashes, *(found.image for found in self.find()))
 
 
-def train(settings: Settings, directory: Path, checkpoint: Path | None, group: str) -> None:
+def train(
+    settings: Settings,
+    directory: Path,
+    checkpoint: Path | None,
+    group: str,
+    overrides: Sequence[str],
+) -> None:
     """Load data and classifier, and search one pair of images or many."""
     with importing():  # here and not above: it takes seconds
         from ..data.datasets import load_data
@@ -143,7 +151,7 @@ def train(settings: Settings, directory: Path, checkpoint: Path | None, group: s
         model.to(place)
     graph = trace(model, data.test.size)
     settings = with_layer(settings, graph)
-    job = Job(settings, data, model, graph, hashes(settings, model, data), group)
+    job = Job(settings, data, model, graph, hashes(settings, model, data), group, overrides)
     if settings.pairs is not None:
         train_pairs(job, settings.pairs, directory)
         return
@@ -274,7 +282,7 @@ def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
     started = time.perf_counter()
     from ..data.files import refuse_links, write_text
     from ..hull.hull import Hull
-    from ..report.wandb_logs import failures_as_warnings, log_hull, wandb_logger
+    from ..report.wandb_logs import failures_as_warnings, log_hull, run_name, wandb_logger
     from .deciding import finished_run, keep
 
     refuse_links(directory)
@@ -287,7 +295,7 @@ def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
     built = time.perf_counter()
     write_text(directory / CONFIG, as_yaml(settings))
     keep(directory, decisive)
-    name = f"{settings.name} corner {settings.corner}"
+    name = run_name(settings, job.overrides)
     with wandb_logger(settings.wandb, directory, name, job.group, asdict(settings)) as logger:
         hull = search.run(logger)
         classes = data.test.class_names

@@ -20,7 +20,7 @@ from ..hull.hull import SAMPLERS, Hull
 from ..hull.statistics import OUTCOMES
 from ..runs.records import Corner
 from ..runs.run import Run
-from ..settings.train import WandbSettings
+from ..settings.train import Settings, WandbSettings
 
 if TYPE_CHECKING:
     import wandb
@@ -115,7 +115,11 @@ def _first_line(error: object) -> str:
 
 @contextmanager
 def wandb_run(
-    mode: str, directory: Path, identity: Identity, config: dict[str, Any] | None = None
+    mode: str,
+    directory: Path,
+    identity: Identity,
+    config: dict[str, Any] | None = None,
+    tags: Sequence[str] | None = None,
 ) -> "Iterator[wandb.Run]":
     """A W&B run, new or continued, whose files lie in `directory`.
 
@@ -141,6 +145,7 @@ def wandb_run(
             job_type=identity.job_type,
             mode=mode,  # type: ignore[arg-type]
             config=config,
+            tags=tags,
             settings=wandb.Settings(
                 silent=True, init_timeout=_PATIENCE, disable_git=True, save_code=False
             ),
@@ -183,15 +188,35 @@ def wandb_logger(
         return
     fresh = Identity(new_id(), settings.project, name, group, "train")
     identity = keep_identity(directory / IDENTITY, fresh)
+    tags = settings.tags or None  # none: those that a continued run has are kept
     with ExitStack() as stack:
         try:
-            run = stack.enter_context(wandb_run(settings.mode, directory, identity, config))
+            run = stack.enter_context(wandb_run(settings.mode, directory, identity, config, tags))
         except SettingError as error:
             if settings.mode == "offline":
                 raise
             warnings.warn(f"{error}. Going on with wandb.mode=offline", stacklevel=3)
-            run = stack.enter_context(wandb_run("offline", directory, identity, config))
+            run = stack.enter_context(wandb_run("offline", directory, identity, config, tags))
         yield StepLogger(experiment=run)
+
+
+_LEFT_OUT = ("experiment=", "initial=", "target=", "corner=", "pairs=", "networks=", "ckpt_path=",
+             "data.root=", "classifier.weights=", "wandb.")  # fmt: skip
+_LONGEST = 128  # characters of a run's name in W&B
+
+
+def run_name(settings: Settings, overrides: Sequence[str]) -> str:
+    """What tells a job from the others of its sweep: images, corners, and what was overridden.
+
+    Args:
+        settings: of the job.
+        overrides: of its command line, NAME=VALUE.
+    """
+    if settings.wandb.name:
+        return settings.wandb.name
+    said = [each for each in overrides if not each.lstrip("+~").startswith(_LEFT_OUT)]
+    name = f"{settings.name} {settings.initial} → {settings.target} corner {settings.corner}"
+    return " ".join([name, *said])[:_LONGEST]
 
 
 class StepLogger(WandbLogger):
@@ -289,6 +314,7 @@ def hull_figures(result: dict[str, Any]) -> dict[str, Any]:
         "accuracy": sample.get("accuracy"),
         "accuracy_lower_95": sample.get("accuracy_lower_95"),
         "probability": sample.get("probability_mean"),
+        "feature_error": sample.get("feature_relative_max"),
         "relative_size": result.get("relative_size"),
         "corner_distance": result.get("corner_distance_mean"),
         "worst_case": result.get("worst_case_probability"),
