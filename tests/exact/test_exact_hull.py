@@ -1,5 +1,7 @@
 """What a linear first layer cannot see: closed forms, general solvers, and the model itself."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from feature_collisions.exact import windows
 from feature_collisions.exact.first_layer import first_layer
 from feature_collisions.exact.windows import Polytope, polytope_of
 from feature_collisions.graph.graph import trace
+from feature_collisions.runs.run import load_run
 
 
 def stem(*layers: nn.Module, features: int, activation: nn.Module | None = None) -> nn.Sequential:
@@ -158,6 +161,38 @@ def test_a_hull_s_mixes_are_all_the_target_to_the_model():
         assert hull.sample(10, uint8=True)["accuracy"] == 1
     assert torch.equal(hull.corners, exact_hull(model, target, 4, seed=1).corners)
     assert not torch.equal(hull.corners, exact_hull(model, target, 4, seed=2).corners)
+
+
+def test_the_residual_is_proved_by_linearity_and_holds_in_rational_arithmetic():
+    model = stem(nn.Conv2d(1, 3, 4, stride=4), features=12)
+    target = torch.rand(1, 8, 8)
+    hull = exact_hull(model, target, towards=torch.rand(3, 1, 8, 8))
+    proof = hull.prove(seconds=0)["collision"]
+    assert (proof["by"], proof["share_proved"]) == ("linear", 1)
+    weight = [[Fraction(w) for w in row] for row in model[0].weight.flatten(1).tolist()]
+    patches = nn.functional.unfold(hull.corners.double() - target.double(), 4, stride=4)
+    errors = [
+        sum(
+            sum(w * Fraction(p) for w, p in zip(row, patch, strict=True)) ** 2
+            for row in weight
+            for patch in corner.mT.tolist()
+        )
+        for corner in patches
+    ]
+    truth = float(max(errors)) ** 0.5 / float(model[0](target.double()[None]).norm())
+    assert 0 < truth <= proof["feature_relative_max"] <= truth + 1e-12
+
+
+def test_the_command_line_finds_corners_near_pictures_and_far(command, tmp_path, capsys):
+    for objective in ("near", "random"):
+        place = tmp_path / objective
+        quick = ("corner=0..2", "wandb.mode=disabled", f"hydra.run.dir={place}")
+        assert command("train.py", "solver=exact", f"objective={objective}", *quick) is None
+        run = load_run(place)
+        assert (run.summary.solver, run.summary.objective) == ("exact", objective)
+        assert run.summary.corner_feature_relative_max < 1e-6
+        assert {entry.predicted_class for entry in run.summary.corners} == {7}
+        assert run.units.tolist() == [-1, -1, -1]
 
 
 class Beside(nn.Module):

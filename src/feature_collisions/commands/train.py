@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..data.datasets import DataSplit, Found
+    from ..exact.exact_hull import ExactCorners
     from ..exact.linear_program import LinearPrograms
     from ..graph.graph import Graph
     from ..hull.hull import Hull
@@ -66,7 +67,7 @@ def main(config: DictConfig) -> None:
         begun = (directory / CONFIG).exists()
         remove_if_empty(output)
         place = Path(hydra.sweep.dir).absolute() if sweep else directory
-        resumable = config.get("solver") != "linear_program"
+        resumable = config.get("solver", "gradient") == "gradient"
         stopped.command = continuing(sys.argv[1:], place, sweep, sweep or begun, resumable)
         raise
     except (SettingError, CollisionError, OSError) as error:
@@ -214,11 +215,13 @@ def with_size(settings: Settings) -> Settings:
 
 def with_layer(settings: Settings, graph: Graph) -> Settings:
     """The settings with a layer that has a name, where `classifier.layer=auto` left it open."""
+    from ..exact.first_layer import first_layer
     from ..graph.target_layer import last_hidden_layer
 
     if settings.classifier.layer != "auto":
         return settings
-    layer = last_hidden_layer(graph)
+    exact = settings.solver == "exact"
+    layer = first_layer(graph).name if exact else last_hidden_layer(graph)
     print(f"classifier.layer=auto: {layer}", flush=True)
     return replace(settings, classifier=replace(settings.classifier, layer=layer))
 
@@ -316,7 +319,7 @@ def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
 
 def ready_search(
     job: Job, initial: Tensor, target: Tensor, directory: Path, checkpoint: Path | None
-) -> Search | LinearPrograms:
+) -> Search | LinearPrograms | ExactCorners:
     """The objects of a search in plain Python, checked and ready to run.
 
     Args:
@@ -342,6 +345,8 @@ def ready_search(
         "corner_order": settings.corner_order,
         "seed": settings.seed,
     }
+    if settings.solver == "exact":
+        return exact_corners(job, initial, target)
     if settings.solver == "linear_program":
         from ..exact.linear_program import LinearPrograms
 
@@ -354,6 +359,30 @@ def ready_search(
         sources=sources,
         grid=settings.patches.grid if settings.patches.logits == "grid" else None,
     )
+
+
+def exact_corners(job: Job, initial: Tensor, target: Tensor) -> ExactCorners:
+    """Corner 0 near the initial image, the others near images drawn by the seed; or far ones."""
+    import torch
+
+    from ..exact.exact_hull import ExactCorners
+
+    settings, numbers = job.settings, parse_corners(job.settings.corner)
+    towards: Tensor | int = len(numbers)
+    if settings.objective != "random":
+        images = job.data.test
+        drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
+        if max(numbers) > len(drawn):
+            raise SettingError(
+                "corner", settings.corner, f"the data set has {len(drawn)} images to be near to",
+                "name fewer corners, or set objective=random",
+            )  # fmt: skip
+        of_data = [images[int(drawn[number - 1])] if number else initial for number in numbers]
+        towards = torch.stack(of_data)
+    return ExactCorners(
+        job.model, target, towards, settings.classifier.layer, settings.seed, graph=job.graph,
+        initial=initial, numbers=numbers,
+    )  # fmt: skip
 
 
 def paste_patches(settings: Settings, data: DataSplit, seed: Tensor, directory: Path) -> Sources:

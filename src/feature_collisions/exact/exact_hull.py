@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,7 @@ class ExactCorners:
         model, target, towards, layer, seed: as `exact_hull` takes them.
         graph: of the model, once it gives logits; traced where none is given.
         initial: (C, H, W), for the pictures of the run.
+        numbers: of the corners; from 0 where none are given.
 
     Attributes:
         first: the first layer.
@@ -85,6 +87,7 @@ class ExactCorners:
     seed: int = 0
     graph: Graph = None  # type: ignore[assignment]
     initial: Tensor | None = None
+    numbers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         whole("seed", self.seed, 0, SEED)
@@ -143,7 +146,8 @@ class ExactCorners:
         assert self.initial is not None
         summary = summarise(
             self.graph, self.layer, (self.initial, self.target), corners,
-            range(len(corners)), units, TargetFeatures(values, self.first.activation),
+            self.numbers or range(len(corners)), units,
+            TargetFeatures(values, self.first.activation),
             experiment="exact", classifier_hash=weights_hash(self.model), solver="exact",
             objective="near" if near else "random", push="direction" if near else "apart",
             hull_relative=AFFINE, converged=converged, steps=steps, seconds=seconds,

@@ -46,7 +46,8 @@ def prove_collision(
         directory: as `prove_class` takes it.
 
     Returns:
-        `by`: `affine` or `bounds`; `share_proved`: 1, for what follows is of the whole hull;
+        `by`: `affine` (`linear` for corners of `exact_hull`) or `bounds`; `share_proved`: 1, for
+        what follows is of the whole hull;
         `scale_proved`: on all of the hull shrunk about its centroid to that share the features are
         within the hull's `hull_relative` of ||f(t)||;
         `feature_relative_max`: at every point ||f(x) - f(t)|| is at most that much of ||f(t)||;
@@ -62,11 +63,14 @@ def prove_collision(
     """
     at_least("seconds", seconds, 0)
     try:
-        if not hull.features.activation.is_rectifier:
+        activation = hull.features.activation
+        if activation.sides and not activation.is_rectifier:
             raise NotPiecewiseLinear(f"{title_of(hull.features.activation.name)} has no bounds yet")
         judge = _CollisionJudge(hull)
         if judge.is_affine:
             return judge.exact()
+        if not activation.sides:
+            raise NotPiecewiseLinear("nothing flat follows the layer, which is not affine")
         if not judge.norm:
             return _nothing("no unit is active in the target: f(t) is 0")
         judge.prepare()
@@ -170,7 +174,7 @@ class _CollisionJudge(HullJudge):
         error = 1 + 1e-12  # sums of squares, all of one sign
         whole, distance = (float(each.norm(dim=1).max()) * error for each in (alone, seen))
         return {
-            "by": "affine",
+            "by": "linear" if self.hull.summary.solver == "exact" else "affine",
             "share_proved": 1.0,
             "scale_proved": self._scale(preactivation, reach, whole),
             "feature_relative_max": whole / self.norm if self.norm else None,

@@ -323,6 +323,16 @@ def _features_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Fi
     elif (bound := proof["feature_relative_max"]) is not None and bound > 1:
         note = f"the bound is {bound:.3g} of ||f(t)||, and 1 is as far as no features at all"
         yield Finding(label, "no useful bound", Known.NOT_PROVED, note)
+    elif proof["by"] == "linear":
+        yield Finding(
+            label,
+            f"at most {number(proof['feature_relative_max'], '.3g')} of ||f(t)|| from the target's "
+            "at the first layer",
+            Known.PROVED,
+            "the layer is linear and hides the difference: what is left is the rounding of the "
+            f"corners as saved, at most {proof['feature_error_max']:.4g} of any value (intervals "
+            "in float64)",
+        )
     elif proof["by"] == "affine":
         yield Finding(
             label,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ..errors import SettingError
 
 OBJECTIVES = ("eq2", "unit", "random", "near")
+_SOLVERS = {"linear_program": "linear programs solve", "exact": "solver=exact solves"}
 _OF_A_SEARCH = {
     "loss", "rates", "optimizer", "stop", "log", "patches", "trainer", "corners_per_batch",
     "channels_last", "compile",
@@ -26,9 +27,9 @@ def check_used(
     command line sets beside the solver was meant for it.
 
     Args:
-        solver: `gradient` or `linear_program`.
+        solver: `gradient`, `linear_program` or `exact`.
         overrides: the command line's, as Hydra takes them.
-        objective: of linear programs; `near` takes `loss.nearness`.
+        objective: of exact corners; `near` takes `loss.nearness` with linear programs.
         pairs: that name the images, if any.
         parameterisation: `pixels` has no use for patches.
 
@@ -49,19 +50,23 @@ def check_used(
                 f"a search over pixels does not use {name}",
                 "leave it out, or set parameterisation=composite",
             )
-        if objective == "near" and name == "loss.nearness":
+        if solver == "exact" and name == "objective" and objective not in ("near", "random"):
+            raise SettingError(
+                override, None, "solver=exact takes near or random", "set one of them"
+            )
+        if solver == "linear_program" and objective == "near" and name == "loss.nearness":
             continue
         if solver == "gradient" and group == "objective":
             raise SettingError(
                 override,
                 None,
-                "only linear programs have an objective",
+                "only linear programs have an objective, and solver=exact",
                 "set solver=linear_program, or leave it out",
             )
-        if solver == "linear_program" and group in _OF_A_SEARCH and override not in _AS_IT_IS:
+        if solver != "gradient" and group in _OF_A_SEARCH and override not in _AS_IT_IS:
             raise SettingError(
                 override,
                 None,
-                f"linear programs solve for the corners exactly, without {name}",
-                "leave it out, or leave out solver=linear_program",
+                f"{_SOLVERS[solver]} for the corners exactly, without {name}",
+                f"leave it out, or leave out solver={solver}",
             )

@@ -159,8 +159,9 @@ class Settings(SearchSettings):
     """The classifiers that a sweep goes over, so that all of them draw the same pairs; the command
     line fills it in."""
 
-    solver: Annotated[str, OneOf("gradient", "linear_program")] = "gradient"
-    """`gradient`, or `linear_program`: exact corners, where the layer is affine in the pixels."""
+    solver: Annotated[str, OneOf("gradient", "linear_program", "exact")] = "gradient"
+    """`gradient`, or `linear_program`: exact corners, where the layer is affine in the pixels;
+    `exact`: pictures that a linear first layer cannot tell from the target."""
     objective: Annotated[str, OneOf(*OBJECTIVES)] = "eq2"
     """What linear programs find: `eq2`, `unit` (unit i alone), `random` directions, or `near`
     (quadratic: nearest to the initial image)."""
@@ -172,11 +173,11 @@ class Settings(SearchSettings):
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
         super().check()
-        if self.solver == "linear_program" and self.parameterisation == "composite":
+        if self.solver != "gradient" and self.parameterisation == "composite":
             raise SettingError(
                 "parameterisation", "composite", "linear programs move pixels", "leave solver out"
             )
-        if self.solver == "linear_program" and self.ckpt_path:
+        if self.solver != "gradient" and self.ckpt_path:
             raise SettingError(
                 "ckpt_path", self.ckpt_path, "linear programs keep no checkpoints", "leave it out"
             )
