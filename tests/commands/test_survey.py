@@ -147,4 +147,5 @@ def test_a_sweep_without_random_pairs_is_left_as_it_is():
 
 def test_networks_say_nothing_but_which_network(command):
     answer = command("train.py", "networks=[{layer:x}]")
-    assert answer.startswith("error: networks: layer is none of library, name, path and weights")
+    rule = "an entry has library, name, path and weights, not layer"
+    assert answer.startswith(f"error: networks: {rule}")

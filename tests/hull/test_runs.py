@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 from pathlib import Path
@@ -6,7 +7,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from feature_collisions import find_corners
+from feature_collisions import Hull, find_corners
 from feature_collisions.data.files import load_tensors, save_tensors
 from feature_collisions.data.images import load_image
 from feature_collisions.errors import SettingError
@@ -37,6 +38,20 @@ def test_a_run_is_read_back_as_it_was_written(search, tmp_path):
     for name, image in [("corner_0", hull.corners[0]), ("corner_2", hull.corners[1])]:
         saved = load_image(tmp_path / "run" / "images" / f"{name}.png", (1, 3, 3))
         assert (saved - image).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_hull_is_loaded_with_its_model_and_with_no_other(search, shift, tmp_path):
+    hull = search([0, 2])
+    hull.save(tmp_path)
+    loaded = Hull.load(tmp_path, shift)
+    assert torch.equal(loaded.corners, hull.corners)
+    assert loaded.summary == hull.summary
+    assert loaded.sample(20) == hull.sample(20)
+    other = copy.deepcopy(shift)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    with pytest.raises(SettingError, match=r"^model=.*hash"):
+        Hull.load(tmp_path, other)
 
 
 def test_a_sweeps_jobs_are_put_together_in_the_corners_order(search, tmp_path):

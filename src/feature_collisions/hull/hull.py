@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import cycle
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -22,8 +23,9 @@ from ..graph.probabilities import giving_logits
 from ..graph.target import TargetFeatures
 from ..graph.target_layer import Following, Observed, check_hiding, following
 from ..networks.unwrap import unwrap
+from ..networks.weights import weights_hash
 from ..runs.records import Summary
-from ..runs.run import Corners
+from ..runs.run import Corners, load_run
 from ..settings.rules import one_of
 from .statistics import HullStatistics, Outcome, limit_of, outcome_of
 from .threads import Threads, threads_of_cpu
@@ -140,6 +142,28 @@ class Hull(Corners):
             TargetFeatures(preactivation[0], self.following.activation),
             logits[0],
         )
+
+    @classmethod
+    def load(cls, directory: str | Path, model: nn.Module) -> "Hull":
+        """Read what `save` or train.py wrote; nothing in the directory is executed.
+
+        Args:
+            directory: a run's, or a sweep's, whose corners are put together.
+            model: the network that the corners were found with.
+
+        Raises:
+            SettingError: for a directory without a whole run, or a model with other weights.
+        """
+        run = load_run(directory)
+        model = unwrap(model)
+        if run.summary.classifier_hash not in (None, found := weights_hash(model)):
+            raise SettingError(
+                "model", type(model).__name__,
+                f"the corners were found with weights of hash {run.summary.classifier_hash}, its "
+                f"own have {found}", "give the network that they were found with",
+            )  # fmt: skip
+        held = run.corners, run.initial, run.target, run.units, run.summary
+        return cls(model, run.summary.layer, *held)
 
     def _between(self) -> Tensor:
         """Points between the corners, (3, C, H, W), at which the graph is compared with the model.
