@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from feature_collisions.proofs import splitting
-from feature_collisions.proofs.bounds import deadline
+from feature_collisions.proofs.bounds import steps as bound_steps
 from feature_collisions.proofs.judge import HullJudge
 from feature_collisions.proofs.splitting import Judged, Pieces
 
@@ -35,4 +35,4 @@ def count_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(HullJudge, "__call__", judged)
     monkeypatch.setattr(splitting, "time", clock)
-    monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(bound_steps, "time", SimpleNamespace(monotonic=lambda: clock.now))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.hull.hull import Hull
-from feature_collisions.proofs.bounds import deadline, local, over_pieces
+from feature_collisions.proofs.bounds import local, over_pieces
+from feature_collisions.proofs.bounds import steps as bound_steps
 from feature_collisions.proofs.bounds.local import TooManyBends, check_bends, localise
 from feature_collisions.proofs.bounds.over_pieces import Bounds
 from feature_collisions.proofs.bounds.record import steps_of
@@ -52,7 +53,7 @@ def test_bounds_that_take_longer_than_their_time_are_given_up(
     whole = prove_class(hull, 5)
     assert whole["outcome"] == "proved"
     clock = Clock()
-    monkeypatch.setattr(deadline, "time", clock)
+    monkeypatch.setattr(bound_steps, "time", clock)
     found = prove_class(hull, 5, tmp_path)
     assert clock.looks == 6  # nothing went on after its time was over
     assert {name: found[name] for name in ("outcome", "share_proved", "pieces")} == {
@@ -88,7 +89,7 @@ def test_rows_that_are_carried_back_and_cuts_look_at_the_clock(
         lambda: Bounds(steps, corners[None], error, until=-math.inf),
         lambda: localise(steps, corners, rounding(4, corners), -math.inf),
     ):
-        with pytest.raises(deadline.OutOfTime):
+        with pytest.raises(bound_steps.OutOfTime):
             late()
 
 

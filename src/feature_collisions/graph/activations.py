@@ -41,12 +41,17 @@ class Activation:
         function: pre-activations to activations, of any shape; one that can be pickled.
         sides: none, one or two.
         turn: where a function that is not monotone has its only minimum.
+        inflections: places, kinks included, between which it is convex or concave; None: unknown,
+            so that proofs have no bounds for it.
+        off: how far what is computed may be off from a function that is.
     """
 
     name: str
     function: Callable[[Tensor], Tensor] = field(compare=False)
     sides: tuple[Side, ...] = ()
     turn: float | None = None
+    inflections: tuple[float, ...] | None = None
+    off: float = 0.0
 
     @property
     def is_rectifier(self) -> bool:
@@ -190,8 +195,11 @@ def gelu(z: Tensor, approximate: str = "none") -> Tensor:
 def _gelu(node: fx.Node) -> Activation:
     given = given_by_name(node, ("input", "approximate"))
     form = str(given.get("approximate", "none"))
-    turn = -0.7517915246935645 if form == "none" else -0.7524614220710163
-    return Activation("gelu", partial(gelu, approximate=form), (Side(1, 0.0),), turn)
+    exact = form == "none"
+    turn = -0.7517915246935645 if exact else -0.7524614220710163
+    inflection = math.sqrt(2) if exact else 1.4185040087908285
+    function = partial(gelu, approximate=form)
+    return Activation("gelu", function, (Side(1, 0.0),), turn, (-inflection, inflection))
 
 
 def _scaled_elu(z: Tensor, alpha: float, scale: float, inner: float) -> Tensor:
@@ -204,12 +212,13 @@ def _elu(node: fx.Node) -> Activation:
     names = ("alpha", "scale", "input_scale")
     alpha, scale, inner = (float(given.get(name, 1.0)) for name in names)
     function = partial(_scaled_elu, alpha=alpha, scale=scale, inner=inner)
-    return Activation("elu", function, (Side(1, -alpha * scale),))
+    return Activation("elu", function, (Side(1, -alpha * scale),), inflections=(0.0,))
 
 
 def _celu(node: fx.Node) -> Activation:
     alpha = given_by_name(node, ("input", "alpha")).get("alpha", 1.0)
-    return Activation("celu", partial(F.celu, alpha=alpha), (Side(1, -float(alpha)),))
+    sides = (Side(1, -float(alpha)),)
+    return Activation("celu", partial(F.celu, alpha=alpha), sides, inflections=(0.0,))
 
 
 def softplus(z: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
@@ -226,21 +235,38 @@ def _softplus(node: fx.Node) -> Activation:
     given = given_by_name(node, ("input", "beta", "threshold"))
     beta, threshold = given.get("beta", 1.0), given.get("threshold", 20.0)
     function = partial(softplus, beta=beta, threshold=threshold)
-    return Activation("softplus", function, (Side(1, 0.0),))
+    off = 1.01 * math.exp(-threshold) / beta  # beyond the threshold it is the identity
+    return Activation("softplus", function, (Side(1, 0.0),), inflections=(), off=off)
 
 
 _SELU_FLOOR = -1.0507009873554805 * 1.6732632423543772
 _FIXED: dict[Any, Activation] = {
-    aten.hardswish.default: Activation("hardswish", F.hardswish, (Side(1, 0.0, -3.0),), -1.5),
+    aten.hardswish.default: Activation(
+        "hardswish", F.hardswish, (Side(1, 0.0, -3.0),), -1.5, (-3.0, 3.0)
+    ),
     aten.hardsigmoid.default: Activation(
         "hardsigmoid", F.hardsigmoid, (Side(1, 0.0, -3.0), Side(-1, 1.0, 3.0))
     ),
-    aten.silu.default: Activation("silu", F.silu, (Side(1, 0.0),), -1.278464542761074),
-    aten.mish.default: Activation("mish", F.mish, (Side(1, 0.0),), -1.1924312145154952),
-    aten.selu.default: Activation("selu", F.selu, (Side(1, _SELU_FLOOR),)),
-    aten.sigmoid.default: Activation("sigmoid", torch.sigmoid, (Side(1, 0.0), Side(-1, 1.0))),
-    aten.tanh.default: Activation("tanh", torch.tanh, (Side(1, -1.0), Side(-1, 1.0))),
-    aten.log_sigmoid.default: Activation("log_sigmoid", log_sigmoid, (Side(-1, 0.0),)),
+    aten.silu.default: Activation(
+        "silu", F.silu, (Side(1, 0.0),), -1.278464542761074, (-2.399357280515468, 2.399357280515468)
+    ),
+    aten.mish.default: Activation(
+        "mish",
+        F.mish,
+        (Side(1, 0.0),),
+        -1.1924312145154952,
+        (-2.2563763963607935, 1.4905711794854284),
+    ),
+    aten.selu.default: Activation("selu", F.selu, (Side(1, _SELU_FLOOR),), inflections=(0.0,)),
+    aten.sigmoid.default: Activation(
+        "sigmoid", torch.sigmoid, (Side(1, 0.0), Side(-1, 1.0)), inflections=(0.0,)
+    ),
+    aten.tanh.default: Activation(
+        "tanh", torch.tanh, (Side(1, -1.0), Side(-1, 1.0)), inflections=(0.0,)
+    ),
+    aten.log_sigmoid.default: Activation(
+        "log_sigmoid", log_sigmoid, (Side(-1, 0.0),), inflections=()
+    ),
 }
 _MADE: dict[Any, Callable[[fx.Node], Activation]] = {
     aten.gelu.default: _gelu,

@@ -21,7 +21,7 @@ from .activations import (
     title_of,
 )
 
-Kind = Literal["fixed", "affine", "relu", "clipped", "max_pool"]
+Kind = Literal["fixed", "affine", "relu", "clipped", "max_pool", "curve"]
 
 
 class NotPiecewiseLinear(ValueError):
@@ -78,7 +78,8 @@ def kinds(network: fx.GraphModule) -> dict[fx.Node, Kind]:
     """What each node does to values that move with the images; `fixed` are those that do not.
 
     Raises:
-        NotPiecewiseLinear: for the first node that is not known to be piecewise linear.
+        NotPiecewiseLinear: for the first node that is not known to be linear, a rectifier, a max
+            pool or a smooth activation.
     """
     found: dict[fx.Node, Kind] = {}
     for node in network.graph.nodes:
@@ -119,6 +120,8 @@ def _kind(node: fx.Node, moving: list[fx.Node]) -> Kind:
         return "affine"
     activation, reason = activation_of(node), None
     if activation is not None:
+        if activation.inflections is not None and first:
+            return "curve"
         reason = f"{title_of(activation.name)} has no bounds yet"
     if is_clip(node):
         reason = "it does not clip at 0"

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ..errors import SettingError
-from ..graph.activations import ceiling_of
+from ..graph.activations import base_name, ceiling_of
 from ..graph.agreement import check_graph
 from ..graph.graph import Graph, frozen_graph
-from ..graph.operations import NotPiecewiseLinear, kinds, pooling, size_of
+from ..graph.operations import NotPiecewiseLinear, kinds, pooling, size_of, where
 
 
 class TooManyPieces(RuntimeError):
@@ -63,6 +63,10 @@ class Line(fx.Interpreter):
         super().__init__(network)
         self.extra_traceback = False  # it goes into messages
         self.kinds = kinds(network)
+        for node, kind in self.kinds.items():
+            if kind == "curve":
+                name = f"{where(node)} ({base_name(node)})"
+                raise NotPiecewiseLinear(f"{name} bends everywhere; the hull's class has bounds")
         self.memory = memory
         self.fullest = 0.0  # the largest share of it that the last walk took
 

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .bounds.deadline import OutOfTime
 from .bounds.local import TooManyBends, numbers_of
 from .bounds.over_pieces import Parts
-from .bounds.steps import Step
+from .bounds.steps import OutOfTime, Step
 from .cache import PieceCache
 from .shrunk import begins_at, scale_without
 

@@ -12,10 +12,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .deadline import check_time
 from .local import Dense
 from .relaxation import Lines, Range, Tops, between, rounding
-from .steps import Affine, Rectifier, Step
+from .steps import Affine, Curve, Rectifier, Step, check_time
 
 _MEMORY = 2**27  # bytes of the rows that are carried backward at once
 _HARDLY = 1e-9  # of the largest deviation: what is smaller counts as rounding
@@ -33,7 +32,7 @@ class Enclosure:
         low, high: (P, ...).
         toll: (P, N) what a row that is carried backward through the step pays for rounding, per
             unit of its entries.
-        lines: of a rectifier.
+        lines: of a rectifier or a smooth activation.
         tops: of a max pool.
     """
 
@@ -81,7 +80,7 @@ class Descent:
     Attributes:
         total: (P, S, K) what is known of the functions, by its vertices' values.
         toll: (P, S) what rounding may have changed.
-        met: the rows that met each rectifier, by the number of its step.
+        met: the rows that met each activation, by the number of its step.
     """
 
     def __init__(self, steps: Sequence[Step], at: Sequence[Enclosure], count: int) -> None:
@@ -111,7 +110,7 @@ class Descent:
             if (mine := waiting.pop(k, None)) is None:
                 continue
             step, here, size = steps[k], at[k], mine.abs()
-            if isinstance(step, Rectifier):
+            if isinstance(step, Rectifier | Curve):
                 self._meet(k, mine, size)
             if step.bends == 0 or (step.bends == 1 and not isinstance(step, Affine)):
                 self._stop(mine, size, here)
@@ -121,7 +120,7 @@ class Descent:
                 self.total += (mine @ step.offset.flatten())[..., None]
                 flat = mine.flatten(0, 1).unflatten(1, step.shape)
                 passed = [each.reshape(*mine.shape[:2], -1) for each in step.back(flat)]
-            elif isinstance(step, Rectifier):
+            elif isinstance(step, Rectifier | Curve):
                 passed = [self._through_lines(mine, size, here)]
             else:
                 passed = [self._through_tops(mine, here, steps[step.sources[0]])]

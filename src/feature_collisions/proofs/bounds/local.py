@@ -18,9 +18,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .deadline import check_time
 from .relaxation import Bend, Range, between, rounding, tops_of, windows
-from .steps import Affine, Input, MaxPool, Rectifier, Reshaped, Step, Weighted
+from .steps import (
+    Affine,
+    Curve,
+    Input,
+    MaxPool,
+    Rectifier,
+    Reshaped,
+    Step,
+    Weighted,
+    check_time,
+)
 
 _GRAIN = 2.0**20  # slopes are multiples of its inverse: sums of them and 1 are exact
 _BENDS = 3000  # at most
@@ -358,6 +367,8 @@ def _values_of(steps: Sequence[Step], points: Tensor) -> Iterator[Tensor]:
             values.append(step.call(*given))
         elif isinstance(step, Rectifier):
             values.append(given[0].clamp(0, step.ceiling) - step.tilt * given[0])
+        elif isinstance(step, Curve):
+            values.append(step.value(given[0]))
         elif isinstance(step, MaxPool):
             values.append(windows(step, given[0]).amax(-1).unflatten(-1, step.shape[-2:]))
         else:

@@ -12,7 +12,7 @@ of its weights alone is taken as float64 gives it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from .backward import Centred, Descent, Enclosure, Spread, Units, descents
-from .deadline import check_time
-from .relaxation import Bend, between, rounding, tops_of, windows
-from .steps import Affine, Input, MaxPool, Rectifier, Step
+from .relaxation import Bend, Curved, Lines, between, rounding, tops_of, windows
+from .steps import Affine, Curve, Input, MaxPool, Rectifier, Step, check_time
 
 _WORK = 2**25  # numbers a piece that rows of a layer's bends may pass on their way
 _UNITS = 2**14  # by whose bends pieces are cut
@@ -51,7 +50,8 @@ class Bounds:
     ) -> None:
         self.steps, self.work, self.until = steps, work, until
         self.pieces, self.corners = vertices.shape[:2]
-        bent = {k for step in steps if isinstance(step, Rectifier) for k in step.sources}
+        users = {k: step for step in steps for k in step.sources
+                 if isinstance(step, Rectifier | Curve)}  # fmt: skip
         self.at: list[Enclosure] = []
         for number, step in enumerate(steps):
             check_time(until)
@@ -61,10 +61,12 @@ class Bounds:
                 self.at.append(self._affine(step))
             elif isinstance(step, Rectifier):
                 self.at.append(self._rectifier(step))
+            elif isinstance(step, Curve):
+                self.at.append(self._curve(step))
             elif isinstance(step, MaxPool):
                 self.at.append(self._max_pool(step))
-            if number in bent and step.bends > 1:
-                self.tighten(number)
+            if number in users and step.bends > 1:
+                self.tighten(number, users[number])
 
     def _flat(self, values: Tensor) -> Tensor:
         return values.flatten(0, 1)
@@ -110,11 +112,32 @@ class Bounds:
         middle, radius = between(lower, upper)
         if step.is_tilted or top < math.inf:  # differences of larger numbers
             radius = radius + rounding(4, x.below.abs() + x.above.abs())
+        found = self._of_lines(step, given, lines, middle, radius)
+        if not step.is_tilted:
+            found.low, found.high = x.low.clamp(0, top), x.high.clamp(0, top)
+        return found
+
+    def _curve(self, step: Curve) -> Enclosure:
+        given = self.at[step.sources[0]]
+        curved = Curved(given.range, step.curve)
+        lines = curved.lines()
+        least, most = curved.own_ends()  # of each vertex's interval, where these decide
+        lower = lines.low_start - given.range.most(-lines.low_slope)
+        upper = given.range.most(lines.high_slope) + lines.high_start
+        lower = torch.where((least.mean(1) > lower.mean(1))[:, None], least, lower)
+        upper = torch.where((most.mean(1) < upper.mean(1))[:, None], most, upper)
+        middle, radius = between(lower, upper)
+        radius = radius + rounding(4, given.middle.abs() + given.radius)
+        found = self._of_lines(step, given, lines, middle, radius)
+        found.low, found.high = step.curve.ends(given.low, given.high)
+        return found
+
+    def _of_lines(
+        self, step: Step, given: Enclosure, lines: Lines, middle: Tensor, radius: Tensor
+    ) -> Enclosure:
         size = torch.maximum(lines.low_start.abs(), lines.high_start.abs()).amax(1)
         size = size + _largest(given.middle, given.radius)
         found = self._enclosure(step, middle, radius, self._charge(step, 0, size))
-        if not step.is_tilted:
-            found.low, found.high = x.low.clamp(0, top), x.high.clamp(0, top)
         return replace(found, lines=lines)
 
     def _max_pool(self, step: MaxPool) -> Enclosure:
@@ -128,14 +151,15 @@ class Bounds:
         found.toll = self._charge(step, 0, torch.maximum(found.low.abs(), found.high.abs()))
         return replace(found, tops=tops)
 
-    def tighten(self, number: int) -> None:
+    def tighten(self, number: int, user: Step) -> None:
         """Bound a step backward, too, and keep of both bounds what is better.
 
-        Rows are carried for the units that bend alone, each piece's own; none where they are many.
+        Rows are carried for the units at which `user` bends alone, each piece's own; none where
+        they are many.
         """
         found = self.at[number]
         low, high = found.low.flatten(1), found.high.flatten(1)
-        bends = (low < 0) & (high > 0)
+        bends = low < high if isinstance(user, Curve) else (low < 0) & (high > 0)
         count = int(bends.sum(1).max())
         way = sum(step.size for step in self.steps[: number + 1])
         if not 0 < count * way <= self.work:
@@ -191,36 +215,37 @@ class Bounds:
         return Spread(middle, reach, toll, columns, radii)
 
     def parts(self, weights: dict[int, Tensor], halvings: Tensor) -> "Parts":
-        """Halve each piece some times, across the edges along which the rectifiers bend most.
+        """Halve each piece some times, across the edges along which the activations bend most.
 
         Args:
-            weights: (P, N) of some rectifiers' units, by the number of their step.
+            weights: (P, N) of some activations' units, by the number of their step.
             halvings: (P,) how often to halve each.
         """
         images = self.at[0].middle.flatten(2)
         inner = images @ images.mT
-        values, weigh, tops = [images[..., :0]], [images[:, 0, :0]], [images[0, 0, :0]]
+        bent = []
         for number, weight in weights.items():
             step = self.steps[number]
-            assert isinstance(step, Rectifier)
-            given, top = self.at[step.sources[0]], step.ceiling
-            bends = (given.low < 0) & (given.high > 0) | (given.low < top) & (given.high > top)
-            weight = weight * bends.flatten(1)
+            assert isinstance(step, Rectifier | Curve)
+            given = self.at[step.sources[0]]
+            weight = weight * step.bends_on(given.low, given.high).flatten(1)
             units = (weight > 0).any(0).nonzero().flatten()
-            values.append(given.middle.flatten(2).index_select(2, units))
-            weigh.append(weight.index_select(1, units))
-            tops.append(values[-1].new_full((len(units),), top))
+            x = given.middle.flatten(2).index_select(2, units)
+            bent.append(Bent(x, weight.index_select(1, units), step.value))
+        heaviest = _heaviest(bent)
         every = torch.arange(self.pieces, device=images.device)
         inside = torch.eye(self.corners, dtype=images.dtype, device=images.device)
         cut = Parts(every, inside.expand(self.pieces, -1, -1))
-        bent = _heaviest(*(torch.cat(each, -1) for each in (values, weigh, tops)))
         for turn in range(int(halvings.max())):
             check_time(self.until)
             going = halvings[cut.piece] > turn
             stay, go = (Parts(*(each[which] for each in cut)) for which in (~going, going))
             lengths = _lengths(go.inside @ inner[go.piece] @ go.inside.mT)
-            x, weight = go.inside @ bent.x[go.piece], bent.weight[go.piece]
-            edge = _most_bent(Bent(x, weight, bent.top), lengths)
+            parts = [
+                Bent(go.inside @ x[go.piece], weight[go.piece], value)
+                for x, weight, value in heaviest
+            ]
+            edge = _most_bent(parts, lengths)
             halves = Parts(go.piece.repeat_interleave(2), halve(go.inside, *edge))
             cut = Parts(*(torch.cat(both) for both in zip(stay, halves, strict=True)))
         return cut
@@ -249,43 +274,49 @@ def halve(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 class Bent(NamedTuple):
-    """Rectifiers' units over P pieces.
+    """An activation's units over P pieces.
 
     Attributes:
         x: (P, K, N) what enters each at the vertices.
         weight: (P, N) of each.
-        top: (N,) their ceilings.
+        value: the activation.
     """
 
     x: Tensor
     weight: Tensor
-    top: Tensor
+    value: Callable[[Tensor], Tensor]
 
 
-def _heaviest(x: Tensor, weight: Tensor, top: Tensor) -> Bent:
+def _heaviest(bent: Sequence[Bent]) -> Sequence[Bent]:
     """The units that can bend most by their weight: all of them, or `_UNITS`."""
-    if len(top) > _UNITS:
-        value = x.clamp_min(0).minimum(top)
-        most = ((value.amax(1) - value.amin(1)) * weight).amax(0)
-        units = most.topk(_UNITS).indices.sort().values
-        x, weight, top = x[..., units], weight[:, units], top[units]
-    return Bent(x, weight, top)
+    counts = [x.shape[2] for x, _, _ in bent]
+    if sum(counts) <= _UNITS:
+        return bent
+    ends = ((value(x), weight) for x, weight, value in bent)
+    most = torch.cat([((y.amax(1) - y.amin(1)) * weight).amax(0) for y, weight in ends])
+    kept = torch.zeros_like(most, dtype=torch.bool)
+    kept[most.topk(_UNITS).indices] = True
+    return [
+        Bent(x[..., units], weight[:, units], value)
+        for (x, weight, value), units in zip(bent, kept.split(counts), strict=True)
+    ]
 
 
-def _most_bent(bent: Bent, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def _most_bent(bent: Sequence[Bent], lengths: Tensor) -> tuple[Tensor, Tensor]:
     """The edge of each piece across which values bend most at its middle: two vertices (P,).
 
     Args:
         bent: the units that count.
         lengths: (P, K, K) of the edges; where nothing bends the longest is taken.
     """
-    x, weight, top = bent
-    first, second = torch.triu_indices(x.shape[1], x.shape[1], 1, device=x.device)
-    value = x.clamp_min(0).minimum(top)
-    scores = lengths.new_zeros(len(x), len(first))
-    for k, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
-        middle = ((x[:, i] + x[:, j]) / 2).clamp_min(0).minimum(top)
-        scores[:, k] = (((value[:, i] + value[:, j]) / 2 - middle).abs() * weight).sum(1)
+    corners = lengths.shape[1]
+    first, second = torch.triu_indices(corners, corners, 1, device=lengths.device)
+    scores = lengths.new_zeros(len(lengths), len(first))
+    for x, weight, value in bent:
+        values = value(x)
+        for k, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+            middle = value((x[:, i] + x[:, j]) / 2)
+            scores[:, k] += (((values[:, i] + values[:, j]) / 2 - middle).abs() * weight).sum(1)
     flat = ~(scores > 0).any(1, keepdim=True)
     edge = torch.where(flat, lengths[:, first, second], scores).argmax(1)
     return first[edge], second[edge]

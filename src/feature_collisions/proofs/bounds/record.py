@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.nn.grad import conv2d_input
 
-from ...graph.activations import aten, ceiling_of, given_by_name
+from ...graph.activations import activation_of, aten, ceiling_of, given_by_name
 from ...graph.operations import (
     AVERAGES,
     BATCH_NORM,
@@ -22,9 +22,11 @@ from ...graph.operations import (
     kinds,
     pooling,
 )
+from .curves import Shape
 from .steps import (
     Affine,
     Averaged,
+    Curve,
     Grid,
     Input,
     Joined,
@@ -86,7 +88,7 @@ class _Recorder(fx.Interpreter):
     def _add(self, node: fx.Node, value: Tensor) -> None:
         moving = [given for given in node.all_input_nodes if self.kinds[given] != "fixed"]
         step = self._step(node, moving, value.shape[1:])
-        bends = isinstance(step, Rectifier | MaxPool)
+        bends = isinstance(step, Rectifier | Curve | MaxPool)
         step.bends = bends + max((self.steps[k].bends for k in step.sources), default=0)
         self.number[node] = len(self.steps)
         self.steps.append(step)
@@ -98,6 +100,10 @@ class _Recorder(fx.Interpreter):
             return Input(*common)
         if kind in ("relu", "clipped"):
             return Rectifier(*common, float(ceiling_of(node) or 0))
+        if kind == "curve":
+            activation = activation_of(node)
+            assert activation is not None
+            return Curve(*common, Shape(activation, self.env[moving[0]]))
         taken = [self.env[given].shape[1:] for given in moving]
         if kind == "max_pool":
             *options, ceiled = pooling(node)

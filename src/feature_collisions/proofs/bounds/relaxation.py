@@ -1,4 +1,4 @@
-"""Linear bounds of what bends, on a piece of a hull: of rectifiers and of max pools.
+"""Linear bounds of what bends, on a piece of a hull: rectifiers, smooth activations, max pools.
 
 A piece is the simplex of K points. A linear function on it is held by its values at the K vertices.
 """
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .curves import Shape
 from .steps import MaxPool
 
 
@@ -164,6 +165,64 @@ class Bend(NamedTuple):
     def _error(self) -> Tensor:
         """What rounding makes of a start."""
         return rounding(4, 3 * torch.maximum(self.x.low.abs(), self.x.high.abs()))[:, None]
+
+
+class Curved(NamedTuple):
+    """y = g(x) of the values x in a range, g an activation.
+
+    Where g is convex on all that the vertices' intervals hold, y - slope x is below the mix of its
+    values at their ends: each vertex pays for its own interval alone. Likewise from below where g
+    is concave; elsewhere [low, high] decides.
+    """
+
+    x: Range
+    shape: Shape
+
+    def lines(self) -> Lines:
+        """Lines below and above: of the secant and the tangent, what is nearer in the middle."""
+        low, high = self.x.low, self.x.high
+        width = high - low
+        middle = (low + high) / 2
+        tangent = self.shape.slope(middle)
+        ends = self.shape.function(torch.stack([low, high]))
+        secant = torch.where(width > 1e-6, (ends[1] - ends[0]) / width.clamp_min(1e-6), tangent)
+        both = [(slope, *self._starts(slope)) for slope in (tangent, secant)]
+        below = [start.mean(1) + slope * middle for slope, start, _ in both]
+        above = [start.mean(1) + slope * middle for slope, _, start in both]
+        first_below, first_above = below[0] >= below[1], above[0] <= above[1]
+        low_slope, high_slope = (
+            torch.where(first, tangent, secant) for first in (first_below, first_above)
+        )
+        low_start = torch.where(first_below[:, None], both[0][1], both[1][1])
+        high_start = torch.where(first_above[:, None], both[0][2], both[1][2])
+        floor = torch.where(first_above[:, None], both[0][1], both[1][1])
+        return Lines(low_slope, low_start, high_slope, high_start, floor)
+
+    def own_ends(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest value by the vertices' own intervals, (P, K, ...) each.
+
+        Infinite on the side for which they do not decide.
+        """
+        flat = torch.zeros_like(self.x.low)
+        return -self._own(flat, -1), self._own(flat, 1)
+
+    def _starts(self, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Where lines of a slope (P, ...) below and above y start: (P, K, ...) each."""
+        return -self._most(slope, -1), self._most(slope, 1)
+
+    def _most(self, slope: Tensor, sign: int) -> Tensor:
+        whole = self.shape.most(self.x.low, self.x.high, slope, sign)[:, None]
+        own = self._own(slope, sign)  # of a unit, all its vertices or none
+        return torch.where(own.isfinite(), own, whole.expand_as(own))
+
+    def _own(self, slope: Tensor, sign: int) -> Tensor:
+        """The largest sign (y - slope x) by the vertices' own intervals, where that is convex."""
+        below, above, steep = self.x.below, self.x.above, slope[:, None]
+        ends = [sign * (self.shape.function(x) - steep * x) for x in (below, above)]
+        error = self.shape.error(torch.maximum(below.abs(), above.abs()), steep)
+        mixed = self.shape.is_all(sign > 0, below.amin(1), above.amax(1))[:, None]
+        found = torch.maximum(*ends) + error
+        return torch.where(mixed & found.isfinite().all(1, keepdim=True), found, torch.inf)
 
 
 class Tops(NamedTuple):

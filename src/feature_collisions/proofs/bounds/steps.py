@@ -5,6 +5,7 @@ on batches of flat order, and know the shape of one image's values.
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,7 +13,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .curves import Shape
+
 Pair = tuple[int, int]
+
+
+class OutOfTime(Exception):
+    """The time for bounds is over before they are there."""
+
+
+def check_time(until: float) -> None:
+    """Raise OutOfTime after `until`, by the monotonic clock: what takes long looks at it."""
+    if time.monotonic() > until:
+        raise OutOfTime
 
 
 class Grid(NamedTuple):
@@ -201,6 +214,30 @@ class Rectifier(Step):
     def is_tilted(self) -> bool:
         """Whether it is more than a rectifier."""
         return isinstance(self.tilt, Tensor)
+
+    def value(self, x: Tensor) -> Tensor:
+        """What the rectifier itself, without its tilt, makes of values."""
+        return x.clamp(0, self.ceiling)
+
+    def bends_on(self, low: Tensor, high: Tensor) -> Tensor:
+        """Whether it is not linear on intervals."""
+        top = self.ceiling
+        return (low < 0) & (high > 0) | (low < top) & (high > top)
+
+
+@dataclass
+class Curve(Step):
+    """A smooth activation, of each unit alone."""
+
+    curve: Shape
+
+    def value(self, x: Tensor) -> Tensor:
+        """What the activation makes of values."""
+        return self.curve.function(x)
+
+    def bends_on(self, low: Tensor, high: Tensor) -> Tensor:
+        """Everywhere."""
+        return low < high
 
 
 @dataclass

@@ -1,0 +1,112 @@
+"""What bounds know of a smooth activation: the extrema of y - slope x, by tangents and secants.
+
+Between its inflections and kinks an activation is convex or concave. On such a part a tangent
+bounds it from one side, wherever it touches, and the ends of an interval from the other. So the
+least and the largest y - slope x over any interval are those of a few points, up to how far off the
+touching point is, which a bound pays for.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...graph.activations import Activation
+
+_REACH, _TOUCHING = 12.0, 2049  # how far out an activation bends, and points of a part to touch
+_OFF = 2.0**-44  # of a value's size: the float64 functions and derivatives are closer than that
+
+
+class Part(NamedTuple):
+    """A part of the line on which an activation is convex, or concave.
+
+    Attributes:
+        start, end: where.
+        convex: or concave.
+        points, slopes: (n,) places, and the activation's slopes there, which rise.
+    """
+
+    start: float
+    end: float
+    convex: bool
+    points: Tensor
+    slopes: Tensor
+
+
+class Shape:
+    """What bounds know of an activation.
+
+    Args:
+        activation: one whose inflections are known.
+        like: a tensor on the device.
+    """
+
+    def __init__(self, activation: Activation, like: Tensor) -> None:
+        assert activation.inflections is not None
+        self.function, self.off = activation.function, activation.off
+        ends = [-math.inf, *activation.inflections, math.inf]
+        self.parts = [self._part(*pair, like) for pair in itertools.pairwise(ends)]
+
+    def _part(self, start: float, end: float, like: Tensor) -> Part:
+        low = max(start, min(end, _REACH) - 2 * _REACH)
+        high = min(end, low + 2 * _REACH)
+        points = torch.linspace(low, high, _TOUCHING, dtype=torch.float64, device=like.device)
+        slopes = self._slope_within(points, start, end)
+        convex = bool(slopes[-1] >= slopes[0])
+        if not convex:
+            points, slopes = points.flip(0), slopes.flip(0)
+        return Part(start, end, convex, points, slopes.cummax(0).values)
+
+    def _slope_within(self, x: Tensor, start: float, end: float) -> Tensor:
+        """The slope of a part of the line; at a kink, where it ends, not of the next one."""
+        return self.slope(x.clamp(math.nextafter(start, end), math.nextafter(end, start)))
+
+    def slope(self, x: Tensor) -> Tensor:
+        """The activation's derivative."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.function(x).sum(), x)
+        return slope
+
+    def error(self, x: Tensor, slope: Tensor) -> Tensor:
+        """How far y - slope x may be off, at most, up to places of this size."""
+        size = self.function(x).abs() + self.function(-x).abs() + (1 + slope.abs()) * x.abs()
+        return self.off + _OFF * (size + 1)
+
+    def most(self, low: Tensor, high: Tensor, slope: Tensor, sign: int = 1) -> Tensor:
+        """At least the largest of sign (y - slope x) over [low, high], of one shape each."""
+        found = torch.full_like(low, -torch.inf)
+        for start, end, convex, points, slopes in self.parts:
+            first, last = low.clamp_min(start), high.clamp_max(end)
+            at_ends = [sign * (self.function(x) - slope * x) for x in (first, last)]
+            if convex == (sign < 0):
+                touch = _between(points, slopes, slope).maximum(first).minimum(last)
+                steep, value = self._slope_within(touch, start, end), self.function(touch)
+                at_ends = [sign * (value + steep * (x - touch) - slope * x) for x in (first, last)]
+            here = torch.maximum(*at_ends)
+            found = torch.where(first <= last, found.maximum(here), found)
+        found = found + self.error(torch.maximum(low.abs(), high.abs()), slope)
+        return torch.where(found.isfinite() & (low <= high), found, torch.inf)
+
+    def ends(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """At most the least and at least the largest value over [low, high]."""
+        flat = torch.zeros_like(low)
+        return -self.most(low, high, flat, -1), self.most(low, high, flat)
+
+    def is_all(self, convex: bool, low: Tensor, high: Tensor) -> Tensor:
+        """Whether [low, high] is in one part that is convex, or concave."""
+        found = torch.zeros_like(low, dtype=torch.bool)
+        for part in self.parts:
+            if part.convex == convex:
+                found |= (low >= part.start) & (high <= part.end)
+        return found
+
+
+def _between(points: Tensor, slopes: Tensor, slope: Tensor) -> Tensor:
+    """Where about a slope is met, of slopes that rise at points."""
+    after = torch.searchsorted(slopes, slope.contiguous()).clamp(1, len(points) - 1)
+    width = (slopes[after] - slopes[after - 1]).clamp_min(torch.finfo(slopes.dtype).tiny)
+    share = ((slope - slopes[after - 1]) / width).clamp(0, 1)
+    return torch.lerp(points[after - 1], points[after], share)
