@@ -107,7 +107,7 @@ def test_an_evaluation_finds_the_same(tmp_path):
     )
     settings.edges = replace(settings.edges, share=1.0, resume=False)
     hull = made_hull(3, (1, 12, 12))
-    expected = evaluate(hull, lambda: 2.0, settings, tmp_path)
+    expected = evaluate(hull, lambda: {1: 2.0}, settings, tmp_path)
     there = Hull(
         hull.model.cuda(), hull.layer, hull.corners, hull.initial, hull.target, hull.units,
         hull.summary,

@@ -22,6 +22,7 @@ from feature_collisions.evaluation.survey import (
     measure,
 )
 from feature_collisions.report.figures import survey_figure
+from feature_collisions.report.survey import write_survey
 from helpers.commands import run_command
 from helpers.surveys import BOTH, MEASURE, SWEEP, write_networks
 
@@ -349,6 +350,22 @@ def test_labels_of_networks_that_lie_close_together_stay_apart():
     assert set(boxes) == {"first_network", "second_network", "third_network", "far"}
     for one, other in itertools.combinations(boxes, 2):
         assert not boxes[one].overlaps(boxes[other]), (one, other)
+
+
+def test_sizes_at_unequal_feature_errors_are_flagged(tmp_path):
+    entry = dict.fromkeys(COLUMNS, 0.1)
+    figures = {
+        "m:a": [entry] * 2,
+        "m:b": [entry | {"feature_relative_max": 0.19}] * 2,
+        "m:c": [entry | {"feature_relative_max": 0.21}] * 2,
+    }
+    write_survey(tmp_path, figures, ["1", "2"], "m:a", {}, "two steps", [])
+    for name in ("survey.md", "survey.html"):
+        page = (tmp_path / name).read_text()
+        assert "Sizes of m:c (0.210) are at feature errors more than 2 times" in page
+    del figures["m:c"]
+    write_survey(tmp_path, figures, ["1", "2"], "m:a", {}, "two steps", [])
+    assert "do not compare" not in (tmp_path / "survey.md").read_text()
 
 
 def test_differences_are_paired():

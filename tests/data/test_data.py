@@ -37,6 +37,10 @@ def test_mean_distance_is_over_all_pairs():
         float((images[i] - images[j]).square().sum().sqrt()) for i in range(20) for j in range(i)
     ]
     assert images.mean_distance() == pytest.approx(sum(slow) / len(slow), rel=1e-5)
+    means = pixels.float().mean((1, 2, 3)) / 255
+    both = images.mean_distances((1, 2, 4))
+    expected = 2 * torch.pdist(means[:, None]).mean()
+    assert both == pytest.approx({1: images.mean_distance(), 2: float(expected)}, rel=1e-5)
 
 
 def test_images_are_found_by_class_rank_and_file(digits, tmp_path):

@@ -124,7 +124,7 @@ def test_a_search_finds_them_too_and_the_hull_collides(images):
 def test_an_evaluation_runs_on_a_clipped_network(images, tmp_path):
     hull = LinearPrograms(Clipped(nn.Hardtanh(0, 1)), "hidden", *images, range(3)).run()
     settings = EvaluateSettings(samples=50, plain=PlainSettings(20))
-    result = evaluate(hull, lambda: 1.0, settings, tmp_path)
+    result = evaluate(hull, lambda: {1: 1.0}, settings, tmp_path)
     assert "failed" not in result
     assert result["dirichlet"]["accuracy"] == 1
     assert result["dirichlet"]["positive_relative_max"] < 1e-5

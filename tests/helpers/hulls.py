@@ -76,7 +76,7 @@ def evaluated(hull, directory, samples=40):
         edges=EdgeSettings(seconds=0.0),
         proof=ProofSettings(0.0, False),
     )
-    return evaluate(hull, lambda: 2.0, settings, directory)
+    return evaluate(hull, lambda: {1: 2.0, 2: 2.0}, settings, directory)
 
 
 def hull_of(model: nn.Module, corners: Tensor, layer: str = "3") -> Hull:

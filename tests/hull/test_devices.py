@@ -81,7 +81,7 @@ def test_tensors_of_two_devices_do_not_meet():
 
 def test_an_evaluation_finds_the_same_wherever_the_hull_lies(tmp_path, other):
     hull = made_hull(3, (1, 12, 12))
-    here = evaluate(hull, lambda: 2.0, SETTINGS, tmp_path)
+    here = evaluate(hull, lambda: {1: 2.0}, SETTINGS, tmp_path)
     there = moved(hull)
     assert isinstance(there.corners, Elsewhere)
     found = evaluate(there, lambda: 2.0, SETTINGS, tmp_path)
@@ -194,7 +194,7 @@ def test_what_is_proved_is_the_same(other):
 
 def test_a_survey_measures_the_same(other):
     hulls = made_hull(4, (1, 12, 12)), moved(made_hull(4, (1, 12, 12)))
-    found = [measure(hull, 1.0, SETTINGS) for hull in hulls]
+    found = [measure(hull, {1: 1.0}, SETTINGS) for hull in hulls]
     assert found[0] == found[1]
 
 

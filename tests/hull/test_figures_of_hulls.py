@@ -106,6 +106,48 @@ def test_images_that_have_no_size_are_refused(images, rule):
         made_hull(corners=2).relative_size(images)
 
 
+def slowly_averaged(image, square):
+    """The means over squares of pixels, one by one."""
+    rows, columns = (side // square for side in image.shape[1:])
+    return torch.tensor(
+        [
+            [
+                [
+                    channel[
+                        row * square : (row + 1) * square, column * square : (column + 1) * square
+                    ].mean()
+                    for column in range(columns)
+                ]
+                for row in range(rows)
+            ]
+            for channel in image
+        ]
+    )
+
+
+def test_pooled_sizes_are_relative_sizes_of_averages_over_squares():
+    draw = torch.Generator().manual_seed(5)
+    hull, images = made_hull(corners=3), torch.rand(6, 1, 6, 6, generator=draw)
+    found = hull.pooled_sizes(images)
+    assert list(found) == [1, 2, 4]  # nothing of 8x8 fits into 6x6
+    for square, size in found.items():
+        ours, theirs = (
+            torch.pdist(torch.stack([slowly_averaged(x, square).flatten() for x in each])).mean()
+            for each in (hull.corners, images)
+        )
+        assert size == pytest.approx(float(ours / theirs), rel=1e-5)
+    assert found[1] == hull.relative_size(images)
+
+
+def test_what_differs_in_fine_detail_alone_has_no_size_after_averaging():
+    hull, images = made_hull(corners=2), torch.stack([torch.zeros(1, 6, 6), torch.ones(1, 6, 6)])
+    board = (torch.arange(6)[:, None] + torch.arange(6)) % 2
+    hull.corners = torch.stack([board, 1 - board])[:, None].float()
+    assert hull.pooled_sizes(images) == pytest.approx({1: 1, 2: 0, 4: 0}, abs=1e-6)
+    hull.corners = images / 2
+    assert hull.pooled_sizes(images) == pytest.approx({1: 0.5, 2: 0.5, 4: 0.5})
+
+
 def test_a_single_corner_has_no_relative_size():
     with pytest.raises(SettingError, match=r"relative_size: .*two"):
         made_hull(corners=1).relative_size(torch.rand(2, 1, 6, 6))

@@ -227,6 +227,10 @@ def test_the_mean_distance_is_over_all_pairs(tmp_path):
     images = load_data(DataSettings("image_folder", root, 8)).test
     expected = torch.pdist(torch.stack([images[i] for i in range(3)]).flatten(1)).mean()
     assert images.mean_distance() == pytest.approx(float(expected), rel=1e-4)
+    pictures = torch.stack([images[i] for i in range(3)])
+    for square, found in images.mean_distances((1, 2, 4, 8, 16)).items():
+        means = torch.nn.functional.avg_pool2d(pictures, square).flatten(1)
+        assert found == pytest.approx(square * float(torch.pdist(means).mean()), rel=1e-3)
 
 
 def test_the_images_are_read_once_for_all_hulls_and_again_where_one_has_changed(tmp_path):

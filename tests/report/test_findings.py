@@ -100,7 +100,12 @@ def test_every_measurement_has_a_row(hull, tmp_path):
     result = evaluated(hull, tmp_path)
     whole = describe(hull.summary, result, NAMES)
     entries = {
-        "distances": ("corner_distance_mean", "relative_size", "initial_distance_mean"),
+        "distances": (
+            "corner_distance_mean",
+            "relative_size",
+            "initial_distance_mean",
+            "pooled_sizes",
+        ),
         "looks": ("corner_distance_min", "corner_ssim_mean"),
         "balls": ("ball_accuracy", "ball_span_accuracy", "ball_clipped_accuracy"),
         "simplices": ("random_simplex_accuracy",),
@@ -113,6 +118,9 @@ def test_every_measurement_has_a_row(hull, tmp_path):
         "depth": ("depth",),
         **{name: (name,) for name in SAMPLED},  # the outcome among them
     }
+    assert result["pooled_sizes"].keys() == {"1", "2"}
+    assert result["pooled_sizes"]["1"] == pytest.approx(result["relative_size"])
+    result |= {"pooled_sizes": {"1": 1.0, "8": 0.6}}
     result |= {"plain_accuracy": 0.5, "depth": {"share": [0.5, 0.5, 0.5]}}
     whole = describe(hull.summary, result, NAMES)
     assert set(OF_TWO_CORNERS) | set(SAMPLED) <= set(entries)
@@ -120,6 +128,14 @@ def test_every_measurement_has_a_row(hull, tmp_path):
         for key in keys:
             without = {k: v for k, v in result.items() if k != key}
             assert describe(hull.summary, without, NAMES) != whole, key
+
+
+@pytest.mark.parametrize(("size", "sees"), [(0.49, False), (0.5, True)])
+def test_pictures_are_called_different_where_their_averages_are(hull, tmp_path, size, sees):
+    result = evaluated(hull, tmp_path) | {"pooled_sizes": {"1": 1.5, "8": size}}
+    notes = " ".join(claim.note for claim in describe(hull.summary, result, NAMES).claims)
+    assert ("a person sees different pictures" in notes) == sees
+    assert ("fine detail" in notes) != sees
 
 
 def claims_of(**entries):

@@ -148,6 +148,7 @@ def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Se
     with importing():
         from ..data.devices import without_tf32
         from ..data.files import refuse_links, write_json
+        from ..data.images import SQUARES
         from ..evaluation.evaluate import EVALUATION, evaluate, reason_of
         from ..evaluation.hull_of_run import hull_of
         from ..networks.classifiers import names_in
@@ -159,9 +160,11 @@ def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Se
     seconds: dict[str, float] = {}
     with claimed(run.directory, "run"), without_tf32():
         scale = run.summary.distance_scale
-        result = evaluate(
-            hull, lambda: data.test.mean_distance() * scale, settings, run.directory, seconds
-        )
+
+        def distances() -> dict[int, float]:
+            return {n: each * scale for n, each in data.test.mean_distances(SQUARES).items()}
+
+        result = evaluate(hull, distances, settings, run.directory, seconds)
         own = names_in(hull.model)
         names = classes_of(data.test.class_names, len(hull.target_logits), own)
         try:

@@ -116,10 +116,16 @@ class _Asked:
     def least_sure(self, index: int) -> float:
         return min(float(each.max()) for each in self.known[index])
 
+    def _count(self, right: int) -> str:
+        """How many images are classified right, and whether guessing does as well."""
+        drawn, guess = len(self.known), 1 / len(self.images.class_names)
+        most = drawn * guess + 3 * (drawn * guess * (1 - guess)) ** 0.5
+        return f"{right}" + (", which is chance: are its weights missing?" if right <= most else "")
+
     def shares_right(self) -> str:
         """How many of the images that were drawn each classifier is right about."""
         counts = torch.tensor([self._right(index) for index in self.known]).sum(0).tolist()
-        said = ", ".join(f"{count}" for count in counts)
+        said = ", ".join(map(self._count, counts))
         if len(counts) == 1:
             return f"the classifier is right about (it is about {said} of {len(self.known)})"
         return (

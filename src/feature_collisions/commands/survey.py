@@ -92,6 +92,7 @@ class Survey:
         Raises:
             SettingError: when no pair could be.
         """
+        from ..data.images import SQUARES
         from ..evaluation.evaluate import reason_of
         from ..evaluation.hull_of_run import classifier_of
 
@@ -100,11 +101,11 @@ class Survey:
         for name, runs in self.runs.items():
             print(for_terminal(name), flush=True)
             model, data = classifier_of(runs[0], settings)
-            distance = data.test.mean_distance()
+            distances = data.test.mean_distances(SQUARES)
             found[name] = {}
             for number, run in enumerate(runs):
                 try:
-                    found[name][number] = _measured(run, model, distance, settings)
+                    found[name][number] = _measured(run, model, distances, settings)
                 except Exception as error:  # whatever it is, the other hulls must not be lost
                     failed[str(run.directory)] = reason_of(error)
         kept = sorted(set.intersection(*(set(each) for each in found.values())))
@@ -224,7 +225,9 @@ def _unproved(name: str, row: Sequence[HullFigures]) -> list[str]:
     ]
 
 
-def _measured(run: Run, model: Any, distance: float, settings: EvaluateSettings) -> HullFigures:
+def _measured(
+    run: Run, model: Any, distances: dict[int, float], settings: EvaluateSettings
+) -> HullFigures:
     """A hull's figures, from the user's cache where they are there."""
     from ..data.caches import Cache
     from ..data.files import read_json, write_json
@@ -238,8 +241,8 @@ def _measured(run: Run, model: Any, distance: float, settings: EvaluateSettings)
         return HullFigures({name: found[name] for name in COLUMNS}, found["unproved"])
 
     return Cache("survey", _RECIPE, "a hull's figures").get_or_make(
-        _key(run, distance, settings),
-        lambda: measure(checked_hull(model, run, settings), distance, settings),
+        _key(run, distances[1], settings),
+        lambda: measure(checked_hull(model, run, settings), distances, settings),
         load,
         lambda path, found: write_json(path, found.figures | {"unproved": found.unproved}),
     )
@@ -259,4 +262,4 @@ def _key(run: Run, distance: float, settings: EvaluateSettings) -> str:
     return digest.hexdigest()[:32]
 
 
-_RECIPE = 2  # raise when a figure is measured in another way
+_RECIPE = 4

@@ -2,11 +2,11 @@
 
 import functools
 import hashlib
-import math
 import os
 import re
 import warnings
 from collections import Counter, deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..settings.paths import expanded
 from ..settings.train import DataSettings
 from .class_names import class_names, wnids
 from .image_set import ImageSet
-from .images import image_endings, load_image, quiet_decoders
+from .images import averaged, image_endings, load_image, quiet_decoders
 
 # Folders and files that systems and tools leave in any folder; compared in lower case.
 _OF_SYSTEMS = (
@@ -127,37 +127,52 @@ class ImageFolder(ImageSet):
             return wnids().index(name)
         return known
 
-    def mean_distance(self, most: int = 1000, seed: int = 0) -> float:
-        """Mean L2 distance between two of (at most `most`) images, pixels in [0, 1] (Table 2).
+    def mean_distances(
+        self, squares: Sequence[int], most: int = 1000, seed: int = 0
+    ) -> dict[int, float]:
+        """As of any set (Table 2), from at most 1000 images.
 
-        The images are held as 8-bit pixels, and their products are summed up piece by piece.
+        They are held as 8-bit pixels, and their products are summed up piece by piece.
         """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
         paths = [self.files[index][0] for index in order.tolist()]
-        return _mean_distance(tuple((path, _state(path)) for path in paths), self.size, self.resize)
+        states = tuple((path, _state(path)) for path in paths)
+        fitting = tuple(square for square in squares if square <= min(self.size[1:]))
+        return _mean_distances(states, self.size, self.resize, fitting)
 
 
 @functools.lru_cache(1)  # hulls that are evaluated in one process mostly share their data
-def _mean_distance(
-    files: tuple[tuple[Path, str], ...], size: tuple[int, int, int], resize: str
-) -> float:
-    """Mean L2 distance between two of the images in `files`, each with its state."""
-    pixels = torch.empty(len(files), math.prod(size), dtype=torch.uint8)
+def _mean_distances(
+    files: tuple[tuple[Path, str], ...],
+    size: tuple[int, int, int],
+    resize: str,
+    squares: tuple[int, ...],
+) -> dict[int, float]:
+    """Mean L2 distances between two of the images in `files`, each with its state, by square."""
+    pixels = torch.empty(len(files), *size, dtype=torch.uint8)
 
     def read(row: int) -> None:
         image = load_image(files[row][0], size, resize)
-        pixels[row] = (image.flatten() * 255).round().to(torch.uint8)
+        pixels[row] = (image * 255).round().to(torch.uint8)
 
     with quiet_decoders(), ThreadPoolExecutor(os.cpu_count()) as threads:
         rows = threads.map(read, range(len(files)))
         deque(tqdm(rows, "Reading images", len(files), unit="image", mininterval=0.5), 0)
-    products = torch.zeros(len(files), len(files), dtype=torch.float64)
-    for piece in pixels.split(4096, dim=1):
+    return {square: _mean_pairwise(pixels, square) * square for square in squares}
+
+
+def _mean_pairwise(pixels: Tensor, square: int) -> float:
+    """Mean L2 distance between two images (M, C, H, W) of bytes, averaged over squares."""
+    count = len(pixels)
+    products = torch.zeros(count, count, dtype=torch.float64)
+    if square > 1:
+        pixels = torch.cat([averaged(part.float(), square) for part in pixels.split(64)])
+    for piece in pixels.flatten(1).split(4096, dim=1):
         centred = piece.float() / 255 - 0.5
         products += (centred @ centred.T).double()
     norms = products.diagonal()
     squares = (norms[:, None] + norms - 2 * products).clamp_min(0)
-    pairs = torch.triu_indices(len(files), len(files), 1)
+    pairs = torch.triu_indices(count, count, 1)
     return float(squares[*pairs].sqrt().mean())
 
 

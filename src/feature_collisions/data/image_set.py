@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..errors import SettingError
 from ..settings.paths import path_of
-from .images import load_image
+from .images import load_image, pooled_distance
 
 _RULE = "give a class name, a class index, CLASS:N for the class's N-th image, or an image file"
 _FEW = 20  # class names that a message can list
@@ -119,8 +120,23 @@ class ImageSet(ABC):
 
     def mean_distance(self, most: int = 2000, seed: int = 0) -> float:
         """Mean L2 distance between two of (at most `most`) images, pixels in [0, 1] (Table 1)."""
+        return self.mean_distances((1,), most, seed)[1]
+
+    def mean_distances(
+        self, squares: Sequence[int], most: int = 2000, seed: int = 0
+    ) -> dict[int, float]:
+        """The same after averaging over squares of pixels, by the square's side.
+
+        An average of n x n pixels counts n times. A border narrower than a square is left out, and
+        so is a square that is larger than the images.
+        """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
-        return float(torch.pdist(self[order].flatten(1)).mean())
+        images = self[order]
+        return {
+            square: pooled_distance(images, square)
+            for square in squares
+            if square <= min(self.size[1:])
+        }
 
 
 def _index(text: str) -> int | None:

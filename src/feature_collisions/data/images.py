@@ -203,3 +203,24 @@ def check_pair(initial: Tensor, target: Tensor) -> None:
         raise SettingError(
             "initial and target are the same image, which collides with itself; choose another"
         )
+
+
+SQUARES = (1, 2, 4, 8)  # sides in pixels: what differs after averaging over 8x8, a person sees
+
+
+def averaged(images: Tensor, square: int) -> Tensor:
+    """Means (..., C, H // n, W // n) over squares of n x n pixels; a narrower border is left out.
+
+    Args:
+        images: (M, C, H, W).
+        square: n, at most H and W.
+    """
+    return images if square == 1 else torch.nn.functional.avg_pool2d(images, square)
+
+
+def pooled_distance(images: Tensor, square: int) -> float:
+    """Mean L2 distance between two of the images (M, C, H, W), `averaged`.
+
+    An average of n x n pixels counts n times, so the distance is in pixels of the whole image.
+    """
+    return float(torch.pdist(averaged(images, square).flatten(1)).mean()) * square

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import torch
 from ..data.caches import cache_path
 from ..data.devices import sparing
 from ..data.files import write_json
-from ..data.images import save_png
+from ..data.images import pooled_distance, save_png
 from ..errors import SettingError
 from ..exact.linear_program import depth
 from ..hull.hull import SAMPLERS, Hull
@@ -33,7 +33,7 @@ EVALUATION = "evaluation.json"
 
 def evaluate(
     hull: Hull,
-    dataset_distance: Callable[[], float],
+    dataset_distances: Callable[[], Mapping[int, float]],
     settings: EvaluateSettings,
     directory: Path,
     seconds: dict[str, float] | None = None,
@@ -45,8 +45,9 @@ def evaluate(
 
     Args:
         hull: the corners and their classifier.
-        dataset_distance: gives the mean distance between two images of the data set, in the same
-            units; NaN where it has no two.
+        dataset_distances: gives the mean distances between two images of the data set, in the same
+            units, after averaging over squares of pixels, by the squares' side; NaN where it has
+            no two.
         settings: how many points, and what else to measure.
         directory: where `evaluation.json` and images go.
         seconds: is filled with each measurement's time.
@@ -63,7 +64,7 @@ def evaluate(
         "past": list(hull.following.past),
     }
     subject = Subject(hull, settings, directory, result)
-    measurements = {"dataset_distance": partial(_dataset_distance, dataset_distance)} | SAMPLED
+    measurements = {"dataset_distance": partial(_dataset_distance, dataset_distances)} | SAMPLED
     if len(hull.corners) > 1:
         measurements |= OF_TWO_CORNERS
     else:
@@ -121,10 +122,15 @@ class Subject(NamedTuple):
         return MIXED.get(asked)
 
 
-def _dataset_distance(distance_of_two: Callable[[], float], subject: Subject) -> dict[str, Any]:
+def _dataset_distance(
+    distances_of_two: Callable[[], Mapping[int, float]], subject: Subject
+) -> dict[str, Any]:
     """None where the data set has no two images."""
-    distance = distance_of_two()
-    return {"dataset_distance_mean": None if math.isnan(distance) else distance}
+    distances = {square: None if math.isnan(d) else d for square, d in distances_of_two().items()}
+    return {
+        "dataset_distance_mean": distances[1],
+        "dataset_distances_pooled": {str(square): d for square, d in distances.items()},
+    }
 
 
 def _sample(law: str, uint8: bool, subject: Subject) -> dict[str, Any]:
@@ -150,12 +156,17 @@ def _outcome(subject: Subject) -> dict[str, Any]:
 def _distances(subject: Subject) -> dict[str, Any]:
     """How far apart the corners are, also beside the data set's images, and from the initial."""
     hull, other = subject.hull, subject.known.get("dataset_distance_mean")
-    mean = float(hull.corner_distances().mean())
+    mean, scale = float(hull.corner_distances().mean()), hull.summary.distance_scale
     found: dict[str, Any] = {
         "corner_distance_mean": mean,
         "degenerate": dimension(hull.corners) < len(hull.corners) - 1,
         "initial_distance_mean": float(hull.initial_distances().mean()),
         "relative_size": mean / other if other else None,
+        "pooled_sizes": {
+            square: pooled_distance(hull.corners, int(square)) * scale / distance
+            for square, distance in subject.known.get("dataset_distances_pooled", {}).items()
+            if distance
+        },
     }
     if other == 0:
         found["relative_size_reason"] = "all images of the data set are equal"

@@ -8,13 +8,15 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import bootstrap
 
+from ..data.images import SQUARES, pooled_distance
 from ..hull.hull import Hull
 from ..proofs.whole_hull import prove_class
 from ..settings.evaluate import EvaluateSettings
 
 COLUMNS = (
-    "relative_size", "blind_share", "feature_relative_max", "accuracy", "probability_mean",
-    "target_probability", "worst_case_probability", "share_proved", "scale_proved", "seconds",
+    "relative_size", "pooled_size", "blind_share", "feature_relative_max", "accuracy",
+    "probability_mean", "target_probability", "worst_case_probability", "share_proved",
+    "scale_proved", "seconds",
 )  # fmt: skip
 """What is measured of every hull, and averaged over the pairs."""
 _RESAMPLES = 9999
@@ -32,12 +34,13 @@ class HullFigures(NamedTuple):
     unproved: str | None
 
 
-def measure(hull: Hull, distance: float, settings: EvaluateSettings) -> HullFigures:
+def measure(hull: Hull, distances: Mapping[int, float], settings: EvaluateSettings) -> HullFigures:
     """A hull's figures.
 
     Args:
         hull: of one network and pair.
-        distance: mean distance between two images of the data set, in [0, 1] pixels.
+        distances: mean distances between two images of the data set, in [0, 1] pixels, after
+            averaging over squares of pixels, by the squares' side.
         settings: points to sample, the search for the worst point, seconds for the proof.
     """
     sample = hull.sample(settings.samples, seed=settings.seed)
@@ -46,8 +49,11 @@ def measure(hull: Hull, distance: float, settings: EvaluateSettings) -> HullFigu
     worst = hull.worst_case(search.starts, search.steps, settings.seed)
     proof = prove_class(hull, settings.proof.seconds, suspects=[worst.weights.tolist()])
     size = float(hull.corner_distances().mean()) / hull.summary.distance_scale if several else 0
+    distance, seen = distances[1], distances.get(SQUARES[-1])
+    pooled = pooled_distance(hull.corners, SQUARES[-1]) if several and seen else 0
     figures = {
         "relative_size": size / distance if distance else None,
+        "pooled_size": pooled / seen if seen else None,
         "blind_share": 1 - float(hull.features.active.float().mean()),
         "feature_relative_max": sample["feature_relative_max"],
         "accuracy": sample["accuracy"],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.devices import CPU, in_half, sparing, without_tf32
+from ..data.images import SQUARES, pooled_distance
 from ..data.memory import images_at_once
 from ..errors import SettingError
 from ..graph.agreement import accepted, check_agreement
@@ -398,6 +399,20 @@ class Hull(Corners):
             SettingError: for fewer than two corners or images, another shape or range, or images
                 that are all equal.
         """
+        return self.pooled_sizes(images)[1]
+
+    def pooled_sizes(self, images: Tensor | Sequence[Tensor]) -> dict[int, float]:
+        """The relative size after averaging over squares of 1, 2, 4 and 8 pixels, by their side.
+
+        A large size at 8 pixels is one that a person sees; what shrinks is fine detail. A border
+        narrower than a square is left out, and so are squares larger than the images.
+
+        Args:
+            images: as for `relative_size`.
+
+        Raises:
+            SettingError: as `relative_size`.
+        """
         if len(self.corners) < 2:
             raise SettingError("relative_size: needs a hull of two corners or more; this has one")
         given = [image / 255 if image.dtype == torch.uint8 else image for image in images]
@@ -411,10 +426,15 @@ class Hull(Corners):
         stacked = torch.stack(given).to(self.corners)
         if not (stacked.amin() >= 0 and stacked.amax() <= 1):
             raise SettingError("images: must be in [0, 1], as the corners are; divide them by 255")
-        distance = float(torch.pdist(stacked.flatten(1)).mean())
-        if not distance:
+        if not pooled_distance(stacked, 1):
             raise SettingError("images: are all equal; give two that differ")
-        return float(torch.pdist(self.corners.flatten(1)).mean()) / distance
+        fitting = [square for square in SQUARES if square <= min(self.target.shape[1:])]
+        distances = {square: pooled_distance(stacked, square) for square in fitting}
+        return {
+            square: pooled_distance(self.corners, square) / distance
+            for square, distance in distances.items()
+            if distance
+        }
 
     def initial_distances(self) -> Tensor:
         """L2 distances (K,) of the corners from the initial image, in the same units."""

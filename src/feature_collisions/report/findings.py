@@ -441,6 +441,18 @@ def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding
     if scale := result.get("distance_scale"):
         value += f" (L2, pixels in 0..{scale})"
     yield Finding("how different the corners are", value, Known.MEASURED, note)
+    pooled = result.get("pooled_sizes") or {}
+    if (largest := pooled.get("8")) is not None:
+        squares = ", ".join(f"{size:.2f} ({n}x{n})" for n, size in pooled.items() if n != "1")
+        note = f"relative sizes after averaging squares of pixels: {squares}; " + (
+            "a person sees different pictures"
+            if largest >= SEEN
+            else f"below {SEEN} at 8x8, what differs is largely fine detail"
+        )
+        yield Finding("what a person sees", f"relative size {largest:.2f}", Known.MEASURED, note)
+
+
+SEEN = 0.5  # of the data set's distance, after averaging 8x8 pixels: then pictures look different
 
 
 Claim = Callable[[dict[str, Any], Sequence[str]], Iterator[Finding]]

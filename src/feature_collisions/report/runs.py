@@ -23,6 +23,7 @@ COLUMNS = {
     "worst_case_probability": ("worst found", ".3f"),
     "corner_distance_mean": ("distance", ",.2f"),
     "relative_size": ("relative size", ".3f"),
+    "pooled_size": ("8x8 pixels averaged", ".3f"),
     "initial_distance_mean": ("distance from the initial image", ",.2f"),
     "steps": ("steps", ""),
     "seconds": ("seconds", ",.1f"),
@@ -60,6 +61,7 @@ def row_of(
         "worst_case_probability": result.get("worst_case_probability"),
         "corner_distance_mean": result.get("corner_distance_mean"),
         "relative_size": result.get("relative_size"),
+        "pooled_size": (result.get("pooled_sizes") or {}).get("8"),
         "initial_distance_mean": result.get("initial_distance_mean"),
         "outcome": _outcome(run, result),
     }

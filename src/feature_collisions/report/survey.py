@@ -13,6 +13,7 @@ from .tables import Table, as_csv, as_markdown, number
 
 _NAMES = {
     "relative_size": ("relative size", ".3f"),
+    "pooled_size": ("8x8 pixels averaged", ".3f"),
     "blind_share": ("blind units", ".1%"),
     "feature_relative_max": ("feature error", ".3f"),
     "accuracy": ("accuracy", ".2%"),
@@ -25,10 +26,11 @@ _NAMES = {
 }
 _NOTE = (
     "Means over the same pairs. Relative size: mean distance between corners over that between two "
-    "images of the data set; feature error: the largest ||f(x) - f(t)|| over ||f(t)||; accuracy, "
-    "probabilities: sampled in the hull, the worst point searched, the share proved to be the "
-    "target's class by bounds; scale proved: the hull shrunk about its centroid to that share is "
-    "proved whole, its relative size is that many times as large."
+    "images of the data set, the same after averaging 8x8 pixels; feature error: the largest "
+    "||f(x) - f(t)|| over ||f(t)||; accuracy, probabilities: sampled in the hull, the worst point "
+    "searched, the share proved to be the target's class by bounds; scale proved: the hull shrunk "
+    "about its centroid to that share is proved whole, its relative size is that many times as "
+    "large."
 )
 _WARNING = (
     "An interval covers 95 % of what resampled pairs give; of twenty that stand beside each "
@@ -64,6 +66,7 @@ def write_survey(
     }
     columns = list(next(iter(extra.values()), {}))
     note = " ".join([f"{_NOTE} All: {budget}.", *(f"{line}." for line in unproved)])
+    note += _unequal(found)
     overview = _overview(found, extra, columns, len(pairs), note)
     paired = _paired(against, reference)
     figure = survey_figure(figures, found, extra)
@@ -82,6 +85,30 @@ def write_survey(
     write_text(directory / "survey_pairs.csv", _pairs_csv(figures, pairs))
     write_text(directory / "survey_differences.csv", _differences_csv(figures, seed))
     return tables
+
+
+_UNEQUAL = 2.0  # times the smallest feature error
+
+
+def _unequal(found: Mapping[str, Mapping[str, Interval | None]]) -> str:
+    """Names the networks whose sizes are of a larger feature error than the others'.
+
+    A looser tolerance lets a hull be larger, so such sizes say nothing of the networks.
+    """
+    errors = {
+        network: each.mean
+        for network, entries in found.items()
+        if (each := entries["feature_relative_max"]) is not None
+    }
+    least = min(errors.values(), default=0.0)
+    above = [name for name, error in errors.items() if error > _UNEQUAL * least]
+    if not above:
+        return ""
+    said = ", ".join(f"{name} ({errors[name]:.3f})" for name in above)
+    return (
+        f" Sizes of {said} are at feature errors more than {_UNEQUAL:g} times the smallest "
+        f"({least:.3f}): do not compare them."
+    )
 
 
 def _overview(

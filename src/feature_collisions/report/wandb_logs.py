@@ -316,6 +316,7 @@ def hull_figures(result: dict[str, Any]) -> dict[str, Any]:
         "probability": sample.get("probability_mean"),
         "feature_error": sample.get("feature_relative_max"),
         "relative_size": result.get("relative_size"),
+        **{f"pooled_size_{n}": size for n, size in (result.get("pooled_sizes") or {}).items()},
         "corner_distance": result.get("corner_distance_mean"),
         "worst_case": result.get("worst_case_probability"),
         "worst_case_correct": result.get("worst_case_correct"),
