@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from feature_collisions import LossSettings, StopSettings, find_corners
+from feature_collisions.graph.flow import following, last_layer
 from feature_collisions.graph.graph import trace
-from feature_collisions.graph.target_layer import following, last_hidden_layer
 from feature_collisions.networks.torchvision_models import Classifier
 from feature_collisions.networks.transformers_models import FromTransformers, Pixels
 
@@ -137,12 +137,12 @@ def measured(library: str, size: tuple[int, int, int], make: Callable[[], nn.Mod
     try:
         graph = trace(model, size)
         found |= {"nodes": len(graph.nodes), "reason": graph.reason}
-        layer = last_hidden_layer(graph)
+        layer = last_layer(graph).layer
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return found | {"failed": reason, "seconds": time.process_time() - started}
     found |= {"layer": layer, "seconds": time.process_time() - started}
-    found |= {"activation": following(graph, layer).activation}
+    found |= {"activation": following(graph, layer).activation.name}
     if weights > SMALL or size[1] > SIDE:
         return found
     try:

@@ -17,8 +17,8 @@ from feature_collisions.commands.random_pairs import random_pairs
 from feature_collisions.commands.start import register_schemas
 from feature_collisions.data.image_folder import ImageFolder
 from feature_collisions.evaluation.survey import interval_of
+from feature_collisions.graph.flow import last_layer
 from feature_collisions.graph.graph import trace
-from feature_collisions.graph.target_layer import last_hidden_layer
 from feature_collisions.settings.train import DataSettings, to_settings
 
 STEPS = (500, 1000, 2000, 4000, 8000, 16000)
@@ -62,7 +62,7 @@ def main() -> None:
         + "|"
     )
     for name, model in models.items():
-        layer = last_hidden_layer(trace(model, (3, 32, 32)))
+        layer = last_layer(trace(model, (3, 32, 32))).layer
         for what, value in settings:
             steps = int(value) if what == "steps" else arguments.budget
             loss = replace(base.loss, beta=value) if what == "beta" else base.loss

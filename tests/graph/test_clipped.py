@@ -12,9 +12,7 @@ from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.evaluate import evaluate
 from feature_collisions.exact.linear_program import LinearPrograms, depth
 from feature_collisions.graph.activations import clipped
-from feature_collisions.graph.graph import trace
 from feature_collisions.graph.target import TargetFeatures
-from feature_collisions.graph.target_layer import last_hidden_layer
 from feature_collisions.hull.statistics import HullStatistics
 from feature_collisions.patches.composite import Sources
 from feature_collisions.proofs.collision import prove_collision
@@ -208,22 +206,6 @@ def test_a_relu_has_no_upper_side():
     assert target.oriented(values) is values
     assert target.active.tolist() == [False, True, True]
     assert target.sides(torch.tensor([0])) == ["below"]
-
-
-@pytest.mark.parametrize(
-    ("activation", "reason"),
-    [
-        (nn.LeakyReLU(), "LeakyReLU has no flat side"),
-        (nn.GELU(), "GELU is only nearly flat"),
-        (nn.SiLU(), "SiLU is only nearly flat"),
-        (nn.ELU(), "ELU is only nearly flat"),
-    ],
-)
-def test_what_is_not_flat_is_refused_by_name(activation, reason, images):
-    with pytest.raises(SettingError, match=rf"layer=hidden: feeds no ReLU \({reason}"):
-        find_corners(Clipped(activation), "hidden", *images)
-    with pytest.raises(SettingError, match=rf"layer=auto: .* through \({reason}.*; name another"):
-        last_hidden_layer(trace(Clipped(activation), images[0].shape))
 
 
 def test_corners_beyond_the_blind_units_are_refused(images):

@@ -46,11 +46,27 @@ def pair() -> Tensor:
     return torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("how", ["shape", "length", "values"])
 @pytest.mark.parametrize("name", NOT_FLAT)
-def test_what_is_not_flat_is_refused_with_a_graph_or_without(name, how, pair) -> None:
+def test_what_is_not_exactly_flat_is_refused_without_a_graph(name, pair) -> None:
     with pytest.raises(SettingError, match="layer=layer"):
-        find_corners(Net(NOT_FLAT[name], how), "layer", *pair, range(2), stop=STOP)
+        find_corners(Net(NOT_FLAT[name], "values"), "layer", *pair, range(2), stop=STOP)
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
+@pytest.mark.parametrize("how", ["shape", "length"])
+@pytest.mark.parametrize(
+    ("name", "activation", "push"),
+    [("softplus", "softplus", "apart"), ("leaky", "none", "apart"), ("identity", "none", "apart")],
+)
+def test_what_is_not_exactly_flat_is_searched_and_said(how, name, activation, push, pair) -> None:
+    hull = find_corners(Net(NOT_FLAT[name], how), "layer", *pair, range(2), stop=STOP)
+    summary = hull.summary
+    assert (summary["activation"], summary["push"]) == (activation, push)
+    assert summary["tolerance"] == (0.01 if name == "softplus" else 0.0)
+    assert (summary.corners[0].unit >= 0) == (push == "unit")
+    assert hull.features.features.tolist() == pytest.approx(
+        (F.softplus if name == "softplus" else lambda x: x)(hull.observe(pair[1:])[1][0]).tolist()
+    )
 
 
 @pytest.mark.filterwarnings("ignore:not converged")

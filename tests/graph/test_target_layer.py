@@ -6,15 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from feature_collisions.errors import SettingError
-from feature_collisions.graph.activations import RELU
+from feature_collisions.graph.activations import IDENTITY, RELU
+from feature_collisions.graph.flow import following, last_layer
 from feature_collisions.graph.graph import trace
 from feature_collisions.graph.target import TargetFeatures
-from feature_collisions.graph.target_layer import (
-    Observed,
-    check_hiding,
-    following,
-    last_hidden_layer,
-)
+from feature_collisions.graph.target_layer import Observed
 from helpers.graphs import cut_at
 
 IMAGE = torch.zeros(1, 3, 3)
@@ -84,15 +80,24 @@ def test_a_layer_that_does_not_exist_is_refused(network):
         cut_at(network, "fourth", IMAGE)
 
 
-def test_a_layer_that_feeds_no_relu_is_refused(network):
-    with pytest.raises(SettingError, match=r"layer=output: feeds no ReLU; .*: first, add, third$"):
-        check_hiding(trace(network, IMAGE.shape[-3:]), "output")
+def test_a_layer_before_nothing_flat_is_its_own_feature(network):
+    graph = trace(network, IMAGE.shape)
+    assert following(graph, "output") == (IDENTITY, ())
+    images = torch.rand(2, *IMAGE.shape)
+    assert torch.equal(cut_at(network, "output", images)(images), network.eval()(images))
 
 
-def test_a_classifier_without_relu_is_refused():
-    graph = trace(nn.Sequential(nn.Flatten(), nn.Linear(9, 3), nn.Sigmoid()), IMAGE.shape[-3:])
-    with pytest.raises(SettingError, match="this classifier has no ReLU"):
-        check_hiding(graph, "1")
+def test_several_layers_are_one(network):
+    """What the two give stands in a row; the first alone is gone past by the second."""
+    graph = trace(network, IMAGE.shape)
+    images = torch.rand(2, *IMAGE.shape)
+    expected = reference(network, images)
+    with torch.no_grad():
+        found = cut_at(network, "first,third", images)(images)
+    assert torch.allclose(found, torch.cat([expected[n].flatten(1) for n in ("first", "third")], 1))
+    assert following(graph, "first,third") == (RELU, ())
+    with pytest.raises(SettingError, match="layer=third,output: different activations"):
+        following(graph, "third,output")
 
 
 class Untraceable(nn.Module):
@@ -129,8 +134,8 @@ def test_models_that_cannot_be_traced_are_stopped_at_the_layer():
 
 def test_of_many_layers_the_nearest_and_the_last_are_named():
     network = nn.Sequential(*(m for _ in range(100) for m in (nn.Linear(1, 1), nn.ReLU())))
-    with pytest.raises(SettingError, match=r"layer=97: feeds no ReLU; .*98") as error:
-        check_hiding(trace(network, (1, 1, 1)), "97")
+    with pytest.raises(SettingError, match=r"layer=970: is not a layer .*98") as error:
+        cut_at(network, "970", torch.zeros(1, 1, 1))
     message = str(error.value)
     assert re.search(r": (\d+, )+198 and \d+ others$", message)
     assert len(message) < 250
@@ -165,11 +170,41 @@ def test_the_last_layer_is_one_that_everything_flows_through():
     network = nn.Sequential(
         nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
     )
-    assert last_hidden_layer(trace(network, (1, 2, 2))) == "3"
-    assert last_hidden_layer(trace(Beside(), (1, 2, 2))) == "first"
-    plain = trace(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2))
-    with pytest.raises(SettingError, match="layer=auto: this network has no layer that feeds a R"):
-        last_hidden_layer(plain)
+    assert last_layer(trace(network, (1, 2, 2))).layer == "3"
+    assert last_layer(trace(Beside(), (1, 2, 2))).layer == "first"
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.LeakyReLU(), nn.Linear(3, 2))
+    assert last_layer(trace(smooth, (1, 2, 2))).layer == "2"
+
+
+class Block(nn.Module):
+    """Two branches, each with an activation, that are joined at the end."""
+
+    def __init__(self, other=torch.relu):
+        super().__init__()
+        self.other = other
+        self.stem, self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(6, 4)
+        self.head = nn.Linear(9, 3)
+
+    def forward(self, images):
+        stem = self.stem(images.flatten(1)).sin()
+        return self.head(torch.cat([self.a(stem).relu(), self.other(self.b(stem))], 1))
+
+
+def test_the_branches_of_a_block_are_one_layer():
+    graph = trace(Block(), (1, 2, 2))
+    assert last_layer(graph).layer == "a,b"
+    assert following(graph, "a,b") == (RELU, ())
+    assert following(graph, "a").past
+    assert last_layer(trace(Block(torch.sin), (1, 2, 2))).layer == "cat"
+
+
+def test_an_early_layer_is_none_for_auto():
+    """A ReLU at the stem, and then only what hides nothing: the last feature is taken."""
+    deep = [each for _ in range(7) for each in (nn.Linear(4, 4), nn.LeakyReLU())]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), *deep, nn.Linear(4, 3))
+    graph = trace(model, (1, 2, 2))
+    assert last_layer(graph).layer == "16"
+    assert last_layer(graph, "features").layer == "17"
 
 
 class Past(nn.Module):

@@ -6,8 +6,9 @@ from safetensors.torch import save_file
 
 from feature_collisions.data.datasets import DataSplit, Images
 from feature_collisions.errors import SettingError
+from feature_collisions.graph.flow import last_layer
 from feature_collisions.graph.graph import trace
-from feature_collisions.graph.target_layer import TargetLayer, last_hidden_layer
+from feature_collisions.graph.target_layer import TargetLayer
 from feature_collisions.settings.train import ClassifierSettings
 
 timm = pytest.importorskip("timm", reason="timm is an extra")
@@ -41,7 +42,7 @@ def test_a_classifier_is_timms_own_behind_its_normalisation(tmp_path, size):
         expected = network((images - 0.5) / 0.5)
         assert torch.allclose(model(images), expected, rtol=1e-4, atol=1e-6)
         graph = trace(model, size)
-        layer = last_hidden_layer(graph)
+        layer = last_layer(graph).layer
         assert layer == "bn2.batch_norm"
         assert TargetLayer(graph, layer)(images).shape[0] == 2
     assert graph.nodes.keys() >= {"conv_stem.pad", "blocks.0.0.bn1.batch_norm"}

@@ -216,13 +216,15 @@ def with_size(settings: Settings) -> Settings:
 def with_layer(settings: Settings, graph: Graph) -> Settings:
     """The settings with a layer that has a name, where `classifier.layer=auto` left it open."""
     from ..exact.first_layer import first_layer
-    from ..graph.target_layer import last_hidden_layer
+    from ..graph.flow import last_layer
 
     if settings.classifier.layer != "auto":
         return settings
-    exact = settings.solver == "exact"
-    layer = first_layer(graph).name if exact else last_hidden_layer(graph)
-    print(f"classifier.layer=auto: {layer}", flush=True)
+    if settings.solver == "exact":
+        layer, reason = first_layer(graph).name, "the first, which is linear"
+    else:
+        layer, reason = last_layer(graph)
+    print(f"classifier.layer=auto: {layer} ({reason})", flush=True)
     return replace(settings, classifier=replace(settings.classifier, layer=layer))
 
 

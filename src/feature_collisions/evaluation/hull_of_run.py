@@ -199,7 +199,7 @@ def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull
             f"run={run.directory}: images of {tuple(run.target.shape)} do not pass through "
             f"{run.summary.classifier} ({str(error).splitlines()[0]})"
         ) from None
-    if hull.summary["push"] == "unit":
+    if hull.summary.push == "unit":
         check_units(run.directory, run.units, _numbers(run), hull.features.seen_by.cpu())
     images = torch.stack([hull.initial, hull.target, *hull.corners])
     with torch.inference_mode(), evaluating(model):

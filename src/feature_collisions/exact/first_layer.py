@@ -8,6 +8,7 @@ from torch import Tensor, fx
 
 from ..errors import SettingError
 from ..graph.activations import IDENTITY, Activation, base_name
+from ..graph.flow import following
 from ..graph.graph import Graph, copied, fold, until
 from ..graph.operations import (
     AVERAGES,
@@ -19,7 +20,6 @@ from ..graph.operations import (
     where,
 )
 from ..graph.target import TargetFeatures
-from ..graph.target_layer import following
 
 
 @dataclass(frozen=True)

@@ -292,19 +292,6 @@ def activation_of(node: fx.Node) -> Activation | None:
     return _FIXED.get(node.target)
 
 
-_NO_FLAT_SIDE = {"leaky_relu": "LeakyReLU", "prelu": "PReLU", "rrelu": "RReLU"}
-
-
-def not_flat(node: fx.Node) -> str | None:
-    """The name of an activation that is not exactly flat anywhere, and why; None for others."""
-    if base_name(node) in _NO_FLAT_SIDE:
-        return f"{_NO_FLAT_SIDE[base_name(node)]} has no flat side: every input moves its output"
-    activation = activation_of(node)
-    if activation is None or activation.is_exact:
-        return None
-    return f"{title_of(activation.name)} is only nearly flat: what it hides still moves its output"
-
-
 def title_of(name: str) -> str:
     """An activation's name as its authors write it: `GELU` of `gelu`."""
     return _NAMES.get(name, name)

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -14,9 +15,10 @@ from torch.nn.parameter import is_lazy
 from ..data.devices import may_reduce
 from ..errors import SettingError
 from .activations import Activation
+from .flow import following, module_named, names_of, other_readers
 from .graph import Graph, copied, evaluating
 from .logits import ask, device_of, first_weight, like_weights
-from .target_layer import Observed, TargetLayer, following, module_named, other_readers
+from .target_layer import Observed, TargetLayer, joined
 
 _HALF = (torch.float16, torch.bfloat16)
 _REDUCED = 1e-2  # where float32 is multiplied with the ten bits of TF32, as GPUs may
@@ -108,7 +110,8 @@ _FURTHER = 8.0  # how far hidden units are pushed, over the layer's largest valu
 def check_hidden(graph: Graph, layer: str, images: Tensor) -> tuple[str, ...]:
     """Confirm on the model itself what the layer hides, and that everything flows through it.
 
-    Hidden units are pushed further by a hook in the model: its logits must not move. Each image is
+    Hidden units are pushed further by a hook in the model: its logits must not move, where the
+    activation is exactly flat. Each image is
     given another one's values at the layer: its logits must be the other's, unless something is
     known to go past the layer.
 
@@ -124,8 +127,9 @@ def check_hidden(graph: Graph, layer: str, images: Tensor) -> tuple[str, ...]:
         SettingError: when hidden units move the logits, or the graph misses what goes past.
     """
     known, model = following(graph, layer), graph.model
-    module = module_named(model, layer)
-    if module is None:
+    named = [module_named(model, name) for name in names_of(layer)]
+    modules = [module for module in named if module is not None]
+    if len(modules) < len(named):
         return known.past
     alike = partial(_check_alike, may_reduce(device_of(model)))
     with evaluating(model):
@@ -138,10 +142,11 @@ def check_hidden(graph: Graph, layer: str, images: Tensor) -> tuple[str, ...]:
         def to_the_edge(values: Tensor) -> Tensor:
             return _moved(known.activation, values, lambda depth: _EDGE * depth)
 
-        for push in () if _read_elsewhere(graph, layer) else (further, to_the_edge):
-            pushed = _with_values(model, module, images, push)
+        shown = known.activation.is_exact and not _read_elsewhere(graph, layer)
+        for push in (further, to_the_edge) if shown else ():
+            pushed = _with_values(model, modules, images, push)
             alike(f"layer={layer}: what it hides moves the logits", logits, pushed, _NOT_HIDDEN)
-        swapped = _with_values(model, module, images, lambda values: values.roll(1, 0))
+        swapped = _with_values(model, modules, images, lambda values: values.roll(1, 0))
         try:
             alike("", logits.roll(1, 0), swapped, "")
         except SettingError:
@@ -171,21 +176,31 @@ def _read_elsewhere(graph: Graph, layer: str) -> bool:
 
 
 def _with_values(
-    model: nn.Module, module: nn.Module, images: Tensor, change: Callable[[Tensor], Tensor]
+    model: nn.Module,
+    modules: Sequence[nn.Module],
+    images: Tensor,
+    change: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The model's logits with a module's output changed, at its first call."""
-    calls = 0
+    """The model's logits with modules' outputs changed, at the first call of each."""
+    called = set[nn.Module]()
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return change(output) if calls == 1 and isinstance(output, Tensor) else output
+        first = module not in called
+        called.add(module)
+        return change(output) if first and isinstance(output, Tensor) else output
 
-    listener = module.register_forward_hook(hook)
-    try:
+    with _observed_by(modules, hook):
         return ask(model, images)
+
+
+@contextmanager
+def _observed_by(modules: Sequence[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    listeners = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield
     finally:
-        listener.remove()
+        for listener in listeners:
+            listener.remove()
 
 
 @torch.no_grad()
@@ -249,20 +264,18 @@ def _no_gradient() -> SettingError:
 
 def _listened(model: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """The model's logits and, where the layer is a module, what that really gave on the way."""
-    module, copies = module_named(model, layer), list[Tensor]()
-    if module is None:
-        return ask(model, images), None
+    named = [module_named(model, name) for name in names_of(layer)]
+    modules, copies = [each for each in named if each is not None], dict[nn.Module, Tensor]()
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            copies.append(output.detach().clone())
+            copies.setdefault(module, output.detach().clone())
 
-    listener = module.register_forward_hook(keep)
-    try:
+    with _observed_by(modules, keep):
         logits = ask(model, images)
-    finally:
-        listener.remove()
-    return logits, copies[0].flatten(1) if copies else None
+    if len(copies) < len(named):
+        return logits, None
+    return logits, joined([copies[module] for module in modules])
 
 
 def _outputs(network: nn.Module, images: Tensor) -> tuple[Tensor | None, Any]:

@@ -1,5 +1,6 @@
 """The target, and all that a search compares with it: computed once (sec. 2)."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 
 from ..data.devices import able, without_tf32
 from ..errors import SettingError
-from .activations import RELU, Activation
+from .activations import RELU, Activation, title_of
+from .flow import following
 from .graph import Graph, evaluating
 from .logits import ask
-from .target_layer import TargetLayer, check_hiding, following
+from .target_layer import TargetLayer
 
 _TOGETHER = 16  # images that go through the network at once
 
@@ -83,7 +85,8 @@ class TargetFeatures(nn.Module):
     @property
     def seen_by(self) -> Tensor:
         """(N,) how far each unit is inside of what the layer sees of it; negative: outside."""
-        inside = [
+        inside = [self.preactivation.new_full((len(self.preactivation),), torch.inf)]
+        inside += [
             side.sign * (self.preactivation - side.edge)  # type: ignore[operator]
             for side in self.activation.sides
         ]
@@ -112,8 +115,8 @@ class TargetFeatures(nn.Module):
             inactive = inactive[seen.int().argsort(stable=True)]
         if not len(inactive):
             raise SettingError(
-                "layer: all its units are active in the target, so that it has no corner; choose "
-                "another layer or target"
+                "layer: all its units are active in the target, so no corner has a unit to push; "
+                "choose another layer or target, or loss.push=apart"
             )
         for corner in corners:
             if not 0 <= corner < len(inactive):
@@ -124,16 +127,53 @@ class TargetFeatures(nn.Module):
         return inactive[list(corners)]
 
 
-def target_features(graph: Graph, layer: str, target: Tensor, dtype: torch.dtype) -> TargetFeatures:
+TOLERANCE = 0.01
+"""Of ||f(t)||: how far all hidden units together may move the features, where that is not 0."""
+
+
+def target_features(
+    graph: Graph, layer: str, target: Tensor, dtype: torch.dtype, tolerance: float = TOLERANCE
+) -> TargetFeatures:
     """The features of one image (C, H, W).
+
+    Args:
+        graph: of the network.
+        layer: the target layer.
+        target: (C, H, W).
+        dtype: that pre-activations are computed in.
+        tolerance: as `with_edges` takes it.
 
     Raises:
         SettingError: for a layer that cannot be used, or an image the network cannot take.
     """
-    check_hiding(graph, layer)
     with passing(target.shape, f" as far as {layer}"):
         preactivation = preactivation_of(graph, layer, target[None], dtype)[0]
-        return TargetFeatures(preactivation, following(graph, layer).activation)
+        activation = with_edges(following(graph, layer).activation, preactivation, tolerance)
+        return TargetFeatures(preactivation, activation)
+
+
+def with_edges(activation: Activation, preactivation: Tensor, tolerance: float) -> Activation:
+    """The activation with an edge for each side, at a target.
+
+    Args:
+        activation: what follows the target layer.
+        preactivation: (N,) f0(t).
+        tolerance: where a side is not exactly flat, each of the N units may move by this much of
+            ||f(t)|| / sqrt(N) beyond the edge: all of them together by `tolerance` ||f(t)||.
+
+    Raises:
+        SettingError: for a tolerance of 0, where that leaves no side.
+    """
+    if activation.is_exact:
+        return activation
+    if not tolerance > 0:
+        raise SettingError(
+            f"loss.tolerance={tolerance:g}: {title_of(activation.name)} is nowhere exactly flat, "
+            f"so the tolerance must be above 0; {TOLERANCE} is the default. Or push corners "
+            "otherwise (loss.push=apart)"
+        )
+    norm = float(activation.function(preactivation).norm())
+    return activation.within(tolerance * norm / math.sqrt(len(preactivation)))
 
 
 _OF_SIZE = re.compile(r"shape|size|channels|dimension|elements", re.IGNORECASE)

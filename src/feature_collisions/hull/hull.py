@@ -18,11 +18,12 @@ from ..data.images import SQUARES, pooled_distance
 from ..data.memory import images_at_once
 from ..errors import SettingError
 from ..graph.agreement import accepted, check_agreement
+from ..graph.flow import Following, check_hiding, following
 from ..graph.graph import Graph, copied, evaluating, trace
 from ..graph.logits import ask, device_of, like_weights
 from ..graph.probabilities import giving_logits
-from ..graph.target import TargetFeatures
-from ..graph.target_layer import Following, Observed, check_hiding, following
+from ..graph.target import TOLERANCE, TargetFeatures, with_edges
+from ..graph.target_layer import Observed
 from ..networks.unwrap import unwrap
 from ..networks.weights import weights_hash
 from ..runs.records import Summary
@@ -133,16 +134,16 @@ class Hull(Corners):
         self.following = following(self.graph, self.layer)._replace(past=past)
         self.summary = self.summary | {
             "activation": self.following.activation.name,
-            "tolerance": 0.0,
             "push": self.summary.push,
             "bypassed": bool(past),
         }
         with torch.no_grad(), evaluating(self.model):
             logits, preactivation = self.observe(self.target[None])
-        self.features, self.target_logits = (
-            TargetFeatures(preactivation[0], self.following.activation),
-            logits[0],
-        )
+        said = self.summary.tolerance or TOLERANCE
+        activation = with_edges(self.following.activation, preactivation[0], said)
+        self.features, self.target_logits = TargetFeatures(preactivation[0], activation), logits[0]
+        tolerance = 0.0 if self.following.activation.is_exact else said
+        self.summary = self.summary | {"tolerance": tolerance}
 
     @classmethod
     def load(cls, directory: str | Path, model: nn.Module) -> "Hull":

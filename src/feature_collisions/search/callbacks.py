@@ -87,9 +87,10 @@ class Progress(CollisionCallback):
             self.bar.close()
 
 
-def curve_terms(sources: Sources | None) -> tuple[str, ...]:
-    """Which of `Collision.curves` are drawn: R only of composites."""
-    terms = ("positive", "negative", "unit_preactivation", "total")
+def curve_terms(sources: Sources | None, push: str = "unit") -> tuple[str, ...]:
+    """Which of `Collision.curves` are drawn: R only of composites, L_neg where units are pushed."""
+    of_units = ("negative", "unit_preactivation") if push == "unit" else ()
+    terms = ("positive", *of_units, "total")
     return terms if sources is None else (*terms, "total_variation")
 
 
@@ -208,7 +209,11 @@ class Checkpoints(CollisionCallback):
 
 
 def callbacks_of(
-    directory: Path | None, corners: Sequence[int], log: LogSettings, sources: Sources | None
+    directory: Path | None,
+    corners: Sequence[int],
+    log: LogSettings,
+    sources: Sources | None,
+    push: str = "unit",
 ) -> list[Callback]:
     """All that happens between the steps of one search.
 
@@ -217,11 +222,12 @@ def callbacks_of(
         corners: names of the K corners.
         log: how often.
         sources: of composites.
+        push: what makes a corner.
     """
     callbacks: list[Callback] = [Progress()]
     if directory is not None:
         callbacks += [
-            Curves(directory / CURVES, corners, curve_terms(sources)),
+            Curves(directory / CURVES, corners, curve_terms(sources, push)),
             IntermediateImages(directory / STEPS, corners, log.images_every),
             Checkpoints(directory / "checkpoints", log.checkpoint_every),
         ]

@@ -141,8 +141,8 @@ class Collision(LightningModule):
         found: what was found, once the search has ended.
         converged: whether `stop` lets the search end after `step`: every corner has reached the
             goal, and, with `loss.hull`, points between them its classes.
-        curves: (K,) `positive` (the norm), `negative`, `unit_preactivation`, `total`
-            and `total_variation` (R) after `step`.
+        curves: (K,) `positive` (the norm), `total` and `total_variation` (R) after `step`, and,
+            where units are pushed, `negative` and `unit_preactivation`.
     """
 
     def __init__(
@@ -184,6 +184,8 @@ class Collision(LightningModule):
         if self.ranks > 1:
             self.parameterisation.keep(self._own)
             self.loss.units = self.loss.units[self._own]
+            if self.loss.along is not None:
+                self.loss.along = self.loss.along[self._own]
 
     @property
     def _own(self) -> slice:
@@ -279,7 +281,7 @@ class Collision(LightningModule):
         """Leave the loss's gradient in the parameters; the loss, summed over the corners."""
         images, variation = self.parameterisation.penalised()
         settings = self.loss.settings
-        tied = settings.hull > 0 or settings.distance > 0
+        tied = settings.hull > 0 or self.loss.ties_corners
         every = self.of_all(images) if tied else images
         inside = self._points_inside(settings.hull, step, every, settings.hull_edges)
         own = self.loss.of_images(images, variation, every)

@@ -23,6 +23,7 @@ from ..graph.agreement import (
     check_gradient,
     is_double,
 )
+from ..graph.flow import following, last_layer, names_of
 from ..graph.graph import Graph, trace
 from ..graph.logits import device_of
 from ..graph.probabilities import giving_logits
@@ -32,7 +33,6 @@ from ..graph.target_layer import (
     TargetLayer,
     frozen_copy,
     halve_weights,
-    last_hidden_layer,
     network_of,
 )
 from ..hull.distances import SIGMA
@@ -49,7 +49,7 @@ from ..settings.trainer import MIXED, check_trainer, devices_of, where
 from .callbacks import callbacks_of, log_afterwards
 from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Found, Goal, all_met, unmet
-from .losses import CollisionLoss, positive
+from .losses import CollisionLoss, directions, positive
 from .parameterisations import PatchComposite, Pixels
 from .summary import class_probabilities, summarise
 from .trainer import AGREES, fit, halve_and_compare, make_trainer
@@ -92,15 +92,14 @@ class Search(SearchSettings):
 
     def __post_init__(self) -> None:
         self._check_arguments()
-        if isinstance(self.layer, str):
-            self.layer = unwrap_layer(self.model, self.layer)
+        self.layer = ",".join(unwrap_layer(self.model, name) for name in names_of(self.layer))
         self.model = accepted(unwrap(self.model))
         self.model = giving_logits(self.model, torch.stack([self.initial, self.target]))
         if self.graph is None or self.graph.model is not self.model:
             self.graph = trace(self.model, self.initial.shape)
         check_differentiable(self.model, self.target)
         if self.layer == "auto":
-            self.layer = last_hidden_layer(self.graph)
+            self.layer = last_layer(self.graph).layer
         self.corners = parse_corners(self.corners)
         asked = self.trainer.get("precision")
         self.trainer = check_trainer(where(device_of(self.model)) | self.trainer)
@@ -114,7 +113,7 @@ class Search(SearchSettings):
             self.precision = self._precision(asked)
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
-        callbacks = callbacks_of(self.directory, self.corners, self.log, self.sources)
+        callbacks = callbacks_of(self.directory, self.corners, self.log, self.sources, self.push)
         count = len(self.corners)
         self.lightning = make_trainer(self.trainer, callbacks, self.directory, count)
 
@@ -129,8 +128,10 @@ class Search(SearchSettings):
         self.initial, self.target = self.initial.detach(), self.target.detach()
         if not isinstance(self.trainer, dict):
             raise SettingError(f"trainer={self.trainer}: must be a dict of Trainer's arguments")
-        if not isinstance(self.layer, str):
-            raise SettingError(f"layer={self.layer}: must be a name, such as 'features.0'")
+        if not (isinstance(self.layer, str) and all(names_of(self.layer))):
+            raise SettingError(
+                "layer", self.layer, "must be a name, such as 'features.0', or a list of names"
+            )
         self.check()
         if self.loss.distance and min(self.initial.shape[1:]) < 2 * SIGMA:
             raise SettingError(
@@ -177,13 +178,16 @@ class Search(SearchSettings):
 
     def _collision(self) -> Collision:
         """The search's module: what every step runs, compared with the model."""
-        self.features = features = target_features(self.graph, self.layer, self.target, self.dtype)
+        self.features = features = target_features(
+            self.graph, self.layer, self.target, self.dtype, self.loss.tolerance
+        )
+        self.push = self._push()
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         parameterisation = self._parameterisation(layout)
-        self.start = parameterisation().detach()[:1].float()
-        first = self.corner_order == "inactive_first"
-        start = self._preactivation(self.start)[0] if first else None
-        self.units = units = features.units(self.corners, start)
+        self.start = parameterisation().detach()[:1].float().clone()
+        if self.push == "apart":
+            parameterisation.part(torch.Generator().manual_seed(self.seed))
+        self.units = units = self._units()
         with passing(self.target.shape):
             logits = logits_of(self.model, self.target[None])[0]
             network, classifier = self._frozen(layout)
@@ -192,11 +196,15 @@ class Search(SearchSettings):
         norm = float(features.features.norm())
         self.goal = Goal(self.stop, norm, target_class, probability)
         target_logits = logits.to(self.dtype) if self.loss.output else None
-        near = self.initial.to(self.dtype) if self.loss.nearness else None
+        initial, along = self.initial.to(self.dtype), None
+        if self.push == "direction":
+            along = directions(self.corners, initial)
+        near = initial if self.loss.nearness or self.push == "direction" else None
+        loss = replace(self.loss, push=self.push)
         return Collision(
             network,
             parameterisation,
-            CollisionLoss(features, units, self.loss, target_logits, near),
+            CollisionLoss(features, units, loss, target_logits, near, along),
             self.goal,
             self.optimizer,
             every=self.log.every,
@@ -209,6 +217,38 @@ class Search(SearchSettings):
             )
             | self._problem_of_sources(),
         )
+
+    def _push(self) -> str:
+        """What makes a corner, where `loss.push=auto` leaves it open.
+
+        Raises:
+            SettingError: for a push that this layer or these corners have not.
+        """
+        push, features = self.loss.push, self.features
+        flat = bool(features.activation.sides)
+        if not following(self.graph, self.layer).activation.is_exact and features.active.all():
+            flat = False  # within the tolerance nothing is hidden in this target
+        if push == "auto":
+            return "unit" if flat else "apart" if len(self.corners) > 1 else "direction"
+        if push == "unit" and not flat:
+            raise SettingError(
+                f"loss.push=unit: nothing flat follows layer {self.layer}, so it hides no unit; "
+                "take loss.push=auto, or another layer"
+            )
+        if push == "apart" and len(self.corners) < 2:
+            raise SettingError(
+                "loss.push=apart: a corner alone has none to be apart from; take "
+                "loss.push=direction, or search several corners at once (without -m)"
+            )
+        return push
+
+    def _units(self) -> Tensor:
+        """(K,) the unit that each corner pushes; -1 where none is."""
+        if self.push != "unit":
+            return torch.full((len(self.corners),), -1, device=self.initial.device)
+        first = self.corner_order == "inactive_first"
+        start = self._preactivation(self.start)[0] if first else None
+        return self.features.units(self.corners, start)
 
     def run(self, logger: Logger | None = None) -> Hull:
         """Find the corners.
@@ -333,7 +373,7 @@ class Search(SearchSettings):
             self.units, self.features, experiment="find_corners",
             classifier_hash=self.module.problem["classifier"], hull_relative=self.limit,
             converged=True, steps=found.step, seconds=found.seconds, seconds_total=found.seconds,
-            **self.precision,
+            push=self.push, tolerance=self.loss.tolerance, **self.precision,
         )  # fmt: skip
         norms, classes, probabilities = (
             torch.tensor([entry[name] for entry in summary.corners])
@@ -347,7 +387,7 @@ class Search(SearchSettings):
 
 def find_corners(
     model: nn.Module,
-    layer: str,
+    layer: str | list[str],
     initial: Tensor,
     target: Tensor,
     corners: Sequence[int] = range(5),
@@ -360,11 +400,13 @@ def find_corners(
     Args:
         model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed, and stays where
             it lies. What `model(images)` gives in eval mode is compared with what is searched.
-        layer: the target layer, a node whose output feeds a ReLU; `auto`: the last one that
-            everything flows through.
+        layer: the target layer, such as one whose output feeds a ReLU; several that everything
+            flows through together; `auto`: the last place that everything flows through, and that
+            hides something if possible (`graph.flow.last_layer`).
         initial: (C, H, W) float32 in [0, 1], where every corner starts.
         target: (C, H, W) likewise, whose features are matched.
-        corners: which of the target's inactive units to push down, counted in flat order.
+        corners: which of the target's inactive units to push down, counted in flat order; where no
+            unit is pushed (`loss.push`), just their numbers, which decide their directions.
         logger: a Lightning logger for curves and pictures.
         **settings: fields of `SearchSettings`, which the command line has, too: `loss`,
             `optimizer`, `stop`, `log`, `trainer`, `corners_per_batch`, `channels_last`, `compile`,
@@ -396,4 +438,5 @@ def find_corners(
         >>> hull.sample(2000)["accuracy"]
         1.0
     """
-    return Search(model, layer, initial, target, corners, **settings).run(logger)
+    named: Any = ",".join(map(str, layer)) if isinstance(layer, list | tuple) else layer
+    return Search(model, named, initial, target, corners, **settings).run(logger)

@@ -9,6 +9,8 @@ The functions take pre-activations as `TargetFeatures.oriented` gives them: unit
 blind to above a ceiling are mirrored, so that what it cannot see is negative.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -97,15 +99,50 @@ def divergence(logits: Tensor, target_logits: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(1), target, reduction="none", log_target=True).sum(1)
 
 
+def directions(corners: Sequence[int], like: Tensor) -> Tensor:
+    """Smooth random directions (K, C, H, W) of norm 1, each decided by its corner's number alone.
+
+    Noise on every eighth pixel, enlarged by bilinear interpolation.
+
+    Args:
+        corners: numbers of the K corners.
+        like: (C, H, W) of the images' shape, dtype and device.
+    """
+    channels, *size = like.shape
+    coarse = [-(-side // 8) + 1 for side in size]
+    found = []
+    for corner in corners:
+        generator = torch.Generator().manual_seed(corner)
+        noise = torch.randn(1, channels, *coarse, generator=generator, dtype=torch.float64)
+        smooth = F.interpolate(noise, size, mode="bilinear", align_corners=True)[0]
+        found.append(smooth / smooth.norm())
+    return torch.stack(found).to(like)
+
+
+def mean_distance(images: Tensor) -> Tensor:
+    """The mean root mean square distance between two of the images (K, C, H, W).
+
+    Its gradient at equal images is 0.
+    """
+    mean: Tensor = F.pdist(images.flatten(1)).mean() / math.sqrt(images[0].numel())
+    return mean
+
+
 class CollisionLoss(nn.Module):
     """alpha L_pos + beta L_neg^i of Eq. 4, for all corners at once; `of_images` adds Eq. 6's R.
 
+    Where no unit is pushed, L_neg is left out, L_pos counts all that later layers see, and
+    `of_images` adds the reward for the corners' distance or for going along a direction.
+
     Args:
         target: the target's features.
-        units: (K,) each corner's unit.
-        settings: alpha, beta, gamma, the form of L_pos, and what goes beyond the paper.
+        units: (K,) each corner's unit; -1 where none is pushed.
+        settings: alpha, beta, gamma, the form of L_pos, and what goes beyond the paper; `push` is
+            `unit`, `direction` or `apart`.
         target_logits: (classes,), where `loss.output` compares classes.
-        initial: (C, H, W), where `loss.nearness` holds corners near it.
+        initial: (C, H, W), where `loss.nearness` holds corners near it, or they go from it along
+            directions.
+        along: (K, C, H, W) each corner's direction, where that is what pushes it.
     """
 
     features: Tensor
@@ -114,6 +151,7 @@ class CollisionLoss(nn.Module):
     units: Tensor
     target_logits: Tensor | None
     initial: Tensor | None
+    along: Tensor | None
 
     def __init__(
         self,
@@ -122,6 +160,7 @@ class CollisionLoss(nn.Module):
         settings: LossSettings,
         target_logits: Tensor | None = None,
         initial: Tensor | None = None,
+        along: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings
@@ -134,6 +173,7 @@ class CollisionLoss(nn.Module):
         self.register_buffer("units", units)
         self.register_buffer("target_logits", target_logits)
         self.register_buffer("initial", initial)
+        self.register_buffer("along", along)
 
     @property
     def alpha(self) -> float:
@@ -148,15 +188,28 @@ class CollisionLoss(nn.Module):
     def forward(self, preactivation: Tensor, rows: slice = _ALL) -> Tensor:
         """Eq. 4 (K,) of the corners `rows`, whose pre-activations (K, N) these are."""
         oriented = self.target.oriented(preactivation)
+        if not self.pushes_units:
+            return self._interior(oriented)
         pushed = negative(oriented, self.inactive, self.units[rows])
         return self._interior(oriented) + self.beta * pushed
+
+    @property
+    def pushes_units(self) -> bool:
+        """Whether each corner drives a unit down, as in the paper."""
+        return self.settings.push not in ("direction", "apart")
+
+    @property
+    def ties_corners(self) -> bool:
+        """Whether a term of the images looks at several corners."""
+        return self.settings.distance > 0 or self.settings.push == "apart"
 
     def interior(self, preactivation: Tensor) -> Tensor:
         """alpha L_pos (M,) of any points' pre-activations (M, N)."""
         return self._interior(self.target.oriented(preactivation))
 
     def _interior(self, oriented: Tensor) -> Tensor:
-        form, rectified = self.settings.positive_form, self.settings.rectified
+        form = self.settings.positive_form
+        rectified = self.settings.rectified or not self.pushes_units
         return self.alpha * positive(oriented, self.features, self.active, form, rectified)
 
     def output(self, logits: Tensor) -> Tensor:
@@ -184,13 +237,23 @@ class CollisionLoss(nn.Module):
             terms.append(settings.gamma * variation.sum())
         if settings.distance and len(every) > 1:
             terms.append(-settings.distance * len(images) * smooth_distances(every).mean())
+        if settings.push == "apart" and len(every) > 1:
+            # Less the first: rounding would tell equal images apart, with a gradient of full length
+            terms.append(-settings.reach * len(images) * mean_distance(every - every[:1]))
+        if settings.push == "direction":
+            assert self.initial is not None
+            assert self.along is not None
+            moved = ((images - self.initial) * self.along).sum()
+            terms.append(-settings.reach * moved / math.sqrt(images[0].numel()))
         if settings.nearness:
             assert self.initial is not None
             terms.append(settings.nearness / 2 * (images - self.initial).square().sum())
         return terms
 
     def curves(self, preactivation: Tensor, variation: Tensor) -> dict[str, Tensor]:
-        """What is drawn of each corner, (K,) each: L_pos (the norm), L_neg, unit i, the sum, R(P).
+        """What is drawn of each corner, (K,) each: L_pos (the norm), the sum, R(P).
+
+        And L_neg and unit i, where these are pushed.
 
         Args:
             preactivation: (K, N) f0 of all corners.
@@ -200,13 +263,15 @@ class CollisionLoss(nn.Module):
         if self.settings.gamma:  # 0 times what is not a number is none either
             total = total + self.settings.gamma * variation
         oriented = self.target.oriented(preactivation)
-        return {
+        found = {
             "positive": positive(oriented, self.features, self.active),
-            "negative": negative(oriented, self.inactive, self.units),
-            "unit_preactivation": preactivation.gather(1, self.units[:, None])[:, 0],
             "total": total,
             "total_variation": variation,
         }
+        if self.pushes_units:
+            found["negative"] = negative(oriented, self.inactive, self.units)
+            found["unit_preactivation"] = preactivation.gather(1, self.units[:, None])[:, 0]
+        return found
 
     @property
     def _power(self) -> int:

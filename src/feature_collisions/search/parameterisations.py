@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from ..patches.composite import Sources, blend, layout_for, tent
 
+_NOISE, _LOGIT_NOISE = 0.01, 0.1  # in pixels of [0, 1], and in logits of a composite
+
 
 class Pixels(nn.Module):
     """The corners' pixels themselves, all starting from one image (sec. 3).
@@ -35,6 +37,12 @@ class Pixels(nn.Module):
     def penalised(self) -> tuple[Tensor, Tensor]:
         """The corners, and R(x) = 0 for each (sec. 3)."""
         return self.pixels, self.pixels.new_zeros(len(self.pixels))
+
+    @torch.no_grad()
+    def part(self, generator: torch.Generator) -> None:
+        """Give each corner a little noise of its own: corners that are equal push nowhere apart."""
+        noise = torch.randn(self.pixels.shape, generator=generator)
+        self.pixels.add_(_NOISE * noise.to(self.pixels)).clamp_(0, 1)
 
     def keep(self, rows: slice) -> None:
         """Leave out all corners but `rows`."""
@@ -105,6 +113,12 @@ class PatchComposite(nn.Module):
         # Two products of matrices, the second one wide: many small ones take longer.
         taller = torch.matmul(self.enlarge, self.control)
         return (taller @ self.enlarge.T).add_(self.start)
+
+    @torch.no_grad()
+    def part(self, generator: torch.Generator) -> None:
+        """Give each corner a little noise of its own: corners that are equal push nowhere apart."""
+        noise = torch.randn(self.control.shape, generator=generator)
+        self.control.add_(_LOGIT_NOISE * noise.to(self.control))
 
     def keep(self, rows: slice) -> None:
         """Leave out all corners but `rows`."""

@@ -75,6 +75,16 @@ class LossSettings(Group):
     rectified: bool = True
     """Whether L_pos counts what the ReLU lets through of inactive units above zero, too: later
     layers see it, the paper's Eq. 2 does not."""
+    push: Annotated[str, OneOf("auto", "unit", "direction", "apart")] = "auto"
+    """What makes a corner: its `unit` driven down, as in the paper; a smooth random `direction` of
+    its own in the image; or `apart`, away from the other corners. `auto`: the unit where the layer
+    has a flat side, else apart, or a direction for a corner alone, as in a sweep."""
+    reach: NonNegative = 5.0
+    """The reward, where no unit is pushed: for the mean root mean square distance between two
+    corners, or for the root mean square along each corner's direction, of pixels in [0, 1]."""
+    tolerance: NonNegative = 0.01
+    """How far all hidden units together may move the features, over ||f(t)||, where a flat side is
+    not exactly flat (GELU, SiLU): it decides from which pre-activation on a unit is hidden."""
     stages: list[LossStage] = field(default_factory=list)
     """Other weights from given steps on, as the authors have them from step 14,000 of their macro
     runs; none."""

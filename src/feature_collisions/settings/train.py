@@ -35,9 +35,10 @@ class ClassifierSettings(Group):
     weights: str | None = None
     """A file of weights, or FILE::ENTRY for one entry of a checkpoint, such as an average (EMA);
     null: the library's own, which may have to be downloaded."""
-    layer: str = MISSING
-    """The target layer, a node whose output feeds a ReLU; `auto`: the last that does and that
-    everything flows through."""
+    layer: Any = MISSING
+    """The target layer, or a list of several that everything flows through together; `auto`: the
+    last that everything flows through, before an activation with a flat side if one is in the last
+    third, and else what the final linear layer reads."""
     path: str | None = None
     """MODULE:NAME of a constructor on PYTHONPATH, for `name=file`; for `transformers` and `timm`, a
     folder with config.json and model.safetensors. `path` and `name` may name their weights, too, so
@@ -51,6 +52,8 @@ class ClassifierSettings(Group):
 
     def __post_init__(self) -> None:
         self.weights = home(self.weights)
+        if isinstance(self.layer, list | tuple):
+            self.layer = ",".join(map(str, self.layer))
 
     def paired(self) -> "ClassifierSettings":
         """The same with `weights`, where the name or the path say them as ...::FILE."""
@@ -67,7 +70,10 @@ class ClassifierSettings(Group):
         return self.library in FOLDERS and bool(self.path)
 
     def check(self) -> None:
-        """Raise SettingError for an unknown library."""
+        """Raise SettingError for an unknown library, or a layer without a name."""
+        if not (isinstance(self.layer, str) and all(self.layer.split(","))):
+            rule = "must be a name, a list of names, or auto"
+            raise SettingError("classifier.layer", self.layer, rule)
         one_of("classifier.library", self.library, ("torchvision", *FOLDERS))
 
 

@@ -1,0 +1,304 @@
+"""What flows through a layer: the activation behind it, what goes past, and what `auto` takes."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import fx, nn
+
+from ..errors import SettingError
+from .activations import IDENTITY, RELU, Activation, activation_of, base_name, title_of
+from .graph import Graph, shell_of
+from .operations import LAYERS, is_new_shape, keeps_values
+
+
+class Following(NamedTuple):
+    """What follows a layer, read from the graph.
+
+    Attributes:
+        activation: the function, with its flat sides: of no sides where nothing flat follows; a
+            ReLU named `unknown` where there is no graph: then numbers must show that it is one.
+        past: operations through which the output sees more than the activation's values: other
+            readers of the layer, and branches that go past it.
+    """
+
+    activation: Activation
+    past: tuple[str, ...] = ()
+
+
+class Chosen(NamedTuple):
+    """The layer that `auto` takes, and why."""
+
+    layer: str
+    reason: str
+
+
+def names_of(layer: str) -> list[str]:
+    """The names of several layers that are one target layer: `a,b`."""
+    return layer.split(",")
+
+
+def following(graph: Graph, layer: str) -> Following:
+    """What follows the layer: the activation that hides its values, and what goes past it.
+
+    Raises:
+        SettingError: for a name that is no layer, or several with different activations.
+    """
+    nodes = nodes_of(graph, layer)
+    if nodes is None:
+        return Following(replace(RELU, name="unknown"))
+    activations = [_hidden_by(node)[0] for node in nodes]
+    if any(activation != activations[0] for activation in activations):
+        named = ", ".join(title_of((each or IDENTITY).name) for each in activations)
+        raise SettingError(
+            f"layer={layer}: different activations follow ({named}); name layers with the same"
+        )
+    return Following(activations[0] or IDENTITY, _past(graph, nodes))
+
+
+def check_hiding(graph: Graph, layer: str) -> None:
+    """Raise SettingError for a layer before nothing flat: no unit of it can be pushed down."""
+    if not following(graph, layer).activation.sides:
+        raise SettingError(
+            "layer", layer, "feeds no activation with a flat side, so it hides no unit"
+        )
+
+
+def other_readers(graph: Graph, layer: str) -> list[str]:
+    """Names of what reads the layer's values and hides none of them."""
+    nodes = nodes_of(graph, layer) or []
+    return [each.name for node in nodes for each in _other_readers(node)]
+
+
+def nodes_of(graph: Graph, layer: str) -> list[fx.Node] | None:
+    """The target layer in the graph, one node for each of its names; None where there is no graph.
+
+    A module's name is that of its own operation where an activation with a flat side reads this,
+    and else of what the module gives.
+
+    Raises:
+        SettingError: for a name that is no layer.
+    """
+    if graph.network is None:
+        return None
+    return [_node(graph, name) for name in names_of(layer)]
+
+
+def _node(graph: Graph, name: str) -> fx.Node:
+    places = [each[name] for each in (graph.nodes, graph.ends) if name in each]
+    places.sort(key=lambda node: _hidden_by(node)[0] is None)
+    if not places:
+        rule = "is not a layer of this network"
+        if name in modules_of(graph.model):
+            rule = "is never run by this network"
+        flat = [each for each, node in graph.nodes.items() if _hidden_by(node)[0] is not None]
+        choices = _choices(name, flat or list(graph.nodes))
+        what = "layers that feed an activation with a flat side" if flat else "its layers"
+        raise SettingError(f"layer={name}: {rule}; {what}: {choices}")
+    if len(places[0].meta.get("shape", ())) < 2:
+        raise SettingError(f"layer={name}: gives no values of each image; choose another layer")
+    return places[0]
+
+
+def _hidden_by(node: fx.Node) -> tuple[Activation | None, list[fx.Node]]:
+    """The activation that takes a node's values, directly or in a new shape alone.
+
+    With the nodes that compute it. Where clipped ReLUs differ, all are flat below 0 and above the
+    largest ceiling; of other activations that differ, the first counts, and the others see more.
+    """
+    found = [(each, activation_of(each)) for each in _readers(node)]
+    flat = [(each, activation) for each, activation in found if activation is not None]
+    if not flat:
+        return None, []
+    activations = [activation for _, activation in flat]
+    if all(activation.is_rectifier for activation in activations):
+        return max(activations, key=lambda a: a.ceiling), [each for each, _ in flat]
+    return activations[0], [each for each, a in flat if a == activations[0]]
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """What reads a node's values, in any shape; sizes are none of them."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        if keeps_values(user):
+            found += _readers(user)
+        elif not _is_size(user):
+            found.append(user)
+    return found
+
+
+def _other_readers(node: fx.Node) -> list[fx.Node]:
+    """What reads a node's values, in any shape, and hides none of them."""
+    hiding = _hidden_by(node)[1]
+    return [each for each in _readers(node) if each not in hiding] if hiding else []
+
+
+def _past(graph: Graph, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+    """Operations through which the output sees more than what is behind the nodes gives.
+
+    Where nothing flat is behind a node, that is all of its values.
+    """
+    assert graph.network is not None
+    through, readers = set[fx.Node](), list[fx.Node]()
+    for node in nodes:
+        through |= set(_hidden_by(node)[1]) or {node}
+        readers += _other_readers(node)
+    names = {each: name for name, each in graph.nodes.items()}
+    found = [names.get(each, each.name) for each in readers]
+    seen, waiting = through | set(readers), [_end(graph)]
+    while waiting:
+        current = waiting.pop()
+        if current in through:
+            continue
+        for given in current.all_input_nodes:
+            if given.op == "placeholder" and not _is_size(current):
+                found.append(names.get(current, current.name))
+            elif given not in seen:
+                seen.add(given)
+                waiting.append(given)
+    return tuple(dict.fromkeys(found))
+
+
+def _end(graph: Graph) -> fx.Node:
+    """The node that gives the output."""
+    assert graph.network is not None
+    end = next(iter(reversed(graph.network.graph.nodes))).args[0]
+    assert isinstance(end, fx.Node)
+    return end
+
+
+def _is_size(node: fx.Node) -> bool:
+    return base_name(node).startswith("sym_")
+
+
+# auto
+
+_SHARE, _FEW = 1 / 3, 3  # of all linear layers, or their number, that may follow what auto takes
+_BRANCHES = 16
+
+
+def last_layer(graph: Graph, output: str = "classes") -> Chosen:
+    """The last place that everything flows through, and that hides something if possible.
+
+    A layer before an activation with a flat side, with at most a third of the network's linear
+    layers (or three) behind it; several together, the branches of a block; or else the last
+    feature, which the final linear layer reads. Of an encoder that is its output.
+
+    Raises:
+        SettingError: where the network is no graph.
+    """
+    if graph.network is None:
+        raise SettingError(
+            f"layer=auto: {graph.reason}; its layers have to be named: give the module whose "
+            "output feeds a ReLU"
+        )
+    late = _late(graph)
+    for name, node in reversed(graph.nodes.items()):
+        activation = _hidden_by(node)[0]
+        if activation and not keeps_values(node) and node in late and not _past(graph, [node]):
+            return Chosen(name, f"the last before {title_of(activation.name)}")
+    if branches := _branches(graph, late):
+        names = {node: name for name, node in graph.nodes.items()}
+        return Chosen(
+            ",".join(names[node] for node in branches),
+            f"the branches that everything flows through, {len(branches)} together",
+        )
+    return _last_feature(graph, output)
+
+
+def _late(graph: Graph) -> set[fx.Node]:
+    """Nodes with few linear layers behind them."""
+    assert graph.network is not None
+    found, passed = set[fx.Node](), 0
+    most = max(_FEW, _SHARE * sum(node.target in LAYERS for node in graph.network.graph.nodes))
+    for node in reversed(graph.network.graph.nodes):
+        if passed <= most:
+            found.add(node)
+        passed += node.target in LAYERS
+    return found
+
+
+def _branches(graph: Graph, late: set[fx.Node]) -> list[fx.Node]:
+    """Layers before activations of one kind that everything flows through together, or none."""
+    names = {node: name for name, node in graph.nodes.items()}
+    tried = set[str]()
+    for last in reversed(graph.nodes.values()):
+        kind = activation_of(last)
+        if kind is None or kind.name in tried or last not in late:
+            continue
+        tried.add(kind.name)
+        found, seen, waiting = list[fx.Node](), set[fx.Node](), [_end(graph)]
+        while waiting:
+            current = waiting.pop()
+            if activation_of(current) == kind and current in late:
+                source = current.all_input_nodes[0]
+                while is_new_shape(source):
+                    source = source.all_input_nodes[0]
+                found.append(source)
+                continue
+            new = [each for each in current.all_input_nodes if each not in seen]
+            seen |= set(new)
+            waiting += new
+        found = [node for node in names if node in found]  # in the network's order
+        if 1 < len(found) <= _BRANCHES and not _past(graph, found):
+            return found
+    return []
+
+
+def _last_feature(graph: Graph, output: str) -> Chosen:
+    """What the final linear layer reads, or an encoder's output."""
+    linear, end = 0, _end(graph)
+    names: dict[fx.Node, str] = {}
+    for name, node in graph.nodes.items():  # a dropout that drops nothing has its input's node
+        names.setdefault(node, name)
+    for node, name in reversed(names.items()):
+        if output == "features":
+            break
+        if linear and len(node.meta.get("shape", ())) >= 2 and not _past(graph, [node]):
+            return Chosen(name, "the last feature, as nothing flat is in the last third")
+        linear += node.target in LAYERS
+    if end not in names:
+        raise SettingError("layer=auto: the output of this network has no name; name a layer")
+    return Chosen(names[end], "the output, as nothing flat is in the last third")
+
+
+# Names
+
+
+def module_named(model: nn.Module, name: str) -> nn.Module | None:
+    """The module that a layer's name is of, if it is one."""
+    return modules_of(model).get(name)
+
+
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """A model's modules by the names of layers."""
+    prefix = shell_of(model)
+    return {name.removeprefix(prefix): module for name, module in model.named_modules()}
+
+
+def module_of(model: nn.Module, layer: str) -> nn.Module:
+    """The module of that name.
+
+    Raises:
+        SettingError: where there is none.
+    """
+    modules = modules_of(model)
+    if layer not in modules:
+        raise SettingError(
+            f"layer={layer}: is not a layer of this network; its modules are "
+            f"{_choices(layer, [name for name in modules if name])}"
+        )
+    return modules[layer]
+
+
+_MANY = 60  # names that one still looks through
+
+
+def _choices(layer: str, names: list[str]) -> str:
+    """All names, or, of many, those most like the one that was given and the last."""
+    if len(names) <= _MANY:
+        return ", ".join(names)
+    near = difflib.get_close_matches(layer, names, 10, 0.3)
+    shown = [*near, *(name for name in names[-10:] if name not in near)]
+    return f"{', '.join(shown)} and {len(names) - len(shown)} others"

@@ -1,0 +1,92 @@
+"""Where nothing is flat: level sets, pushed apart or along directions."""
+
+import pytest
+import torch
+from torch import nn
+
+from feature_collisions import LossSettings, StopSettings, find_corners
+from feature_collisions.errors import SettingError
+from feature_collisions.search.losses import directions, mean_distance
+
+STOP = StopSettings(min_steps=300, max_steps=300, probability=None)
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Flatten(), nn.Linear(64, 6), nn.LeakyReLU(), nn.Linear(6, 3))
+    return nn.Sequential(*layers).requires_grad_(False)
+
+
+@pytest.fixture
+def pair() -> torch.Tensor:
+    return torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_directions_are_smooth_and_of_the_corner_alone() -> None:
+    like = torch.zeros(3, 40, 32)
+    several = directions([0, 3, 7], like)
+    assert torch.equal(directions([3], like)[0], several[1])
+    assert several.flatten(1).norm(dim=1).tolist() == pytest.approx([1.0] * 3)
+    rough = several.diff(dim=3).square().sum() / several.square().sum()
+    assert rough < 0.1  # of white noise: 2
+
+
+def test_the_mean_distance_is_that_of_all_pairs() -> None:
+    images = torch.rand(4, 3, 5, 5, dtype=torch.float64)
+    slow = [(images[i] - images[j]).square().mean().sqrt() for i in range(4) for j in range(i)]
+    assert float(mean_distance(images)) == pytest.approx(float(sum(slow)) / 6, rel=1e-12)
+
+
+def test_corners_are_pushed_apart_on_the_level_set(network, pair) -> None:
+    hull = find_corners(network, "auto", *pair, range(3), stop=STOP)
+    assert (hull.layer, hull.summary["push"], hull.summary["activation"]) == ("2", "apart", "none")
+    assert hull.units.tolist() == [-1, -1, -1]
+    assert hull.summary.corners[0].unit == -1
+    sample = hull.sample(200)
+    assert sample["feature_relative_max"] < 0.05
+    assert float(hull.corner_distances().min()) > 1.0
+    slow = network[:3](hull.corners) - network[:3](hull.target[None])
+    norm = float(network[:3](hull.target[None]).norm())
+    largest = hull.summary["corner_feature_relative_max"]
+    assert largest == pytest.approx(float(slow.norm(dim=1).max()) / norm, rel=1e-3)
+
+
+def test_a_corner_alone_goes_along_its_own_direction(network, pair) -> None:
+    """As in a sweep: what corner 2 is does not depend on which others are searched."""
+    hull = find_corners(network, "auto", *pair, [2], stop=STOP)
+    assert hull.summary["push"] == "direction"
+    along = directions([2], pair[0])
+    moved = ((hull.corners - hull.initial) * along).sum()
+    assert float(moved) > 1.0
+    assert hull.summary["corner_feature_relative_max"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("push", "corners", "rule"),
+    [("unit", range(2), "loss.push=unit.*flat"), ("apart", range(1), "loss.push=apart.*alone")],
+)
+def test_a_push_that_cannot_be_is_refused(network, pair, push, corners, rule) -> None:
+    with pytest.raises(SettingError, match=rule):
+        find_corners(network, "auto", *pair, corners, loss=LossSettings(push=push), stop=STOP)
+
+
+def test_a_tolerance_of_0_is_refused_where_nothing_is_exactly_flat(network, pair) -> None:
+    network[2] = nn.GELU()
+    with pytest.raises(SettingError, match=r"loss.tolerance=0.*GELU.*above 0"):
+        find_corners(network, "auto", *pair, range(2), loss=LossSettings(tolerance=0.0), stop=STOP)
+
+
+def test_a_smooth_unit_is_hidden_within_the_tolerance(network, pair) -> None:
+    """Everything beyond the edge together moves the features by at most the tolerance."""
+    with torch.no_grad():
+        network[1].weight.mul_(40)
+    network[2] = nn.GELU()
+    hull = find_corners(network, "auto", *pair, range(2), stop=STOP)
+    assert (hull.summary["push"], hull.summary["tolerance"]) == ("unit", 0.01)
+    hidden = ~hull.features.active
+    far = hull.features.preactivation - 1e3 * hidden
+    moved = hull.features.rectified(far) - hull.features.features
+    assert hidden.any()
+    assert float(moved.norm()) <= 0.01 * float(hull.features.features.norm())
+    assert hull.prove(1)["collision"]["reason"] == "GELU has no bounds yet"
