@@ -112,7 +112,7 @@ def test_an_evaluation_finds_the_same(tmp_path):
         hull.model.cuda(), hull.layer, hull.corners, hull.initial, hull.target, hull.units,
         hull.summary,
     )  # fmt: skip
-    found = evaluate(there, lambda: 2.0, settings, tmp_path)
+    found = evaluate(there, lambda: {1: 2.0}, settings, tmp_path)
     assert "failed" not in found
     worst = [result.pop("worst_case_weights") for result in (found, expected)]
     torch.testing.assert_close(*map(torch.tensor, worst), rtol=0, atol=0.05)

@@ -57,7 +57,7 @@ def test_the_main_job_from_nothing_to_a_report(trained, tmp_path, capsys):
 
     assert trained("evaluate.py") is None
     shown = capsys.readouterr().out
-    assert "distance between corners" in shown
+    assert "how different" in shown
     assert "100.00% of 2000" in shown
     result = json.loads((run / "evaluation.json").read_text())
     for law, samples, lower in (("dirichlet", 2000, 0.99850), ("stick_breaking", 2000, 0.99850),
@@ -156,7 +156,7 @@ MISTAKES = [
     (("corner=first",), "error: corner=first: corner counts"),
     (("target=3",), "error: initial and target are the same image"),
     (("target=none.png",), "error: none.png: there is no such image file"),
-    (("classifier.layer=output",), "error: layer=output: feeds no ReLU; layers that feed one"),
+    (("classifier.layer=nowhere",), "error: layer=nowhere: is not a layer of this network"),
     (("classifier.weights=none",), "error: classifier.weights=none: there is no such file"),
     (("ckpt_path=none",), "error: ckpt_path=none: there is no such file"),
     (("ckpt_path=last",), "error: ckpt_path=last: there is no earlier run in"),
@@ -227,7 +227,7 @@ def test_a_run_is_not_overwritten(trained):
 def test_a_full_disk_at_the_end_is_one_message(trained, monkeypatch, tmp_path):
     import errno
 
-    from feature_collisions.hull import run as runs
+    from feature_collisions.runs import run as runs
 
     def full(path, tensors):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))

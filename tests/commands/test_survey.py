@@ -69,7 +69,8 @@ def test_a_survey_without_a_pair_that_all_are_right_about_says_so(images):
     with pytest.raises(
         SettingError,
         match=r"pairs=random:2: only 0 of 200 draws have images that all 2 classifiers are right "
-        r"about \(they are, in their order, about (\d+), 0 of \1\); leave the worst out",
+        r"about \(they are, in their order, about (\d+), 0 of \1, and 0 is chance: are weights "
+        r"missing\?\); leave the worst out",
     ):
         parse_pairs("random:2", images, 0, models)
 

@@ -84,7 +84,7 @@ def test_an_evaluation_finds_the_same_wherever_the_hull_lies(tmp_path, other):
     here = evaluate(hull, lambda: {1: 2.0}, SETTINGS, tmp_path)
     there = moved(hull)
     assert isinstance(there.corners, Elsewhere)
-    found = evaluate(there, lambda: 2.0, SETTINGS, tmp_path)
+    found = evaluate(there, lambda: {1: 2.0}, SETTINGS, tmp_path)
     assert "failed" not in here
     assert timeless(found) == timeless(here)
 

@@ -66,10 +66,10 @@ def test_an_evaluation_on_several_devices_finds_what_one_finds(tmp_path, devices
         return observe(self, images)
 
     with pytest.MonkeyPatch.context() as patch:
-        one = evaluate(shared(hull, 1), lambda: 2.0, SETTINGS, tmp_path)
+        one = evaluate(shared(hull, 1), lambda: {1: 2.0}, SETTINGS, tmp_path)
         several = shared(hull, devices)
         patch.setattr(Hull, "observe", observed)
-        found = evaluate(several, lambda: 2.0, SETTINGS, tmp_path)
+        found = evaluate(several, lambda: {1: 2.0}, SETTINGS, tmp_path)
     assert len(threads - {threading.get_ident()}) == devices
     assert found.get("failed") is None
     assert alike(found, one)

@@ -151,7 +151,7 @@ def test_a_classifier_of_the_users_own_is_imported(tmp_path, monkeypatch):
     model = load_classifier(ClassifierSettings("file", None, "1", "own_classifier_a:make"), None)
     assert isinstance(model, nn.Sequential)
     for path, message in [
-        (None, "classifier.path=None: give MODULE:NAME"),
+        (None, "classifier.path: give MODULE:NAME"),
         ("own_classifier_a", "give MODULE:NAME"),
         ("own_classifier_a:nothing", "has no attribute 'nothing'"),
         ("no_such_module_x:make", "No module named"),

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feature_collisions.exact import linear_program
-from feature_collisions.exact.linear_program import affine_map
+from feature_collisions.exact import affine
+from feature_collisions.exact.affine import affine_map
 from feature_collisions.graph.graph import trace
 from feature_collisions.graph.target_layer import TargetLayer
 from feature_collisions.hull.hull import Hull
@@ -138,7 +138,7 @@ def test_the_affine_map_is_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> No
     seen = list[int]()
     forward = cut.forward
     cut.forward = lambda x: seen.append(len(x)) or forward(x)  # type: ignore[func-returns-value]
-    monkeypatch.setattr(linear_program, "_CHUNK", 7 * 50)
+    monkeypatch.setattr(affine, "_CHUNK", 7 * 50)
     parts = affine_map(cut, (2, 5, 5))
     assert max(seen) == 7
     assert abs(whole.weight - parts.weight).max() < 1e-15

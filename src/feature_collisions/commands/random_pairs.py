@@ -116,21 +116,19 @@ class _Asked:
     def least_sure(self, index: int) -> float:
         return min(float(each.max()) for each in self.known[index])
 
-    def _count(self, right: int) -> str:
-        """How many images are classified right, and whether guessing does as well."""
-        drawn, guess = len(self.known), 1 / len(self.images.class_names)
-        most = drawn * guess + 3 * (drawn * guess * (1 - guess)) ** 0.5
-        return f"{right}" + (", which is chance: are its weights missing?" if right <= most else "")
-
     def shares_right(self) -> str:
         """How many of the images that were drawn each classifier is right about."""
         counts = torch.tensor([self._right(index) for index in self.known]).sum(0).tolist()
-        said = ", ".join(map(self._count, counts))
+        drawn, guess = len(self.known), 1 / len(self.images.class_names)
+        most = drawn * guess + 3 * (drawn * guess * (1 - guess)) ** 0.5
+        said = ", ".join(map(str, counts)) + f" of {drawn}"
+        if min(counts) <= most:
+            said += f", and {min(counts)} is chance: are weights missing?"
         if len(counts) == 1:
-            return f"the classifier is right about (it is about {said} of {len(self.known)})"
+            return f"the classifier is right about (it is about {said})"
         return (
             f"all {len(counts)} classifiers are right about (they are, in their order, about "
-            f"{said} of {len(self.known)}); leave the worst out"
+            f"{said}); leave the worst out"
         )
 
 

@@ -17,6 +17,7 @@ from ..data.devices import CPU, in_half, sparing, without_tf32
 from ..data.images import SQUARES, pooled_distance
 from ..data.memory import images_at_once
 from ..errors import SettingError
+from ..graph.activations import IDENTITY
 from ..graph.agreement import accepted, check_agreement
 from ..graph.flow import Following, check_hiding, following
 from ..graph.graph import Graph, copied, evaluating, trace
@@ -132,6 +133,8 @@ class Hull(Corners):
         looked_at = torch.cat([pair, self._between()])
         past = check_agreement(self.graph, self.layer, looked_at, self.observed)
         self.following = following(self.graph, self.layer)._replace(past=past)
+        if self.summary.solver == "exact" and not (self.following.activation.is_exact and not past):
+            self.following = self.following._replace(activation=IDENTITY)  # as its corners have it
         self.summary = self.summary | {
             "activation": self.following.activation.name,
             "push": self.summary.push,
