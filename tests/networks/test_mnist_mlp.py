@@ -30,7 +30,7 @@ def test_it_is_trained_anew_when_asked(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(mnist_mlp, "train_mnist_classifier", lambda on, seed: train(on, seed, 5))
     hashes = [weights_hash(load_classifier(TRAINED, digits, seed)) for seed in (0, 0, 1)]
     assert hashes[0] == hashes[1] != hashes[2]
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    assert len(list(tmp_path.rglob("classifiers/*"))) == 2
 
 
 @pytest.mark.parametrize(

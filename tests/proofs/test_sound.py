@@ -36,7 +36,7 @@ def hull_of(model: nn.Module, corners: Tensor, target_class: int = 0) -> Hull:
     units = torch.arange(len(corners))
     hull = Hull.__new__(Hull)
     hull.model, hull.layer, hull.corners, hull.units = model, layer, corners, units
-    hull.initial, hull.target, hull.summary = corners[0], corners[1], summary
+    hull.initial, hull.target, hull.summary = corners[0], corners[1], Summary.of(summary)
     hull.graph = trace(model, corners.shape[1:])
     return hull
 
