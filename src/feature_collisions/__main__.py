@@ -1,4 +1,4 @@
-"""`feature-collisions train|evaluate`, and `python -m feature_collisions` likewise."""
+"""The command `feature-collisions train|evaluate`, also as `python -m feature_collisions`."""
 
 import importlib
 import sys

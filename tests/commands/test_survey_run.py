@@ -392,7 +392,7 @@ def test_differences_are_paired():
         ("network,x\none,1,2\n", "line 2 has 2 entries, and there are 1 columns"),
         ("network\none\n", "has no columns"),
         ('network,x\n"one,1\n', r"survey\.extra=.*: line 2 cannot be read \(unexpected end of"),
-        ("network,x,x\none,1,1\n", "a column has no name of its own"),
+        ("network,x,x\none,1,1\n", "two columns share a name"),
     ],
 )
 def test_an_extra_file_that_does_not_fit_is_refused(tmp_path, text, message):

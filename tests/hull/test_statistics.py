@@ -84,6 +84,16 @@ def test_a_hull_has_one_of_three_outcomes(accuracy, mean, largest, outcome, reas
     assert (found.name, len(found.reasons)) == (outcome, reasons)
 
 
+def test_a_corner_beyond_the_line_is_no_collision_whatever_was_sampled():
+    sample = {
+        "samples": 10, "accuracy": 1.0, "probability_mean": 0.7, "feature_relative_max": 0.04,
+    }  # fmt: skip
+    assert outcome_of(sample, 0.7, 0.05, at_corners=0.05).name == "features collide"
+    found = outcome_of(sample, 0.7, 0.05, at_corners=0.06)
+    assert found.name == "class only"
+    assert "0.060" in found.reasons[0]
+
+
 def test_outcomes_are_counted_apart():
     assert counted([]) == "0 of 0: features collide; 0: class only; 0: neither"
     assert counted(["neither", "broken"]).endswith("0: class only; 1: neither; 1: not measured")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from feature_collisions.errors import SettingError
+from feature_collisions.hull.statistics import limit_of, outcome_of
 from feature_collisions.report.figures import sizes_figure
 from feature_collisions.report.runs import row_of, runs_table, write_runs
 from feature_collisions.runs.records import Summary
@@ -31,6 +32,8 @@ def test_a_sweep_of_one_hull_is_evaluated_in_its_directory(tmp_path):
     (hull,), _ = hulls_below(tmp_path)
     assert hull.directory == tmp_path
     assert len(hull.corners) == 3
+    distances = torch.pdist(hull.corners.flatten(1)) * hull.summary.distance_scale
+    assert hull.summary.corner_distance_mean == pytest.approx(float(distances.mean()))
 
 
 def test_the_same_corner_twice_is_two_hulls_and_a_damaged_run_is_named(tmp_path):
@@ -65,6 +68,7 @@ def test_different_experiments_stand_in_one_table(tmp_path):
     hulls, refused = hulls_below(tmp_path)
     assert refused == {}
     result, names = {"dirichlet": SAMPLE, "target_probability": 0.9}, tuple("0123456789")
+    result["outcome"] = "neither"
     rows = [row_of(hull.directory.name, hull, result, names) for hull in hulls]
     write_runs(tmp_path, rows)
     with (tmp_path / "runs.csv").open(newline="") as file:
@@ -93,9 +97,11 @@ def rows_of(alphas, sizes, mean=0.9, largest=0.25):
         units = torch.zeros(1, dtype=torch.int64)
         config = {"loss": {"alpha": alpha, "beta": 1.0, "positive_form": "norm", "share": True}}
         run = Run(None, image[None], image, image, units, Summary.of(summary), config)
+        sample = SAMPLE | {"probability_mean": mean, "feature_relative_max": largest}
         result = {
-            "dirichlet": SAMPLE | {"probability_mean": mean, "feature_relative_max": largest},
+            "dirichlet": sample,
             "target_probability": 0.9,
+            "outcome": outcome_of(sample, 0.9, limit_of(run.summary)).name,
             "relative_size": size,
             "corner_distance_mean": 2.0 * size,
         }  # fmt: skip

@@ -25,7 +25,7 @@ def read_extra(path: str, networks: Sequence[str]) -> dict[str, dict[str, float]
         raise SettingError(where, None, "has no columns", _RULE)
     columns = lines[0][1][1:]
     if len(set(columns)) < len(columns) or not all(columns):
-        raise SettingError(where, None, "a column has no name of its own", _RULE)
+        raise SettingError(where, None, "two columns share a name, or one has none", _RULE)
     found: dict[str, dict[str, float]] = {}
     for number, (name, *cells) in lines[1:]:
         network = _network(f"{where}: line {number}", name, networks)

@@ -216,7 +216,7 @@ def _edges(subject: Subject) -> dict[str, Any]:
 
 
 def _proved(subject: Subject, name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """The entry `proof`, with one more of its own, and how large the proved part is."""
+    """The entry `proof` with one more statement added, and how large the proved part is."""
     scale, size = found.get("scale_proved"), subject.known.get("relative_size")
     if scale is not None:
         found |= {"relative_size_proved": None if size is None else scale * size}

@@ -137,7 +137,7 @@ class ExactCorners:
         if not converged:
             warnings.warn(
                 f"not converged: the corners' values at {self.layer} are {error:.2g} of the "
-                "target's off: the layer's rows are nearly dependent",
+                "target's off, so the corners are not exact; try another seed or objective=near",
                 stacklevel=2,
             )
         corners = found.view(-1, *shape).float()

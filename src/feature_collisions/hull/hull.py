@@ -305,7 +305,9 @@ class Hull(Corners):
 
     def outcome(self, sample: dict[str, Any]) -> Outcome:
         """What `sample`, of this hull, says it is: see Outcome."""
-        return outcome_of(sample, self.summary.target_probability, limit_of(self.summary))
+        at_corners = self.summary.corner_feature_relative_max
+        limit = limit_of(self.summary)
+        return outcome_of(sample, self.summary.target_probability, limit, at_corners)
 
     def points(self, weights: Tensor) -> Tensor:
         """Convex mixes of the corners: (B, K) weights to (B, C, H, W) images."""

@@ -171,13 +171,17 @@ def limit_of(summary: Summary) -> float:
     return COMPOSITE if summary.hull_relative is None else summary.hull_relative
 
 
-def outcome_of(sample: dict[str, Any], target_probability: float, limit: float) -> Outcome:
+def outcome_of(
+    sample: dict[str, Any], target_probability: float, limit: float, at_corners: float | None = None
+) -> Outcome:
     """Which of the three outcomes a hull has; what is claimed is sampled, not proved.
 
     Args:
         sample: what `HullStatistics.compute` gives.
         target_probability: the class's, at the target.
         limit: of the largest ||f(x) - f(t)|| over ||f(t)||.
+        at_corners: the largest at a corner, where it is known: corners are points of the hull, and
+            a sample seldom comes near one.
 
     Example:
         >>> sample = {"accuracy": 1.0, "probability_mean": 0.7, "feature_relative_max": 0.4}
@@ -196,6 +200,10 @@ def outcome_of(sample: dict[str, Any], target_probability: float, limit: float) 
         reasons.append("the target has no active unit, so there is no ||f(t)|| to compare with")
     elif not largest <= limit:
         reasons.append(f"feature error {largest:.3f} ||f(t)||, the limit is {limit:g}")
+    elif at_corners is not None and not at_corners <= limit:
+        reasons.append(
+            f"feature error {at_corners:.3f} ||f(t)|| at a corner, the limit is {limit:g}"
+        )
     return Outcome(name if reasons else FEATURES, reasons)
 
 

@@ -171,7 +171,7 @@ def _folder(settings: ClassifierSettings) -> Path:
     """The folder of the model.
 
     Raises:
-        SettingError: where it is none, or its model is code of its own.
+        SettingError: where it is none, or its model needs code from the folder.
     """
     folder = saved_folder(settings.path)
     for name in (CONFIG, *_PROCESSORS):

@@ -2,9 +2,8 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -61,17 +60,20 @@ def _add(digest: Any, tensor: Tensor) -> None:
     digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
 
-@dataclass
-class EdgeCache:
+class _Kept:
+    """What is known of one hull, under `key` in a directory."""
+
+    kind: ClassVar[str]
+    what: ClassVar[str]
+
+    def __init__(self, directory: Path, key: str) -> None:
+        self.cache, self.key = Cache(self.kind, _METHOD, self.what, directory), key
+
+
+class EdgeCache(_Kept):
     """What is known of the edges of one hull."""
 
-    cache: Cache
-    key: str
-
-    @classmethod
-    def at(cls, directory: Path, key: str) -> "EdgeCache":
-        """In `directory`."""
-        return cls(Cache("edges", _METHOD, "the walk of the edges", directory), key)
+    kind, what = "edges", "the walk of the edges"
 
     def load(self, count: int) -> list[dict[str, Any]] | None:
         """What an earlier evaluation kept of `count` edges, in their order, or None."""
@@ -89,17 +91,10 @@ class EdgeCache:
         self.cache.save(self.key, edges, write_json)
 
 
-@dataclass
-class PieceCache:
+class PieceCache(_Kept):
     """What is known of the pieces of one hull, for one statement."""
 
-    cache: Cache
-    key: str
-
-    @classmethod
-    def at(cls, directory: Path, key: str) -> "PieceCache":
-        """In `directory`."""
-        return cls(Cache("hulls", _METHOD, "the proof over pieces", directory), key)
+    kind, what = "hulls", "the proof over pieces"
 
     def load(self, corners: int, figures: int) -> dict[str, Tensor] | None:
         """What an earlier evaluation kept, or None.

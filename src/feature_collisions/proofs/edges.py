@@ -374,7 +374,7 @@ def prove_edges(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[str
     try:
         walker = Walker(hull, settings)
         key = proof_key(walker.network, hull.corners, hull.target_class)
-        cache = EdgeCache.at(directory, key)
+        cache = EdgeCache(directory, key)
         edges = _known(hull, cache if settings.resume else None)
         _walk_all(walker, edges, settings, cache)
     except NotPiecewiseLinear as error:

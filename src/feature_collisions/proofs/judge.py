@@ -157,4 +157,4 @@ def cache_of(
         return None
     behind = f"{statement} {line} {hull.layer} {hull.features.activation.sides}"
     key = proof_key(network, hull.corners, hull.target_class, hull.target, behind)
-    return PieceCache.at(directory, f"{statement}-{key}")
+    return PieceCache(directory, f"{statement}-{key}")

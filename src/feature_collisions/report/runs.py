@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..data.files import write_text
-from ..hull.statistics import counted, limit_of, outcome_of
+from ..hull.statistics import counted
 from ..runs.run import Run
 from .figures import save_figure, sizes_figure
 from .page import runs_page
@@ -63,16 +63,15 @@ def row_of(
         "relative_size": result.get("relative_size"),
         "pooled_size": (result.get("pooled_sizes") or {}).get("8"),
         "initial_distance_mean": result.get("initial_distance_mean"),
-        "outcome": _outcome(run, result),
+        "outcome": _outcome(result),
     }
 
 
-def _outcome(run: Run, result: dict[str, Any]) -> str:
+def _outcome(result: dict[str, Any]) -> str:
     """One of the three, or what could not be measured."""
     if failed := result.get("failed"):
         return "not measured: " + "; ".join(f"{name}: {why}" for name, why in failed.items())
-    limit = limit_of(run.summary)
-    return outcome_of(result["dirichlet"], result["target_probability"], limit).name
+    return str(result["outcome"])
 
 
 def runs_table(rows: Sequence[dict[str, Any]], brief: bool = False) -> Table:

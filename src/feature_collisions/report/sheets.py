@@ -118,7 +118,7 @@ def corners_sheet(hull: Hull, class_names: Sequence[str], start: Tensor | None =
         rows = [row[k : k + _WIDEST] for k in range(0, len(row), _WIDEST)]
         return Sheet("corners", heading, rows, note, min(_WIDEST, len(row)))
     parts = (0.5 + hull.corners - hull.corners.mean(0)).clamp(0, 1)
-    own = [Panel(part, f"corner {entry.corner}", "of its own")
+    own = [Panel(part, f"corner {entry.corner}", "unique to it")
            for part, entry in zip(parts, entries, strict=True)]  # fmt: skip
     rows = [[first, Panel(start, "start", "the composite by Eq. 5"), *panels, last],
             [None, None, *own]]  # fmt: skip

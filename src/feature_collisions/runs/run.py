@@ -198,14 +198,19 @@ def join(directory: Path, runs: list[Run]) -> Run:
             "evaluate them one by one",
         )
     order = sorted(range(len(entries)), key=numbers.__getitem__)
+    errors = [run.summary.corner_feature_relative_max for run in runs]
+    known = [error for error in errors if error is not None]
+    corners = torch.cat([run.corners for run in runs])[order]
+    distances = torch.pdist(corners.flatten(1)) * first.summary.distance_scale
     summary = first.summary | {
+        "corner_feature_relative_max": max(known) if len(known) == len(errors) else None,
+        "corner_distance_mean": float(distances.mean()),
         "corners": [entries[i] for i in order],
         "converged": all(run.summary.converged for run in runs),
         "steps": max(run.summary.steps for run in runs),
         "seconds": sum(run.summary.seconds for run in runs),
         "seconds_total": sum(run.summary.seconds_total for run in runs),
     }
-    corners = torch.cat([run.corners for run in runs])[order]
     units = torch.cat([run.units for run in runs])[order]
     jobs = tuple(run.directory for run in runs)
     return Run(directory, corners, first.initial, first.target, units, summary, first.config, jobs)

@@ -40,7 +40,7 @@ class Pixels(nn.Module):
 
     @torch.no_grad()
     def part(self, generator: torch.Generator) -> None:
-        """Give each corner a little noise of its own: corners that are equal push nowhere apart."""
+        """Add different noise to each corner: equal corners have no direction to part in."""
         noise = torch.randn(self.pixels.shape, generator=generator)
         self.pixels.add_(_NOISE * noise.to(self.pixels)).clamp_(0, 1)
 
@@ -116,7 +116,7 @@ class PatchComposite(nn.Module):
 
     @torch.no_grad()
     def part(self, generator: torch.Generator) -> None:
-        """Give each corner a little noise of its own: corners that are equal push nowhere apart."""
+        """Add different noise to each corner: equal corners have no direction to part in."""
         noise = torch.randn(self.control.shape, generator=generator)
         self.control.add_(_LOGIT_NOISE * noise.to(self.control))
 

@@ -171,8 +171,8 @@ class Curved(NamedTuple):
     """y = g(x) of the values x in a range, g an activation.
 
     Where g is convex on all that the vertices' intervals hold, y - slope x is below the mix of its
-    values at their ends: each vertex pays for its own interval alone. Likewise from below where g
-    is concave; elsewhere [low, high] decides.
+    values at their ends: each vertex pays for its own interval alone. Where g is concave, the
+    same holds from below; elsewhere [low, high] decides.
     """
 
     x: Range
