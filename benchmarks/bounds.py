@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.graph.graph import trace
-from feature_collisions.hull.hull import dirichlet
 from feature_collisions.proofs.bounds.over_pieces import Bounds
 from feature_collisions.proofs.bounds.record import steps_of
 from feature_collisions.proofs.bounds.relaxation import rounding
 from feature_collisions.proofs.piecewise import traced
+from feature_collisions.simplex import dirichlet
 
 try:
     from bound_propagation import BoundModelFactory, HyperRectangle

@@ -25,7 +25,7 @@ def walked(
     hull: Hull, seconds: float, start: float, precision: int, bounds: bool
 ) -> tuple[float, int]:
     """The share of the edge that a walk proves, with bounds or without, and its pieces."""
-    walker, edge = Walker(hull, EdgeSettings(precision=precision)), Edge((0, 1), start)
+    walker, edge = Walker(hull.problem, EdgeSettings(precision=precision)), Edge((0, 1), start)
     walker.width, walker.is_unbounded = 2.0**-12, not bounds
     started = time.process_time()
     while edge.walked < 1 and time.process_time() < started + seconds:
@@ -35,7 +35,7 @@ def walked(
 
 def bounded(hull: Hull, seconds: float) -> tuple[float, int]:
     """The share of the edge that bounds prove, and the pieces judged."""
-    judge = ClassJudge(hull)
+    judge = ClassJudge(hull.problem)
     judge.prepare()
     known = Splitting.of(torch.eye(len(hull.corners))[:2], 2)
     known.run(judge, seconds, None, "Edge", worst_first=False)

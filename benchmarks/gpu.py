@@ -452,7 +452,7 @@ def edges(drill: Drill) -> Iterator[Row]:
         )
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            found = prove_edges(hull, settings, Path(folder))
+            found = prove_edges(hull.problem, settings, Path(folder))
         spent = time.perf_counter() - started
         if "reason" in found:
             raise RuntimeError(found["reason"])

@@ -88,7 +88,7 @@ def test_a_model_on_a_gpu_is_searched_with_images_on_the_cpu():
     assert hull.sample(100)["accuracy"] == 1
     assert hull.corners.is_cuda
     assert hull.worst_case(2, 3).image.is_cuda
-    assert prove_class(hull)["share_proved"] > 0
+    assert prove_class(hull.problem)["share_proved"] > 0
 
 
 @pytest.mark.filterwarnings("ignore:not converged")

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from feature_collisions.graph.target import TargetFeatures
-from feature_collisions.hull.hull import stick_breaking
-from feature_collisions.search.losses import CollisionLoss, negative, positive
+from feature_collisions.graph.target import TargetFeatures, positive
+from feature_collisions.search.losses import CollisionLoss, negative
 from feature_collisions.settings.search import LossSettings
+from feature_collisions.simplex import stick_breaking
 
 
 def psgn(x):

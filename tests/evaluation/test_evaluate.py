@@ -14,8 +14,8 @@ from feature_collisions.data.devices import sparing
 from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.evaluate import Subject
-from feature_collisions.hull.hull import SAMPLERS
 from feature_collisions.settings.evaluate import EvaluateSettings
+from feature_collisions.simplex import SAMPLERS
 from helpers.hulls import evaluated, made_hull
 from helpers.runs import CONFIG
 

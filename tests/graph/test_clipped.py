@@ -113,7 +113,7 @@ def test_a_search_finds_them_too_and_the_hull_collides(images):
         assert torch.allclose(found, corner(unit), atol=5e-3)
     sample = hull.sample(500)
     assert sample["accuracy"] == 1
-    proof = prove_collision(hull)
+    proof = prove_collision(hull.problem)
     assert proof["feature_error_max"] < 0.01
     assert proof["inactive_max"] < 0.01
     assert depth(hull)["depth"]["share"] == pytest.approx([1.0] * 5, abs=0.02)

@@ -76,7 +76,7 @@ def test_a_model_that_wraps_its_logits_gives_what_one_that_does_not_gives(name):
     assert wrapped.worst_case(2, 3).probability == plain.worst_case(2, 3).probability
     names = ["a", "b", "c"]
     assert explored(wrapped, names) == explored(plain, names)
-    proof, expected = prove_class(wrapped), prove_class(plain)
+    proof, expected = prove_class(wrapped.problem), prove_class(plain.problem)
     assert "reason" in proof or proof["share_proved"] == expected["share_proved"]
 
 

@@ -74,11 +74,11 @@ def test_bounds_and_the_walk_hold_of_it(name, tmp_path) -> None:
         assert (values <= points @ upper + 1e-12).all()
     hull = hull_of(model, corners, "second")
     best = model(images.float()).argmax(1)
-    found = prove_class(hull, 10)
+    found = prove_class(hull.problem, 10)
     agrees = bool((best == hull.target_class).all())
     assert found["outcome"] == "proved" if agrees else found["outcome"] != "proved"
-    assert "reason" not in prove_collision(hull, 10)
-    edges = prove_edges(hull, EdgeSettings(share=1), tmp_path)
+    assert "reason" not in prove_collision(hull.problem, 10)
+    edges = prove_edges(hull.problem, EdgeSettings(share=1), tmp_path)
     assert "reason" not in edges
 
 

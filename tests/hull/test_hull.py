@@ -7,8 +7,9 @@ from torch import nn
 
 from feature_collisions import Hull
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.hull import dirichlet, in_batches, mixes, stick_breaking
-from feature_collisions.hull.worst_case import descend, project_to_simplex, slopes_at
+from feature_collisions.hull.hull import in_batches
+from feature_collisions.hull.worst_case import descend, slopes_at
+from feature_collisions.simplex import dirichlet, mixes, project_to_simplex, stick_breaking
 
 
 def hull_of(model, corners, target_class, layer="hidden", **summary):

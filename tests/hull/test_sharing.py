@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from feature_collisions import Hull, SettingError
+from feature_collisions.data.threads import Threads
 from feature_collisions.evaluation.evaluate import evaluate
-from feature_collisions.hull.threads import Threads
 from feature_collisions.settings.evaluate import (
     EdgeSettings,
     EvaluateSettings,

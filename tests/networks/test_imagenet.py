@@ -7,9 +7,9 @@ from torch import nn
 from torchvision import models
 
 from feature_collisions.data import image_folder
-from feature_collisions.data.class_names import class_names
 from feature_collisions.data.datasets import load_data
 from feature_collisions.data.files import save_tensors, write_text
+from feature_collisions.data.image_folder import class_names
 from feature_collisions.data.images import save_png
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.hull_of_run import hull_of

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from feature_collisions.graph.activations import activation_of
-from feature_collisions.hull.hull import dirichlet
 from feature_collisions.proofs.bounds.curves import Shape
 from feature_collisions.proofs.bounds.relaxation import Curved, Range
 from feature_collisions.proofs.whole_hull import prove_class
+from feature_collisions.simplex import dirichlet
 from helpers.bounds import backward, bounds_of, spread
 from helpers.graphs import traced_for
 from helpers.hulls import hull_of
@@ -127,13 +127,13 @@ def test_a_smooth_network_is_proved_or_refuted(name: str) -> None:
         logits = model(hull.points(dirichlet(500, 4, torch.Generator().manual_seed(0))))
         others = torch.arange(3) != hull.target_class
         margins = (logits[:, hull.target_class, None] - logits[:, others]).amin(1)
-    found = prove_class(hull, 1)
+    found = prove_class(hull.problem, 1)
     assert found["scale_proved"] > 0
     if margins.min() > 0:
         assert found["outcome"] == "proved"
         assert found["margin_min"] <= margins.min()
     with torch.no_grad():
         layers[-1].bias[hull.target_class] -= margins.quantile(0.2)
-    found = prove_class(hull, 1)
+    found = prove_class(hull.problem, 1)
     assert found["outcome"] != "proved"
     assert found["share_proved"] <= 0.85

@@ -50,9 +50,9 @@ def test_a_unit_exactly_at_its_ceiling_is_not_lost(top: nn.Module) -> None:
     model[4].weight.data = torch.tensor([[1.0], [1.25]])
     hull = hull_of(model, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), "1")
     hull.summary["target_class"] = 0
-    assert prove_class(hull, 1)["outcome"] == "refuted"
+    assert prove_class(hull.problem, 1)["outcome"] == "refuted"
     hull.summary["target_class"] = 1
-    found = prove_class(hull, 1)
+    found = prove_class(hull.problem, 1)
     assert found["outcome"] == "proved"
     assert found["margin_min"] == pytest.approx(1.5)
 
@@ -65,7 +65,7 @@ def test_a_perfect_collision_is_proved() -> None:
     model[1].bias.data.zero_()
     model[3].weight.data, model[3].bias.data = torch.eye(2), torch.tensor([7.0, -3])
     corners = torch.tensor([[0.2, 0.8], [0.9, 0.1]]).view(2, 1, 1, 2)
-    found = prove_collision(hull_of(model, corners, "3"), 1)
+    found = prove_collision(hull_of(model, corners, "3").problem, 1)
     assert found["feature_relative_max"] == 0
 
 
@@ -80,7 +80,7 @@ def test_a_collision_behind_an_affine_layer_counts_rounding(scale: float) -> Non
         corners = torch.rand(3, 1, 1, 5)
         corners[..., 2] = corners[..., 1]
         hull = hull_of(model, corners, "1")
-        found = prove_collision(hull, 1)
+        found = prove_collision(hull.problem, 1)
         if "reason" in found or found["feature_relative_max"] is None:
             continue
         exact = [features(model[1], image) for image in (hull.target, *corners)]
@@ -117,10 +117,10 @@ def test_what_is_kept_is_not_taken_for_another_parametrization(tmp_path: Path) -
     nn.utils.parametrize.register_parametrization(model[1], "weight", masks)
     corners = torch.rand(3, 1, 2, 2)
     hull = hull_of(model, corners, "1")
-    first = prove_collision(hull, 1, tmp_path)
+    first = prove_collision(hull.problem, 1, tmp_path)
     masks.mask = torch.zeros(6, 4)
-    second = prove_class(replace(hull, graph=None), 1, tmp_path)  # type: ignore[arg-type]
-    fresh = prove_class(replace(hull, graph=None), 1)  # type: ignore[arg-type]
+    second = prove_class(replace(hull, graph=None).problem, 1, tmp_path)  # type: ignore[arg-type]
+    fresh = prove_class(replace(hull, graph=None).problem, 1)  # type: ignore[arg-type]
     assert second["margin_min"] == fresh["margin_min"]
     assert first["share_proved"] == 1
 
@@ -135,7 +135,7 @@ def test_a_model_in_train_mode_is_proved_in_eval_mode_and_left_as_it_was() -> No
     hull = hull_of(model.eval(), 0.5 + 0.01 * torch.rand(3, 1, 2, 2), "2")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
-    found = prove_class(hull, 1)
+    found = prove_class(hull.problem, 1)
     assert found["outcome"] == "proved"
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

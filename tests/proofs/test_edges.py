@@ -71,7 +71,7 @@ def test_a_max_pool_bends_where_its_largest_line_changes() -> None:
 
 
 def test_a_planted_class_change_is_found_with_its_interval(tmp_path: Path) -> None:
-    found = prove_edges(valley(), EdgeSettings(), tmp_path)
+    found = prove_edges(valley().problem, EdgeSettings(), tmp_path)
     first, second, third = found["edges"]
     assert first["corners"] == (4, 5)
     assert first["walked"] == 1
@@ -90,7 +90,7 @@ def test_an_edge_whose_rounding_was_sampled_is_walked_and_not_proved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("feature_collisions.proofs.edges._SMALL", 1)
-    found = prove_edges(valley(), EdgeSettings(), tmp_path)
+    found = prove_edges(valley().problem, EdgeSettings(), tmp_path)
     assert found["share_proved"] == 0
     assert found["share_held"] == pytest.approx(2.975 / 3, abs=1e-6)
     assert [edge["unconfirmed"] for edge in found["edges"]] == [None] * 3
@@ -99,9 +99,9 @@ def test_an_edge_whose_rounding_was_sampled_is_walked_and_not_proved(
 def test_chunks_find_what_one_walk_finds_and_a_share_goes_on_where_it_stopped(
     tmp_path: Path,
 ) -> None:
-    whole = prove_edges(valley(), EdgeSettings(share=1), tmp_path / "whole")
+    whole = prove_edges(valley().problem, EdgeSettings(share=1), tmp_path / "whole")
     for share in (0.1, 0.305, 0.31, 1.0):
-        parts = prove_edges(valley(), EdgeSettings(share=share), tmp_path / "parts")
+        parts = prove_edges(valley().problem, EdgeSettings(share=share), tmp_path / "parts")
         assert [edge["walked"] for edge in parts["edges"]] == [share] * 3
     for one, other in zip(whole["edges"], parts["edges"], strict=True):
         assert one["first_failure"] == pytest.approx(other["first_failure"], abs=1e-9)
@@ -130,9 +130,11 @@ def test_little_memory_cuts_an_edge_into_chunks_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: float
 ) -> None:
     monkeypatch.setattr(Chords, "__init__", refuse)
-    hull = of_everything(lost)
+    problem = of_everything(lost).problem
     found = [
-        prove_edges(hull, EdgeSettings(share=1, memory=memory, resume=False), tmp_path)["edges"][0]
+        prove_edges(problem, EdgeSettings(share=1, memory=memory, resume=False), tmp_path)["edges"][
+            0
+        ]
         for memory in (0.25, SMALL)
     ]
     row = 6 * 11 * 9 * 8
@@ -154,7 +156,9 @@ def test_bounds_between_points_find_what_the_walk_finds(
     hull = of_everything(lost)
     walked, bounded = (
         prove_edges(
-            hull, EdgeSettings(share=1, memory=memory, precision=precision, resume=False), tmp_path
+            hull.problem,
+            EdgeSettings(share=1, memory=memory, precision=precision, resume=False),
+            tmp_path,
         )["edges"][0]
         for memory in (0.25, SMALL / 8)
     )
@@ -188,7 +192,7 @@ def test_bounds_that_the_network_leaves_claim_nothing(
         return logits, 1e-3 * strays, bends
 
     monkeypatch.setattr(Chords, "bound", smaller)
-    found = prove_edges(of_everything(0.0), EdgeSettings(share=1, memory=SMALL), tmp_path)
+    found = prove_edges(of_everything(0.0).problem, EdgeSettings(share=1, memory=SMALL), tmp_path)
     assert "do not hold halfway" in found["reason"]
 
 
@@ -214,13 +218,13 @@ def test_seconds_are_shared_out_among_the_edges(
     lengths = [float((hull.corners[i] - hull.corners[j]).norm()) for i, j in ends]
     clock = Clock(monkeypatch)
     whole = 30 * sum(lengths)
-    found = prove_edges(hull, EdgeSettings(seconds=whole / 10), tmp_path)["edges"]
+    found = prove_edges(hull.problem, EdgeSettings(seconds=whole / 10), tmp_path)["edges"]
     assert clock.now <= whole / 10 * 1.2
     spent = [edge["walked"] * 30 * length for edge, length in zip(found, lengths, strict=True)]
     for seconds in spent:
         assert seconds == pytest.approx(whole / 30, rel=0.3)
     for _ in range(30):  # an edge that is done leaves its part to the others
-        found = prove_edges(hull, EdgeSettings(seconds=whole / 20), tmp_path)["edges"]
+        found = prove_edges(hull.problem, EdgeSettings(seconds=whole / 20), tmp_path)["edges"]
     assert [edge["walked"] for edge in found] == [1.0, 1.0, 1.0]
 
 
@@ -233,13 +237,13 @@ def test_an_edge_without_its_turn_comes_first_next_time(
     )  # each chunk overruns everything
     shares = []
     for _ in range(3):
-        found = prove_edges(valley(), EdgeSettings(seconds=1e-3), tmp_path)["edges"]
+        found = prove_edges(valley().problem, EdgeSettings(seconds=1e-3), tmp_path)["edges"]
         shares.append([edge["walked"] for edge in found])
     assert shares == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
 
 
 def test_without_time_nothing_is_walked_and_nothing_is_claimed(tmp_path: Path) -> None:
-    found = prove_edges(valley(), EdgeSettings(seconds=0), tmp_path)
+    found = prove_edges(valley().problem, EdgeSettings(seconds=0), tmp_path)
     assert found["share_proved"] == 0
     assert found["edges"][0]["margin_min"] is None
 
@@ -247,10 +251,10 @@ def test_without_time_nothing_is_walked_and_nothing_is_claimed(tmp_path: Path) -
 def test_what_an_earlier_evaluation_of_other_corners_found_is_not_taken_over(
     tmp_path: Path,
 ) -> None:
-    prove_edges(valley(), EdgeSettings(share=1), tmp_path)
+    prove_edges(valley().problem, EdgeSettings(share=1), tmp_path)
     other = valley()
     other.corners = other.corners / 2
-    found = prove_edges(other, EdgeSettings(seconds=0), tmp_path)
+    found = prove_edges(other.problem, EdgeSettings(seconds=0), tmp_path)
     assert found["edges"][0]["walked"] == 0
 
 

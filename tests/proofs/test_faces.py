@@ -13,7 +13,7 @@ def area(vertices: list[list[float]]) -> float:
 
 def test_parts_make_up_the_triangle_and_are_what_they_are_said_to_be() -> None:
     hull = valley()  # class 1 where pixel 0, the second corner's weight, is in 0.3 to 0.3125
-    found = prove_faces(hull, seconds=5)
+    found = prove_faces(hull.problem, seconds=5)
     (triangle,) = found["triangles"]
     assert triangle["corners"] == [4, 5, 9]
     parts = triangle["parts"]
@@ -34,8 +34,8 @@ def test_parts_make_up_the_triangle_and_are_what_they_are_said_to_be() -> None:
 
 def test_two_corners_have_no_triangle_and_no_time_proves_nothing() -> None:
     hull = valley()
-    found = prove_faces(hull, seconds=0)
+    found = prove_faces(hull.problem, seconds=0)
     assert found["share_proved"] == 0
     assert [part["state"] for part in found["triangles"][0]["parts"]] == ["undecided"]
     hull.corners, hull.summary["corners"] = hull.corners[:2], hull.summary["corners"][:2]
-    assert prove_faces(hull)["reason"] == "needs three corners"
+    assert prove_faces(hull.problem)["reason"] == "needs three corners"

@@ -62,10 +62,10 @@ def test_a_unit_at_its_ceiling_hides_no_hole(top: float, between: nn.Module) -> 
     ends = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.9, 0.1]]).view(3, 1, 1, 2)
     corners = ends.expand(-1, -1, rows, -1).contiguous()
     hull = hull_of(AtItsCeiling(top, between).eval(), "conv", corners, corners[0])
-    found = prove_class(hull, 0.2, suspects=[[0.5, 0.5, 0.0]])
+    found = prove_class(hull.problem, 0.2, suspects=[[0.5, 0.5, 0.0]])
     assert found["outcome"] == "refuted"
     assert found["share_proved"] < 0.6
-    blind = whole_hull.ClassJudge(hull)
+    blind = whole_hull.ClassJudge(hull.problem)
     blind.try_points = lambda weights: None  # type: ignore[method-assign]
     blind.prepare()
     known = whole_hull.Splitting.of(torch.eye(3), 2)
@@ -105,12 +105,12 @@ def test_a_hole_on_an_edge_a_face_or_inside_is_not_proved_away(
     for depth in (2.0**-6, 2.0**-3):
         hull = hull_of(Pit(at, depth, top).eval(), "first", corners, corner)
         for suspects in ([], [list(at)]):
-            found = prove_class(hull, 0.3, suspects=suspects)
+            found = prove_class(hull.problem, 0.3, suspects=suspects)
             assert found["outcome"] != "proved"
             assert 0 < found["share_proved"] < 1
         assert found["outcome"] == "refuted"
     filled = hull_of(Pit(at, -0.5, top).eval(), "first", corners, corner)
-    assert prove_class(filled, 3.0)["outcome"] == "proved"
+    assert prove_class(filled.problem, 3.0)["outcome"] == "proved"
 
 
 def test_a_counter_example_wins_over_bounds_that_do_not_see_it(
@@ -125,7 +125,7 @@ def test_a_counter_example_wins_over_bounds_that_do_not_see_it(
 
     monkeypatch.setattr(whole_hull.HullJudge, "_check", lambda *_: None)
     monkeypatch.setattr("feature_collisions.proofs.judge.Bounds.lower", lower)
-    found = prove_class(hull, 0.2, suspects=[[0.5, 0.5, 0.0]])
+    found = prove_class(hull.problem, 0.2, suspects=[[0.5, 0.5, 0.0]])
     assert found["outcome"] == "refuted"
     assert found["share_proved"] < 1
 
@@ -158,7 +158,7 @@ def test_a_model_in_train_mode_is_proved_in_eval_mode_and_left_as_it_is(kind: nn
     layer = "2" if isinstance(kind, nn.BatchNorm1d) else "1"
     hull = hull_of(model, layer, corners, corners[0])
     assert hull.prove(0.2)["class"]["outcome"] == "proved"
-    prove_faces(hull, 0.2)
+    prove_faces(hull.problem, 0.2)
     assert model.training
     assert kind.training
     assert not model[3].training
@@ -200,7 +200,7 @@ def test_an_edge_with_a_hole_between_two_numbers_is_not_proved(
 ) -> None:
     corners = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(-1, -1, 2, 2).contiguous()
     hull = hull_of(Tent(2.0**14, depth, place).eval(), "side", corners, corners[0])
-    found = prove_edges(hull, EdgeSettings(share=1.0, precision=precision), tmp_path)
+    found = prove_edges(hull.problem, EdgeSettings(share=1.0, precision=precision), tmp_path)
     point = hull.points(torch.tensor([[1 - place, place]]))
     assert hull.model(point).argmax() == 1
     if "reason" in found:
@@ -233,7 +233,7 @@ def test_no_point_of_a_small_random_network_contradicts_a_proof(seed: int, tmp_p
     with torch.no_grad():
         hull.summary["target_class"] = int(model(corners[:1]).argmax())
     settings = EdgeSettings(share=1.0)
-    found, edges = prove_class(hull, 0.3), prove_edges(hull, settings, tmp_path)
+    found, edges = prove_class(hull.problem, 0.3), prove_edges(hull.problem, settings, tmp_path)
     grid = torch.tensor(
         [[i, j, 40 - i - j] for i in range(41) for j in range(41 - i)], dtype=torch.float64
     )
@@ -273,7 +273,7 @@ class SumLast(nn.Module):
 def test_features_before_a_map_is_flattened_are_bounded(tmp_path: Path) -> None:
     model, corners = SumLast().eval(), torch.rand(3, 1, 4, 4)
     hull = hull_of(model, "add", corners, corners[0])
-    found = prove_collision(hull, 1)
+    found = prove_collision(hull.problem, 1)
     with torch.no_grad():
         values = TargetLayer(hull.graph, "add").double()(corners.double()).clamp(min=0)
     seen = (values - values[0]).norm(dim=1).max() / values[0].norm()

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feature_collisions.hull.hull import dirichlet
 from feature_collisions.proofs.bounds.local import TooManyBends, localise, numbers_of, values_of
 from feature_collisions.proofs.bounds.over_pieces import Bounds
 from feature_collisions.proofs.bounds.record import steps_of
 from feature_collisions.proofs.bounds.relaxation import rounding
 from feature_collisions.proofs.bounds.steps import Step
+from feature_collisions.simplex import dirichlet
 from helpers.graphs import traced_for
 from proofs.test_proofs import NETWORKS, SIZES, made
 

@@ -15,7 +15,7 @@ from feature_collisions.data.files import load_tensors
 from feature_collisions.errors import SettingError
 from feature_collisions.exact.linear_program import LinearPrograms, depth
 from feature_collisions.graph.graph import NotPiecewiseLinear
-from feature_collisions.hull.hull import Hull, dirichlet
+from feature_collisions.hull.hull import Hull
 from feature_collisions.proofs import splitting
 from feature_collisions.proofs.bounds.local import localise, values_of
 from feature_collisions.proofs.bounds.over_pieces import Bounds, Parts
@@ -25,6 +25,7 @@ from feature_collisions.proofs.bounds.steps import Step
 from feature_collisions.proofs.collision import joint_norm, largest_eigenvalue, prove_collision
 from feature_collisions.proofs.splitting import Judged, Pieces, Splitting
 from feature_collisions.proofs.whole_hull import ClassJudge, prove_class
+from feature_collisions.simplex import dirichlet
 from helpers.bounds import backward, bounds_of, spread
 from helpers.graphs import traced_for
 from helpers.hulls import collided, hull_of, valley
@@ -200,13 +201,13 @@ def test_an_identity_network_has_its_exact_answer() -> None:
     model[2].weight.data = torch.eye(3)
     corners = torch.tensor([[0.9, 0.5, 0], [0.75, 0, 0.5], [1, 0.25, 0]]).view(3, 1, 1, 3)
     hull = hull_of(model, corners, "2")
-    found = prove_class(hull, 1)
+    found = prove_class(hull.problem, 1)
     assert found["outcome"] == "proved"
     assert found["pieces"] == 1
     assert found["margin_min"] == pytest.approx(0.25, abs=1e-6)
     odds = torch.exp(-(corners[:, 0, 0, :1] - corners[:, 0, 0, 1:]).amin(0)).sum()
     assert found["probability_min"] == pytest.approx(float(1 / (1 + odds)), abs=1e-6)
-    collision = prove_collision(hull, 1)
+    collision = prove_collision(hull.problem, 1)
     assert collision["by"] == "affine"
     norm = float(corners[-1].norm())
     expected = float((corners - corners[-1]).flatten(1).norm(dim=1).max()) / norm
@@ -240,7 +241,7 @@ def test_a_hole_of_a_millionth_is_never_proved_and_is_refuted(
     model = Hole(at, 5e-4)  # an area of 2 width^2, of 1/2
     hull = hull_of(model, SQUARE, "bend")
     for seconds in (0.02, 0.02, 0.05, 0.1, 3):
-        found = prove_class(hull, seconds, tmp_path)
+        found = prove_class(hull.problem, seconds, tmp_path)
         assert found["share_proved"] <= 1 - 1e-6
         (kept,) = tmp_path.iterdir()
         pieces = load_tensors(kept)["weights"]
@@ -258,7 +259,7 @@ def test_a_suspect_refutes_at_once() -> None:
     hull = hull_of(
         Hole((0.25, 0.25), 1e-3), torch.tensor([[0.0, 0], [1, 0], [0, 1]]).view(3, 1, 1, 2), "bend"
     )
-    found = prove_class(hull, 0, suspects=[[0.5, 0.25, 0.25]])
+    found = prove_class(hull.problem, 0, suspects=[[0.5, 0.25, 0.25]])
     assert found["outcome"] == "refuted"
     assert found["counter_example"] == {"weights": [0.5, 0.25, 0.25], "class": 1}
     assert found["share_proved"] == 0
@@ -270,24 +271,24 @@ def test_what_is_known_is_kept_and_gone_on_with(tmp_path: Path) -> None:
         torch.tensor([[0.0, 0], [1, 0], [0, 1]]).view(3, 1, 1, 2),
         "bend",
     )
-    first = prove_class(hull, 0.05, tmp_path)
-    second = prove_class(hull, 0.05, tmp_path)
+    first = prove_class(hull.problem, 0.05, tmp_path)
+    second = prove_class(hull.problem, 0.05, tmp_path)
     assert second["pieces"] > first["pieces"] > 0
     assert second["share_proved"] >= first["share_proved"]
     assert second["seconds"] > first["seconds"]
     hull.summary["target_class"] = 1
-    assert prove_class(hull, 0, tmp_path)["pieces"] == 0
+    assert prove_class(hull.problem, 0, tmp_path)["pieces"] == 0
     (kept,) = tmp_path.iterdir()
     kept.write_bytes(kept.read_bytes()[:-8])
     hull.summary["target_class"] = 0
     with pytest.warns(UserWarning, match="ignored .*; the proof over pieces is made anew"):
-        assert prove_class(hull, 0.05, tmp_path)["pieces"] > 0
+        assert prove_class(hull.problem, 0.05, tmp_path)["pieces"] > 0
 
 
 def test_the_worst_that_was_seen_is_kept(tmp_path: Path) -> None:
     hull = collided()
-    first = prove_collision(hull, 1, tmp_path)
-    second = prove_collision(hull, 1e-9, tmp_path)
+    first = prove_collision(hull.problem, 1, tmp_path)
+    second = prove_collision(hull.problem, 1e-9, tmp_path)
     assert second["feature_relative_seen"] >= first["feature_relative_seen"] > 0
     assert second["feature_relative_max"] <= first["feature_relative_max"]
 
@@ -298,7 +299,7 @@ def test_threads_find_what_one_does(monkeypatch: pytest.MonkeyPatch, pieces: int
     found = []
     for count in (1, 3):
         monkeypatch.setattr("feature_collisions.proofs.judge.threads_of_cpu", lambda n=count: n)
-        judge = ClassJudge(hull)
+        judge = ClassJudge(hull.problem)
         judge.prepare()
         known = Splitting.of(torch.eye(len(hull.corners)), 2)
         known.most = pieces
@@ -325,7 +326,7 @@ def test_what_is_too_large_for_a_local_network_is_cut(monkeypatch: pytest.Monkey
     for bends in (3000, 6):
         monkeypatch.setattr("feature_collisions.proofs.bounds.local._BENDS", bends)
         assert not cut
-        found.append(prove_class(hull, 20))
+        found.append(prove_class(hull.problem, 20))
     assert [each["outcome"] for each in found] == ["proved", "proved"]
     assert found[1]["pieces"] > found[0]["pieces"] > 1
     assert cut
@@ -379,7 +380,7 @@ def test_no_time_claims_nothing() -> None:
 def test_corners_of_two_classes_are_refuted_at_once() -> None:
     hull = valley()
     hull.corners = torch.cat([hull.corners, torch.tensor([0.305, 0]).view(1, 1, 1, 2)])
-    found = prove_class(hull, 1)
+    found = prove_class(hull.problem, 1)
     assert found["outcome"] == "refuted"
     assert found["reason"] == "its corners are of two classes"
     assert found["counter_example"]["weights"] == [0, 0, 0, 1]
@@ -455,10 +456,10 @@ def test_a_collision_is_bounded_from_above_and_ever_closer(seed: int) -> None:
     off = off - hull.model[:4](hull.target[None]).relu()  # type: ignore[index]
     norm = float(hull.features.features.norm())
     most = float(off.norm(dim=1).max()) / norm
-    bounds = [prove_collision(hull, 1)]
+    bounds = [prove_collision(hull.problem, 1)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splitting.Splitting, "_left", lambda known, _: not known.count)
-        bounds.insert(0, prove_collision(hull, 1))
+        bounds.insert(0, prove_collision(hull.problem, 1))
     for found in bounds:
         assert found["by"] == "bounds"
         assert found["feature_relative_max"] >= most * (1 - 1e-6)
@@ -470,11 +471,11 @@ def test_a_collision_is_bounded_from_above_and_ever_closer(seed: int) -> None:
 
 def test_a_hull_with_a_hole_is_not_proved_and_the_rest_of_it_is() -> None:
     hull = valley()  # class 1 where pixel 0 lies between 0.3 and 0.3125
-    found = prove_class(hull, seconds=1)
+    found = prove_class(hull.problem, seconds=1)
     assert found["outcome"] == "refuted"
     assert 0.9 < found["share_proved"] < 0.9871
     hull.corners = hull.corners * 0.25 + torch.tensor([0.5, 0]).view(1, 1, 1, 2)
-    assert prove_class(hull)["outcome"] == "proved"
+    assert prove_class(hull.problem)["outcome"] == "proved"
 
 
 def affine_hull(objective: str = "unit") -> Hull:
@@ -488,7 +489,7 @@ def affine_hull(objective: str = "unit") -> Hull:
 
 def test_a_hull_of_exact_corners_collides_and_has_one_class_all_over() -> None:
     hull = affine_hull()
-    collision, of_class = prove_collision(hull), prove_class(hull)
+    collision, of_class = prove_collision(hull.problem), prove_class(hull.problem)
     assert collision["positive_relative_max"] < 1e-5
     assert collision["inactive_max"] < 1e-5
     assert collision["feature_error_max"] < 1e-5
@@ -501,7 +502,7 @@ def test_a_hull_of_exact_corners_collides_and_has_one_class_all_over() -> None:
 def test_the_largest_violation_is_the_slow_one_over_many_points_of_the_hull() -> None:
     hull = affine_hull()
     hull.corners = (hull.corners + 0.05 * torch.randn(hull.corners.shape)).clamp(0, 1)
-    found = prove_collision(hull)
+    found = prove_collision(hull.problem)
     layer = hull.model[1]  # type: ignore[index]
     target = layer(hull.target.flatten()).tolist()
     most = 0.0
@@ -514,7 +515,7 @@ def test_the_largest_violation_is_the_slow_one_over_many_points_of_the_hull() ->
 
 def test_a_deeper_layer_is_not_stated_as_proved() -> None:
     deeper = replace(affine_hull(), layer="3")
-    assert prove_collision(deeper)["by"] == "bounds"
+    assert prove_collision(deeper.problem)["by"] == "bounds"
     assert depth(deeper) == {}
 
 

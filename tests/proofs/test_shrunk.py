@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from feature_collisions.data.files import load_tensors
 from feature_collisions.hull import hull as hulls
 from feature_collisions.proofs.collision import prove_collision
-from feature_collisions.proofs.shrunk import gauge, scale_without
 from feature_collisions.proofs.whole_hull import prove_class
+from feature_collisions.simplex import gauge, scale_without
 from helpers.hulls import collided, hull_of, valley
 
 
@@ -56,7 +56,7 @@ def test_a_hull_is_proved_as_far_as_its_hole(tmp_path) -> None:
     """The valley's margin is 0 between 0.3 and 0.3125 of the way to the second corner."""
     hull = valley()
     for seconds in (0.02, 0.2):
-        found = prove_class(hull, seconds, tmp_path)
+        found = prove_class(hull.problem, seconds, tmp_path)
         (kept,) = tmp_path.iterdir()
         unverified = load_tensors(kept)["weights"]
         expected = min(map(least_gauge, unverified))
@@ -71,22 +71,22 @@ def test_a_hull_is_proved_as_far_as_its_hole(tmp_path) -> None:
 def test_all_of_a_proved_hull_is_proved_and_nothing_of_one_without_time() -> None:
     hull = collided()
     hull.summary["hull_relative"] = 100.0
-    assert prove_class(hull, 0)["scale_proved"] == 0
-    assert prove_class(hull, 5)["scale_proved"] in (0.0, 1.0)
-    assert prove_collision(hull, 0)["scale_proved"] == 0
-    assert prove_collision(hull, 1)["scale_proved"] == 1
+    assert prove_class(hull.problem, 0)["scale_proved"] == 0
+    assert prove_class(hull.problem, 5)["scale_proved"] in (0.0, 1.0)
+    assert prove_collision(hull.problem, 0)["scale_proved"] == 0
+    assert prove_collision(hull.problem, 1)["scale_proved"] == 1
 
 
 @pytest.mark.parametrize("layer", ["0", "3"])
 def test_features_are_within_the_line_on_the_shrunk_hull(layer: str) -> None:
     hull = collided()
     hull = hull_of(hull.model, hull.corners, layer)
-    bound = prove_collision(hull, 1)["feature_relative_max"]
+    bound = prove_collision(hull.problem, 1)["feature_relative_max"]
     shares = []
     centroid = torch.full((4,), 0.25, dtype=torch.float64)
     for line in (0.0, 0.8 * bound, 1.001 * bound):
         hull.summary["hull_relative"] = line
-        shares.append(prove_collision(hull, 0.5)["scale_proved"])
+        shares.append(prove_collision(hull.problem, 0.5)["scale_proved"])
         points = hull.points(centroid + shares[-1] * (dirichlet(500, 4) - centroid))
         features = [hull_features(hull, each) for each in (points, hull.target[None])]
         errors = (features[0] - features[1]).norm(dim=1) / features[1].norm()

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 
 from feature_collisions.graph.graph import trace
 from feature_collisions.graph.operations import NotPiecewiseLinear, kinds
-from feature_collisions.hull.hull import Hull
+from feature_collisions.graph.target import TargetFeatures
 from feature_collisions.proofs.edges import prove_edges
 from feature_collisions.proofs.piecewise import Line
+from feature_collisions.proofs.problem import Problem
 from feature_collisions.proofs.whole_hull import prove_class
-from feature_collisions.runs.records import Summary
 from feature_collisions.settings.evaluate import EdgeSettings
 from helpers.bounds import backward, bounds_of, spread
 from helpers.graphs import traced_for
@@ -27,18 +26,11 @@ from helpers.hulls import valley
 WHOLE = EdgeSettings(share=1)
 
 
-def hull_of(model: nn.Module, corners: Tensor, target_class: int = 0) -> Hull:
-    entries = [{"corner": k} for k in range(len(corners))]
-    summary: dict[str, Any] = {
-        "target_class": target_class, "distance_scale": 1, "corners": entries,
-    }  # fmt: skip
+def problem_of(model: nn.Module, corners: Tensor, target_class: int = 0) -> Problem:
     layer = next(name for name, _ in model.named_modules() if name)
-    units = torch.arange(len(corners))
-    hull = Hull.__new__(Hull)
-    hull.model, hull.layer, hull.corners, hull.units = model, layer, corners, units
-    hull.initial, hull.target, hull.summary = corners[0], corners[1], Summary.of(summary)
-    hull.graph = trace(model, corners.shape[1:])
-    return hull
+    graph, names = trace(model, corners.shape[1:]), tuple(range(len(corners)))
+    features = TargetFeatures(torch.zeros(1))  # of no concern to the class
+    return Problem(graph, layer, corners, corners[1], features, target_class, 0.3, names)
 
 
 class Cancelling(nn.Module):
@@ -85,7 +77,7 @@ def test_what_rounding_of_large_hidden_values_could_undo_is_not_proved() -> None
         assert exact_logits(model, corners[0])[0] == 0  # less than 1e-5: class 1
         with torch.no_grad():
             misled += int((traced_for(model, corners)(corners.double())[:, 0] > 1e-5).all())
-        assert prove_class(hull_of(model, corners), seconds=0.05)["share_proved"] == 0
+        assert prove_class(problem_of(model, corners), seconds=0.05)["share_proved"] == 0
     assert misled > 0  # float64 takes the corners of these for class 0
 
 
@@ -119,7 +111,7 @@ class Thin(nn.Module):
 def test_a_larger_rounding_counts_for_what_was_walked_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hull = hull_of(Thin(), torch.tensor([[0.0, 0.0], [1.0, 0.0]]).view(2, 1, 1, 2))
+    problem = problem_of(Thin(), torch.tensor([[0.0, 0.0], [1.0, 0.0]]).view(2, 1, 1, 2))
     walk = Line.walk
 
     def rough(line: Line, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,9 +119,9 @@ def test_a_larger_rounding_counts_for_what_was_walked_before(
         return places, logits + (1e-9 if float(last.max()) > 0.5 else 0)  # beyond the middle
 
     monkeypatch.setattr(Line, "walk", rough)
-    half = prove_edges(hull, EdgeSettings(share=0.5), tmp_path)
+    half = prove_edges(problem, EdgeSettings(share=0.5), tmp_path)
     assert half["share_proved"] == 0.5
-    whole = prove_edges(hull, WHOLE, tmp_path)
+    whole = prove_edges(problem, WHOLE, tmp_path)
     assert whole["edges"][0]["rounding"] > 1e-8
     assert whole["edges"][0]["walked"] == 1
     assert whole["share_proved"] == 0
@@ -141,7 +133,7 @@ def test_an_edge_far_from_another_class_is_not_walked_twice(
 ) -> None:
     model = Thin()
     model.out.bias.data = torch.tensor([0.5, 0.0])
-    hull = hull_of(model, torch.tensor([[0.0, 0.0], [1.0, 0.0]]).view(2, 1, 1, 2))
+    problem = problem_of(model, torch.tensor([[0.0, 0.0], [1.0, 0.0]]).view(2, 1, 1, 2))
     walk, walked = Line.walk, []
 
     def rough(line: Line, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,16 +142,16 @@ def test_an_edge_far_from_another_class_is_not_walked_twice(
         return places, logits + (1e-9 if len(walked) > 1 else 0)
 
     monkeypatch.setattr(Line, "walk", rough)
-    prove_edges(hull, EdgeSettings(share=0.5), tmp_path)
-    assert prove_edges(hull, WHOLE, tmp_path)["share_proved"] == 1
+    prove_edges(problem, EdgeSettings(share=0.5), tmp_path)
+    assert prove_edges(problem, WHOLE, tmp_path)["share_proved"] == 1
     assert len(walked) == 2
 
 
 def test_what_was_proved_of_one_class_is_not_taken_for_another(tmp_path: Path) -> None:
-    hull = valley()
-    assert prove_edges(hull, WHOLE, tmp_path)["share_proved"] > 0.9
-    hull.summary["target_class"] = 1
-    assert prove_edges(hull, WHOLE, tmp_path)["share_proved"] < 0.1
+    problem = valley().problem
+    assert prove_edges(problem, WHOLE, tmp_path)["share_proved"] > 0.9
+    other = replace(problem, target_class=1)
+    assert prove_edges(other, WHOLE, tmp_path)["share_proved"] < 0.1
 
 
 class Pools(nn.Module):
@@ -191,18 +183,17 @@ def test_what_was_proved_of_one_network_is_not_taken_for_another(
 ) -> None:
     corners = torch.full((2, 1, 2, 2), 0.4)
     corners[1, 0, 0, 0] = 0.5
-    assert prove_edges(hull_of(Pools(False), corners), WHOLE, tmp_path)["share_proved"] == 1
-    assert prove_edges(hull_of(other(), corners), WHOLE, tmp_path)["share_proved"] == 0
-    assert prove_edges(hull_of(Pools(False), corners), EdgeSettings(seconds=0), tmp_path)[
+    assert prove_edges(problem_of(Pools(False), corners), WHOLE, tmp_path)["share_proved"] == 1
+    assert prove_edges(problem_of(other(), corners), WHOLE, tmp_path)["share_proved"] == 0
+    assert prove_edges(problem_of(Pools(False), corners), EdgeSettings(seconds=0), tmp_path)[
         "share_proved"
     ] == pytest.approx(1)
 
 
 def test_corners_of_one_number_keep_their_own_edges(tmp_path: Path) -> None:
-    hull = valley()
-    hull.summary = Summary.of({**hull.summary, "corners": [{"corner": 0}] * 3})
+    problem = replace(valley().problem, names=(0, 0, 0))
     found = [
-        [edge["proved"] for edge in prove_edges(hull, settings, tmp_path)["edges"]]
+        [edge["proved"] for edge in prove_edges(problem, settings, tmp_path)["edges"]]
         for settings in (WHOLE, EdgeSettings(seconds=0))
     ]
     assert found[0] == found[1]
@@ -221,12 +212,12 @@ def test_corners_of_one_number_keep_their_own_edges(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_damaged_cache_is_ignored_with_a_warning(tmp_path: Path, content: str | bytes) -> None:
-    prove_edges(valley(), WHOLE, tmp_path)
+    prove_edges(valley().problem, WHOLE, tmp_path)
     (kept,) = tmp_path.iterdir()
     whole = kept.read_bytes()
     kept.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.warns(UserWarning, match="ignored .*; the walk of the edges is made anew"):
-        found = prove_edges(valley(), WHOLE, tmp_path)
+        found = prove_edges(valley().problem, WHOLE, tmp_path)
     assert found["share_proved"] == pytest.approx(2.975 / 3, abs=1e-6)
     assert kept.read_bytes() == whole
 
@@ -234,7 +225,7 @@ def test_a_damaged_cache_is_ignored_with_a_warning(tmp_path: Path, content: str 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match="not kept for the next time") as warned:
-        found = prove_edges(valley(), WHOLE, tmp_path / "file" / "edges")
+        found = prove_edges(valley().problem, WHOLE, tmp_path / "file" / "edges")
     assert found["share_proved"] == pytest.approx(2.975 / 3, abs=1e-6)
     assert len(warned) == 1
 
@@ -287,9 +278,9 @@ def test_a_network_that_is_not_its_graph_is_not_proved(
     tmp_path: Path, make: Callable[[], nn.Module]
 ) -> None:
     torch.manual_seed(0)
-    hull = hull_of(make(), torch.tensor([[0.0, 0.5], [1.0, 0.25]]).view(2, 1, 1, 2))
-    assert "reason" in prove_class(hull, seconds=1)
-    assert "reason" in prove_edges(hull, WHOLE, tmp_path)
+    problem = problem_of(make(), torch.tensor([[0.0, 0.5], [1.0, 0.25]]).view(2, 1, 1, 2))
+    assert "reason" in prove_class(problem, seconds=1)
+    assert "reason" in prove_edges(problem, WHOLE, tmp_path)
 
 
 @pytest.mark.parametrize("make", [hooked, hooked_inside])
@@ -302,11 +293,10 @@ def test_hooks_are_part_of_what_is_proved(make: Callable[[], nn.Module]) -> None
 
 
 def test_a_replaced_forward_is_walked_as_it_is(tmp_path: Path) -> None:
-    hull = replace(valley(), model=replaced())
-    hull.summary["target_class"] = 1
-    assert prove_edges(hull, WHOLE, tmp_path).get("share_proved", 1) > 0.9
-    hull.summary["target_class"] = 0
-    assert prove_edges(hull, WHOLE, tmp_path).get("share_proved", 0) < 0.1
+    problem = replace(valley(), model=replaced()).problem
+    other = replace(problem, target_class=1)
+    assert prove_edges(other, WHOLE, tmp_path).get("share_proved", 1) > 0.9
+    assert prove_edges(problem, WHOLE, tmp_path).get("share_proved", 0) < 0.1
 
 
 class Floors(nn.Module):

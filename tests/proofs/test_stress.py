@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feature_collisions.graph.graph import trace
-from feature_collisions.hull.hull import Hull, dirichlet
+from feature_collisions.hull.hull import Hull
 from feature_collisions.proofs.collision import prove_collision
 from feature_collisions.proofs.edges import prove_edges
 from feature_collisions.proofs.whole_hull import prove_class
 from feature_collisions.settings.evaluate import EdgeSettings
+from feature_collisions.simplex import dirichlet
 
 ARCHITECTURES, DRAWS, SAMPLES = 20, 15, 200
 PIECES = 0.03  # seconds of the proofs' clock: thirty pieces
@@ -191,7 +192,7 @@ def test_random_networks(number: int, tmp_path: Path) -> None:
 
 
 def check_class(hull: Hull, points: Tensor) -> None:
-    found = prove_class(hull, PIECES)
+    found = prove_class(hull.problem, PIECES)
     if "reason" in found:  # nothing that is in the list is unknown
         assert "two classes" in found["reason"]
     seen = margins(hull.model, points, hull.target_class)
@@ -206,7 +207,7 @@ def check_class(hull: Hull, points: Tensor) -> None:
 
 
 def check_collision(hull: Hull, points: Tensor) -> None:
-    found = prove_collision(hull, PIECES)
+    found = prove_collision(hull.problem, PIECES)
     if found.get("feature_relative_max") is None or found.get("share_proved") != 1:
         return
     double = copy.deepcopy(hull.model).double()
@@ -217,7 +218,7 @@ def check_collision(hull: Hull, points: Tensor) -> None:
 
 
 def check_edge(hull: Hull, directory: Path) -> None:
-    found = prove_edges(hull, EdgeSettings(share=1, seconds=PIECES), directory)
+    found = prove_edges(hull.problem, EdgeSettings(share=1, seconds=PIECES), directory)
     assert "reason" not in found
     for edge in found["edges"]:
         first, last = (hull.corners[k].double() for k in edge["corners"])
@@ -267,7 +268,7 @@ def test_tiny_networks_in_rational_arithmetic(seed: int) -> None:
     drawn = torch.randint(0, 5, (3, 1, 1, 2), generator=torch.Generator().manual_seed(seed))
     corners = drawn / 4
     hull = hull_of(model, trace(model, corners.shape[1:]), "first", corners)
-    found = prove_class(hull, 0.3)
+    found = prove_class(hull.problem, 0.3)
     steps = 12
     exact = []
     for i in range(steps + 1):

@@ -50,22 +50,22 @@ def test_bounds_that_take_longer_than_their_time_are_given_up(
     hull: Hull, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The first alone takes more: nothing is claimed, nothing is lost."""
-    whole = prove_class(hull, 5)
+    whole = prove_class(hull.problem, 5)
     assert whole["outcome"] == "proved"
     clock = Clock()
     monkeypatch.setattr(bound_steps, "time", clock)
-    found = prove_class(hull, 5, tmp_path)
+    found = prove_class(hull.problem, 5, tmp_path)
     assert clock.looks == 6  # nothing went on after its time was over
     assert {name: found[name] for name in ("outcome", "share_proved", "pieces")} == {
         "outcome": "undecided", "share_proved": 0, "pieces": 0,
     }  # fmt: skip
     assert found["reason"] == "the time is over before the first bounds are there"
     clock.looks = 0
-    assert "before the first bounds are there" in prove_collision(hull, 5)["reason"]
+    assert "before the first bounds are there" in prove_collision(hull.problem, 5)["reason"]
     clock.looks = 0
-    assert prove_faces(hull, 5)["share_proved"] == 0
+    assert prove_faces(hull.problem, 5)["share_proved"] == 0
     monkeypatch.undo()
-    again = prove_class(hull, 5, tmp_path)
+    again = prove_class(hull.problem, 5, tmp_path)
     assert "reason" not in again
     for name in ("outcome", "share_proved", "pieces", "margin_min"):
         assert again[name] == whole[name]
@@ -120,7 +120,7 @@ def test_a_hull_whose_small_parts_bend_too_much_is_given_up_at_once(
     corners = torch.tensor([[0.1, 0.1], [0.9, 0.1], [0.1, 0.9]]).view(3, 1, 1, 2)
     waves = hull_of(Wavy(), corners, "ridges")
     monkeypatch.setattr(over_pieces.Bounds, "lower", _nothing)
-    found = prove_class(waves, 600)
+    found = prove_class(waves.problem, 600)
     assert found["seconds"] < 60
     assert found["outcome"] == "undecided"
     assert found["reason"] == (
@@ -128,7 +128,7 @@ def test_a_hull_whose_small_parts_bend_too_much_is_given_up_at_once(
         "help"
     )
     monkeypatch.setattr(local, "_BENDS", 3000)  # where parts have local networks it goes on
-    assert "reason" not in prove_class(waves, 0.5)
+    assert "reason" not in prove_class(waves.problem, 0.5)
 
 
 def _nothing(bounds: Bounds, number: int, rows: Tensor) -> Tensor:

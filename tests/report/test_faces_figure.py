@@ -9,7 +9,7 @@ from helpers.hulls import NAMES, valley
 
 
 def test_every_part_is_drawn_in_its_colour() -> None:
-    found = prove_faces(valley(), 2)
+    found = prove_faces(valley().problem, 2)
     figure = faces_figure({"faces": found})
     assert figure is not None
     (axes,) = figure.axes
@@ -20,7 +20,7 @@ def test_every_part_is_drawn_in_its_colour() -> None:
 
 
 def test_without_triangles_or_a_part_that_is_settled_there_is_no_picture_but_a_sentence() -> None:
-    found = prove_faces(valley(), 0)
+    found = prove_faces(valley().problem, 0)
     parts = [part for triangle in found["triangles"] for part in triangle["parts"]]
     for part in parts:
         part["state"] = "undecided"
@@ -35,7 +35,7 @@ def test_without_triangles_or_a_part_that_is_settled_there_is_no_picture_but_a_s
 
 
 def test_a_share_of_the_triangles_is_not_called_proved() -> None:
-    found = prove_faces(valley(), 0)
+    found = prove_faces(valley().problem, 0)
     parts = [part for triangle in found["triangles"] for part in triangle["parts"]]
     result = {"target_class": 0, "target_probability": 1.0, "proof": {"faces": found}}
 

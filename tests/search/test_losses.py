@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from feature_collisions.graph.target import TargetFeatures
-from feature_collisions.search.losses import CollisionLoss, negative, positive, settings_at
+from feature_collisions.graph.target import TargetFeatures, positive
+from feature_collisions.search.losses import CollisionLoss, negative, settings_at
 from feature_collisions.settings.search import LossSettings, LossStage
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.models import SqueezeNet1_1_Weights
 from tqdm import tqdm
 
 from ..errors import SettingError
 from ..settings.paths import expanded
 from ..settings.train import DataSettings
-from .class_names import class_names, wnids
 from .image_set import ImageSet
 from .images import averaged, image_endings, load_image, quiet_decoders
 
@@ -231,3 +231,13 @@ def _classes(root: Path, folders: list[str]) -> tuple[dict[str, int], tuple[str,
             "data.root", root, f"{other[0]} is none of ImageNet's 1000 class ids", "move it away"
         )
     return rank, class_names()
+
+
+def class_names() -> tuple[str, ...]:
+    """ImageNet's 1000 names in the order of their indices, as torchvision's weights have them."""
+    return tuple(SqueezeNet1_1_Weights.DEFAULT.meta["categories"])
+
+
+def wnids() -> list[str]:
+    """Their WordNet ids, n01440764 first."""
+    return (Path(__file__).parent / "imagenet_wnids.txt").read_text().split()

@@ -10,9 +10,10 @@ from tqdm import tqdm
 from ..data.devices import able, in_half
 from ..graph.graph import copied
 from ..graph.target_layer import TargetLayer
-from ..hull.hull import Hull, batch_sizes, dirichlet, in_batches, mixes
+from ..hull.hull import Hull, batch_sizes, in_batches
 from ..search.optimizers import make_optimizer, rate_at
 from ..settings.search import OptimizerSettings
+from ..simplex import dirichlet, mixes
 
 _SIMPLICES = 20  # how many simplices share the samples
 _LOOK = 10  # steps between looks at whether plain Eq. 1 is solved well enough

@@ -16,7 +16,7 @@ from ..data.files import write_json
 from ..data.images import pooled_distance, save_png
 from ..errors import SettingError
 from ..exact.linear_program import depth
-from ..hull.hull import SAMPLERS, Hull
+from ..hull.hull import Hull
 from ..hull.statistics import limit_of
 from ..proofs.collision import prove_collision
 from ..proofs.edges import prove_edges
@@ -24,6 +24,7 @@ from ..proofs.faces import prove_faces
 from ..proofs.whole_hull import prove_class
 from ..settings.evaluate import EvaluateSettings
 from ..settings.trainer import MIXED
+from ..simplex import SAMPLERS
 from .baselines import balls, dimension, plain, simplices
 from .differences import differences
 from .macro import macro_entries
@@ -212,7 +213,7 @@ def _worst_case(subject: Subject) -> dict[str, Any]:
 
 def _edges(subject: Subject) -> dict[str, Any]:
     """The edges between corners, walked as far as the settings allow."""
-    return {"edges": prove_edges(subject.hull, subject.settings.edges, cache_path("edges"))}
+    return {"edges": prove_edges(subject.hull.problem, subject.settings.edges, cache_path("edges"))}
 
 
 def _proved(subject: Subject, name: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +227,7 @@ def _proved(subject: Subject, name: str, found: dict[str, Any]) -> dict[str, Any
 def _collision_proof(subject: Subject) -> dict[str, Any]:
     """What holds of the features at every point of the hull."""
     seconds = subject.settings.proof.seconds
-    found = prove_collision(subject.hull, seconds, cache_path("hulls"))
+    found = prove_collision(subject.hull.problem, seconds, cache_path("hulls"))
     return _proved(subject, "collision", found)
 
 
@@ -235,7 +236,7 @@ def _class_proof(subject: Subject) -> dict[str, Any]:
     worst = subject.known.get("worst_case_weights")
     suspects = [] if worst is None else [worst]
     seconds = subject.settings.proof.seconds
-    found = prove_class(subject.hull, seconds, cache_path("hulls"), suspects)
+    found = prove_class(subject.hull.problem, seconds, cache_path("hulls"), suspects)
     return _proved(subject, "class", found)
 
 
@@ -244,7 +245,8 @@ def _faces(subject: Subject) -> dict[str, Any]:
     of_class = subject.known.get("proof", {}).get("class", {})
     if len(subject.hull.corners) < 3 or of_class.get("outcome") == "proved":
         return {}
-    return _proved(subject, "faces", prove_faces(subject.hull, subject.settings.proof.seconds))
+    found = prove_faces(subject.hull.problem, subject.settings.proof.seconds)
+    return _proved(subject, "faces", found)
 
 
 def _depth(subject: Subject) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def measure(hull: Hull, distances: Mapping[int, float], settings: EvaluateSettin
     several = len(hull.corners) > 1
     search = settings.worst_case
     worst = hull.worst_case(search.starts, search.steps, settings.seed)
-    proof = prove_class(hull, settings.proof.seconds, suspects=[worst.weights.tolist()])
+    proof = prove_class(hull.problem, settings.proof.seconds, suspects=[worst.weights.tolist()])
     size = float(hull.corner_distances().mean()) / hull.summary.distance_scale if several else 0
     distance, seen = distances[1], distances.get(SQUARES[-1])
     pooled = pooled_distance(hull.corners, SQUARES[-1]) if several and seen else 0

@@ -19,6 +19,39 @@ from .target_layer import TargetLayer
 _TOGETHER = 16  # images that go through the network at once
 
 
+def positive(
+    preactivation: Tensor,
+    features: Tensor,
+    active: Tensor,
+    form: str = "norm",
+    rectified: bool = False,
+) -> Tensor:
+    """L_pos of Eq. 2: how far the target's active units are from their values.
+
+    Args:
+        preactivation: (K, N) f0(x).
+        features: (N,) f(t) of active units, 0 for inactive ones.
+        active: (N,) psgn(f0(t)), 1 for active units and 0 for inactive ones.
+        form: `norm`, as the paper prints it, or `half_square`, half its square, as the authors
+            optimise it. The norm's gradient at an exact collision is 0.
+        rectified: also count what the ReLU lets through of inactive units, which must be nothing:
+            f(x) of Eq. 1 in their place.
+
+    Example:
+        >>> target = torch.tensor([3.0, 4.0, -1.0])
+        >>> positive(torch.tensor([[0.0, 0.0, 9.0]]), target.relu(), target >= 0)
+        tensor([5.])
+    """
+    seen = preactivation * active
+    if rectified:
+        seen = torch.where(active > 0, seen, preactivation.relu())
+    error = seen - features
+    if form == "norm":
+        norm: Tensor = torch.linalg.vector_norm(error, dim=1)
+        return norm
+    return error.square().sum(1) / 2
+
+
 class TargetFeatures(nn.Module):
     """The target's features at the target layer, computed once.
 

@@ -1,7 +1,6 @@
 """The hull of the corners: its points, what they are classified as, its worst point, its size."""
 
 import copy
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from ..data.devices import CPU, in_half, sparing, without_tf32
 from ..data.images import SQUARES, pooled_distance
 from ..data.memory import images_at_once
+from ..data.threads import Threads, threads_of_cpu
 from ..errors import SettingError
 from ..graph.activations import IDENTITY
 from ..graph.agreement import accepted, check_agreement
@@ -27,48 +27,14 @@ from ..graph.target import TOLERANCE, TargetFeatures, with_edges
 from ..graph.target_layer import Observed
 from ..networks.unwrap import unwrap
 from ..networks.weights import weights_hash
+from ..proofs.problem import Problem
+from ..proofs.whole_hull import prove
 from ..runs.records import Summary
 from ..runs.run import Corners, load_run
-from ..settings.rules import one_of
+from ..settings.rules import at_least, one_of
+from ..simplex import SAMPLERS, dirichlet, mixes
 from .statistics import HullStatistics, Outcome, limit_of, outcome_of
-from .threads import Threads, threads_of_cpu
 from .worst_case import Seen, WorstCase, descend, goodness, margin, slopes_at
-
-
-def dirichlet(count: int, corners: int, generator: torch.Generator) -> Tensor:
-    """Weights (count, corners) uniform on the simplex, Dirichlet(1, ..., 1)."""
-    draws = torch.empty(count, corners, dtype=torch.float64).exponential_(generator=generator)
-    return draws / draws.sum(1, keepdim=True)
-
-
-def stick_breaking(count: int, corners: int, generator: torch.Generator) -> Tensor:
-    """The authors' weights (count, corners): w1 = u1, w2 = u2 (1 - w1), ..., the last the rest.
-
-    Their means are 1/2, 1/4, 1/8, ...: they favour the first corners.
-
-    Example:
-        >>> weights = stick_breaking(10_000, 3, torch.Generator().manual_seed(0))
-        >>> weights.mean(0).round(decimals=2)
-        tensor([0.5000, 0.2500, 0.2500], dtype=torch.float64)
-    """
-    breaks = torch.rand(count, corners - 1, generator=generator, dtype=torch.float64)
-    left = torch.cat([torch.ones(count, 1, dtype=torch.float64), (1 - breaks).cumprod(1)], 1)
-    return torch.cat([breaks, torch.ones(count, 1, dtype=torch.float64)], 1) * left
-
-
-SAMPLERS = {"dirichlet": dirichlet, "stick_breaking": stick_breaking}
-
-
-def mixes(weights: Tensor, corners: Tensor) -> Tensor:
-    """Convex mixes of corners (K, C, H, W): (B, K) weights to (B, C, H, W) images.
-
-    They lie in memory as the corners do: what is found with the channels last is measured so.
-    """
-    images: Tensor = torch.tensordot(weights.to(corners), corners, 1)
-    if corners.is_contiguous(memory_format=torch.channels_last):
-        images = images.contiguous(memory_format=torch.channels_last)
-    return images
-
 
 _LARGE = 10_000  # numbers an image, over which points are drawn in smaller pieces
 
@@ -534,10 +500,17 @@ class Hull(Corners):
         Raises:
             SettingError: for a time that is negative or no number.
         """
-        # Folders import downwards, and proofs are of hulls: what stands above is looked up by name.
-        proofs = importlib.import_module("..proofs.whole_hull", __package__)
-        found: dict[str, Any] = proofs.prove(self, seconds)
-        return found
+        at_least("seconds", seconds, 0)
+        worst = self.worst_case().weights if seconds > 0 and len(self.corners) > 1 else None
+        return prove(self.problem, seconds, [] if worst is None else [worst.tolist()])
+
+    @property
+    def problem(self) -> Problem:
+        """What proofs are about."""
+        return Problem(
+            self.graph, self.layer, self.corners, self.target, self.features, self.target_class,
+            limit_of(self.summary), tuple(self.summary.numbers), self.summary.solver == "exact",
+        )  # fmt: skip
 
 
 def in_batches(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:

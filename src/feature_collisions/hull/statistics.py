@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from ..data.devices import able
 from ..graph.graph import Graph
-from ..graph.target import TargetFeatures
+from ..graph.target import TargetFeatures, positive
 from ..graph.target_layer import is_affine
 from ..runs.records import Summary
 
@@ -86,7 +86,7 @@ class HullStatistics(Metric):
         probability = log[:, self.target_class].exp()
         divergence = (self.target_log.exp() * (self.target_log - log)).sum(1)
         oriented = self.target.oriented(preactivation)
-        positive = (oriented * self.target.active - self.target.values).norm(dim=1)
+        norms = positive(oriented, self.target.values, self.target.active)
         feature = self.target.error(preactivation)
         self.samples += len(logits)
         given = logits.argmax(1) == self.target_class
@@ -96,7 +96,7 @@ class HullStatistics(Metric):
         self.histogram.index_add_(0, bins, torch.ones_like(bins))
         self.probability_min = torch.minimum(self.probability_min, probability.min())
         self.feature_max = torch.maximum(self.feature_max, feature.max().double())
-        self.positive_max = torch.maximum(self.positive_max, positive.max().double())
+        self.positive_max = torch.maximum(self.positive_max, norms.max().double())
         self.kept += ((oriented <= 0) & self.inactive).sum()
         self.kl_sum += divergence.sum()
         self.kl_max = torch.maximum(self.kl_max, divergence.max())

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..simplex import project_to_simplex
+
 _FEWEST = 4  # paths that go on to the end
 _LONGEST = 0.25  # a step, in weights; it falls to 0 on the way
 
@@ -115,18 +117,3 @@ def margin(logits: Tensor, target_class: int) -> Tensor:
     others = logits.clone()
     others[:, target_class] = -torch.inf
     return logits[:, target_class] - others.amax(1)
-
-
-def project_to_simplex(points: Tensor) -> Tensor:
-    """The nearest weights (B, K) that are at least 0 and add up to 1.
-
-    Example:
-        >>> project_to_simplex(torch.tensor([[0.5, 0.5], [2.0, 0.0]]))
-        tensor([[0.5000, 0.5000],
-                [1.0000, 0.0000]])
-    """
-    ranked = points.sort(1, descending=True).values
-    excess = ranked.cumsum(1) - 1
-    index = torch.arange(1, points.shape[1] + 1, device=points.device)
-    last = (ranked - excess / index > 0).sum(1, keepdim=True)
-    return (points - excess.gather(1, last - 1) / last).clamp_min(0)

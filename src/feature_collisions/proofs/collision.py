@@ -12,15 +12,14 @@ from ..graph.operations import NotPiecewiseLinear
 from ..graph.simpler import write_with_simpler
 from ..graph.target import TargetFeatures
 from ..graph.target_layer import TargetLayer, check_affine
-from ..hull.hull import Hull
-from ..hull.statistics import limit_of
 from ..settings.rules import at_least
+from ..simplex import begins_at, gauge
 from .bounds.over_pieces import Bounds
 from .bounds.record import steps_of
 from .bounds.relaxation import rounding
 from .bounds.steps import Step
 from .judge import HullJudge, cache_of
-from .shrunk import begins_at, gauge
+from .problem import Problem
 from .splitting import Judged, Pieces, Splitting
 
 _UNITS = 2048  # of a target layer whose errors are bounded together
@@ -33,7 +32,7 @@ _TINY = 1e-200  # stands for 0 in a denominator
 @torch.no_grad()
 @without_cudnn()
 def prove_collision(
-    hull: Hull, seconds: float = 5.0, directory: Path | None = None
+    problem: Problem, seconds: float = 5.0, directory: Path | None = None
 ) -> dict[str, Any]:
     """How far is any point of the hull from colliding with the target, at the target layer?
 
@@ -41,7 +40,7 @@ def prove_collision(
     corners', and the answer is exact. Elsewhere the largest error of all pieces is an upper bound.
 
     Args:
-        hull: the hull.
+        problem: the hull and its target.
         seconds: for it; bounds that take more than a tenth longer are given up.
         directory: as `prove_class` takes it.
 
@@ -49,7 +48,7 @@ def prove_collision(
         `by`: `affine` (`linear` for corners of `exact_hull`) or `bounds`; `share_proved`: 1, for
         what follows is of the whole hull;
         `scale_proved`: on all of the hull shrunk about its centroid to that share the features are
-        within the hull's `hull_relative` of ||f(t)||;
+        within the problem's `limit` of ||f(t)||;
         `feature_relative_max`: at every point ||f(x) - f(t)|| is at most that much of ||f(t)||;
         `feature_error_max`: no activation is off by more. Where the layer is affine, also
         `positive_relative_max`, the largest L_pos over ||f(t)||, and `inactive_max`, the largest
@@ -63,10 +62,10 @@ def prove_collision(
     """
     at_least("seconds", seconds, 0)
     try:
-        activation = hull.features.activation
+        activation = problem.features.activation
         if activation.sides and not activation.is_rectifier:
-            raise NotPiecewiseLinear(f"{title_of(hull.features.activation.name)} has no bounds yet")
-        judge = _CollisionJudge(hull)
+            raise NotPiecewiseLinear(f"{title_of(activation.name)} has no bounds yet")
+        judge = _CollisionJudge(problem)
         if judge.is_affine:
             return judge.exact()
         if not activation.sides:
@@ -74,8 +73,8 @@ def prove_collision(
         if not judge.norm:
             return _nothing("no unit is active in the target: f(t) is 0")
         judge.prepare()
-        known = Splitting.of(torch.eye(len(hull.corners)), 2, -judge.limit)
-        cache = cache_of(directory, judge.network, hull, "collision", judge.limit)
+        known = Splitting.of(torch.eye(len(problem.corners)), 2, -problem.limit)
+        cache = cache_of(directory, judge.network, problem, "collision", problem.limit)
         known.run(judge, seconds, cache, "Collision", worst_first=True)
     except NotPiecewiseLinear as error:
         return _nothing(str(error))
@@ -115,16 +114,16 @@ class _CollisionJudge(HullJudge):
     blind to by at most what is above 0 of its `oriented` pre-activation (`TargetFeatures`).
     """
 
-    def __init__(self, hull: Hull) -> None:
-        super().__init__(hull)
-        self.limit = limit_of(hull.summary)
-        self.cut = TargetLayer(hull.graph, hull.layer).to(self.place, torch.float64)
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.limit = problem.limit
+        self.cut = TargetLayer(problem.graph, problem.layer).to(self.place, torch.float64)
         if isinstance(self.cut.network, fx.GraphModule):
             write_with_simpler(self.cut.network)
             _flatten(self.cut.network)
-        images = torch.cat([hull.target[None], hull.corners]).to(self.place, torch.float64)
+        images = torch.cat([problem.target[None], problem.corners]).to(self.place, torch.float64)
         target, self.preactivation = self.cut(images).split([1, len(images) - 1])
-        self.features = TargetFeatures(target[0], hull.features.activation)
+        self.features = TargetFeatures(target[0], problem.features.activation)
         self.norm, self.slack = float(self.features.features.norm()), torch.zeros_like(target[0])
 
     @property
@@ -165,8 +164,8 @@ class _CollisionJudge(HullJudge):
     def exact(self) -> dict[str, Any]:
         """What holds of an affine layer: everything is convex, so its largest is at a corner."""
         features = self.features
-        self.norm, self.slack = self._of_target(self.hull.target)
-        preactivation, reach = self._enclosed(self.hull.corners)
+        self.norm, self.slack = self._of_target(self.problem.target)
+        preactivation, reach = self._enclosed(self.problem.corners)
         oriented = features.oriented(preactivation)
         alone = self._most(preactivation, reach)
         seen = alone.masked_fill(~features.active, 0)
@@ -174,7 +173,7 @@ class _CollisionJudge(HullJudge):
         error = 1 + 1e-12  # sums of squares, all of one sign
         whole, distance = (float(each.norm(dim=1).max()) * error for each in (alone, seen))
         return {
-            "by": "linear" if self.hull.summary.solver == "exact" else "affine",
+            "by": "linear" if self.problem.solved else "affine",
             "share_proved": 1.0,
             "scale_proved": self._scale(preactivation, reach, whole),
             "feature_relative_max": whole / self.norm if self.norm else None,
@@ -209,7 +208,7 @@ class _CollisionJudge(HullJudge):
                 f"the layer's {len(self.features.active)} units are too many (at most {_UNITS})"
             )
         self.follow(self.cut.network)
-        self.norm, self.slack = self._of_target(self.hull.target)
+        self.norm, self.slack = self._of_target(self.problem.target)
         if not self.norm:
             raise NotPiecewiseLinear("f(t) is 0, or lost in rounding")
         self._look(self.preactivation, torch.eye(len(self.preactivation)))

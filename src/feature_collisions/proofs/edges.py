@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from ..data.devices import able
 from ..graph.operations import NotPiecewiseLinear
-from ..hull.hull import Hull
 from ..settings.evaluate import EdgeSettings
 from .bounds.chords import Chords
 from .bounds.local import numbers_of
@@ -26,6 +25,7 @@ from .bounds.record import steps_of
 from .bounds.steps import Step
 from .cache import EdgeCache, proof_key
 from .piecewise import Line, TooManyPieces, traced
+from .problem import Problem
 from .recheck import unconfirmed
 
 _SAVE_EVERY = 10.0  # seconds
@@ -91,14 +91,14 @@ class Walker:
     """Walks edges of one hull.
 
     Attributes:
-        hull: the hull.
+        problem: the hull and its target.
         settings: precision and memory.
         width: how much of an edge the next chunk takes that is walked bend by bend.
         step: how far apart the next points are between which the network is bounded.
         waits: how many chunks are walked before the next one is bounded.
     """
 
-    hull: Hull
+    problem: Problem
     settings: EdgeSettings
     width: float = field(default=1.0, init=False)
     step: float = field(default=1.0, init=False)
@@ -106,11 +106,11 @@ class Walker:
 
     def __post_init__(self) -> None:
         self.dtype = _DTYPES[self.settings.precision]
-        self.network = traced(self.hull.graph, self.dtype, self.hull.corners)
+        self.network = traced(self.problem.graph, self.dtype, self.problem.corners)
         self.memory = int(self.settings.memory * 2**30)
         self.line = Line(self.network, self.memory)
-        place = able(self.hull.corners.device, self.dtype)
-        self.corners = self.hull.corners.to(place, self.dtype)
+        place = able(self.problem.corners.device, self.dtype)
+        self.corners = self.problem.corners.to(place, self.dtype)
         self.chords: Chords | None = None
         self.is_unbounded = False
         self.failures = 0  # to bound a chunk, one after the other
@@ -118,8 +118,8 @@ class Walker:
 
     def _exact_steps(self) -> list[Step] | None:
         """The steps that chunks are rechecked in; None for a network too large for it."""
-        corners = self.hull.corners.to(able(self.hull.corners.device), torch.float64)
-        network = traced(self.hull.graph) if self.dtype != torch.float64 else self.network
+        corners = self.problem.corners.to(able(self.problem.corners.device), torch.float64)
+        network = traced(self.problem.graph) if self.dtype != torch.float64 else self.network
         try:
             steps = steps_of(network, corners[0])
         except NotPiecewiseLinear:
@@ -153,7 +153,7 @@ class Walker:
                     raise NotPiecewiseLinear(f"{error}; raise edges.memory") from None
                 self._begin_to_bound()
                 continue
-            margins = _margins(logits, self.hull.target_class)
+            margins = _margins(logits, self.problem.target_class)
             places = start + (end - start) * places
             if self._holds_the_rounding(edge, ends, places, logits, margins):
                 self._recheck(edge, ends, (start, end), failures(places, margins - edge.rounding))
@@ -177,8 +177,9 @@ class Walker:
             return
         bends = [chunk[0], *(place for pair in failed for place in pair), chunk[1]]
         good = list(zip(bends[::2], bends[1::2], strict=True))
-        corners = self.hull.corners[list(ends)].to(able(self.hull.corners.device), torch.float64)
-        edge.unconfirmed += unconfirmed(self.exact, corners, self.hull.target_class, good)
+        corners = self.problem.corners[list(ends)]
+        corners = corners.to(able(corners.device), torch.float64)
+        edge.unconfirmed += unconfirmed(self.exact, corners, self.problem.target_class, good)
 
     def _begin_to_bound(self) -> None:
         """For a network that takes many chunks, where there are bounds for it."""
@@ -214,11 +215,11 @@ class Walker:
                 if self.step < self.width / _FEWEST:
                     return self._give_up()
                 continue
-            margins = _margins(logits, self.hull.target_class)
+            margins = _margins(logits, self.problem.target_class)
             if not self._holds_the_rounding(edge, ends, places, logits, margins):
                 return True
             least = torch.minimum(margins[:-1], margins[1:]) - edge.rounding
-            stray = _sums(strays, self.hull.target_class)
+            stray = _sums(strays, self.problem.target_class)
             used = torch.where(least > 0, stray / least, torch.inf).amax(1)
             held = int((used < 1).cumprod(0).sum())
             if held == 0 and (not used[0] < torch.inf or bends[0] <= _FEW):
@@ -358,11 +359,11 @@ def _bad_share(margins: Tensor) -> tuple[float, float]:
     return 0.0, float(crossing[rises].max())
 
 
-def prove_edges(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[str, Any]:
+def prove_edges(problem: Problem, settings: EdgeSettings, directory: Path) -> dict[str, Any]:
     """Walk the hull's edges, going on from where an earlier evaluation of them stopped.
 
     Args:
-        hull: two corners or more.
+        problem: two corners or more, and their target.
         settings: how much of which edges.
         directory: where what is known is kept between one call and the next. It should be the
             user's own: what a stranger's run directory says would be stated as proved.
@@ -372,10 +373,10 @@ def prove_edges(hull: Hull, settings: EdgeSettings, directory: Path) -> dict[str
         of that the share proved; each edge; or the `reason` why a network cannot be walked.
     """
     try:
-        walker = Walker(hull, settings)
-        key = proof_key(walker.network, hull.corners, hull.target_class)
+        walker = Walker(problem, settings)
+        key = proof_key(walker.network, problem.corners, problem.target_class)
         cache = EdgeCache(directory, key)
-        edges = _known(hull, cache if settings.resume else None)
+        edges = _known(problem, cache if settings.resume else None)
         _walk_all(walker, edges, settings, cache)
     except NotPiecewiseLinear as error:
         return {"reason": str(error)}
@@ -429,9 +430,9 @@ def _save(cache: EdgeCache, edges: dict[tuple[int, int], Edge]) -> None:
     cache.save([{k: v for k, v in entry.items() if k != "corners"} for entry in kept])
 
 
-def _known(hull: Hull, cache: EdgeCache | None) -> dict[tuple[int, int], Edge]:
+def _known(problem: Problem, cache: EdgeCache | None) -> dict[tuple[int, int], Edge]:
     """Each edge by its corners' places in the hull, with what an earlier evaluation found."""
-    numbers = hull.summary.numbers
+    numbers = problem.names
     ends = list(itertools.combinations(range(len(numbers)), 2))
     kept = cache.load(len(ends)) if cache else None
     return {

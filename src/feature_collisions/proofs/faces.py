@@ -9,8 +9,8 @@ from torch import Tensor
 from ..data.devices import without_cudnn
 from ..graph.operations import NotPiecewiseLinear
 from ..graph.target import logits_of
-from ..hull.hull import Hull
 from ..settings.rules import at_least
+from .problem import Problem
 from .splitting import Splitting
 from .whole_hull import ClassJudge
 
@@ -20,11 +20,11 @@ _CORNERS = 10  # of a hull: 120 triangles; there are 2,024 with 24
 
 @torch.no_grad()
 @without_cudnn()
-def prove_faces(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
+def prove_faces(problem: Problem, seconds: float = 5.0) -> dict[str, Any]:
     """Prove the class on every triangle of three corners, by bounds over pieces of it.
 
     Args:
-        hull: three corners or more.
+        problem: three corners or more, and their target.
         seconds: for all triangles together.
 
     Returns:
@@ -38,8 +38,8 @@ def prove_faces(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
         SettingError: for a time that is negative or no number.
     """
     at_least("seconds", seconds, 0)
-    judge = ClassJudge(hull)
-    numbers = hull.summary.numbers
+    judge = ClassJudge(problem)
+    numbers = problem.names
     triangles = list(itertools.combinations(range(len(numbers)), 3))
     if not triangles:
         return {"reason": "needs three corners"}
@@ -57,18 +57,18 @@ def prove_faces(hull: Hull, seconds: float = 5.0) -> dict[str, Any]:
             shares.append(known.share)
             found.append(
                 {"corners": [numbers[k] for k in three], "share_proved": known.share,
-                 "parts": _parts(hull, known, three)}
+                 "parts": _parts(problem, known, three)}
             )  # fmt: skip
     except NotPiecewiseLinear as error:
         return {"reason": str(error)}
     return {"share_proved": sum(shares) / len(shares), "triangles": found}
 
 
-def _parts(hull: Hull, known: Splitting, three: tuple[int, ...]) -> list[dict[str, Any]]:
+def _parts(problem: Problem, known: Splitting, three: tuple[int, ...]) -> list[dict[str, Any]]:
     """The pieces of a triangle and what is known of each."""
     other = (
-        logits_of(hull.model, hull.points(known.open.weights.mean(1))).argmax(1)
-        != hull.target_class
+        logits_of(problem.graph.model, problem.points(known.open.weights.mean(1))).argmax(1)
+        != problem.target_class
     )
     states = ["refuted" if bad else "undecided" for bad in other.tolist()]
     done = torch.cat([*known.done, known.open.weights[:0]])

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, fx
 
 from ..data.devices import able
+from ..data.threads import Threads, threads_of_cpu
 from ..graph.operations import NotPiecewiseLinear
-from ..hull.hull import Hull, dirichlet
-from ..hull.threads import Threads, threads_of_cpu
+from ..simplex import dirichlet
 from .bounds.local import TooManyBends, check_bends, localise, numbers_of, values_of
 from .bounds.over_pieces import Bounds, Parts
 from .bounds.record import steps_of
 from .bounds.relaxation import rounding
 from .bounds.steps import Curve, Step
 from .cache import PieceCache, proof_key
+from .problem import Problem
 from .splitting import Judged, Pieces, Splitting
 
 _MEMORY = 2**30  # bytes that the bounds of the pieces of a batch may take
@@ -36,14 +37,14 @@ class HullJudge(ABC):
             twice at once.
     """
 
-    def __init__(self, hull: Hull) -> None:
-        self.hull = hull
-        self.place = able(hull.corners.device)
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.place = able(problem.corners.device)
         on_cpu = self.place.type == "cpu"
         self.threads = threads_of_cpu() if on_cpu else 1
         self._pool = Threads(self.threads, on_cpu)
         self.one_by_one = Lock()
-        self.corners = hull.corners.to(self.place, torch.float64)
+        self.corners = problem.corners.to(self.place, torch.float64)
         self.checked = False
         self.seen, self.beyond = 0.0, 1.0
         self.until = math.inf
@@ -150,11 +151,15 @@ class HullJudge(ABC):
 
 
 def cache_of(
-    directory: Path | None, network: fx.GraphModule, hull: Hull, statement: str, line: float = 0.0
+    directory: Path | None,
+    network: fx.GraphModule,
+    problem: Problem,
+    statement: str,
+    line: float = 0.0,
 ) -> PieceCache | None:
     """Where what is known of this hull and statement, up to a line, is kept."""
     if directory is None:
         return None
-    behind = f"{statement} {line} {hull.layer} {hull.features.activation.sides}"
-    key = proof_key(network, hull.corners, hull.target_class, hull.target, behind)
+    behind = f"{statement} {line} {problem.layer} {problem.features.activation.sides}"
+    key = proof_key(network, problem.corners, problem.target_class, problem.target, behind)
     return PieceCache(directory, f"{statement}-{key}")

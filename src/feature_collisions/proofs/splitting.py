@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..simplex import begins_at, scale_without
 from .bounds.local import TooManyBends, numbers_of
 from .bounds.over_pieces import Parts
 from .bounds.steps import OutOfTime, Step
 from .cache import PieceCache
-from .shrunk import begins_at, scale_without
 
 _MOST = 64  # pieces at once
 _SHELLS = 32  # of the hull, the inner ones first

@@ -15,13 +15,13 @@ from torch import Tensor
 from ..data.devices import without_cudnn
 from ..graph.operations import NotPiecewiseLinear
 from ..graph.target import logits_of
-from ..hull.hull import Hull
 from ..settings.rules import at_least
+from ..simplex import gauge
 from .bounds.steps import Step
 from .collision import prove_collision
 from .judge import HullJudge, cache_of
 from .piecewise import traced
-from .shrunk import gauge
+from .problem import Problem
 from .splitting import Judged, Pieces, Splitting
 
 _SHORTER = 2  # halvings of each edge that large pieces may be cut by at once
@@ -29,21 +29,20 @@ _SLACK = 1e-9  # of a weight: a point on a piece's face is in the piece
 _TIE = 1e-4  # of the logits: where margins are smaller, the model itself is asked
 
 
-def prove(hull: Hull, seconds: float = 60.0, directory: Path | None = None) -> dict[str, Any]:
+def prove(
+    problem: Problem, seconds: float = 60.0, suspects: Sequence[Sequence[float]] = ()
+) -> dict[str, Any]:
     """Both statements, each in up to `seconds` (see `prove_class` and `prove_collision`)."""
-    at_least("seconds", seconds, 0)
-    worst = hull.worst_case().weights if seconds > 0 and len(hull.corners) > 1 else None
-    suspects = [] if worst is None else [worst.tolist()]
     return {
-        "class": prove_class(hull, seconds, directory, suspects),
-        "collision": prove_collision(hull, seconds, directory),
+        "class": prove_class(problem, seconds, suspects=suspects),
+        "collision": prove_collision(problem, seconds),
     }
 
 
 @torch.no_grad()
 @without_cudnn()
 def prove_class(
-    hull: Hull,
+    problem: Problem,
     seconds: float = 5.0,
     directory: Path | None = None,
     suspects: Sequence[Sequence[float]] = (),
@@ -51,7 +50,7 @@ def prove_class(
     """Is every point of the hull the target's class? By bounds over pieces of it, or refuted.
 
     Args:
-        hull: the hull.
+        problem: the hull and its target.
         seconds: for it; bounds that take more than a tenth longer are given up.
         directory: where what is known is kept between one call and the next. It should be the
             user's own: what a stranger's run directory says would be stated as proved.
@@ -68,9 +67,9 @@ def prove_class(
         SettingError: for a time that is negative or no number.
     """
     at_least("seconds", seconds, 0)
-    judge = ClassJudge(hull)
+    judge = ClassJudge(problem)
     try:
-        corners = torch.eye(len(hull.corners), dtype=torch.float64)
+        corners = torch.eye(len(problem.corners), dtype=torch.float64)
         judge.try_points(torch.cat([corners, torch.tensor([*suspects], dtype=torch.float64)
                                     .view(-1, len(corners))]))  # fmt: skip
         if judge.counter_example and max(judge.counter_example["weights"]) == 1:
@@ -78,8 +77,8 @@ def prove_class(
                     "share_proved": 0.0, "scale_proved": 0.0, "pieces": 0, "seconds": 0.0,
                     "reason": "its corners are of two classes"}  # fmt: skip
         judge.prepare()
-        known = Splitting.of(torch.eye(len(hull.corners)), 2)
-        cache = cache_of(directory, judge.network, hull, "class")
+        known = Splitting.of(torch.eye(len(problem.corners)), 2)
+        cache = cache_of(directory, judge.network, problem, "class")
         known.run(judge, seconds, cache, "Class of the hull", worst_first=False)
     except NotPiecewiseLinear as error:
         return {"outcome": "refuted" if judge.counter_example else "undecided",
@@ -111,17 +110,14 @@ def prove_class(
 class ClassJudge(HullJudge):
     """The target's logit over each other one."""
 
-    def __init__(self, hull: Hull) -> None:
-        super().__init__(hull)
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
         self.counter_example: dict[str, Any] | None = None
 
     def prepare(self) -> None:
         """Follow the classifier to its logits."""
-        self.follow(traced(self.hull.graph, images=self.hull.corners))
-        classes = self.steps[-1].size
-        rows = torch.eye(classes, dtype=torch.float64, device=self.place)
-        others = torch.arange(classes, device=self.place) != self.hull.target_class
-        self.rows = rows[self.hull.target_class] - rows[others]
+        self.follow(traced(self.problem.graph, images=self.problem.corners))
+        self.rows = self.problem.margins(self.steps[-1].size, self.corners)
 
     def found(self) -> dict[str, Any]:
         """The counter-example, if there is one."""
@@ -131,9 +127,9 @@ class ClassJudge(HullJudge):
         """Ask the model itself for points of the hull, until one is of another class."""
         if self.counter_example or not len(weights):
             return
-        images = self.hull.points(weights)
-        predicted = logits_of(self.hull.model, images).argmax(1)
-        other = (predicted != self.hull.target_class).nonzero().flatten().tolist()
+        images = self.problem.points(weights)
+        predicted = logits_of(self.problem.graph.model, images).argmax(1)
+        other = (predicted != self.problem.target_class).nonzero().flatten().tolist()
         if other:
             first = other[0]
             self.counter_example = {

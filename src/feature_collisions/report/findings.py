@@ -10,9 +10,9 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from ..evaluation.paper import CASES, Case
-from ..hull.hull import SAMPLERS
 from ..hull.statistics import CLASS, FEATURES, NEITHER, limit_of
 from ..runs.records import Summary
+from ..simplex import SAMPLERS
 from .tables import Table, number
 
 

@@ -16,11 +16,12 @@ from lightning.pytorch.loggers import WandbLogger
 from ..data.files import read_json, refuse_link, write_json
 from ..data.images import to_uint8
 from ..errors import SettingError
-from ..hull.hull import SAMPLERS, Hull
+from ..hull.hull import Hull
 from ..hull.statistics import OUTCOMES
 from ..runs.records import Corner
 from ..runs.run import Run
 from ..settings.train import Settings, WandbSettings
+from ..simplex import SAMPLERS
 
 if TYPE_CHECKING:
     import wandb

@@ -27,7 +27,7 @@ from ..graph.flow import following, last_layer, names_of
 from ..graph.graph import Graph, trace
 from ..graph.logits import device_of
 from ..graph.probabilities import giving_logits
-from ..graph.target import logits_of, passing, preactivation_of, target_features
+from ..graph.target import logits_of, passing, positive, preactivation_of, target_features
 from ..graph.target_layer import (
     Observed,
     TargetLayer,
@@ -49,7 +49,7 @@ from ..settings.trainer import MIXED, check_trainer, devices_of, where
 from .callbacks import callbacks_of, log_afterwards
 from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Found, Goal, all_met, unmet
-from .losses import CollisionLoss, directions, positive
+from .losses import CollisionLoss, directions
 from .parameterisations import PatchComposite, Pixels
 from .summary import class_probabilities, summarise
 from .trainer import AGREES, fit, halve_and_compare, make_trainer

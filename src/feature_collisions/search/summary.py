@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ..graph.graph import Graph
 from ..graph.probabilities import gives_probabilities
-from ..graph.target import TargetFeatures, logits_of, preactivation_of
+from ..graph.target import TargetFeatures, logits_of, positive, preactivation_of
 from ..runs.records import Corner, Summary
-from .losses import negative, positive
+from .losses import negative
 
 
 def class_probabilities(model: nn.Module, images: Tensor) -> Tensor:

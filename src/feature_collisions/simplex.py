@@ -1,7 +1,8 @@
-"""How far a hull has to be shrunk about its centroid to leave subdomains out.
+"""Weights of points over a hull's corners: drawn, projected, and measured from the centroid.
 
-Of K corners, the hull shrunk to the share s holds the points c + s (w - c), w any weights and c the
-centroid's, 1/K each: those with weights of at least (1 - s) / K. So a point needs the share
+Of K corners, the hull shrunk about its centroid to the share s holds the points c + s (w - c), w
+any weights and c the centroid's, 1/K each: those with weights of at least (1 - s) / K. So a point
+needs the share
 
     gauge(w) = max_k (1 - K w_k).
 
@@ -20,6 +21,56 @@ from torch import Tensor
 
 _PROGRAMS = 2000  # linear programs at most: what is left keeps its simpler bound
 _SLACK = 1e-12  # for rounding, in gauges of at most 1
+
+
+def dirichlet(count: int, corners: int, generator: torch.Generator) -> Tensor:
+    """Weights (count, corners) uniform on the simplex, Dirichlet(1, ..., 1)."""
+    draws = torch.empty(count, corners, dtype=torch.float64).exponential_(generator=generator)
+    return draws / draws.sum(1, keepdim=True)
+
+
+def stick_breaking(count: int, corners: int, generator: torch.Generator) -> Tensor:
+    """The authors' weights (count, corners): w1 = u1, w2 = u2 (1 - w1), ..., the last the rest.
+
+    Their means are 1/2, 1/4, 1/8, ...: they favour the first corners.
+
+    Example:
+        >>> weights = stick_breaking(10_000, 3, torch.Generator().manual_seed(0))
+        >>> weights.mean(0).round(decimals=2)
+        tensor([0.5000, 0.2500, 0.2500], dtype=torch.float64)
+    """
+    breaks = torch.rand(count, corners - 1, generator=generator, dtype=torch.float64)
+    left = torch.cat([torch.ones(count, 1, dtype=torch.float64), (1 - breaks).cumprod(1)], 1)
+    return torch.cat([breaks, torch.ones(count, 1, dtype=torch.float64)], 1) * left
+
+
+SAMPLERS = {"dirichlet": dirichlet, "stick_breaking": stick_breaking}
+
+
+def mixes(weights: Tensor, corners: Tensor) -> Tensor:
+    """Convex mixes of corners (K, C, H, W): (B, K) weights to (B, C, H, W) images.
+
+    They lie in memory as the corners do: what is found with the channels last is measured so.
+    """
+    images: Tensor = torch.tensordot(weights.to(corners), corners, 1)
+    if corners.is_contiguous(memory_format=torch.channels_last):
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images
+
+
+def project_to_simplex(points: Tensor) -> Tensor:
+    """The nearest weights (B, K) that are at least 0 and add up to 1.
+
+    Example:
+        >>> project_to_simplex(torch.tensor([[0.5, 0.5], [2.0, 0.0]]))
+        tensor([[0.5000, 0.5000],
+                [1.0000, 0.0000]])
+    """
+    ranked = points.sort(1, descending=True).values
+    excess = ranked.cumsum(1) - 1
+    index = torch.arange(1, points.shape[1] + 1, device=points.device)
+    last = (ranked - excess / index > 0).sum(1, keepdim=True)
+    return (points - excess.gather(1, last - 1) / last).clamp_min(0)
 
 
 def gauge(weights: Tensor) -> Tensor:
