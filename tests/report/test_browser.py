@@ -6,9 +6,12 @@ import shutil
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from feature_collisions.evaluation.lattice import explored, lattice
 from feature_collisions.report import report
+from feature_collisions.report.page import runs_page, survey_page
+from feature_collisions.report.tables import Table
 from helpers.hulls import NAMES, NASTY, evaluated, made_hull
 
 FLAGS = (
@@ -251,14 +254,41 @@ FAINT = """() => {
       return (pair[0] + 0.05) / (pair[1] + 0.05) < 4.5 }).map(each => each.outerHTML) }"""
 
 
-def test_on_a_desk_and_on_a_phone_by_day_and_by_night(show):
+def fits_everywhere(page):
     """No wider than the window, nothing cut, and all text at WCAG's contrast, 4.5."""
-    _, page = show(5)
     for width, scheme in itertools.product((1280, 390), ("light", "dark")):
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(CUT) == []
         assert page.evaluate(FAINT) == []
-    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert ground == "rgb(20, 24, 31)"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 31)"
+
+
+def test_a_report_on_a_desk_and_on_a_phone_by_day_and_by_night(show):
+    fits_everywhere(show(5)[1])
+
+
+LONG = "the whole hull is a toy terrier, and a network-with-a-name-of-many-letters said so"
+
+
+@pytest.mark.parametrize("kind", ["runs", "survey"])
+def test_tables_on_a_desk_and_on_a_phone_by_day_and_by_night(browser, kind):
+    columns = ["network", *(f"relative size {k}" for k in range(14)), "outcome"]
+    rows = [[f"model_{k}", *(f"{k + 0.123:.3f}",) * 14, LONG] for k in range(3)]
+    table = Table("3 of 3: features collide", columns, rows, LONG)
+    if kind == "runs":
+        brief = Table(table.heading, columns[:4], [row[:4] for row in rows], LONG)
+        html = runs_page("a_sweep", brief, table, ["./a/report.html", "", ""], None)
+    else:
+        html = survey_page("a_survey", [table, table], Figure())
+    page = browser.new_context(offline=True).new_page()
+    page.set_content(html)
+    fits_everywhere(page)
+    page.set_viewport_size({"width": 390, "height": 900})
+    wide = page.evaluate(
+        "[...document.querySelectorAll('.scroll')].filter(each => each.scrollWidth > "
+        "each.clientWidth).map(each => getComputedStyle(each).overflowX)"
+    )
+    assert wide
+    assert set(wide) == {"auto"}  # such a table is scrolled by itself, not the page
