@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .errors import CollisionError, SettingError
     from .exact.exact_hull import exact_hull
     from .hull.hull import Hull
+    from .networks.classifiers import load_network
     from .runs.run import Run, load_run
     from .search.find_corners import find_corners
     from .settings.patches import PatchSettings
@@ -29,6 +30,7 @@ __all__ = [
     "StopSettings",
     "exact_hull",
     "find_corners",
+    "load_network",
     "load_run",
 ]
 
@@ -36,6 +38,7 @@ _PLACES = {
     "errors": ("CollisionError", "SettingError"),
     "exact.exact_hull": ("exact_hull",),
     "hull.hull": ("Hull",),
+    "networks.classifiers": ("load_network",),
     "runs.run": ("Run", "load_run"),
     "search.find_corners": ("find_corners",),
     "settings.patches": ("PatchSettings",),

@@ -6,6 +6,7 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 
+from feature_collisions import load_network
 from feature_collisions.data import image_folder
 from feature_collisions.data.datasets import load_data
 from feature_collisions.data.files import save_tensors, write_text
@@ -52,6 +53,15 @@ def trained():
 def small():
     torch.manual_seed(0)
     return Classifier(models.squeezenet1_1(weights=None), MEAN, STD).eval()
+
+
+def test_load_network_reads_a_file_of_weights(small, tmp_path):
+    save_tensors(tmp_path / "weights.safetensors", small.network.state_dict())
+    loaded = load_network("torchvision", "squeezenet1_1", str(tmp_path / "weights.safetensors"))
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(loaded(images), small(images))
+    with pytest.raises(SettingError, match="library=hub"):
+        load_network("hub", "squeezenet1_1")
 
 
 def test_normalisation_is_inside(small):

@@ -10,6 +10,7 @@ from feature_collisions.settings.train import ClassifierSettings
 
 transformers = pytest.importorskip("transformers", reason="transformers is an extra")
 
+from feature_collisions import load_network  # noqa: E402
 from feature_collisions.networks.transformers_models import (  # noqa: E402
     load_transformers,
     size_of_transformers,
@@ -72,6 +73,16 @@ def test_a_classifier_is_the_model_behind_its_image_processor(tmp_path):
     graph = trace(loaded, SIZE)
     assert graph.any_batch, graph.reason
     assert "classifier" in graph.nodes
+
+
+def test_load_network_reads_a_folder(tmp_path):
+    vit(tmp_path)
+    images = torch.rand(2, *SIZE)
+    loaded = load_network("transformers", str(tmp_path))
+    expected = load_transformers(settings(tmp_path), SIZE).eval()(images)
+    assert torch.equal(loaded(images), expected)
+    assert not loaded.training
+    assert not any(each.requires_grad for each in loaded.parameters())
 
 
 def test_channels_in_another_order_are_found(tmp_path):

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from ..data.datasets import DataSplit, Images
 from ..errors import SettingError
 from ..graph.agreement import accepted
+from ..settings.rules import one_of
 from ..settings.train import ClassifierSettings
 from .mnist_mlp import MnistMLP, load_mnist_mlp
 from .timm_models import load_timm, size_of_timm
@@ -53,12 +55,10 @@ def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0
         model = _mnist_mlp(settings, data, seed)
     elif settings.name == "file":
         model = _import_classifier(settings)
-    elif settings.library == "timm":
-        model = load_timm(settings, data.test.size)
-    elif settings.library == "transformers":
-        model = load_transformers(settings, data.test.size)
-    else:
+    elif settings.library == "torchvision":
         model = load_torchvision(settings)
+    else:
+        model = _FOLDERS[settings.library](settings, data.test.size)
     if isinstance(model, Classifier) and model.is_encoder:
         raise SettingError(
             "classifier.name",
@@ -67,6 +67,43 @@ def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0
             "choose a network with a head of classes",
         )
     return model.requires_grad_(False).eval()
+
+
+def load_network(
+    library: str, name: str, weights: str | None = None, size: Sequence[int] | None = None
+) -> nn.Module:
+    """A network of a library, frozen and in eval mode, for images with pixels in [0, 1].
+
+    The library's mean, deviation and order of channels are inside it. Reading a folder or a file of
+    weights executes nothing in it.
+
+    Args:
+        library: `torchvision`, `timm` or `transformers` (Hugging Face).
+        name: a name that the library knows, or a folder that the library saved (timm,
+            transformers).
+        weights: a file, or the library's own name for weights that it downloads; None for a
+            folder, which holds them.
+        size: (C, H, W) of the images; None for those that the network was trained on, in colour.
+
+    Raises:
+        SettingError: for an unknown library or name, or weights that do not fit.
+
+    Example:
+        model = load_network("torchvision", "resnet18", weights="IMAGENET1K_V1")
+        encoder = load_network("transformers", "folder/of/dinov2")
+    """
+    one_of("library", library, ("torchvision", *_FOLDERS))
+    settings = ClassifierSettings(name, weights, "auto", library=library)
+    if library == "torchvision":
+        model = load_torchvision(settings)
+    else:
+        if Path(name).is_dir():
+            settings = replace(settings, name=library, path=name)
+        model = _FOLDERS[library](settings.paired(), size or (3, *input_size(settings)))
+    return model.requires_grad_(False).eval()
+
+
+_FOLDERS = {"timm": load_timm, "transformers": load_transformers}
 
 
 def names_in(model: nn.Module) -> Sequence[str]:
