@@ -221,7 +221,7 @@ def test_what_cannot_be_used_is_refused():
         (narrow, target, torch.rand(2, 1, 8, 8) * 2, "auto", r"towards: .*\[0, 1\]"),
         (narrow, target, 0, "auto", "towards=0: must be"),
         (narrow, target, "photos", "auto", "towards: must be pictures"),
-        (narrow, target * 2, 3, "auto", r"target: pixels must lie in \[0, 1\]"),
+        (narrow, target * 2, 3, "auto", r"target: pixels must be in \[0, 1\]"),
         (narrow, target.double(), 3, "auto", "target: must be a float32 image"),
         (narrow, torch.rand(3, 8, 8), 3, "auto", "image of 3x8x8 does not pass through"),
     ):

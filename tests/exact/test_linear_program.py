@@ -51,7 +51,7 @@ def test_images_that_make_no_problem_are_refused() -> None:
     model, image = random_net(), torch.rand(1, 6, 6)
     for initial, target, message in (
         (image, image, "initial and target are the same image"),
-        (image, image * 2, r"target: pixels must lie in \[0, 1\]"),
+        (image, image * 2, r"target: pixels must be in \[0, 1\]"),
         (torch.rand(1, 5, 5), torch.rand(1, 5, 5), "an image of 1x5x5 does not pass through"),
     ):
         with pytest.raises(SettingError, match=message):

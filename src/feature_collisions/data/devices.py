@@ -24,7 +24,7 @@ def able(device: torch.device, dtype: torch.dtype = torch.float64) -> torch.devi
 def without_tf32() -> Iterator[None]:
     """Where float32 has all its bits, not TF32's ten on a GPU or bfloat16's seven on a CPU.
 
-    cuDNN convolves in TF32 unless it is told otherwise; products are reduced where the user says
+    cuDNN convolves in TF32 by default; products are reduced where the user says
     so, as by `torch.set_float32_matmul_precision`.
     """
     kinds = (_backends.cuda.matmul, _backends.cudnn.conv, *_ON_CPU)

@@ -35,7 +35,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:  # x: through no link that lies there already
+        with temporary.open("xb") as file:  # x: through no link that is there already
             file.write(content)
         os.replace(temporary, path)
     except OSError as error:  # the user knows `path`, not the temporary file
@@ -147,7 +147,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """Read settings as a run keeps them: resolved, so that `${...}` stays text.
+    """Read settings as a run keeps them: resolved, so `${...}` stays text.
 
     Raises:
         SettingError: when the file is missing or damaged, or holds an alias, by which few lines

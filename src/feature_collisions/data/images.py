@@ -193,7 +193,7 @@ def check_pair(initial: Tensor, target: Tensor) -> None:
             )
         if not (image.isfinite().all() and image.min() >= 0 and image.max() <= 1):
             raise SettingError(
-                name, None, "pixels must lie in [0, 1]", "divide 8-bit pixels by 255"
+                name, None, "pixels must be in [0, 1]", "divide 8-bit pixels by 255"
             )
     if initial.shape != target.shape:
         raise SettingError(

@@ -18,7 +18,7 @@ def corners_that_fit(layer: nn.Module, images: Tensor, inside: int = 0, ranks: i
         images: (K, C, H, W), on that device.
         inside: points between the corners that may go with them.
         ranks: processes of this machine that do the same at the same time; they share the memory of
-            a CPU, and each has a GPU of its own.
+            a CPU, and each has its own GPU.
 
     Returns:
         From 1 to K + `inside`.

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-_AHEAD = 2  # calls that wait in each thread; what they are given lies in memory
+_AHEAD = 2  # calls that wait in each thread; what they are given is in memory
 
 _MOST = 4  # of a CPU; within a batch PyTorch goes on to use the other cores well
 

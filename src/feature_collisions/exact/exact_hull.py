@@ -168,7 +168,7 @@ def _check_image(name: str, image: Tensor) -> None:
 
 def _check_pixels(name: str, images: Tensor) -> None:
     if not (images.numel() and images.isfinite().all() and 0 <= images.min() <= images.max() <= 1):
-        raise SettingError(f"{name}: pixels must lie in [0, 1]; divide 8-bit pixels by 255")
+        raise SettingError(f"{name}: pixels must be in [0, 1]; divide 8-bit pixels by 255")
 
 
 def _checked(towards: Tensor | int, target: Tensor) -> Tensor | int:

@@ -53,8 +53,8 @@ class Sources:
             raise SettingError(
                 "sources.windows",
                 None,
-                "pixels must lie in [0, 1]",
-                f"they lie in [{low:g}, {high:g}]",
+                "pixels must be in [0, 1]",
+                f"they are in [{low:g}, {high:g}]",
             )
         for name in ("top", "left"):
             places: Tensor = getattr(self, name)

@@ -2,7 +2,7 @@
 
 As `composite.c` has them, and like it without planes: five corners' 12.8 million control parameters
 are read three times and written once a step. What is added up for a pixel is added up by one
-program, in the windows' order, so that the same logits give the same images.
+program, in the windows' order, so the same logits give the same images.
 
 Outside its window, and outside the image, a control parameter p is 0. `TRITON_INTERPRET=1` runs the
 kernels on the CPU, slowly: the tests do.
@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 _WIDTH = 32  # pixels of a row that one program takes
-_ROWS = 8  # rows of a window, likewise
+_ROWS = 8  # rows of a window too
 
 
 class Tiles(NamedTuple):

@@ -22,7 +22,7 @@ from ..settings.patches import PatchSettings
 from ..settings.train import DataSettings
 from .build import reduced_images
 
-_RECIPE = 1  # raise when images are reduced in another way, so that cached ones are not used
+_RECIPE = 1  # raise when images are reduced in another way, so cached ones are not used
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class PatchDatabase:
         members: (M,) int64, each image's index there.
         window: side of a patch, in pixels of the reduced images.
         stride: between an image's windows, in the same pixels.
-        folder: where the images lie, and what is computed from them.
+        folder: where the images are, and what is computed from them.
     """
 
     images: Tensor
@@ -68,7 +68,7 @@ def patch_images(settings: PatchSettings, data: DataSettings, images: ImageSet) 
     """The images to take patches from: the run's own, or those of `patches.root`.
 
     Raises:
-        SettingError: for a folder without images, or of coloured ones beside grey.
+        SettingError: for a folder without images, or of coloured ones and of grey.
     """
     if settings.root is None:
         return images

@@ -9,10 +9,10 @@ _SEEN = 1 / 255  # a step of 8-bit pixels
 
 
 def alone() -> dict[str, Any]:
-    """The settings of a search for the features that sources allow, for one corner by itself.
+    """The settings of a search for the features that sources allow, for a single corner.
 
     Nothing but the features counts: no unit is pushed down, no distance rewarded, no roughness
-    penalised, no point between corners matched; every pixel has logits of its own. What these
+    penalised, no point between corners matched; every pixel has its own logits. What these
     steps of Adam reach is an upper bound on what the sources allow.
     """
     return {
@@ -32,7 +32,7 @@ def what_limits(largest: float, limit: float, floor: float, moved: float) -> str
     Args:
         largest: of the corners and their mean, the largest ||f(x) - f(t)|| over ||f(t)||.
         limit: `stop.hull_relative`.
-        floor: what one corner by itself comes to.
+        floor: what a single corner comes to.
         moved: the largest difference of a pixel in [0, 1] that it came by from the start.
 
     Example:
@@ -40,10 +40,10 @@ def what_limits(largest: float, limit: float, floor: float, moved: float) -> str
         'these patches limit them as far as 400 steps tell'
     """
     apart = f"features are {largest:.3f} ||f(t)|| apart (stop.hull_relative={limit:g})"
-    by_itself = f"one corner by itself comes to {floor:.3f} in {_STEPS} steps"
+    by_itself = f"a single corner comes to {floor:.3f} in {_STEPS} steps"
     if floor > limit and moved < _SEEN:
         return (
-            f"{apart}: these patches limit them; at each pixel all of them are alike, so that "
+            f"{apart}: these patches limit them; at each pixel all of them are alike, so "
             "every composite is the same picture. Other images can say more (patches.root), or "
             "more of them (patches.neighbours)"
         )
@@ -55,6 +55,6 @@ def what_limits(largest: float, limit: float, floor: float, moved: float) -> str
         )
     return (
         f"{apart}: the search limits them; {by_itself}. Lower loss.distance if it is above 0, "
-        "raise stop.max_steps, or give pixels logits of their own if they share a grid "
+        "raise stop.max_steps, or give pixels their own logits if they share a grid "
         "(patches.logits=pixel)"
     )

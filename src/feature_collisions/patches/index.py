@@ -56,7 +56,7 @@ class PatchIndex:
 
 
 def open_index(database: PatchDatabase, progress: bool = True) -> PatchIndex:
-    """Build the index beside the database, or read it from there.
+    """Build the index next to the database, or read it from there.
 
     The file is faiss's own, from the user's own cache. One that is cut off is built again; one of
     other windows has another name.
@@ -73,7 +73,7 @@ def open_index(database: PatchDatabase, progress: bool = True) -> PatchIndex:
 
 
 def _path_of(path: Path, basis: Tensor) -> Path:
-    """An index is of no use but with its own basis, so that its name holds the basis's hash."""
+    """An index is of no use but with its own basis, so its name holds the basis's hash."""
     digest = hashlib.sha256(basis.numpy().tobytes()).hexdigest()[:12]
     return path.with_name(f"{path.name}-{digest}.faiss")
 

@@ -115,7 +115,7 @@ def search_patches(
 def same_images(images: Tensor, seed_image: Tensor | None) -> Tensor:
     """Which images (M, C, s, s) uint8 are the picture `seed_image` (C, s, s) in [0, 1]: (M,) bool.
 
-    The seed was reduced from the composite's size and images from another, so that pixels differ
+    The seed was reduced from the composite's size and images from another, so pixels differ
     a little; means over a 32nd of the side do not.
     """
     if seed_image is None:
