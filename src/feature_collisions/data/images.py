@@ -192,9 +192,7 @@ def check_pair(initial: Tensor, target: Tensor) -> None:
                 name, None, f"is empty, {tuple(image.shape)}", "give an image with pixels"
             )
         if not (image.isfinite().all() and image.min() >= 0 and image.max() <= 1):
-            raise SettingError(
-                name, None, "pixels must be in [0, 1]", "divide 8-bit pixels by 255"
-            )
+            raise SettingError(name, None, "pixels must be in [0, 1]", "divide 8-bit pixels by 255")
     if initial.shape != target.shape:
         raise SettingError(
             f"initial and target differ in size: {tuple(initial.shape)}, {tuple(target.shape)}"
