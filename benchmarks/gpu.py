@@ -422,7 +422,7 @@ def samples(drill: Drill) -> Iterator[Row]:
     import torch
 
     hull, count = hull_of_squeezenet(drill), drill.pick(2000, 40)
-    images = hull.points(torch.full((hull.at_once, 5), 0.2))
+    images = hull.points(torch.full((hull.evaluator.batch_size, 5), 0.2))
 
     @torch.inference_mode()
     def bare() -> None:

@@ -56,7 +56,7 @@ def main() -> None:
         for batch in (16, 32, 64)
     }
     hull = hull_of(torch.channels_last)
-    sampled = f"Hull.sample, channels last, {hull.at_once} at once"
+    sampled = f"Hull.sample, channels last, {hull.evaluator.batch_size} at once"
     works[sampled] = lambda: hull.sample(samples)
     clocks = (time.perf_counter, time.process_time)
     best = {name: [float("inf")] * 2 for name in works}

@@ -50,12 +50,16 @@ SAMPLERS = {"dirichlet": dirichlet, "stick_breaking": stick_breaking}
 def mixes(weights: Tensor, corners: Tensor) -> Tensor:
     """Convex mixes of corners (K, C, H, W): (B, K) weights to (B, C, H, W) images.
 
-    They lie in memory as the corners do: what is found with the channels last is measured so.
+    They have the corners' memory format.
     """
     images: Tensor = torch.tensordot(weights.to(corners), corners, 1)
-    if corners.is_contiguous(memory_format=torch.channels_last):
-        images = images.contiguous(memory_format=torch.channels_last)
-    return images
+    return images.contiguous(memory_format=layout_of(corners))
+
+
+def layout_of(images: Tensor) -> torch.memory_format:
+    """Their memory format: what is found with the channels last is measured so."""
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def project_to_simplex(points: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -116,8 +117,11 @@ def test_a_pairs_outcome_is_that_of_its_interpolations(hull):
     found = outcome_of(hull, 50)
     assert found["outcome"] == "neither"
     assert found["reasons"][0].startswith("mean probability")
-    hull.summary["target_class"] = (hull.summary["target_class"] + 1) % 3
-    assert outcome_of(hull, 50)["reasons"][0] == "50 of 50 interpolations are of another class"
+    other = hull.summary | {"target_class": (hull.target_class + 1) % 3}
+    assert (
+        outcome_of(replace(hull, summary=other), 50)["reasons"][0]
+        == "50 of 50 interpolations are of another class"
+    )
 
 
 def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull, tmp_path):

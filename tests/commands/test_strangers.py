@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def whole(digits, tmp_path_factory):
     initial, target = (digits.test.find("", digit).image for digit in (3, 7))
     stop = StopSettings(None, 3, 3, None, None)
     hull = find_corners(toy(), "1", initial, target, range(2), stop=stop)
-    hull.summary |= {"experiment": "toy", "classifier": "file"}
+    hull = replace(hull, summary=hull.summary | {"experiment": "toy", "classifier": "file"})
     folder = tmp_path_factory.mktemp("whole") / "run"
     hull.save(folder)
     (folder / "config.yaml").write_text(CONFIG)

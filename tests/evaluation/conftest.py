@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ def exact(classifier, digits, tmp_path_factory):
     initial, target = (digits.test.find("", digit).image for digit in (3, 7))
     hull = LinearPrograms(classifier, "hidden1", initial, target, range(3), "unit").run()
     folder = tmp_path_factory.mktemp("exact") / "run"
-    hull.summary |= {"classifier": "mnist_mlp"}
+    hull = replace(hull, summary=hull.summary | {"classifier": "mnist_mlp"})
     hull.save(folder)
     (folder / "config.yaml").write_text(CONFIG)
     return folder

@@ -172,7 +172,7 @@ def test_the_newest_of_many_pairs_stands_for_all_of_them(tmp_path):
 @pytest.mark.parametrize("names", [("cat", "dog"), tuple("0123456789")])
 def test_classes_are_numbered_where_the_data_sets_names_are_not_theirs(tmp_path, capsys, names):
     hull = made_hull(3, target_class=3)
-    hull.summary |= {"seconds_total": 1.0, "target_label": None}
+    hull = replace(hull, summary=hull.summary | {"seconds_total": 1.0, "target_label": None})
     shown = classes_of(names, 4)
     assert list(shown) == ["class 0", "class 1", "class 2", "class 3"]
     assert classes_of(NAMES, 4) is NAMES

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -7,7 +8,8 @@ from torch import nn
 
 from feature_collisions import Hull
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.hull import in_batches
+from feature_collisions.hull import evaluator
+from feature_collisions.hull.evaluator import in_batches
 from feature_collisions.hull.worst_case import descend, slopes_at
 from feature_collisions.simplex import dirichlet, mixes, project_to_simplex, stick_breaking
 
@@ -54,8 +56,7 @@ def test_projection_to_the_simplex_is_the_nearest_point():
 
 def test_samples_are_the_weights_images(shift, shift_images):
     corners = torch.rand(3, 1, 3, 3, generator=torch.Generator().manual_seed(0))
-    hull = hull_of(shift, corners, 1)
-    hull.batch = 7  # several batches, the last one smaller
+    hull = replace(hull_of(shift, corners, 1), batch=7)  # several batches, the last one smaller
     result = hull.sample(50, seed=4)
     weights = dirichlet(50, 3, torch.Generator().manual_seed(4)).float()
     images = torch.stack([sum(w * c for w, c in zip(row, corners, strict=True)) for row in weights])
@@ -145,10 +146,12 @@ def test_zero_samples_are_refused(shift):
 @pytest.mark.parametrize("batch", [1, 7, 256, 300, 1000])
 def test_points_do_not_depend_on_how_many_are_taken_at_once(shift, monkeypatch, batch):
     corners = torch.rand(3, 1, 3, 3, generator=torch.Generator().manual_seed(0))
-    hull, seen = hull_of(shift, corners, 1), []
-    hull.batch, hull.everywhere = batch, [hull]  # one thread: as they come
-    observe = Hull.observe
-    monkeypatch.setattr(Hull, "observe", lambda self, x: (seen.append(x), observe(self, x))[1])
+    hull, seen = replace(hull_of(shift, corners, 1), batch=batch), []
+    monkeypatch.setattr(evaluator, "threads_of_cpu", lambda: 1)  # as they come
+    observe = evaluator.Replica.observe
+    monkeypatch.setattr(
+        evaluator.Replica, "observe", lambda self, x: (seen.append(x), observe(self, x))[1]
+    )
     hull.sample(600, "stick_breaking", seed=3)
     assert max(map(len, seen)) == min(batch, 600)
     generator = torch.Generator().manual_seed(3)

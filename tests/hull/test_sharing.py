@@ -1,6 +1,7 @@
 """A hull's points shared out over several devices: what one finds, in as many threads."""
 
 import threading
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from feature_collisions import Hull, SettingError
 from feature_collisions.data.threads import Threads
 from feature_collisions.evaluation.evaluate import evaluate
+from feature_collisions.hull.evaluator import Replica
 from feature_collisions.settings.evaluate import (
     EdgeSettings,
     EvaluateSettings,
@@ -33,7 +35,7 @@ def cores(monkeypatch):
     """How many threads a hull takes by itself: one."""
 
     def say(count):
-        monkeypatch.setattr("feature_collisions.hull.hull.threads_of_cpu", lambda: count)
+        monkeypatch.setattr("feature_collisions.hull.evaluator.threads_of_cpu", lambda: count)
 
     say(1)
     return say
@@ -59,7 +61,7 @@ def alike(found, expected):
 def test_an_evaluation_on_several_devices_finds_what_one_finds(tmp_path, devices):
     hull = made_hull(4, (1, 12, 12))
     hull.model.double()
-    threads, observe = set(), Hull.observe
+    threads, observe = set(), Replica.observe
 
     def observed(self, images):
         threads.add(threading.get_ident())
@@ -68,7 +70,7 @@ def test_an_evaluation_on_several_devices_finds_what_one_finds(tmp_path, devices
     with pytest.MonkeyPatch.context() as patch:
         one = evaluate(shared(hull, 1), lambda: {1: 2.0}, SETTINGS, tmp_path)
         several = shared(hull, devices)
-        patch.setattr(Hull, "observe", observed)
+        patch.setattr(Replica, "observe", observed)
         found = evaluate(several, lambda: {1: 2.0}, SETTINGS, tmp_path)
     assert len(threads - {threading.get_ident()}) == devices
     assert found.get("failed") is None
@@ -111,15 +113,15 @@ def test_few_calls_wait_and_what_fails_ends_the_others():
 
 def test_a_processors_threads_have_modules_of_their_own_and_the_same_weights(cores):
     cores(3)
-    hull = made_hull()
-    hull.batch = 16
-    assert len(hull.everywhere) == 3
-    modules = [set(map(id, (*each.model.modules(), each.observed))) for each in hull.everywhere]
+    hull = replace(made_hull(), batch=16)
+    replicas = hull.evaluator.replicas
+    assert len(replicas) == 3
+    modules = [set(map(id, (*each.model.modules(), each.observed))) for each in replicas]
     assert len(set.union(*modules)) == sum(map(len, modules))
-    for twin in hull.everywhere[1:]:
-        assert all(map(lambda a, b: a is b, twin.model.parameters(), hull.model.parameters()))
-        assert all(map(lambda a, b: a is b, twin.observed.parameters(), hull.model.parameters()))
-        assert not twin.model.training
+    for other in replicas[1:]:
+        assert all(map(lambda a, b: a is b, other.model.parameters(), hull.model.parameters()))
+        assert all(map(lambda a, b: a is b, other.observed.parameters(), hull.model.parameters()))
+        assert not other.model.training
     several = hull.sample(600)
     cores(1)
     assert alike(several, shared(hull, 1).sample(600))
@@ -129,7 +131,7 @@ def test_a_model_that_cannot_be_copied_is_measured_in_one_thread(cores):
     cores(2)
     hull = made_hull()
     hull.model.lock = threading.Lock()
-    assert hull.everywhere == [hull]
+    assert hull.evaluator.replicas == [hull.evaluator.own]
     assert hull.sample(20)["samples"] == 20
     with pytest.raises(SettingError, match="model: cannot be copied"):
         shared(hull, 2).sample(20)
@@ -141,6 +143,6 @@ def test_a_device_that_runs_out_of_memory_is_named(monkeypatch):
     def ask(*given):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(hull.everywhere[1], "observe", ask)
+    monkeypatch.setattr(hull.evaluator.replicas[1].observed, "forward", ask)
     with pytest.raises(SettingError, match="out of memory on cpu"):
         hull.sample(100)

@@ -379,7 +379,8 @@ def test_no_time_claims_nothing() -> None:
 
 def test_corners_of_two_classes_are_refuted_at_once() -> None:
     hull = valley()
-    hull.corners = torch.cat([hull.corners, torch.tensor([0.305, 0]).view(1, 1, 1, 2)])
+    fourth = torch.tensor([0.305, 0]).view(1, 1, 1, 2)
+    hull = replace(hull, corners=torch.cat([hull.corners, fourth]))
     found = prove_class(hull.problem, 1)
     assert found["outcome"] == "refuted"
     assert found["reason"] == "its corners are of two classes"
@@ -474,7 +475,8 @@ def test_a_hull_with_a_hole_is_not_proved_and_the_rest_of_it_is() -> None:
     found = prove_class(hull.problem, seconds=1)
     assert found["outcome"] == "refuted"
     assert 0.9 < found["share_proved"] < 0.9871
-    hull.corners = hull.corners * 0.25 + torch.tensor([0.5, 0]).view(1, 1, 1, 2)
+    corners = hull.corners * 0.25 + torch.tensor([0.5, 0]).view(1, 1, 1, 2)
+    hull = replace(hull, corners=corners)
     assert prove_class(hull.problem)["outcome"] == "proved"
 
 
@@ -501,7 +503,8 @@ def test_a_hull_of_exact_corners_collides_and_has_one_class_all_over() -> None:
 
 def test_the_largest_violation_is_the_slow_one_over_many_points_of_the_hull() -> None:
     hull = affine_hull()
-    hull.corners = (hull.corners + 0.05 * torch.randn(hull.corners.shape)).clamp(0, 1)
+    corners = (hull.corners + 0.05 * torch.randn(hull.corners.shape)).clamp(0, 1)
+    hull = replace(hull, corners=corners)
     found = prove_collision(hull.problem)
     layer = hull.model[1]  # type: ignore[index]
     target = layer(hull.target.flatten()).tolist()
@@ -538,5 +541,5 @@ def test_depth_is_of_the_units_that_the_hull_holds() -> None:
     hull = affine_hull("eq2")
     hull.summary["solver"] = "gradient"
     order = [2, 0, 1]  # the same corners, counted otherwise
-    hull.corners, hull.units = hull.corners[order], hull.units[order]
+    hull = replace(hull, corners=hull.corners[order], units=hull.units[order])
     assert depth(hull)["depth"]["share"] == pytest.approx([1, 1, 1], abs=1e-3)

@@ -1,5 +1,6 @@
 """Names that may be a stranger's, in each medium."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from unittest.mock import patch
 
@@ -66,7 +67,9 @@ def test_no_name_of_a_run_is_markup_in_the_report(tmp_path, monkeypatch):
     monkeypatch.setattr("feature_collisions.report.report.save_figure", lambda *_: None)
     hull = made_hull()
     nasty = "<script>x</script>[a](b)"
-    hull.summary |= {"experiment": nasty, "classifier": nasty, "layer": nasty}
+    hull = replace(
+        hull, summary=hull.summary | {"experiment": nasty, "classifier": nasty, "layer": nasty}
+    )
     write_report(tmp_path, hull, evaluated(hull, tmp_path), NAMES)
     text = (tmp_path / "report.md").read_text()
     assert "<script>" not in text

@@ -10,7 +10,8 @@ from tqdm import tqdm
 from ..data.devices import able, in_half
 from ..graph.graph import copied
 from ..graph.target_layer import TargetLayer
-from ..hull.hull import Hull, batch_sizes, in_batches
+from ..hull.evaluator import Replica, batch_sizes, in_batches
+from ..hull.hull import Hull
 from ..search.optimizers import make_optimizer, rate_at
 from ..settings.search import OptimizerSettings
 from ..simplex import dirichlet, mixes
@@ -87,35 +88,36 @@ def plain_corners(
     Active units are compared before the ReLU: Eq. 1 as printed has the same zeros, but no
     gradient where such a unit is off, and stays half the features' norm away on MNIST.
     """
-    generator = torch.Generator().manual_seed(seed)
+    evaluator, generator = hull.evaluator, torch.Generator().manual_seed(seed)
+    layout = evaluator.own.layout
     images = torch.rand(count, *hull.target.shape, generator=generator)
-    images = images.to(hull.features.features).contiguous(memory_format=hull.layout)
+    images = images.to(hull.features.features).contiguous(memory_format=layout)
     images.requires_grad_()
     settings = OptimizerSettings(rate=0.1, square_average=0.999)
     optimizer = make_optimizer(settings, [images])  # type: ignore[list-item]
     cut = TargetLayer(hull.graph, hull.layer)
-    layers = {id(each): copied(cut).to(each.place) for each in hull.everywhere}
+    layers = {id(each): copied(cut).to(each.device) for each in evaluator.replicas}
 
-    def slopes(on: Hull, part: Tensor) -> tuple[Tensor, Tensor]:
-        part = part.detach().to(on.place).requires_grad_()
-        with in_half(on.place, precision):
+    def slopes(on: Replica, part: Tensor) -> tuple[Tensor, Tensor]:
+        part = part.detach().to(on.device).requires_grad_()
+        with in_half(on.device, precision):
             preactivation = layers[id(on)](part).to(part.dtype)
         oriented = on.features.oriented(preactivation)
         kept = torch.where(on.features.active, oriented, oriented.relu())
         error = (kept - on.features.values).norm(dim=1)
         (gradient,) = torch.autograd.grad(error.sum(), part)
-        return error.detach().to(hull.place), gradient.to(hull.place)
+        return error.detach().to(hull.corners.device), gradient.to(hull.corners.device)
 
     with torch.no_grad():
         corners = hull.corners.to(images)
-        enough = hull.features.error(layers[id(hull)](corners)).max()
+        enough = hull.features.error(layers[id(evaluator.own)](corners)).max()
     for step in tqdm(range(steps), "Plain Eq. 1", unit="step", mininterval=0.5, delay=1):
         optimizer.param_groups[0]["lr"] = rate_at(settings, step, steps)
-        found = list(hull.shared(slopes, images.split(hull.part(count))))
+        found = list(evaluator.map(slopes, images.split(evaluator.share(count))))
         error, gradient = (torch.cat(each) for each in zip(*found, strict=True))
         if step % _LOOK == 0 and (error <= enough).all():
             break
-        images.grad = gradient.contiguous(memory_format=hull.layout)  # as fused Adam takes it to be
+        images.grad = gradient.contiguous(memory_format=layout)  # as fused Adam takes it to be
         optimizer.step()
         with torch.no_grad():
             images.clamp_(0, 1)
@@ -127,10 +129,10 @@ def balls(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
 
     def points(name: str, draw: Any, clip: bool) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)
-        pieces = (draw(hull.corners, n, generator) for n in hull.pieces(samples))
-        batches = in_batches(pieces, hull.at_once)
+        pieces = (draw(hull.corners, n, generator) for n in hull.evaluator.pieces(samples))
+        batches = in_batches(pieces, hull.evaluator.batch_size)
         images = (batch.clamp(0, 1) if clip else batch for batch in batches)
-        return hull.measure(images, samples, name)
+        return hull.evaluator.measure(images, samples, name)
 
     return {
         "ball_radius": radius(hull.corners) * hull.summary.distance_scale,
@@ -153,11 +155,11 @@ def simplices(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
     def images() -> Iterator[Tensor]:
         for count in batch_sizes(samples, -(-samples // _SIMPLICES)):
             corners = turned(hull.corners, generator)
-            for size in hull.pieces(count):
+            for size in hull.evaluator.pieces(count):
                 yield mixes(dirichlet(size, len(corners), generator), corners)
 
-    batches = in_batches(images(), hull.at_once)
-    found = hull.measure(batches, samples, "Turned simplices")
+    batches = in_batches(images(), hull.evaluator.batch_size)
+    found = hull.evaluator.measure(batches, samples, "Turned simplices")
     return _share("random_simplex", found)
 
 

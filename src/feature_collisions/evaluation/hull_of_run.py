@@ -203,7 +203,7 @@ def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull
         check_units(run.directory, run.units, _numbers(run), hull.features.seen_by.cpu())
     images = torch.stack([hull.initial, hull.target, *hull.corners])
     with torch.inference_mode(), evaluating(model):
-        parts = [hull.observe(part) for part in images.split(hull.at_once)]
+        parts = [hull.observe(part) for part in images.split(hull.evaluator.batch_size)]
     logits, preactivation = (torch.cat(each) for each in zip(*parts, strict=True))
     probabilities, norm = logits.softmax(1), float(hull.features.features.norm())
     found = corner_records(

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..graph.graph import evaluating
 from ..graph.logits import ask
+from ..hull.evaluator import Replica
 from ..hull.hull import Hull
 
 _MOST_POINTS = 750
@@ -51,8 +52,8 @@ def explored(hull: Hull, class_names: Sequence[str]) -> dict[str, Any]:
     """
     count = len(hull.corners)
     steps = fineness(count)
-    parts = lattice(count, steps).split(hull.at_once)
-    probabilities = hull.shared(_probabilities, parts)
+    parts = lattice(count, steps).split(hull.evaluator.batch_size)
+    probabilities = hull.evaluator.map(_probabilities, parts)
     bar = tqdm(probabilities, "Explorer", len(parts), unit="batch", mininterval=0.5, delay=1)
     with evaluating(hull.model):
         found = torch.cat(list(bar))
@@ -73,6 +74,6 @@ def explored(hull: Hull, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _probabilities(hull: Hull, weights: Tensor) -> Tensor:
+def _probabilities(replica: Replica, weights: Tensor) -> Tensor:
     """(B, classes) on the CPU."""
-    return ask(hull.model, hull.points(weights)).softmax(1).cpu()
+    return ask(replica.model, replica.points(weights)).softmax(1).cpu()

@@ -1,27 +1,21 @@
-"""The hull of the corners: its points, what they are classified as, its worst point, its size."""
+"""The hull of the corners: a record of them, their network and their target, and its questions."""
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from itertools import cycle
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ..data.devices import CPU, in_half, sparing, without_tf32
+from ..data.devices import without_tf32
 from ..data.images import SQUARES, pooled_distance
-from ..data.memory import images_at_once
-from ..data.threads import Threads, threads_of_cpu
 from ..errors import SettingError
 from ..graph.activations import IDENTITY
 from ..graph.agreement import accepted, check_agreement
 from ..graph.flow import Following, check_hiding, following
-from ..graph.graph import Graph, copied, evaluating, trace
-from ..graph.logits import ask, device_of, like_weights
+from ..graph.graph import Graph, evaluating, trace
+from ..graph.logits import device_of, like_weights
 from ..graph.probabilities import giving_logits
 from ..graph.target import TOLERANCE, TargetFeatures, with_edges
 from ..graph.target_layer import Observed
@@ -31,24 +25,19 @@ from ..proofs.problem import Problem
 from ..proofs.whole_hull import prove
 from ..runs.records import Summary
 from ..runs.run import Corners, load_run
-from ..settings.rules import at_least, one_of
-from ..simplex import SAMPLERS, dirichlet, mixes
-from .statistics import HullStatistics, Outcome, limit_of, outcome_of
-from .worst_case import Seen, WorstCase, descend, goodness, margin, slopes_at
-
-_LARGE = 10_000  # numbers an image, over which points are drawn in smaller pieces
-
-Result = TypeVar("Result")
+from ..settings.rules import at_least
+from ..simplex import dirichlet, layout_of, mixes
+from .evaluator import Evaluator, Replica
+from .statistics import Outcome, limit_of, outcome_of
+from .worst_case import WorstCase
 
 
-_CACHED = ("everywhere", "_threads", "at_once", "_suspects")  # follow from the fields
-
-
-@dataclass(repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Hull(Corners):
     """Corners that collide with a target, and the classifier they do it to.
 
-    It lies where the classifier lies: tensors are brought there, and what comes out lies there.
+    A record that never changes; `dataclasses.replace` makes another. Tensors are moved to the
+    classifier's device.
 
     Attributes:
         model: the classifier.
@@ -59,8 +48,16 @@ class Hull(Corners):
         summary: what `summary.json` holds; a dict of what is known of it will do.
         batch: images a forward pass takes at most; None for as many as keep the device busy and
             fit into its memory. No figure depends on it, but for rounding.
-        others: devices that share its points with the one it lies on, by a copy of the model on
-            each. No figure depends on them, but for rounding.
+        others: devices that share its points with its own, by a copy of the model on each. No
+            figure depends on them, but for rounding.
+        graph: of the model; traced if None.
+        following: what follows the layer.
+        features: the target's, at the layer.
+        target_logits: (classes,) the target's.
+        evaluator: computes over the hull's points.
+
+    Raises:
+        SettingError: for a model or layer that cannot be used, or corners that are not finite.
     """
 
     model: nn.Module
@@ -72,47 +69,52 @@ class Hull(Corners):
     summary: Summary
     batch: int | None = None
     others: Sequence[torch.device] = ()
-    graph: Graph = field(default=cast(Graph, None), repr=False)  # traced where none is given
-    following: Following = field(init=False, repr=False)
-    observed: Observed = field(init=False, repr=False)
-    features: TargetFeatures = field(init=False, repr=False)
-    target_logits: Tensor = field(init=False, repr=False)
+    graph: Graph = field(default=cast(Graph, None))
+    following: Following = field(init=False)
+    features: TargetFeatures = field(init=False)
+    target_logits: Tensor = field(init=False)
+    evaluator: Evaluator = field(init=False)
 
     @without_tf32()
     def __post_init__(self) -> None:
-        self.model = accepted(unwrap(self.model))
+        model, found = accepted(unwrap(self.model)), vars(self)  # the only place that writes to it
         for name in ("corners", "initial", "target", "units"):
-            setattr(self, name, getattr(self, name).to(device_of(self.model)))
+            found[name] = found[name].to(device_of(model))
         if not self.corners.isfinite().all():
             raise SettingError(
-                "corners: have pixels that are not finite numbers; leave out the corners that do"
-            )
+                "corners", None, "have pixels that are not finite numbers",
+                "leave out the corners that do",
+            )  # fmt: skip
         pair = torch.stack([self.initial, self.target]).detach()
-        self.model = giving_logits(self.model, pair)
+        found["model"] = giving_logits(model, pair)
         if self.graph is None or self.graph.model is not self.model:
-            self.graph = trace(self.model, self.target.shape)
-        if isinstance(self.summary, dict):
-            self.summary = Summary.of(self.summary)
-        if self.summary.push == "unit":
+            found["graph"] = trace(self.model, self.target.shape)
+        summary = Summary.of(self.summary) if isinstance(self.summary, dict) else self.summary
+        if summary.push == "unit":
             check_hiding(self.graph, self.layer)
-        self.observed = Observed(self.graph, self.layer)
+        observed = Observed(self.graph, self.layer)
         looked_at = torch.cat([pair, self._between()])
-        past = check_agreement(self.graph, self.layer, looked_at, self.observed)
-        self.following = following(self.graph, self.layer)._replace(past=past)
-        if self.summary.solver == "exact" and not (self.following.activation.is_exact and not past):
-            self.following = self.following._replace(activation=IDENTITY)  # as its corners have it
-        self.summary = self.summary | {
-            "activation": self.following.activation.name,
-            "push": self.summary.push,
+        past = check_agreement(self.graph, self.layer, looked_at, observed)
+        then = following(self.graph, self.layer)._replace(past=past)
+        if summary.solver == "exact" and not (then.activation.is_exact and not past):
+            then = then._replace(activation=IDENTITY)  # as its corners have it
+        with torch.no_grad(), evaluating(self.model):
+            image = like_weights(self.model, self.target[None])
+            logits, preactivation = observed(
+                image.contiguous(memory_format=layout_of(self.corners))
+            )
+        tolerance = summary.tolerance or TOLERANCE
+        activation = with_edges(then.activation, preactivation[0], tolerance)
+        found["following"], found["target_logits"] = then, logits[0]
+        found["features"] = features = TargetFeatures(preactivation[0], activation)
+        found["summary"] = summary | {
+            "activation": then.activation.name,
+            "tolerance": 0.0 if then.activation.is_exact else tolerance,
+            "push": summary.push,
             "bypassed": bool(past),
         }
-        with torch.no_grad(), evaluating(self.model):
-            logits, preactivation = self.observe(self.target[None])
-        said = self.summary.tolerance or TOLERANCE
-        activation = with_edges(self.following.activation, preactivation[0], said)
-        self.features, self.target_logits = TargetFeatures(preactivation[0], activation), logits[0]
-        tolerance = 0.0 if self.following.activation.is_exact else said
-        self.summary = self.summary | {"tolerance": tolerance}
+        own = Replica(self.model, observed, self.corners, features, logits[0])
+        found["evaluator"] = Evaluator(own, self.target_class, self.batch, self.others)
 
     @classmethod
     def load(cls, directory: str | Path, model: nn.Module) -> "Hull":
@@ -141,33 +143,16 @@ class Hull(Corners):
 
         Corners alone would not do: what holds at them need not hold between them.
         """
-        generator = torch.Generator().manual_seed(0)
-        random = dirichlet(2, len(self.corners), generator)
+        random = dirichlet(2, len(self.corners), torch.Generator().manual_seed(0))
         weights = torch.cat([torch.full_like(random[:1], 1 / len(self.corners)), random])
         return mixes(weights.to(self.corners), self.corners.detach())
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set a field; what was made from the old value is made anew on its next use."""
-        super().__setattr__(name, value)
-        for cached in () if name in _CACHED else _CACHED:
-            self.__dict__.pop(cached, None)
-
-    def __copy__(self) -> "Hull":
-        """The same fields and model, with threads and twins of its own once it needs them."""
-        copied_hull = object.__new__(type(self))
-        kept = {name: value for name, value in self.__dict__.items() if name not in _CACHED}
-        copied_hull.__dict__.update(kept)
-        return copied_hull
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is deep-copied and pickled: no threads, and no graph, which cannot be."""
-        left = (*_CACHED, "graph", "observed", "following")
-        return {name: value for name, value in self.__dict__.items() if name not in left}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Trace the model anew."""
-        self.__dict__.update(state, graph=None)
-        self.__post_init__()
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled by what it was made of: its graph cannot be, and is traced anew."""
+        return Hull, (
+            self.model, self.layer, self.corners, self.initial, self.target, self.units,
+            self.summary, self.batch, self.others,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         """One line."""
@@ -176,93 +161,6 @@ class Hull(Corners):
             f"Hull({count} corners {tuple(shape)}, {type(self.model).__name__}, "
             f"layer {self.layer!r}, target class {self.summary.get('target_class')})"
         )
-
-    @property
-    def place(self) -> torch.device:
-        """Where it lies."""
-        return self.corners.device
-
-    @cached_property
-    def everywhere(self) -> list["Hull"]:
-        """The same hull for every thread that shares its points, itself the first.
-
-        One for each device; on the CPU as many as keep its cores busy, over the same weights: two
-        threads with a batch each are faster than one batch that both work on.
-        """
-        places = [self.place, *self.others]
-        if all(place.type == "cpu" for place in places):
-            places = [CPU] * max(len(places), threads_of_cpu())
-        try:
-            return [self, *map(self._twin, places[1:])]
-        except SettingError:  # a model that cannot be copied
-            if self.others:
-                raise
-            return [self]
-
-    @cached_property
-    def _suspects(self) -> list[Tensor]:
-        """Weights (1, K) of the worst points that samples of the hull had."""
-        return []
-
-    @cached_property
-    def _threads(self) -> Threads:
-        return Threads(len(self.everywhere), self.place.type == "cpu")
-
-    @torch.inference_mode(False)
-    def _twin(self, place: torch.device) -> "Hull":
-        """The same, for another thread: with modules of its own, so that none is run by two."""
-        twin = copy.copy(self)
-        weights = [*self.model.parameters(), *self.model.buffers()] if place == self.place else []
-        twin.model, twin.observed = copied((self.model, self.observed), weights)
-        with sparing(place):
-            for module in (twin.model.eval(), twin.observed):
-                module.to(place)
-            for name in ("corners", "initial", "target", "units", "target_logits"):
-                setattr(twin, name, getattr(self, name).to(place))
-            twin.features = copied(self.features).to(place)
-        return twin
-
-    def shared(
-        self, work: Callable[["Hull", Tensor], Result], parts: Iterable[Tensor]
-    ) -> Iterator[Result]:
-        """`work` of each part, in their order, in turn by every thread that shares the points.
-
-        Args:
-            work: is given the thread's own hull and a part, which lies where this one does.
-                Gradient, inference and autocast modes are PyTorch's defaults in another thread.
-            parts: of the points, or of their weights.
-        """
-
-        def call(hull: Hull, part: Tensor) -> Result:
-            with sparing(hull.place):
-                return work(hull, part)
-
-        turns = zip(cycle(self.everywhere), parts, strict=False)
-        return self._threads.results(partial(call, *turn) for turn in turns)
-
-    def observe(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, classes) and pre-activations (B, N) of images (B, C, H, W)."""
-        images = like_weights(self.model, images).contiguous(memory_format=self.layout)
-        logits, preactivation = self.observed(images)
-        return logits, preactivation
-
-    @property
-    def layout(self) -> torch.memory_format:
-        """How the corners lie in memory: what is found with the channels last is measured so."""
-        last = self.corners.is_contiguous(memory_format=torch.channels_last)
-        return torch.channels_last if last else torch.contiguous_format
-
-    @cached_property
-    def at_once(self) -> int:
-        """Images that a thread's forward pass takes."""
-        if self.batch is not None:
-            return self.batch
-        return min(hull._fitting(len(self.everywhere)) for hull in self.everywhere)
-
-    def _fitting(self, threads: int) -> int:
-        with evaluating(self.model):
-            given = like_weights(self.model, self.target[None])
-            return images_at_once(self.observed, given, threads)
 
     @property
     def target_class(self) -> int:
@@ -278,6 +176,10 @@ class Hull(Corners):
     def points(self, weights: Tensor) -> Tensor:
         """Convex mixes of the corners: (B, K) weights to (B, C, H, W) images."""
         return mixes(weights, self.corners)
+
+    def observe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes) and pre-activations (B, N) of images (B, C, H, W)."""
+        return self.evaluator.own.observe(images)
 
     def sample(
         self,
@@ -301,64 +203,26 @@ class Hull(Corners):
         Returns:
             The entries `evaluation.json` has for a sampler. What they claim is sampled, not proved.
         """
-        if count < 1:
-            raise SettingError(f"samples={count}: must be at least 1")
-        one_of("law", law, tuple(SAMPLERS))
-        generator = torch.Generator().manual_seed(seed)
-        corners = self.corners if corners is None else corners
-        if uint8:
-            corners = (corners * 255).round() / 255
-        pieces = (SAMPLERS[law](n, len(corners), generator) for n in self.pieces(count))
-        weights = in_batches(pieces, self.at_once)
-        return self.measure(weights, count, name or law + (", 8-bit" if uint8 else ""), corners)
+        return self.evaluator.sample(count, law, seed, uint8, corners, name)
 
-    def pieces(self, count: int) -> Iterator[int]:
-        """`count` points in the pieces they are drawn in: on every device the same, by one seed."""
-        return batch_sizes(count, 16 if self.corners[0].numel() > _LARGE else 256)
+    def worst_case(
+        self, starts: int = 32, steps: int = 50, seed: int = 0, precision: torch.dtype | None = None
+    ) -> WorstCase:
+        """The worst point that was seen: by a search, at the corners, and in the hull's samples.
 
-    @torch.inference_mode()
-    @without_tf32()
-    def measure(
-        self, batches: Iterable[Tensor], count: int, name: str, corners: Tensor | None = None
-    ) -> dict[str, Any]:
-        """Classify `count` points, holding few batches in memory.
+        One of another class where there is any; of these, or else of all, the least probable.
+
+        Projected gradient over the simplex, from all corners, all edge midpoints and `starts`
+        random points at once; after some steps only the best go on. What it finds is an upper bound
+        on the true worst case.
 
         Args:
-            batches: (B, C, H, W) any points or, with `corners`, (B, K) weights of their mixes.
-            count: how many these are in all.
-            name: what the progress bar says.
-            corners: (K, C, H, W).
+            starts: random points to start from.
+            steps: of each path.
+            seed: decides the random points.
+            precision: half precision for the search; what it finds is measured in the model's own.
         """
-        statistics = {
-            id(hull): HullStatistics(hull.features, hull.target_class, hull.target_logits)
-            for hull in self.everywhere
-        }
-
-        worst: dict[int, Seen] = {}
-
-        @torch.inference_mode()
-        def take_in(hull: Hull, batch: Tensor) -> int:
-            images = batch if corners is None else mixes(batch, corners.to(hull.place))
-            logits, preactivation = hull.observe(images)
-            statistics[id(hull)].update(logits, preactivation)
-            if corners is self.corners:
-                good = goodness(logits, self.target_class)
-                least = good.argmin(0, keepdim=True)
-                weights = batch[least.to(batch.device)].to(corners)  # some devices lack float64
-                found = Seen(good[least], weights.to(good.device))
-                worst[id(hull)] = found.least(worst.get(id(hull)))
-            return len(batch)
-
-        bar = tqdm(total=count, desc=name, unit="point", mininterval=0.5, delay=1)
-        with bar, evaluating(self.model):
-            for taken in self.shared(take_in, batches):
-                bar.update(taken)
-        first, *rest = statistics.values()
-        for each in rest:
-            first.merge_state(each.to(first.place))
-        self._suspects.extend(seen.weights.to(self.place) for seen in worst.values())
-        found: dict[str, Any] = first.compute()
-        return found
+        return self.evaluator.worst_case(starts, steps, seed, precision)
 
     def relative_size(self, images: Tensor | Sequence[Tensor]) -> float:
         """The mean distance between corners over that between two of the given images.
@@ -417,70 +281,6 @@ class Hull(Corners):
         """L2 distances (K (K - 1) / 2,) between corners, in pixels of [0, `distance_scale`]."""
         return torch.pdist(self.corners.flatten(1)) * self.summary.distance_scale
 
-    @torch.inference_mode(False)
-    @torch.enable_grad()
-    @without_tf32()
-    def worst_case(
-        self, starts: int = 32, steps: int = 50, seed: int = 0, precision: torch.dtype | None = None
-    ) -> WorstCase:
-        """The worst point that was seen: by a search, at the corners, and in the hull's samples.
-
-        One of another class where there is any; of these, or else of all, the least probable.
-
-        Projected gradient over the simplex, from all corners, all edge midpoints and `starts`
-        random points at once; after some steps only the best go on. What it finds is an upper bound
-        on the true worst case.
-
-        Args:
-            starts: random points to start from.
-            steps: of each path.
-            seed: decides the random points.
-            precision: half precision for the search; what it finds is measured in the model's own.
-        """
-        count = len(self.corners)
-        corners = torch.eye(count)
-        middles = (corners[:, None] + corners)[*torch.triu_indices(count, count, 1)] / 2
-        random = dirichlet(starts, count, torch.Generator().manual_seed(seed)).float()
-        begun = torch.cat([corners, middles, random]).to(self.corners)
-
-        def slopes(hull: Hull, weights: Tensor) -> tuple[Tensor, Tensor]:
-            with in_half(hull.place, precision):
-                found = slopes_at(hull._margins, weights.to(hull.place))
-            margins, gradient = (each.to(self.place) for each in found)
-            return margins, gradient
-
-        def slopes_of(weights: Tensor) -> tuple[Tensor, Tensor]:
-            parts = list(self.shared(slopes, weights.split(self.part(len(weights)))))
-            margins, gradient = (torch.cat(each) for each in zip(*parts, strict=True))
-            return margins, gradient
-
-        with evaluating(self.model):
-            lowest = descend(slopes_of, begun, steps)
-        with torch.inference_mode(), evaluating(self.model):
-            seen = torch.cat([each.to(begun) for each in (lowest, begun, *self._suspects)])
-            parts = [self._goodness(part) for part in seen.split(self.at_once)]
-            worst = seen[torch.cat(parts).argmin()]
-            image = self.points(worst[None])
-            probabilities = ask(self.model, image)[0].softmax(0)
-        predicted = int(probabilities.argmax())
-        return WorstCase(
-            worst, image[0], predicted, float(probabilities[self.target_class]),
-            predicted == self.target_class,
-        )  # fmt: skip
-
-    def part(self, count: int) -> int:
-        """How many of `count` points a thread takes at once, so that each has some."""
-        return min(self.at_once, -(-count // len(self.everywhere)))
-
-    def _margins(self, weights: Tensor) -> Tensor:
-        """(B, K) weights to the target class's margins (B,) at those points, in float32 or more."""
-        logits = ask(self.model, self.points(weights))
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        return margin(logits.to(wide), self.target_class)
-
-    def _goodness(self, weights: Tensor) -> Tensor:
-        return goodness(ask(self.model, self.points(weights)), self.target_class)
-
     def prove(self, seconds: float = 60.0) -> dict[str, Any]:
         """Prove that every point is the target's class, and how near all are to colliding.
 
@@ -511,24 +311,3 @@ class Hull(Corners):
             self.graph, self.layer, self.corners, self.target, self.features, self.target_class,
             limit_of(self.summary), tuple(self.summary.numbers), self.summary.solver == "exact",
         )  # fmt: skip
-
-
-def in_batches(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """The rows of all pieces in their order, `size` at a time, the last time fewer."""
-    held: list[Tensor] = []
-    for piece in pieces:
-        held.append(piece)
-        if sum(map(len, held)) >= size:
-            *whole, rest = torch.cat(held).split(size)
-            if len(rest) == size:
-                whole, rest = [*whole, rest], rest[:0]
-            yield from whole
-            held = [rest]
-    if sum(map(len, held)):
-        yield torch.cat(held)
-
-
-def batch_sizes(count: int, batch: int) -> Iterator[int]:
-    """`count` cut into pieces of `batch`, the last one smaller."""
-    for start in range(0, count, batch):
-        yield min(batch, count - start)
