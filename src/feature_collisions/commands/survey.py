@@ -111,7 +111,9 @@ class Survey:
         kept = sorted(set.intersection(*(set(each) for each in found.values())))
         if not kept:
             place, reason = next(iter(failed.items()))
-            raise SettingError(f"run: no pair could be measured in all networks. {place}: {reason}")
+            raise SettingError(
+                "run", None, f"no pair could be measured in all networks. {place}: {reason}"
+            )
         rows = {name: [each[number] for number in kept] for name, each in found.items()}
         figures = {name: [each.figures for each in row] for name, row in rows.items()}
         unproved = [line for name, row in rows.items() for line in _unproved(name, row)]
@@ -135,8 +137,10 @@ def read_survey(settings: EvaluateSettings, runs: Sequence[Run]) -> Survey:
     if not order:
         counts = ", ".join(f"{names[key]} {len(found)}" for key, found in by_network.items())
         raise SettingError(
-            f"run: no pair was searched in all networks (pairs of each: {counts}); search the same "
-            "pairs, as a sweep over classifiers with pairs=random:N does"
+            "run",
+            None,
+            f"no pair was searched in all networks (pairs of each: {counts})",
+            "search the same pairs, as a sweep over classifiers with pairs=random:N does",
         )
     chosen = {names[key]: [found[pair] for pair in order] for key, found in by_network.items()}
     left_out = [
@@ -147,7 +151,10 @@ def read_survey(settings: EvaluateSettings, runs: Sequence[Run]) -> Survey:
     reference = settings.survey.reference or next(iter(chosen))
     if reference not in chosen:
         raise SettingError(
-            f"survey.reference={reference}: is none of the networks; they are {', '.join(chosen)}"
+            "survey.reference",
+            reference,
+            "is none of the networks",
+            f"they are {', '.join(chosen)}",
         )
     first = next(iter(chosen.values()))
     pairs = [f"{run.config.get('initial')} to {run.config.get('target')}" for run in first]
@@ -195,9 +202,12 @@ def _check_budget(runs: Sequence[Run]) -> None:
         for name in dict.fromkeys([*first, *other]):
             if first.get(name) != other.get(name):
                 raise SettingError(
-                    f"run: {name} was {first.get(name)} in {runs[0].directory} and "
-                    f"{other.get(name)} in {run.directory}; sizes compare under the same settings "
-                    "alone: search again, or evaluate the networks one by one"
+                    "run",
+                    None,
+                    f"{name} was {first.get(name)} in {runs[0].directory} and {other.get(name)} in "
+                    f"{run.directory}",
+                    "sizes compare under the same settings alone: search again, or evaluate the "
+                    "networks one by one",
                 )
 
 
@@ -237,7 +247,7 @@ def _measured(
     def load(path: Path) -> HullFigures:
         found = read_json(path)
         if not (isinstance(found, dict) and found.keys() == {*COLUMNS, "unproved"}):
-            raise SettingError(f"{path}: not what evaluate.py writes")
+            raise SettingError(path, None, "not what evaluate.py writes")
         return HullFigures({name: found[name] for name in COLUMNS}, found["unproved"])
 
     return Cache("survey", _RECIPE, "a hull's figures").get_or_make(

@@ -195,7 +195,9 @@ def check_pair(initial: Tensor, target: Tensor) -> None:
             raise SettingError(name, None, "pixels must be in [0, 1]", "divide 8-bit pixels by 255")
     if initial.shape != target.shape:
         raise SettingError(
-            f"initial and target differ in size: {tuple(initial.shape)}, {tuple(target.shape)}"
+            "initial and target differ in size",
+            None,
+            f"{tuple(initial.shape)}, {tuple(target.shape)}",
         )
     if torch.equal(initial, target):
         raise SettingError(

@@ -50,21 +50,28 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
     expected = run.summary.classifier_hash
     if not expected:
         raise SettingError(
-            f"run={run.directory}: summary.json has no classifier_hash, so nothing tells which "
-            "weights the corners belong to; make the run again"
+            "run",
+            run.directory,
+            "summary.json has no classifier_hash, so nothing tells which weights the "
+            "corners belong to",
+            "make the run again",
         )
     if data_settings.root and not Path(data_settings.root).is_dir():
         raise SettingError(
-            f"data.root={data_settings.root}: the run's data is not there; say where it lies now "
-            "with data.root=DIR"
+            "data.root",
+            data_settings.root,
+            "the run's data is not there",
+            "say where it lies now with data.root=DIR",
         )
     # Nothing is downloaded to a place that a run directory names.
     download = settings.data.root is not None or data_settings.root is None
     data = load_data(data_settings, download=download)
     if run.target.shape != data.test.size:
         raise SettingError(
-            f"run={run.directory}: its images are {tuple(run.target.shape)}, those of its data "
-            f"{data.test.size}; put back the config.yaml that belongs to these corners"
+            "run",
+            run.directory,
+            f"its images are {tuple(run.target.shape)}, those of its data {data.test.size}",
+            "put back the config.yaml that belongs to these corners",
         )
     model = _matching(run, classifiers, data, seed)
     place, double = _places(settings)[0], settings.trainer.get("precision") == "64-true"
@@ -99,9 +106,10 @@ def _matching(
             return model
         network = ", or the network with classifier.path=MODULE:NAME" if classifier.path else ""
         first = first or SettingError(
-            f"run={run.directory}: its corners were found with other weights (hash {expected}, "
-            f"here {found}); give the file with classifier.weights=FILE{network} (a survey's as a "
-            "list of them)"
+            "run",
+            run.directory,
+            f"its corners were found with other weights (hash {expected}, here {found})",
+            f"give the file with classifier.weights=FILE{network} (a survey's as a list of them)",
         )
     assert first
     raise first
@@ -137,8 +145,10 @@ def _named(
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise SettingError(
-            f"run={run.directory}: config.yaml does not say which classifier and data were used; "
-            "evaluate a hull that was made in Python with Hull.sample"
+            "run",
+            run.directory,
+            "config.yaml does not say which classifier and data were used",
+            "evaluate a hull that was made in Python with Hull.sample",
         ) from None
     data.check()
     classifier.check()
@@ -169,13 +179,17 @@ def _own_code(run: Run, path: str | None, given: str | list[str] | None) -> list
         return found
     if named:
         raise SettingError(
-            f"run={run.directory}: its classifier was {path}, which is not in "
-            f"classifier.path=[{','.join(named)}]; add it"
+            "run",
+            run.directory,
+            f"its classifier was {path}, which is not in classifier.path=[{','.join(named)}]",
+            "add it",
         )
     raise SettingError(
-        f"run={run.directory}: its classifier is code of a user's own; name it with "
-        "classifier.path=MODULE:NAME, or those of a survey with "
-        "classifier.path=[MODULE:NAME,MODULE:NAME]"
+        "run",
+        run.directory,
+        "its classifier is code of a user's own",
+        "name it with classifier.path=MODULE:NAME, or those of a survey with "
+        "classifier.path=[MODULE:NAME,MODULE:NAME]",
     )
 
 
@@ -196,8 +210,10 @@ def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull
             hull = Hull(model, layer, *held, others=_places(settings)[1:])
     except RuntimeError as error:
         raise SettingError(
-            f"run={run.directory}: images of {tuple(run.target.shape)} do not pass through "
-            f"{run.summary.classifier} ({str(error).splitlines()[0]})"
+            "run",
+            run.directory,
+            f"images of {tuple(run.target.shape)} do not pass through "
+            f"{run.summary.classifier} ({str(error).splitlines()[0]})",
         ) from None
     if hull.summary.push == "unit":
         check_units(run.directory, run.units, _numbers(run), hull.features.seen_by.cpu())

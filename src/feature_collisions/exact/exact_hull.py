@@ -109,10 +109,12 @@ class ExactCorners:
         if not self.polytope.hidden:
             count = len(self.first.bias)
             raise SettingError(
-                f"layer={self.layer}: this layer hides nothing: its {count} values of an image "
-                f"leave none of the {self.target.numel()} directions of the pixels open; choose a "
-                "network whose first layer is narrower than what it reads, or search with "
-                "solver=gradient"
+                "layer",
+                self.layer,
+                f"this layer hides nothing: its {count} values of an image leave none of the "
+                f"{self.target.numel()} directions of the pixels open",
+                "choose a network whose first layer is narrower than what it reads, or search "
+                "with solver=gradient",
             )
 
     def _pictures(self) -> Tensor:
@@ -162,13 +164,13 @@ class ExactCorners:
 def _check_image(name: str, image: Tensor) -> None:
     if not isinstance(image, Tensor) or image.ndim != 3 or image.dtype != torch.float32:
         given = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else image
-        raise SettingError(f"{name}: must be a float32 image (C, H, W), is {given}")
+        raise SettingError(name, None, f"must be a float32 image (C, H, W), is {given}")
     _check_pixels(name, image)
 
 
 def _check_pixels(name: str, images: Tensor) -> None:
     if not (images.numel() and images.isfinite().all() and 0 <= images.min() <= images.max() <= 1):
-        raise SettingError(f"{name}: pixels must be in [0, 1]; divide 8-bit pixels by 255")
+        raise SettingError(name, None, "pixels must be in [0, 1]", "divide 8-bit pixels by 255")
 
 
 def _checked(towards: Tensor | int, target: Tensor) -> Tensor | int:
@@ -178,14 +180,22 @@ def _checked(towards: Tensor | int, target: Tensor) -> Tensor | int:
     if not isinstance(towards, Tensor) or towards.ndim != 4 or towards.dtype != torch.float32:
         given = tuple(towards.shape) if isinstance(towards, Tensor) else type(towards).__name__
         raise SettingError(
-            f"towards: must be pictures (K, C, H, W), float32, or a number of corners; is {given}"
+            "towards",
+            None,
+            "must be pictures (K, C, H, W), float32, or a number of corners",
+            f"is {given}",
         )
     if towards.shape[1:] != target.shape:
         raise SettingError(
-            f"towards: pictures of {'x'.join(map(str, towards.shape[1:]))}, where the target is "
-            f"{'x'.join(map(str, target.shape))}; resize them to the target's size"
+            "towards",
+            None,
+            f"pictures of {'x'.join(map(str, towards.shape[1:]))}, where the target is "
+            f"{'x'.join(map(str, target.shape))}",
+            "resize them to the target's size",
         )
     if not 1 <= len(towards) <= _MOST:
-        raise SettingError(f"towards: must be 1 to {_MOST} pictures; these are {len(towards)}")
+        raise SettingError(
+            "towards", None, f"must be 1 to {_MOST} pictures", f"these are {len(towards)}"
+        )
     _check_pixels("towards", towards)
     return towards.detach().cpu()

@@ -191,12 +191,15 @@ class LinearPrograms:
         at_least("seed", self.seed, 0)
         if self.objective == "random" and self.seed >= _SEEDS:
             raise SettingError(
-                f"seed={self.seed}: must be less than {_SEEDS} for random directions"
+                "seed", self.seed, f"must be less than {_SEEDS} for random directions"
             )
         if self.objective == "near" and not self.nearness > 0:
             raise SettingError(
-                f"loss.nearness={self.nearness:g}: objective=near weighs the distance to the "
-                "initial image with it: it must be above 0; 10 keeps a digit's picture"
+                "loss.nearness",
+                f"{self.nearness:g}",
+                "objective=near weighs the distance to the initial image with it: it must be "
+                "above 0",
+                "10 keeps a digit's picture",
             )
         self.corners = parse_corners(self.corners)
         check_pair(self.initial, self.target)
@@ -217,8 +220,10 @@ class LinearPrograms:
             affine = affine_map(cut, self.target.shape)
         except NotPiecewiseLinear as error:
             raise SettingError(
-                f"solver=linear_program: layer {self.layer} is not affine in the pixels ({error}); "
-                "choose the first affine layer, or solver=gradient"
+                "solver",
+                "linear_program",
+                f"layer {self.layer} is not affine in the pixels ({error})",
+                "choose the first affine layer, or solver=gradient",
             ) from None
         self.polytope = Polytope.around(self.features, affine)
         self.cut = cut

@@ -32,15 +32,19 @@ def accepted(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise SettingError(
-            f"model: must be a torch.nn.Module, is {_article(type(model).__name__)}; give the "
-            "network itself"
+            "model",
+            None,
+            f"must be a torch.nn.Module, is {_article(type(model).__name__)}",
+            "give the network itself",
         )
     tensors = list(chain(model.named_parameters(), model.named_buffers()))
     scripted = isinstance(model, torch.jit.ScriptModule)
     if scripted or any(tensor.is_meta or is_lazy(tensor) for _, tensor in tensors):
         raise SettingError(
-            "model: is TorchScript, or its weights are lazy or on the meta device; give a "
-            "torch.nn.Module with its weights loaded"
+            "model",
+            None,
+            "is TorchScript, or its weights are lazy or on the meta device",
+            "give a torch.nn.Module with its weights loaded",
         )
     half = {tensor.dtype for _, tensor in tensors if tensor.dtype in _HALF}
     if not half:
@@ -154,8 +158,10 @@ def check_hidden(graph: Graph, layer: str, images: Tensor) -> tuple[str, ...]:
                 return ("a branch past the layer",)
             if not known.past:
                 raise SettingError(
-                    f"model: layer={layer}: the logits depend on more than its values, which "
-                    f"its graph does not show. {_suspects(model)}"
+                    "model",
+                    None,
+                    f"layer={layer}: the logits depend on more than its values, which its graph "
+                    f"does not show. {_suspects(model)}",
                 ) from None
     return known.past
 
@@ -216,7 +222,7 @@ def check_graph(model: nn.Module, network: nn.Module, images: Tensor) -> None:
         alone = torch.cat([ask(model, image[None]) for image in images])
     found = network(like_weights(network, images))
     if not isinstance(found, Tensor):
-        raise SettingError(f"model: returns {type(found).__name__}, not logits alone")
+        raise SettingError("model", None, f"returns {type(found).__name__}, not logits alone")
     what = "as torch.export follows it, it gives other logits than image by image"
     _check_alike(may_reduce(device_of(model)), what, alone, found, f"{_suspects(model)}. {_BATCH}")
 
@@ -257,8 +263,10 @@ def check_gradient(network: TargetLayer | Observed, images: Tensor) -> None:
 
 def _no_gradient() -> SettingError:
     return SettingError(
-        "model: no gradient reaches the image, or it is zero everywhere; take no_grad, detach, "
-        "rounding and numpy out of its forward"
+        "model",
+        None,
+        "no gradient reaches the image, or it is zero everywhere",
+        "take no_grad, detach, rounding and numpy out of its forward",
     )
 
 
@@ -295,20 +303,24 @@ def _check_finite(model: nn.Module, logits: Tensor) -> None:
     cause = "mend its forward"
     if broken:
         cause = f"{broken[0]} holds NaN or infinite values; load other weights"
-    raise SettingError(f"model: its logits are not finite numbers; {cause}")
+    raise SettingError("model", None, "its logits are not finite numbers", cause)
 
 
 def _check_alike(reduced: bool, what: str, expected: Tensor, found: Tensor, cause: str) -> None:
     if expected.shape != found.shape:
         raise SettingError(
-            f"model: {what}: of shape {tuple(found.shape)}, not {tuple(expected.shape)}. {cause}"
+            "model",
+            None,
+            f"{what}: of shape {tuple(found.shape)}, not {tuple(expected.shape)}. {cause}",
         )
     here, there = expected.cpu(), found.cpu()  # one of them may be where there is no float64
     difference = float((here - there).abs().max())
     scale = float(torch.maximum(here.abs().max(), there.abs().max()))
     if not difference <= _rounding(reduced, expected, found) * scale:
         raise SettingError(
-            f"model: {what}: they differ by {difference:.3g}, the largest is {scale:.3g}. {cause}"
+            "model",
+            None,
+            f"{what}: they differ by {difference:.3g}, the largest is {scale:.3g}. {cause}",
         )
 
 

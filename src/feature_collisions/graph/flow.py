@@ -52,7 +52,7 @@ def following(graph: Graph, layer: str) -> Following:
     if any(activation != activations[0] for activation in activations):
         named = ", ".join(title_of((each or IDENTITY).name) for each in activations)
         raise SettingError(
-            f"layer={layer}: different activations follow ({named}); name layers with the same"
+            "layer", layer, f"different activations follow ({named})", "name layers with the same"
         )
     return Following(activations[0] or IDENTITY, _past(graph, nodes))
 
@@ -95,9 +95,9 @@ def _node(graph: Graph, name: str) -> fx.Node:
         flat = [each for each, node in graph.nodes.items() if _hidden_by(node)[0] is not None]
         choices = _choices(name, flat or list(graph.nodes))
         what = "layers that feed an activation with a flat side" if flat else "its layers"
-        raise SettingError(f"layer={name}: {rule}; {what}: {choices}")
+        raise SettingError("layer", name, rule, f"{what}: {choices}")
     if len(places[0].meta.get("shape", ())) < 2:
-        raise SettingError(f"layer={name}: gives no values of each image; choose another layer")
+        raise SettingError("layer", name, "gives no values of each image", "choose another layer")
     return places[0]
 
 
@@ -190,8 +190,10 @@ def last_layer(graph: Graph, output: str = "classes") -> Chosen:
     """
     if graph.network is None:
         raise SettingError(
-            f"layer=auto: {graph.reason}; its layers have to be named: give the module whose "
-            "output feeds a ReLU"
+            "layer",
+            "auto",
+            graph.reason,
+            "its layers have to be named: give the module whose output feeds a ReLU",
         )
     late = _late(graph)
     for name, node in reversed(graph.nodes.items()):
@@ -259,7 +261,9 @@ def _last_feature(graph: Graph, output: str) -> Chosen:
             return Chosen(name, "the last feature, as nothing flat is in the last third")
         linear += node.target in LAYERS
     if end not in names:
-        raise SettingError("layer=auto: the output of this network has no name; name a layer")
+        raise SettingError(
+            "layer", "auto", "the output of this network has no name", "name a layer"
+        )
     return Chosen(names[end], "the output, as nothing flat is in the last third")
 
 
@@ -286,8 +290,10 @@ def module_of(model: nn.Module, layer: str) -> nn.Module:
     modules = modules_of(model)
     if layer not in modules:
         raise SettingError(
-            f"layer={layer}: is not a layer of this network; its modules are "
-            f"{_choices(layer, [name for name in modules if name])}"
+            "layer",
+            layer,
+            "is not a layer of this network",
+            f"its modules are {_choices(layer, [name for name in modules if name])}",
         )
     return modules[layer]
 

@@ -179,9 +179,12 @@ def copied(modules: Modules, shared: Iterable[Tensor] = ()) -> Modules:
     except Exception as error:  # whatever the user's own attributes raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingError(
-            f"model: cannot be copied ({reason}); take what cannot be copied out of it. Weights "
-            "under torch.nn.utils.weight_norm or spectral_norm are such: remove it, or use that "
-            "of torch.nn.utils.parametrizations"
+            "model",
+            None,
+            f"cannot be copied ({reason})",
+            "take what cannot be copied out of it. Weights under "
+            "torch.nn.utils.weight_norm or spectral_norm are such: remove it, or use that "
+            "of torch.nn.utils.parametrizations",
         ) from None
 
 

@@ -148,14 +148,18 @@ class TargetFeatures(nn.Module):
             inactive = inactive[seen.int().argsort(stable=True)]
         if not len(inactive):
             raise SettingError(
-                "layer: all its units are active in the target, so no corner has a unit to push; "
-                "choose another layer or target, or loss.push=apart"
+                "layer",
+                None,
+                "all its units are active in the target, so no corner has a unit to push",
+                "choose another layer or target, or loss.push=apart",
             )
         for corner in corners:
             if not 0 <= corner < len(inactive):
                 raise SettingError(
-                    f"corner={corner}: the target has {len(inactive)} inactive units in this "
-                    f"layer; corner counts them from 0 to {len(inactive) - 1}"
+                    "corner",
+                    corner,
+                    f"the target has {len(inactive)} inactive units in this layer",
+                    f"corner counts them from 0 to {len(inactive) - 1}",
                 )
         return inactive[list(corners)]
 
@@ -201,9 +205,11 @@ def with_edges(activation: Activation, preactivation: Tensor, tolerance: float) 
         return activation
     if not tolerance > 0:
         raise SettingError(
-            f"loss.tolerance={tolerance:g}: {title_of(activation.name)} is nowhere exactly flat, "
-            f"so the tolerance must be above 0; {TOLERANCE} is the default. Or push corners "
-            "otherwise (loss.push=apart)"
+            "loss.tolerance",
+            f"{tolerance:g}",
+            f"{title_of(activation.name)} is nowhere exactly flat, so the tolerance must be "
+            "above 0",
+            f"{TOLERANCE} is the default. Or push corners otherwise (loss.push=apart)",
         )
     norm = float(activation.function(preactivation).norm())
     return activation.within(tolerance * norm / math.sqrt(len(preactivation)))
@@ -230,8 +236,10 @@ def passing(size: Sequence[int], where: str = "") -> Iterator[None]:
             kind = type(error).__name__
             cure = f"its forward raises {kind}: it must take float images (B, C, H, W) alone"
         raise SettingError(
-            f"target: an image of {shape} does not pass through the network{where} ({reason}); "
-            f"{cure}"
+            "target",
+            None,
+            f"an image of {shape} does not pass through the network{where} ({reason})",
+            cure,
         ) from error
 
 

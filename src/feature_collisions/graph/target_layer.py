@@ -223,4 +223,6 @@ class _ListenAt(nn.Module):
 def _never_runs(model: nn.Module) -> SettingError:
     patched = [n or "the model" for n, part in model.named_modules() if "forward" in vars(part)]
     where = f" (the forward patched on {patched[0]} may run another network)" if patched else ""
-    return SettingError(f"layer: the network never runs it{where}; choose one that it does run")
+    return SettingError(
+        "layer", None, f"the network never runs it{where}", "choose one that it does run"
+    )

@@ -250,20 +250,26 @@ class Hull(Corners):
             SettingError: as `relative_size`.
         """
         if len(self.corners) < 2:
-            raise SettingError("relative_size: needs a hull of two corners or more; this has one")
+            raise SettingError(
+                "relative_size", None, "needs a hull of two corners or more", "this has one"
+            )
         given = [image / 255 if image.dtype == torch.uint8 else image for image in images]
         if len(given) < 2:
-            raise SettingError(f"images: must be two or more; these are {len(given)}")
+            raise SettingError("images", None, "must be two or more", f"these are {len(given)}")
         if other := [each.shape for each in given if each.shape != self.target.shape]:
             raise SettingError(
-                f"images: must have the corners' shape {tuple(self.target.shape)}; one has "
-                f"{tuple(other[0])}; resize them as the classifier's images are"
+                "images",
+                None,
+                f"must have the corners' shape {tuple(self.target.shape)}",
+                f"one has {tuple(other[0])}; resize them as the classifier's images are",
             )
         stacked = torch.stack(given).to(self.corners)
         if not (stacked.amin() >= 0 and stacked.amax() <= 1):
-            raise SettingError("images: must be in [0, 1], as the corners are; divide them by 255")
+            raise SettingError(
+                "images", None, "must be in [0, 1], as the corners are", "divide them by 255"
+            )
         if not pooled_distance(stacked, 1):
-            raise SettingError("images: are all equal; give two that differ")
+            raise SettingError("images", None, "are all equal", "give two that differ")
         fitting = [square for square in SQUARES if square <= min(self.target.shape[1:])]
         distances = {square: pooled_distance(stacked, square) for square in fitting}
         return {

@@ -261,7 +261,9 @@ def matches_sheet(
     rows = []
     for query in queries:
         if not 0 <= query < len(matches.image):
-            raise SettingError(f"query {query}: the seed has patches 0 to {len(matches.image) - 1}")
+            raise SettingError(
+                f"query {query}", None, f"the seed has patches 0 to {len(matches.image) - 1}"
+            )
         nearest = Matches(*(part[query : query + 1, :1] for part in matches))
         top, left = (settings.stride * step for step in divmod(query, across))
         here = Box(top, left, patch, patch, _GREEN)

@@ -59,8 +59,10 @@ def read_identity(path: Path) -> Identity | None:
     found = read_json(path)
     if not _is_identity(found):
         raise SettingError(
-            f"{path}: not what train.py writes; delete it, or leave W&B out with "
-            "wandb.mode=disabled"
+            path,
+            None,
+            "not what train.py writes",
+            "delete it, or leave W&B out with wandb.mode=disabled",
         )
     return Identity(**found)
 

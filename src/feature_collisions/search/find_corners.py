@@ -64,8 +64,10 @@ def fitting(count: int, place: torch.device) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise SettingError(
-            f"corner: {count} corners do not fit into the memory of {place}; search fewer at once, "
-            "lower corners_per_batch, or end what else runs there"
+            "corner",
+            None,
+            f"{count} corners do not fit into the memory of {place}",
+            "search fewer at once, lower corners_per_batch, or end what else runs there",
         ) from error
 
 
@@ -121,13 +123,15 @@ class Search(SearchSettings):
         """Refuse what is of the wrong kind or out of range; paths may be given as text."""
         if torch.is_inference_mode_enabled():
             raise SettingError(
-                "find_corners: is called under torch.inference_mode(), which keeps no gradients; "
-                "call it outside"
+                "find_corners",
+                None,
+                "is called under torch.inference_mode(), which keeps no gradients",
+                "call it outside",
             )
         check_pair(self.initial, self.target)
         self.initial, self.target = self.initial.detach(), self.target.detach()
         if not isinstance(self.trainer, dict):
-            raise SettingError(f"trainer={self.trainer}: must be a dict of Trainer's arguments")
+            raise SettingError("trainer", self.trainer, "must be a dict of Trainer's arguments")
         if not (isinstance(self.layer, str) and all(names_of(self.layer))):
             raise SettingError(
                 "layer", self.layer, "must be a name, such as 'features.0', or a list of names"
@@ -135,14 +139,18 @@ class Search(SearchSettings):
         self.check()
         if self.loss.distance and min(self.initial.shape[1:]) < 2 * SIGMA:
             raise SettingError(
-                f"loss.distance={self.loss.distance}: is taken after a low-pass over some "
-                f"{2 * SIGMA}x{2 * SIGMA} pixels, and the images have {self.initial.shape[1]}x"
-                f"{self.initial.shape[2]}; set loss.distance=0"
+                "loss.distance",
+                self.loss.distance,
+                f"is taken after a low-pass over some {2 * SIGMA}x{2 * SIGMA} pixels, and the "
+                f"images have {self.initial.shape[1]}x{self.initial.shape[2]}",
+                "set loss.distance=0",
             )
         if self.sources is not None and self.optimizer.name == "sobolev":
             raise SettingError(
-                "optimizer.name=sobolev: goes along gradients of pixels, and composites have "
-                "logits; take optimizer=adam or optimizer=paper"
+                "optimizer.name",
+                "sobolev",
+                "goes along gradients of pixels, and composites have logits",
+                "take optimizer=adam or optimizer=paper",
             )
         self.directory = None if self.directory is None else path_of(self.directory)
         self.ckpt_path = None if self.ckpt_path is None else path_of(self.ckpt_path)
@@ -152,8 +160,10 @@ class Search(SearchSettings):
         if is_double(self.model):
             if self.trainer["precision"] in MIXED:
                 raise SettingError(
-                    f"trainer.precision={self.trainer['precision']}: the model computes in "
-                    "float64; leave precision out, or give model.float()"
+                    "trainer.precision",
+                    self.trainer["precision"],
+                    "the model computes in float64",
+                    "leave precision out, or give model.float()",
                 )
             self.trainer["precision"] = "64-true"
         return torch.float64 if self.trainer["precision"] == "64-true" else torch.float32
@@ -232,13 +242,17 @@ class Search(SearchSettings):
             return "unit" if flat else "apart" if len(self.corners) > 1 else "direction"
         if push == "unit" and not flat:
             raise SettingError(
-                f"loss.push=unit: nothing flat follows layer {self.layer}, so it hides no unit; "
-                "take loss.push=auto, or another layer"
+                "loss.push",
+                "unit",
+                f"nothing flat follows layer {self.layer}, so it hides no unit",
+                "take loss.push=auto, or another layer",
             )
         if push == "apart" and len(self.corners) < 2:
             raise SettingError(
-                "loss.push=apart: a corner alone has none to be apart from; take "
-                "loss.push=direction, or search several corners at once (without -m)"
+                "loss.push",
+                "apart",
+                "a corner alone has none to be apart from",
+                "take loss.push=direction, or search several corners at once (without -m)",
             )
         return push
 
