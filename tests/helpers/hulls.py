@@ -67,7 +67,7 @@ def made_hull(corners=5, size=(1, 6, 6), target_class=1):
     return Hull(model, "2", images[2:], images[0], images[1], units, summary)
 
 
-def evaluated(hull, directory, samples=40):
+def evaluated(hull, directory, samples=40, judge=None):
     """What evaluate.py would find, with as little work as possible."""
     settings = EvaluateSettings(
         samples=samples,
@@ -76,7 +76,7 @@ def evaluated(hull, directory, samples=40):
         edges=EdgeSettings(seconds=0.0),
         proof=ProofSettings(0.0, False),
     )
-    return evaluate(hull, lambda: {1: 2.0, 2: 2.0}, settings, directory)
+    return evaluate(hull, lambda: {1: 2.0, 2: 2.0}, settings, directory, judge=judge)
 
 
 def hull_of(model: nn.Module, corners: Tensor, layer: str = "3") -> Hull:

@@ -1,15 +1,16 @@
 import torch
 
-from feature_collisions.hull.distances import low_pass, smooth_distances, visible_distances
+from feature_collisions.data.images import pooled_distances
+from feature_collisions.hull.distances import low_pass, smooth_distances
 
 
-def test_visible_distances_see_squares_and_not_what_averages_away():
+def test_pooled_distances_see_squares_and_not_what_averages_away():
     images = torch.zeros(3, 1, 16, 16)
     images[1, :, :8, :8] = 0.5
     images[2, :, ::2] = 0.25
     images[2, :, 1::2] = -0.25
     apart = torch.tensor([0.5 * 8, 0, 0.5 * 8])  # 64 pixels by 0.5
-    torch.testing.assert_close(visible_distances(images), apart, rtol=0, atol=1e-6)
+    torch.testing.assert_close(pooled_distances(images, 8), apart, rtol=0, atol=1e-6)
 
 
 def test_smooth_distances_do_not_depend_on_where_the_samples_lie():
@@ -46,4 +47,13 @@ def test_gradients_in_float64_and_at_equal_images():
     images = torch.rand(3, 1, 12, 10, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(smooth_distances, (images,))
     equal = torch.full((2, 1, 12, 10), 0.5, requires_grad=True)
-    assert not torch.autograd.grad(smooth_distances(equal).sum(), equal)[0].any()
+    assert not torch.autograd.grad(smooth_distances(equal - equal[:1]).sum(), equal)[0].any()
+
+
+def test_pooled_distances_have_gradients_and_none_where_images_are_equal():
+    torch.manual_seed(0)
+    images = torch.rand(3, 2, 8, 4, dtype=torch.float64, requires_grad=True)
+    for square in (1, 2, 4):
+        assert torch.autograd.gradcheck(lambda x, n=square: pooled_distances(x, n), (images,))
+    equal = torch.zeros(2, 1, 8, 8, requires_grad=True)
+    assert not torch.autograd.grad(pooled_distances(equal, 4).sum(), equal)[0].any()

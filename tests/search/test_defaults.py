@@ -9,7 +9,7 @@ from torch import nn
 
 from feature_collisions import LossSettings, OptimizerSettings, StopSettings, find_corners
 from feature_collisions.search.find_corners import Search
-from feature_collisions.settings.search import SearchSettings
+from feature_collisions.settings.search import LogSettings, SearchSettings
 from helpers.settings import settings
 
 
@@ -37,8 +37,25 @@ def test_one_thing_has_one_default():
         assert python[each.name].default == each.default
     small = settings("experiment=small_pixel", "classifier.path=a:b", "corner=0")
     assert small.loss == LossSettings()
-    changed = {"rate": 0.2}
-    assert small.optimizer == replace(OptimizerSettings(), **changed)
+    assert small.optimizer == OptimizerSettings()
+    assert small.stop == StopSettings()
+    imagenet = settings("experiment=squeezenet_pixel", "corner=0")
+    assert imagenet.loss == LossSettings()
+    assert imagenet.optimizer == replace(OptimizerSettings(), rate=0.12)
+    assert imagenet.stop == replace(StopSettings(), positive_relative=0.2, max_steps=1500)
+
+
+def test_a_search_ends_when_sizes_have_levelled_off_unless_it_is_told_to_stop_early():
+    model, initial, target = perceptron()
+    loose = {"positive_relative": 10.0, "probability": None, "max_steps": 60}
+    for least, steps in ((None, 60), (0, 20)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the initial image meets the goal
+            hull = find_corners(
+                model, "1", initial, target, range(2), log=LogSettings(every=20),
+                stop=StopSettings(min_steps=least, **loose),
+            )  # fmt: skip
+        assert hull.summary.steps == steps
 
 
 def test_a_goal_that_is_met_before_the_first_step_is_told():
@@ -91,4 +108,4 @@ def test_one_default_may_be_changed_alone():
     loss = LossSettings(beta=0.01)
     assert (loss.beta, loss.alpha, loss.hull) == (0.01, 100, 2)
     assert LossSettings.paper(beta=0.01).alpha == 1
-    assert [StopSettings(max_steps=steps).least for steps in (1, 1000)] == [0, 500]
+    assert [StopSettings(max_steps=steps).least for steps in (1, 1000)] == [1, 1000]

@@ -114,3 +114,19 @@ def test_weights_by_stages():
     found = [settings_at(settings, step) for step in range(6)]
     assert [each.alpha for each in found] == [100, 100, 1000, 1000, 1000, 1000]
     assert [each.beta for each in found] == [10, 10, 1, 1, 5, 5]
+
+
+def test_the_reward_for_distance_is_of_the_squares_means():
+    """A difference that squares average away is not rewarded; one of whole squares is."""
+    images = torch.zeros(2, 1, 4, 4)
+    fine, coarse = images.clone(), images.clone()
+    fine[1, :, ::2], fine[1, :, 1::2] = 0.5, -0.5
+    coarse[1, :, :2] = 0.5
+    found = []
+    for pooling in (1, 2):
+        settings = LossSettings.paper(distance=3.0, distance_pooling=pooling)
+        loss = CollisionLoss(TargetFeatures(torch.ones(2)), torch.tensor([0, 0]), settings)
+        for each in (fine, coarse):
+            found.append(sum(loss.of_images(each, torch.zeros(2), each)).item())
+    rewards = [-3.0 * 2 * distance for distance in (2.0, math.sqrt(2), 0.0, math.sqrt(2))]
+    assert found == pytest.approx(rewards)

@@ -199,6 +199,14 @@ def test_images_too_small_for_visible_distances_are_told() -> None:
         find_corners(model, "1", *torch.rand(2, 1, 6, 9), [0], loss=loss)
 
 
+def test_squares_that_do_not_divide_the_image_are_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(54, 12), nn.ReLU(), nn.Linear(12, 3))
+    images, loss = torch.rand(2, 1, 6, 9), LossSettings.paper(distance=2.0, distance_pooling=2)
+    rule = r"loss\.distance_pooling=2: must divide the image's sides, 6 and 9; 3 and its divisors"
+    with pytest.raises(SettingError, match=rule):
+        find_corners(model, "1", *images, [0], loss=loss)
+
+
 def test_a_scale_that_only_falls_ends_with_its_own_reason() -> None:
     weight = torch.ones(1, requires_grad=True)
     optimizer = torch.optim.SGD([weight], 0.1)

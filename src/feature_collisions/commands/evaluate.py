@@ -151,12 +151,16 @@ def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Se
         from ..data.images import SQUARES
         from ..evaluation.evaluate import EVALUATION, evaluate, reason_of
         from ..evaluation.hull_of_run import hull_of
+        from ..evaluation.judge import judge_of
         from ..networks.classifiers import names_in
         from ..report import report
         from ..report.findings import classes_of, describe
 
     refuse_links(run.directory)
     hull, data = hull_of(run, settings)
+    judge = judge_of(settings.sizes.judge, data)
+    if judge:
+        judge.check(hull)
     seconds: dict[str, float] = {}
     with claimed(run.directory, "run"), without_tf32():
         scale = run.summary.distance_scale
@@ -164,7 +168,7 @@ def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Se
         def distances() -> dict[int, float]:
             return {n: each * scale for n, each in data.test.mean_distances(SQUARES).items()}
 
-        result = evaluate(hull, distances, settings, run.directory, seconds)
+        result = evaluate(hull, distances, settings, run.directory, seconds, judge)
         own = names_in(hull.model)
         names = classes_of(data.test.class_names, len(hull.target_logits), own)
         try:

@@ -14,6 +14,7 @@ from ..errors import SettingError
 from ..report.escaping import for_terminal
 
 if TYPE_CHECKING:
+    from ..evaluation.judge import Judge
     from ..evaluation.survey import HullFigures
     from ..runs.run import Run
     from ..settings.evaluate import EvaluateSettings
@@ -95,6 +96,7 @@ class Survey:
         from ..data.images import SQUARES
         from ..evaluation.evaluate import reason_of
         from ..evaluation.hull_of_run import classifier_of
+        from ..evaluation.judge import judge_of
 
         found: dict[str, dict[int, HullFigures]] = {}
         failed: dict[str, str] = {}
@@ -102,10 +104,11 @@ class Survey:
             print(for_terminal(name), flush=True)
             model, data = classifier_of(runs[0], settings)
             distances = data.test.mean_distances(SQUARES)
+            judge = judge_of(settings.sizes.judge, data)
             found[name] = {}
             for number, run in enumerate(runs):
                 try:
-                    found[name][number] = _measured(run, model, distances, settings)
+                    found[name][number] = _measured(run, model, distances, settings, judge)
                 except Exception as error:  # whatever it is, the other hulls must not be lost
                     failed[str(run.directory)] = reason_of(error)
         kept = sorted(set.intersection(*(set(each) for each in found.values())))
@@ -236,7 +239,11 @@ def _unproved(name: str, row: Sequence[HullFigures]) -> list[str]:
 
 
 def _measured(
-    run: Run, model: Any, distances: dict[int, float], settings: EvaluateSettings
+    run: Run,
+    model: Any,
+    distances: dict[int, float],
+    settings: EvaluateSettings,
+    judge: Judge | None,
 ) -> HullFigures:
     """A hull's figures, from the user's cache where they are there."""
     from ..data.caches import Cache
@@ -251,14 +258,14 @@ def _measured(
         return HullFigures({name: found[name] for name in COLUMNS}, found["unproved"])
 
     return Cache("survey", _RECIPE, "a hull's figures").get_or_make(
-        _key(run, distances[1], settings),
-        lambda: measure(checked_hull(model, run, settings), distances, settings),
+        _key(run, distances[1], settings, judge),
+        lambda: measure(checked_hull(model, run, settings), distances, settings, judge),
         load,
         lambda path, found: write_json(path, found.figures | {"unproved": found.unproved}),
     )
 
 
-def _key(run: Run, distance: float, settings: EvaluateSettings) -> str:
+def _key(run: Run, distance: float, settings: EvaluateSettings, judge: Judge | None) -> str:
     """A hash of all that the figures depend on."""
     worst = settings.worst_case
     digest = hashlib.sha256()
@@ -267,9 +274,10 @@ def _key(run: Run, distance: float, settings: EvaluateSettings) -> str:
     rest = [
         *_network(run), run.summary.seconds, run.summary.distance_scale, distance,
         settings.samples, settings.seed, worst.starts, worst.steps, settings.proof.seconds,
+        *((judge.name, judge.distance) if judge else ()),
     ]  # fmt: skip
     digest.update(json.dumps(rest).encode())
     return digest.hexdigest()[:32]
 
 
-_RECIPE = 4
+_RECIPE = 5

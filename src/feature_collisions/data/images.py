@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -215,12 +216,18 @@ def averaged(images: Tensor, square: int) -> Tensor:
         images: (M, C, H, W).
         square: n, at most H and W.
     """
-    return images if square == 1 else torch.nn.functional.avg_pool2d(images, square)
+    return images if square == 1 else F.avg_pool2d(images, square)
+
+
+def pooled_distances(images: Tensor, square: int) -> Tensor:
+    """L2 distances (M (M - 1) / 2,) between images (M, C, H, W), `averaged`.
+
+    An average of n x n pixels counts n times, so distances are in pixels of the whole image.
+    """
+    distances: Tensor = F.pdist(averaged(images, square).flatten(1)) * square
+    return distances
 
 
 def pooled_distance(images: Tensor, square: int) -> float:
-    """Mean L2 distance between two of the images (M, C, H, W), `averaged`.
-
-    An average of n x n pixels counts n times, so the distance is in pixels of the whole image.
-    """
-    return float(torch.pdist(averaged(images, square).flatten(1)).mean()) * square
+    """The mean of `pooled_distances`."""
+    return float(pooled_distances(images, square).mean())

@@ -16,6 +16,7 @@ from ..data.files import write_json
 from ..data.images import pooled_distance, save_png
 from ..errors import SettingError
 from ..exact.linear_program import depth
+from ..hull.distances import mean_width
 from ..hull.hull import Hull
 from ..hull.statistics import limit_of
 from ..proofs.collision import prove_collision
@@ -27,6 +28,7 @@ from ..settings.trainer import MIXED
 from ..simplex import SAMPLERS
 from .baselines import balls, dimension, plain, simplices
 from .differences import differences
+from .judge import Judge
 from .macro import macro_entries
 
 EVALUATION = "evaluation.json"
@@ -38,6 +40,7 @@ def evaluate(
     settings: EvaluateSettings,
     directory: Path,
     seconds: dict[str, float] | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Measure a hull (Tables 1 to 5).
 
@@ -52,6 +55,7 @@ def evaluate(
         settings: how many points, and what else to measure.
         directory: where `evaluation.json` and images go.
         seconds: is filled with each measurement's time.
+        judge: another network that is asked about the corners.
 
     Returns:
         The entries of `evaluation.json`. A measurement that a hull of one corner does not allow is
@@ -70,6 +74,8 @@ def evaluate(
         measurements |= OF_TWO_CORNERS
     else:
         result["left_out"] = dict.fromkeys(OF_TWO_CORNERS, "needs two corners")
+    if judge is not None:
+        measurements["judge"] = lambda subject: judge.verdict(subject.hull)
     left = list(measurements)
     for name, measure in measurements.items():
         started = time.perf_counter()
@@ -160,6 +166,7 @@ def _distances(subject: Subject) -> dict[str, Any]:
     mean, scale = float(hull.corner_distances().mean()), hull.summary.distance_scale
     found: dict[str, Any] = {
         "corner_distance_mean": mean,
+        "mean_width": mean_width(hull.corners, subject.settings.seed) * scale,
         "degenerate": dimension(hull.corners) < len(hull.corners) - 1,
         "initial_distance_mean": float(hull.initial_distances().mean()),
         "relative_size": mean / other if other else None,

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..hull.distances import SQUARE, low_pass, visible_distances
+from ..data.images import SQUARES, pooled_distance
+from ..hull.distances import low_pass
 from ..hull.hull import Hull
 from .differences import similarity
 
@@ -24,10 +24,10 @@ def macro_share(images: Tensor) -> float | None:
     Returns:
         The share, or None for equal images, and for images under 8 pixels.
     """
-    if min(images.shape[2:]) < SQUARE:
+    if min(images.shape[2:]) < SQUARES[-1]:
         return None
-    whole = F.pdist(images.flatten(1)).mean()
-    return float(visible_distances(images).mean() / whole) if whole > 0 else None
+    whole = pooled_distance(images, 1)
+    return pooled_distance(images, SQUARES[-1]) / whole if whole > 0 else None
 
 
 def macro_entries(hull: Hull) -> dict[str, Any]:

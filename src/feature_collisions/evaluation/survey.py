@@ -12,11 +12,12 @@ from ..data.images import SQUARES, pooled_distance
 from ..hull.hull import Hull
 from ..proofs.whole_hull import prove_class
 from ..settings.evaluate import EvaluateSettings
+from .judge import Judge
 
 COLUMNS = (
     "relative_size", "pooled_size", "blind_share", "feature_relative_max", "accuracy",
     "probability_mean", "target_probability", "worst_case_probability", "share_proved",
-    "scale_proved", "seconds",
+    "relative_size_proved", "judge_size", "judge_kept", "seconds",
 )  # fmt: skip
 """What is measured of every hull, and averaged over the pairs."""
 _RESAMPLES = 9999
@@ -34,7 +35,12 @@ class HullFigures(NamedTuple):
     unproved: str | None
 
 
-def measure(hull: Hull, distances: Mapping[int, float], settings: EvaluateSettings) -> HullFigures:
+def measure(
+    hull: Hull,
+    distances: Mapping[int, float],
+    settings: EvaluateSettings,
+    judge: Judge | None = None,
+) -> HullFigures:
     """A hull's figures.
 
     Args:
@@ -42,6 +48,7 @@ def measure(hull: Hull, distances: Mapping[int, float], settings: EvaluateSettin
         distances: mean distances between two images of the data set, in [0, 1] pixels, after
             averaging over squares of pixels, by the squares' side.
         settings: points to sample, the search for the worst point, seconds for the proof.
+        judge: another network that is asked about the corners.
     """
     sample = hull.sample(settings.samples, seed=settings.seed)
     several = len(hull.corners) > 1
@@ -51,8 +58,10 @@ def measure(hull: Hull, distances: Mapping[int, float], settings: EvaluateSettin
     size = float(hull.corner_distances().mean()) / hull.summary.distance_scale if several else 0
     distance, seen = distances[1], distances.get(SQUARES[-1])
     pooled = pooled_distance(hull.corners, SQUARES[-1]) if several and seen else 0
+    relative, scale = size / distance if distance else None, proof["scale_proved"]
+    said = judge.verdict(hull)["judge"] if judge else {}
     figures = {
-        "relative_size": size / distance if distance else None,
+        "relative_size": relative,
         "pooled_size": pooled / seen if seen else None,
         "blind_share": 1 - float(hull.features.active.float().mean()),
         "feature_relative_max": sample["feature_relative_max"],
@@ -61,7 +70,9 @@ def measure(hull: Hull, distances: Mapping[int, float], settings: EvaluateSettin
         "target_probability": hull.summary.target_probability,
         "worst_case_probability": worst.probability,
         "share_proved": proof.get("share_proved", 0.0 if proof.get("outcome") else None),
-        "scale_proved": proof["scale_proved"] if several else None,
+        "relative_size_proved": scale * relative if several and relative is not None else None,
+        "judge_size": said.get("size"),
+        "judge_kept": said["initial_kept"] / said["corners"] if said else None,
         "seconds": hull.summary.seconds,
     }
     return HullFigures(figures, None if figures["share_proved"] else proof.get("reason"))

@@ -452,13 +452,25 @@ def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding
         yield Finding("what a person sees", f"relative size {largest:.2f}", Known.MEASURED, note)
 
 
+def _judge(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    """What an independent network says of the corners."""
+    if not (judge := result.get("judge")):
+        return
+    said = f"{judge['initial_kept']} of {judge['corners']} corners are {{}}, as the initial image"
+    value = said.format(names[judge["initial_class"]])
+    if (size := judge["size"]) is not None:
+        value = f"relative size {size:.2f} in its features; {value}"
+    note = f"{judge['target_given']} are {names[result['target_class']]}, as the target is here"
+    yield Finding(f"to {judge['network']}", value, Known.MEASURED, note)
+
+
 SEEN = 0.5  # of the data set's distance, after averaging 8x8 pixels: then pictures look different
 
 
 Claim = Callable[[dict[str, Any], Sequence[str]], Iterator[Finding]]
 CLAIMS: tuple[Claim, ...] = (
-    _outcome, _distances, _not_measured, _features_proof, _class_proof, _proved_size, _faces,
-    _edges, _worst_case, _sampled, _other_laws,
+    _outcome, _distances, _judge, _not_measured, _features_proof, _class_proof, _proved_size,
+    _faces, _edges, _worst_case, _sampled, _other_laws,
 )  # fmt: skip
 
 
@@ -473,6 +485,8 @@ class Entry(NamedTuple):
 SIZES = (
     Entry("relative size: distance between corners over that between images of the data set",
           "relative_size", ".3f"),
+    Entry("mean width in a random direction; of two points it is their distance", "mean_width",
+          ",.2f"),
     Entry("smallest distance between two corners", "corner_distance_min", ",.2f"),
     Entry("mean distance of a corner from the initial image", "initial_distance_mean", ",.2f"),
     Entry("share of the distance that 8x8 pixels' averages keep", "macro_share", ".3f"),

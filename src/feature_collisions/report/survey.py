@@ -11,6 +11,8 @@ from .figures import save_figure, survey_figure
 from .page import survey_page
 from .tables import Table, as_csv, as_markdown, number
 
+Found = Mapping[str, Mapping[str, Interval | None]]
+"""By network and column: a mean over the pairs, or of differences."""
 _NAMES = {
     "relative_size": ("relative size", ".3f"),
     "pooled_size": ("8x8 pixels averaged", ".3f"),
@@ -21,16 +23,17 @@ _NAMES = {
     "target_probability": ("target's", ".3f"),
     "worst_case_probability": ("worst found", ".3f"),
     "share_proved": ("share proved", ".0%"),
-    "scale_proved": ("scale proved", ".2f"),
+    "relative_size_proved": ("size proved", ".3f"),
+    "judge_size": ("size to the judge", ".3f"),
+    "judge_kept": ("initial class kept", ".0%"),
     "seconds": ("seconds", ",.1f"),
 }
 _NOTE = (
     "Means over the same pairs. Relative size: mean distance between corners over that between two "
     "images of the data set, the same after averaging 8x8 pixels; feature error: the largest "
     "||f(x) - f(t)|| over ||f(t)||; accuracy, probabilities: sampled in the hull, the worst point "
-    "searched, the share proved to be the target's class by bounds; scale proved: the hull shrunk "
-    "about its centroid to that share is proved whole, its relative size is that many times as "
-    "large."
+    "searched, the share proved to be the target's class by bounds; size proved: the relative size "
+    "of the hull shrunk about its centroid until all of it is proved."
 )
 _WARNING = (
     "An interval covers 95 % of what resampled pairs give; of twenty that stand beside each "
@@ -66,7 +69,7 @@ def write_survey(
     }
     columns = list(next(iter(extra.values()), {}))
     note = " ".join([f"{_NOTE} All: {budget}.", *(f"{line}." for line in unproved)])
-    note += _unequal(found)
+    note += _of_judge(found) + _unequal(found)
     overview = _overview(found, extra, columns, len(pairs), note)
     paired = _paired(against, reference)
     figure = survey_figure(figures, found, extra)
@@ -87,10 +90,27 @@ def write_survey(
     return tables
 
 
+def _shown(found: Found) -> list[str]:
+    """The columns: those of a judge only where there is one."""
+    judged = any(entries["judge_size"] for entries in found.values())
+    return [name for name in COLUMNS if judged or not name.startswith("judge_")]
+
+
+def _of_judge(found: Found) -> str:
+    """What the columns of a judge say; empty without one."""
+    if "judge_size" not in _shown(found):
+        return ""
+    return (
+        " Size to the judge: distance between corners in the features of sizes.judge, over that "
+        "between two images of the data set; initial class kept: the share of corners to which it "
+        "gives the class of their initial image."
+    )
+
+
 _UNEQUAL = 2.0  # times the smallest feature error
 
 
-def _unequal(found: Mapping[str, Mapping[str, Interval | None]]) -> str:
+def _unequal(found: Found) -> str:
     """Names the networks whose sizes are of a larger feature error than the others'.
 
     A looser tolerance lets a hull be larger, so such sizes say nothing of the networks.
@@ -112,18 +132,18 @@ def _unequal(found: Mapping[str, Mapping[str, Interval | None]]) -> str:
 
 
 def _overview(
-    found: Mapping[str, Mapping[str, Interval | None]],
+    found: Found,
     extra: Mapping[str, Mapping[str, float]],
     columns: Sequence[str],
     pairs: int,
     note: str,
 ) -> Table:
-    rows = []
+    rows, shown = [], _shown(found)
     for network, entries in found.items():
-        cells = [_mean(name, entries[name]) for name in COLUMNS]
+        cells = [_mean(name, entries[name]) for name in shown]
         rows.append([network, *cells, *(number(extra[network][name]) for name in columns)])
     heading = f"{len(found)} networks, {pairs} pair{'s' if pairs > 1 else ''}"
-    names = [_NAMES[name][0] for name in COLUMNS]
+    names = [_NAMES[name][0] for name in shown]
     return Table(heading, ["network", *names, *columns], rows, note)
 
 
@@ -131,8 +151,8 @@ def _mean(name: str, interval: Interval | None) -> str:
     return "-" if interval is None else number(interval.mean, _NAMES[name][1])
 
 
-def _paired(against: Mapping[str, Mapping[str, Interval | None]], reference: str) -> Table:
-    shown = [name for name in COLUMNS if name != "seconds"]
+def _paired(against: Found, reference: str) -> Table:
+    shown = [name for name in _shown(against) if name != "seconds"]
     rows = [
         [network, *(_signed(name, entries[name]) for name in shown)]
         for network, entries in against.items()
@@ -154,7 +174,7 @@ def _signed(name: str, interval: Interval | None) -> str:
 
 
 def _means_csv(
-    found: Mapping[str, Mapping[str, Interval | None]],
+    found: Found,
     extra: Mapping[str, Mapping[str, float]],
     columns: Sequence[str],
 ) -> str:

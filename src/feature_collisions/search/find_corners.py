@@ -1,5 +1,6 @@
 """The one way from a classifier and two images to a hull: `find_corners`, in two halves."""
 
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -137,14 +138,7 @@ class Search(SearchSettings):
                 "layer", self.layer, "must be a name, such as 'features.0', or a list of names"
             )
         self.check()
-        if self.loss.distance and min(self.initial.shape[1:]) < 2 * SIGMA:
-            raise SettingError(
-                "loss.distance",
-                self.loss.distance,
-                f"is taken after a low-pass over some {2 * SIGMA}x{2 * SIGMA} pixels, and the "
-                f"images have {self.initial.shape[1]}x{self.initial.shape[2]}",
-                "set loss.distance=0",
-            )
+        self._check_distance()
         if self.sources is not None and self.optimizer.name == "sobolev":
             raise SettingError(
                 "optimizer.name",
@@ -154,6 +148,28 @@ class Search(SearchSettings):
             )
         self.directory = None if self.directory is None else path_of(self.directory)
         self.ckpt_path = None if self.ckpt_path is None else path_of(self.ckpt_path)
+
+    def _check_distance(self) -> None:
+        """Refuse a reward for a distance that images of this size do not have."""
+        if not self.loss.distance:
+            return
+        height, width = self.initial.shape[1:]
+        square = self.loss.distance_pooling
+        if square is None and min(height, width) < 2 * SIGMA:
+            raise SettingError(
+                "loss.distance",
+                self.loss.distance,
+                f"is taken after a low-pass over some {2 * SIGMA}x{2 * SIGMA} pixels, and the "
+                f"images have {height}x{width}",
+                "set loss.distance=0",
+            )
+        if square is not None and (height % square or width % square):
+            raise SettingError(
+                "loss.distance_pooling",
+                square,
+                f"must divide the image's sides, {height} and {width}",
+                f"{math.gcd(height, width)} and its divisors do; null takes a low-pass",
+            )
 
     def _dtype(self) -> torch.dtype:
         """What the search computes in: float64 where it is asked for, or the model does."""

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.images import pooled_distances
 from ..graph.target import TargetFeatures, positive
 from ..hull.distances import smooth_distances
 from ..settings.search import LossSettings
@@ -202,11 +203,14 @@ class CollisionLoss(nn.Module):
         settings, terms = self.settings, []
         if settings.gamma:
             terms.append(settings.gamma * variation.sum())
-        if settings.distance and len(every) > 1:
-            terms.append(-settings.distance * len(images) * smooth_distances(every).mean())
-        if settings.push == "apart" and len(every) > 1:
-            # Less the first: rounding would tell equal images apart, with a gradient of full length
-            terms.append(-settings.reach * len(images) * mean_distance(every - every[:1]))
+        # Less the first: rounding would tell equal images apart, with a gradient of full length.
+        parted = every - every[:1] if self.ties_corners and len(every) > 1 else None
+        if settings.distance and parted is not None:
+            square = settings.distance_pooling
+            apart = pooled_distances(parted, square) if square else smooth_distances(parted)
+            terms.append(-settings.distance * len(images) * apart.mean())
+        if settings.push == "apart" and parted is not None:
+            terms.append(-settings.reach * len(images) * mean_distance(parted))
         if settings.push == "direction":
             assert self.initial is not None
             assert self.along is not None

@@ -115,6 +115,20 @@ class ProofSettings(Group):
 
 
 @dataclass
+class SizeSettings(Group):
+    """What a hull's size is measured in, beside pixels."""
+
+    group = "sizes"
+    judge: str | None = None
+    """A network that the corners were not searched in, of the same classes: how far apart they are
+    in its features, and how many it still gives the initial image's class. A name of torchvision's
+    or MODULE:NAME, with ::FILE for its weights; null: none."""
+
+    def __post_init__(self) -> None:
+        self.judge = home(self.judge)
+
+
+@dataclass
 class WandbPlace(Group):
     """Weights & Biases, for runs that have been there."""
 
@@ -162,6 +176,8 @@ class EvaluateSettings(Group):
     """The exact walk along the hull's edges."""
     proof: ProofSettings = field(default_factory=ProofSettings)
     """What is proved of the whole hull."""
+    sizes: SizeSettings = field(default_factory=SizeSettings)
+    """What a hull's size is measured in, beside pixels."""
     data: DataPlace = field(default_factory=DataPlace)
     """Where the run's data lies now."""
     classifier: ClassifierPlace = field(default_factory=ClassifierPlace)

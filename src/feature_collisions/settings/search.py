@@ -7,6 +7,7 @@ from omegaconf import MISSING
 
 from ..errors import SettingError
 from .rules import (
+    SIDE,
     STEPS,
     Group,
     Limit,
@@ -67,8 +68,11 @@ class LossSettings(Group):
     """The weight of KL(p(t) || p(x)) of the class probabilities, at the corners and those points: a
     divergence of 1 nat counts `output` times what an L_pos of ||f(t)|| does. 0, as in the paper."""
     distance: NonNegative = 0.0
-    """The reward for the mean L2 distance between two corners, of pixels in [0, 1] after a Gaussian
-    low-pass: for differences that a person sees. 0, as in the paper."""
+    """The reward for the mean L2 distance between two corners, of pixels in [0, 1] as
+    `distance_pooling` averages them: for differences that a person sees. 0, as in the paper."""
+    distance_pooling: Annotated[int | None, Whole(1, SIDE)] = None
+    """The side in pixels of the squares whose means `distance` compares, as reports do: it divides
+    the image's. null: a Gaussian low-pass, which draws no squares; 1: the pixels themselves."""
     nearness: NonNegative = 0.0
     """The weight of half the squared L2 distance to the initial image, of pixels in [0, 1]: it
     holds corners near, so that they keep its picture. 0, as in the paper."""
@@ -144,7 +148,7 @@ class OptimizerSettings(Group):
     """`adam`; `descent`, the paper's Algorithm 1; or `sobolev`, along the Sobolev gradient of the
     pixels, with a rate of 0.01 and an average of 0.9, say. Adam, since it needs far fewer steps
     than `descent`; `sobolev` where deep features stay too far off."""
-    rate: NonNegative = 0.05
+    rate: NonNegative = 0.2
     """The first rate: Adam's step in pixels of [0, 1], or in logits of a composite; how far pixels
     move in a step of `sobolev`, in root mean square; what `descent` multiplies the gradient by."""
     final_rate: NonNegative = 0.0
@@ -176,7 +180,7 @@ class RateSettings(Group):
     """The rate that each choice of `optimizer` takes in an experiment: it depends on the loss."""
 
     group = "rates"
-    adam: NonNegative = 0.05
+    adam: NonNegative = 0.2
     """The first rate with `optimizer=adam`."""
     paper: NonNegative = 0.002
     """The rate with `optimizer=paper`, for gradients of this experiment's loss."""
@@ -198,9 +202,9 @@ class StopSettings(Group):
     """L_pos (the norm) that every corner must be under; null: any, for it is in the network's own
     unit. 5 is the paper's on MNIST."""
     min_steps: Annotated[int | None, Whole(0, STEPS)] = None
-    """Steps that are taken even where all corners have collided before, for these are pushed apart
-    in them; null: half of `max_steps`."""
-    max_steps: Steps = 1000
+    """Steps that are taken even where all corners have collided before: sizes go on growing, until
+    the rate has fallen. null: `max_steps`, so that sizes level off; 0: none, as in the paper."""
+    max_steps: Steps = 500
     """Steps after which the search ends in any case; the rate falls until then."""
     positive_relative: Limit = 0.1
     """L_pos over ||f(t)|| that every corner must be under; null: any. A tenth, in any network."""
@@ -215,7 +219,7 @@ class StopSettings(Group):
     @property
     def least(self) -> int:
         """Steps that are taken in any case."""
-        return self.max_steps // 2 if self.min_steps is None else self.min_steps
+        return self.max_steps if self.min_steps is None else self.min_steps
 
     def check(self) -> None:
         """Raise SettingError for limits that contradict each other."""

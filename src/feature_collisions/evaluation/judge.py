@@ -1,0 +1,127 @@
+"""An independent network as the judge of a hull: does it see what the network cannot?
+
+It is the metamer literature's question. Features are compared at the layer that `auto` takes, in
+units of the distance between two images of the data set there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.datasets import DataSplit
+from ..data.devices import CPU, without_tf32
+from ..errors import SettingError
+from ..graph.flow import following, last_layer
+from ..graph.graph import evaluating, trace
+from ..graph.target import logits_of, passing
+from ..graph.target_layer import Observed
+from ..hull.hull import Hull
+from ..networks.classifiers import load_classifier
+from ..settings.train import ClassifierSettings
+
+See = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Images (B, C, H, W) to logits (B, classes) and features (B, N)."""
+_IMAGES = 200  # of the data set, whose mean distance is the judge's unit
+_TOGETHER = 16  # images that go through it at once
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A network that the corners were not searched in.
+
+    Attributes:
+        name: what the user calls it.
+        see: its logits and features of any images.
+        classes: how many it has.
+        distance: mean distance between two images of the data set, in its features.
+    """
+
+    name: str
+    see: See
+    classes: int
+    distance: float
+
+    def check(self, hull: Hull) -> None:
+        """Raise SettingError where it has other classes than the hull's network."""
+        if self.classes != (own := len(hull.target_logits)):
+            raise SettingError(
+                "sizes.judge",
+                self.name,
+                f"has {self.classes} classes, and the network that it judges has {own}",
+                "give one with the same classes",
+            )
+
+    def verdict(self, hull: Hull) -> dict[str, Any]:
+        """The entry `judge` of `evaluation.json`.
+
+        `size` is the corners' mean distance in its features over the data set's, None for one
+        corner; `initial_kept` and `target_given` count the corners to which it gives the class that
+        it gives the initial image, and the class that the hull's network gives the target.
+        """
+        self.check(hull)
+        logits, features = self.see(torch.cat([hull.initial[None], hull.corners]).to(CPU))
+        initial, *given = logits.argmax(1).tolist()
+        size = float(F.pdist(features[1:]).mean()) / self.distance if len(given) > 1 else None
+        found = {
+            "network": self.name,
+            "size": size,
+            "corners": len(given),
+            "initial_class": initial,
+            "initial_kept": given.count(initial),
+            "target_given": given.count(hull.target_class),
+        }
+        return {"judge": found}
+
+
+def judge_of(name: str | None, data: DataSplit) -> Judge | None:
+    """The judge that `sizes.judge` names; None where it names none.
+
+    Args:
+        name: torchvision's of a network, or MODULE:NAME, which is code of the user's own; ::FILE
+            after it names its weights.
+        data: whose images are its unit.
+
+    Raises:
+        SettingError: for a network that cannot be loaded, takes no images of this size, or sees no
+            difference between them.
+    """
+    if name is None:
+        return None
+    named = ClassifierSettings(name, None, "auto")
+    if ":" in name.partition("::")[0]:  # the user's own code
+        named = ClassifierSettings("file", None, "auto", path=name)
+    try:
+        network = load_classifier(named, data)
+        order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
+        images = data.test[order[:_IMAGES]]
+        with passing(data.test.size):
+            logits_of(network, images[:1])
+        see = _seeing(network, data.test.size)
+        logits, features = see(images)
+    except SettingError as error:
+        raise SettingError("sizes.judge", name, f"cannot judge these images: {error}") from None
+    distance = float(F.pdist(features).mean())
+    if not distance > 0:
+        raise SettingError("sizes.judge", name, "sees no difference between the data set's images")
+    return Judge(name, see, logits.shape[1], distance)
+
+
+def _seeing(network: nn.Module, size: tuple[int, int, int]) -> See:
+    """How a network sees images of `size` (C, H, W), on the CPU and few at once."""
+    graph = trace(network, size)
+    layer = last_layer(graph).layer
+    observed, function = Observed(graph, layer), following(graph, layer).activation.function
+
+    @torch.inference_mode()
+    @without_tf32()
+    def see(images: Tensor) -> tuple[Tensor, Tensor]:
+        with evaluating(network):
+            parts = [observed(part) for part in images.split(_TOGETHER)]
+        logits, preactivation = (torch.cat(each) for each in zip(*parts, strict=True))
+        return logits, function(preactivation)
+
+    return see
