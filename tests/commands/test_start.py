@@ -12,7 +12,7 @@ from helpers.commands import ROOT
 # Beside torch and Lightning, which brings torchvision, scipy and Matplotlib along.
 _LATER = (
     "wandb", "timm", "faiss", "matplotlib.backends.backend_agg",
-    "feature_collisions.proofs", "feature_collisions.report.figures",
+    "feature_collisions.proofs.whole_hull", "feature_collisions.report.figures",
     "feature_collisions.patches.search", "feature_collisions.evaluation.evaluate",
 )  # fmt: skip
 

@@ -22,7 +22,6 @@ from ..graph.target_layer import Observed
 from ..networks.unwrap import unwrap
 from ..networks.weights import weights_hash
 from ..proofs.problem import Problem
-from ..proofs.whole_hull import prove
 from ..runs.records import Summary
 from ..runs.run import Corners, load_run
 from ..settings.rules import at_least
@@ -306,6 +305,8 @@ class Hull(Corners):
         Raises:
             SettingError: for a time that is negative or no number.
         """
+        from ..proofs.whole_hull import prove  # which no search needs
+
         at_least("seconds", seconds, 0)
         worst = self.worst_case().weights if seconds > 0 and len(self.corners) > 1 else None
         return prove(self.problem, seconds, [] if worst is None else [worst.tolist()])

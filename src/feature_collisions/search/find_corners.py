@@ -132,7 +132,9 @@ class Search(SearchSettings):
         check_pair(self.initial, self.target)
         self.initial, self.target = self.initial.detach(), self.target.detach()
         if not isinstance(self.trainer, dict):
-            raise SettingError("trainer", self.trainer, "must be a dict of Trainer's arguments")
+            raise SettingError(
+                "trainer", str(self.trainer), "must be a dict of Trainer's arguments"
+            )
         if not (isinstance(self.layer, str) and all(names_of(self.layer))):
             raise SettingError(
                 "layer", self.layer, "must be a name, such as 'features.0', or a list of names"
