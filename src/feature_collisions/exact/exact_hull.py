@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from ..errors import SettingError
+from ..errors import CollisionError, SettingError
 from ..graph.agreement import accepted
 from ..graph.graph import Graph, trace
 from ..graph.probabilities import giving_logits
@@ -24,7 +24,8 @@ from .first_layer import FirstLayer, first_layer
 from .windows import Polytope, polytope_of
 
 _MOST = 1000  # corners
-_EXACT = 1e-9  # of the layer's sides: what the solver must reach in float64
+_EXACT = 1e-9  # of ||W t||: how exact the corners must be in float64
+_MOVED = 1e-6  # of what a picture differs from the target by: less is rounding
 
 
 def exact_hull(
@@ -52,6 +53,7 @@ def exact_hull(
     Raises:
         SettingError: for images that cannot be used, a network that does not begin with a linear
             layer, or a layer that hides nothing.
+        CollisionError: for a target whose pixels at 0 or 1 leave no other image.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -128,21 +130,31 @@ class ExactCorners:
     def run(self, logger: Logger | None = None) -> Hull:
         """Find the corners."""
         started = time.perf_counter()
-        shape, near = self.target.shape, isinstance(self.towards, Tensor)
-        if isinstance(self.towards, Tensor):
-            found, steps, error = self.polytope.nearest(self.towards.flatten(1).double())
+        towards, near = self.towards, isinstance(self.towards, Tensor)
+        if isinstance(towards, Tensor):
+            wanted = float((towards - self.target).abs().max())
+            found, steps = self.polytope.nearest(towards.flatten(1).double())
         else:
-            generator = torch.Generator().manual_seed(self.seed)
-            found, steps, error = self.polytope.apart(self.towards, generator)
+            generator, wanted = torch.Generator().manual_seed(self.seed), 1.0
+            found, steps = self.polytope.apart(towards, generator)
         seconds = time.perf_counter() - started
-        converged = error <= _EXACT
+        exact = found.view(-1, *self.target.shape)
+        if not (exact - self.target).abs().max() > min(wanted, 1) * _MOVED and wanted:
+            raise CollisionError(
+                f"no image but the target has its values at {self.layer}: the layer hides "
+                f"{self.polytope.hidden} directions, but the target's pixels at 0 or 1 leave none "
+                "of them open; choose another target"
+            )
+        residual = float(self.first.residual(exact, self.target).max())
+        converged = residual <= _EXACT
         if not converged:
             warnings.warn(
-                f"not converged: the corners' values at {self.layer} are {error:.2g} of the "
-                "target's off, so the corners are not exact; try another seed or objective=near",
+                f"not converged: the corners' values at {self.layer} are {residual:.2g} of the "
+                f"target's off after {steps} steps, and the layer is too large for the linear "
+                "program that would finish them; choose a target with fewer pixels at 0 or 1",
                 stacklevel=2,
             )
-        corners = found.view(-1, *shape).float()
+        corners = exact.float()
         values = self.first(self.target[None])[0]
         units = torch.full((len(corners),), -1)
         assert self.initial is not None
@@ -152,8 +164,8 @@ class ExactCorners:
             TargetFeatures(values, self.first.activation),
             experiment="exact", classifier_hash=weights_hash(self.model), solver="exact",
             objective="near" if near else "random", push="direction" if near else "apart",
-            hull_relative=AFFINE, converged=converged, steps=steps, seconds=seconds,
-            seconds_total=time.perf_counter() - started,
+            hull_relative=AFFINE, converged=converged, residual=residual, steps=steps,
+            seconds=seconds, seconds_total=time.perf_counter() - started,
         )  # fmt: skip
         return Hull(
             self.model, self.layer, corners, self.initial, self.target, units, summary,

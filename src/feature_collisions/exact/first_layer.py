@@ -55,6 +55,15 @@ class FirstLayer:
         edge = torch.where(found.active, found.preactivation, found.edge)
         return Sides(found.active, sign, sign * (edge - self.bias))
 
+    def residual(self, images: Tensor, target: Tensor) -> Tensor:
+        """(B,) how far W x is from what it must be, over ||W t||; of a black target, absolute."""
+        sides = self.sides(target)
+        gap = sides.sign * (self(images) - self.bias) - sides.side
+        gap = torch.where(sides.equal, gap, gap.relu())
+        norm = float((self(target[None])[0] - self.bias).norm())
+        found: Tensor = gap.norm(dim=1) / (norm or 1.0)
+        return found
+
 
 class Sides(NamedTuple):
     """Of the layer's N units: sign (W x) = side where `equal`, and at most side elsewhere.

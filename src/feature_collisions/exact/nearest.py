@@ -16,7 +16,8 @@ _TOLERANCE = 1e-12  # of the sides' norm: what float64 leaves
 _SHORTEST = 2.0**-40  # of a step: below it rounding decides
 _CONJUGATE = 60  # conjugate gradient steps in one of Newton's
 _DIRECT = 2**32  # products in forming systems that are solved at once, as the last few are
-_LITTLE = 1e-10  # added to curvatures of about 1: pixels at 0 and 1 may leave none
+_LITTLE = 1e-10  # added to curvatures of about 1, at least: pixels at 0 and 1 may leave none
+_PAST = 0.5  # of a step's first slope: its last is no further below 0
 
 
 class Rows(Protocol):
@@ -84,10 +85,10 @@ def nearest_points(
         rows: M of them, which all problems share.
         sides: (M, B).
         equal: (M,) bool, the rows that are equations.
-        tolerance: of the sides' norm.
+        tolerance: of the sides' norm, or of 1 where that is less, as where a target is black.
     """
     u = torch.zeros_like(sides)
-    scale = sides.norm(dim=0).clamp_min(1e-12)
+    scale = sides.norm(dim=0).clamp_min(1)
     state = _State(points, sides, scale, u, *_dual(rows, points, sides, u))
     found, error = torch.empty_like(points), torch.empty_like(scale)
     left = torch.arange(points.shape[1])
@@ -116,15 +117,19 @@ def _newton(rows: Rows, state: _State, equal: Tensor, error: float) -> _State:
     moving = (equal | (state.u > 0) | (state.gap > 0)).to(state.u)
     inside = ((state.free > 0) & (state.free < 1)).to(state.u)
 
-    def curvature(v: Tensor) -> Tensor:
-        return moving * rows.times(inside * rows.back(moving * v)) + _LITTLE * v
-
     goal = moving * state.gap
+    length = (state.free.clamp(0, 1) - state.point).norm(dim=0)  # multipliers' is like it
+    damping: Tensor = (goal.norm(dim=0) / length.clamp_min(1)).clamp_min(_LITTLE)
+
+    def curvature(v: Tensor) -> Tensor:
+        found: Tensor = moving * rows.times(inside * rows.back(moving * v)) + damping * v
+        return found
+
     if (
         isinstance(rows, Matrix)
         and rows.weight.shape[0] * rows.weight.numel() * goal.shape[1] <= _DIRECT
     ):
-        direction = _solved(rows.weight, moving, inside, goal)
+        direction = _solved(rows.weight, moving, inside, goal, damping)
     else:
         direction = _conjugate_gradients(curvature, goal, min(0.1, error))
     length = torch.ones_like(state.value)
@@ -137,6 +142,7 @@ def _newton(rows: Rows, state: _State, equal: Tensor, error: float) -> _State:
         free, gap, value = _dual(rows, old.point, old.side, u)
         growth = (old.gap * (u - old.u)).sum(0)
         enough = value >= old.value + 1e-4 * growth - 1e-12 * old.value.abs()
+        enough &= (gap * (u - old.u)).sum(0) >= -_PAST * growth  # values differ by rounding alone
         ended = enough | (length[left] <= _SHORTEST)
         for part, each in zip(parts, (u, free, gap, value), strict=True):
             part[..., left[ended]] = each[..., ended]
@@ -145,14 +151,16 @@ def _newton(rows: Rows, state: _State, equal: Tensor, error: float) -> _State:
     return new._replace(u=parts[0], free=parts[1], gap=parts[2], value=parts[3])
 
 
-def _solved(weight: Tensor, moving: Tensor, inside: Tensor, goal: Tensor) -> Tensor:
+def _solved(
+    weight: Tensor, moving: Tensor, inside: Tensor, goal: Tensor, damping: Tensor
+) -> Tensor:
     """The same system solved at once, column by column of the goal (M, B)."""
     found = []
-    for row, column, side in zip(moving.mT, inside.mT, goal.mT, strict=True):
+    for row, column, side, little in zip(moving.mT, inside.mT, goal.mT, damping, strict=True):
         of = row.nonzero()[:, 0]
         part = weight[of][:, column > 0]
         curved = part @ part.mT
-        curved.diagonal().add_(_LITTLE)
+        curved.diagonal().add_(little)
         factor = torch.linalg.cholesky(curved)
         solved = torch.zeros_like(side)
         solved[of] = torch.cholesky_solve(side[of, None], factor)[:, 0]

@@ -16,12 +16,14 @@ from ..graph.graph import held_by, until
 from ..graph.operations import BATCH_NORM
 from .affine import probed
 from .first_layer import FirstLayer, Sides, probe
+from .interior import Interior
 from .nearest import Conditioned, Nearest, Rows, nearest_points
 
 _HELD = 2**25  # entries of a layer's matrix that are held: 256 MiB
 _SAME = 1e-9  # of the largest value: two ways of computing a layer
 _ROUNDS = 3  # in which points that are to lie far apart are pushed
 _LOOSE = 1e-2  # of the sides' norm: how exact these are but for the last
+_OFF = 1e-10  # of it: what Newton's steps leave at most, or a linear program finishes them
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Problem:
         equal: (M,) bool, the rows whose values must stay; the others may not rise.
         sides: (M, P) what they must give, or stay below.
         seen: the rank of the equations: how many directions of p a window does not hide.
+        given: the layer's own weights of a window's pixels and what they must give, before the
+            equations are made orthonormal; None where they are too many to be held.
     """
 
     pixels: Tensor
@@ -41,12 +45,32 @@ class Problem:
     equal: Tensor
     sides: Tensor
     seen: int
+    given: "_Given | None" = None
 
-    def nearest(self, points: Tensor, tolerance: float) -> Nearest:
+    def nearest(self, points: Tensor, target: Tensor, tolerance: float) -> Nearest:
         """The nearest points of the polytope to points (K, P, p); the result has (p, K P)."""
         columns = points.flatten(0, 1).mT.contiguous()
         sides = self.sides.repeat(1, len(points))
-        return nearest_points(columns, self.rows, sides, self.equal, tolerance)
+        found = nearest_points(columns, self.rows, sides, self.equal, tolerance)
+        if self.given is None:
+            return found
+        open_ = (found.error > max(tolerance, _OFF)).nonzero()[:, 0]
+        for window in (open_ % len(self.pixels)).unique():
+            own = open_[open_ % len(self.pixels) == window]
+            matrix, limit, equal = self.given
+            inside = Interior.of(
+                matrix, limit[:, window], equal, target[self.pixels[window]].numpy()
+            )
+            found.points[:, own] = torch.from_numpy(inside.from_near(found.points[:, own].numpy()))
+        return found
+
+
+class _Given(NamedTuple):
+    """matrix (m, p) times a window's pixels is limit (m, P) where `equal`, and else at most it."""
+
+    matrix: np.ndarray
+    limit: np.ndarray
+    equal: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -66,17 +90,17 @@ class Polytope:
         """How many directions of the pixels the layer's active units cannot see."""
         return len(self.target) - sum(len(each.pixels) * each.seen for each in self.problems)
 
-    def nearest(self, points: Tensor, tolerance: float = 1e-12) -> tuple[Tensor, int, float]:
-        """Its points (K, n) nearest to others, the steps, and the largest relative error."""
-        found, steps, error = points.clamp(0, 1), 0, 0.0
+    def nearest(self, points: Tensor, tolerance: float = 1e-12) -> tuple[Tensor, int]:
+        """Its points (K, n) nearest to others, and the steps."""
+        found, steps = points.clamp(0, 1), 0
         for problem in self.problems:
-            part = problem.nearest(points[:, problem.pixels], tolerance)
+            part = problem.nearest(points[:, problem.pixels], self.target, tolerance)
             shape = (len(points), *problem.pixels.shape)
             found[:, problem.pixels] = part.points.mT.reshape(shape)
-            steps, error = steps + part.steps, max(error, float(part.error.max()))
-        return found, steps, error
+            steps += part.steps
+        return found, steps
 
-    def apart(self, count: int, generator: torch.Generator) -> tuple[Tensor, int, float]:
+    def apart(self, count: int, generator: torch.Generator) -> tuple[Tensor, int]:
         """`count` points far from each other: pushed along random directions, then away.
 
         Each round is a step of the convex maximisation of the sum of their squared distances: a
@@ -86,11 +110,11 @@ class Polytope:
         way, taken = draws.sign(), 0
         for turn in range(_ROUNDS if count > 1 else 1):
             last = turn == _ROUNDS - 1 or count == 1
-            found, steps, error = self.nearest(0.5 + way, 1e-12 if last else _LOOSE)
+            found, steps = self.nearest(0.5 + way, 1e-12 if last else _LOOSE)
             others = (found.sum(0) - found) / max(1, count - 1)
             way, taken = found - others, taken + steps
             way /= way.square().mean().sqrt().clamp_min(1e-12)
-        return found, taken, error
+        return found, taken
 
 
 @torch.no_grad()
@@ -118,7 +142,8 @@ class _Windows(NamedTuple):
         matrix, side = (sign[:, None] * self.matrix).numpy(), sides.side[self.units].mT.numpy()
         given = Conditioned(matrix[equal], matrix[~equal])
         made = given.sides(side[equal], side[~equal])
-        return Problem(self.pixels, given.rows, given.equal, made, given.rank)
+        kept = _Given(matrix, side, equal)
+        return Problem(self.pixels, given.rows, given.equal, made, given.rank, kept)
 
 
 def _of_windows(windows: _Windows, sides: Sides) -> list[Problem]:

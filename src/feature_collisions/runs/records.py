@@ -131,6 +131,7 @@ class Summary(Record):
     objective: Text | None = None
     hull_relative: Size | None = None
     converged: bool
+    residual: Size | None = None
     unmet: list[Text] = Field(default_factory=list)
     floor: Size | None = None
     limits: Text | None = None
