@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .exact.exact_hull import exact_hull
     from .hull.hull import Hull
     from .networks.classifiers import load_network
+    from .networks.example import Example, load_example
     from .runs.run import Run, load_run
     from .search.find_corners import find_corners
     from .settings.patches import PatchSettings
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CollisionError",
+    "Example",
     "Hull",
     "LogSettings",
     "LossSettings",
@@ -30,6 +32,7 @@ __all__ = [
     "StopSettings",
     "exact_hull",
     "find_corners",
+    "load_example",
     "load_network",
     "load_run",
 ]
@@ -39,6 +42,7 @@ _PLACES = {
     "exact.exact_hull": ("exact_hull",),
     "hull.hull": ("Hull",),
     "networks.classifiers": ("load_network",),
+    "networks.example": ("Example", "load_example"),
     "runs.run": ("Run", "load_run"),
     "search.find_corners": ("find_corners",),
     "settings.patches": ("PatchSettings",),

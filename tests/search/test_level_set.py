@@ -62,6 +62,20 @@ def test_a_corner_alone_goes_along_its_own_direction(network, pair) -> None:
     assert hull.summary["corner_feature_relative_max"] < 0.1
 
 
+@pytest.mark.filterwarnings("ignore:not converged")
+def test_where_too_few_units_are_hidden_within_the_tolerance_corners_are_pushed_apart(
+    network, pair
+) -> None:
+    network[2] = nn.GELU()
+    network[1].bias[:2] = -20.0  # two units hidden, of which corners 0 and 1 push one each
+    stop = StopSettings(min_steps=1, max_steps=1, probability=None)
+    pushes = [
+        find_corners(network, "auto", *pair, range(count), stop=stop).summary["push"]
+        for count in (2, 3)
+    ]
+    assert pushes == ["unit", "apart"]
+
+
 @pytest.mark.parametrize(
     ("push", "corners", "rule"),
     [("unit", range(2), "loss.push=unit.*flat"), ("apart", range(1), "loss.push=apart.*alone")],

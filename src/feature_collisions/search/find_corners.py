@@ -254,8 +254,11 @@ class Search(SearchSettings):
         """
         push, features = self.loss.push, self.features
         flat = bool(features.activation.sides)
-        if not following(self.graph, self.layer).activation.is_exact and features.active.all():
-            flat = False  # within the tolerance nothing is hidden in this target
+        hidden = int((~features.active).sum())
+        if not following(self.graph, self.layer).activation.is_exact and hidden <= max(
+            self.corners
+        ):
+            flat = False  # within the tolerance, this target has no unit for every corner
         if push == "auto":
             return "unit" if flat else "apart" if len(self.corners) > 1 else "direction"
         if push == "unit" and not flat:
