@@ -79,11 +79,11 @@ def evaluated(hull, directory, samples=40, judge=None):
     return evaluate(hull, lambda: {1: 2.0, 2: 2.0}, settings, directory, judge=judge)
 
 
-def hull_of(model: nn.Module, corners: Tensor, layer: str = "3") -> Hull:
+def hull_of(model: nn.Module, corners: Tensor, layer: str = "3", **known: Any) -> Hull:
     """The hull of corners, the last of which is the target."""
     target_class = int(model(corners[-1:]).argmax())
     entries = [{"corner": k} for k in range(len(corners))]
-    summary = {"target_class": target_class, "distance_scale": 1, "corners": entries}
+    summary = {"target_class": target_class, "distance_scale": 1, "corners": entries, **known}
     units = torch.arange(len(corners))
     return Hull(model, layer, corners, corners[0], corners[-1], units, summary)
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from feature_collisions.graph.graph import trace
 from feature_collisions.graph.operations import NotPiecewiseLinear
-from feature_collisions.proofs.bounds import chords
-from feature_collisions.proofs.bounds import norms as norms_module
-from feature_collisions.proofs.bounds.chords import Chords
-from feature_collisions.proofs.bounds.norms import Ball, Norms, behind_pool
+from feature_collisions.proofs.between import chords
+from feature_collisions.proofs.between import norms as norms_module
+from feature_collisions.proofs.between.chords import Chords
+from feature_collisions.proofs.between.norms import Ball, Norms, behind_pool
+from feature_collisions.proofs.between.windows import Windows, united
 from feature_collisions.proofs.bounds.record import steps_of
 from feature_collisions.proofs.bounds.steps import Affine, Grid, MaxPool, Step
-from feature_collisions.proofs.bounds.windows import Windows, united
 from feature_collisions.proofs.piecewise import TooManyPieces, traced
 from helpers.graphs import traced_for
 from helpers.networks import everything

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from feature_collisions.graph.operations import NotPiecewiseLinear, kinds
 from feature_collisions.hull.hull import Hull
-from feature_collisions.proofs.bounds.chords import Chords
+from feature_collisions.proofs.between.chords import Chords
 from feature_collisions.proofs.edges import failures, prove_edges
 from feature_collisions.proofs.piecewise import Line, TooManyPieces
 from feature_collisions.settings.evaluate import EdgeSettings

@@ -292,6 +292,61 @@ def activation_of(node: fx.Node) -> Activation | None:
     return _FIXED.get(node.target)
 
 
+def curve_of(node: fx.Node) -> Activation | None:
+    """The function of each value alone, smooth but for kinks, that an operation is."""
+    if node.target in _POSITIVE:
+        floor = least_of(node.args[0])
+        return _POSITIVE[node.target](floor) if floor > 0 else None
+    if node.target is aten.pow.Tensor_Scalar:
+        return _SQUARE if node.args[1] == 2 else None
+    if node.target in (aten.exp.default, aten.square.default):
+        return _EXP if node.target is aten.exp.default else _SQUARE
+    return activation_of(node)
+
+
+def least_of(node: Any) -> float:
+    """A number that an operation's values are never below, by the operations it is made of."""
+    if not isinstance(node, fx.Node):
+        return -math.inf
+    if node.target is aten.add.Tensor and isinstance(node.args[1], int | float):
+        return least_of(node.args[0]) + float(node.args[1])
+    if node.target in _KEEP_SIGNS:
+        return min(least_of(node.args[0]), 0.0)
+    if node.target is aten.sqrt.default:
+        return max(least_of(node.args[0]), 0.0) ** 0.5
+    low = range_of(node).low
+    if low is not None:
+        return low
+    square = node.target is aten.pow.Tensor_Scalar and node.args[1] == 2
+    return 0.0 if square or node.target in _NEVER_NEGATIVE else -math.inf
+
+
+_NEVER_NEGATIVE = {
+    aten.square.default, aten.exp.default, aten.softmax.int, aten.sigmoid.default, aten.abs.default,
+}  # fmt: skip
+_KEEP_SIGNS = {aten.mean.dim, aten.sum.dim_IntList}
+
+
+def _from(z: Tensor, function: Callable[[Tensor], Tensor], floor: float) -> Tensor:
+    return function(z.clamp_min(floor))
+
+
+def _positive(name: str, function: Callable[[Tensor], Tensor]) -> Callable[[float], Activation]:
+    """A function of positive numbers, flat below the least that it is given."""
+    return lambda floor: Activation(
+        name, partial(_from, function=function, floor=floor), inflections=(floor,)
+    )
+
+
+_POSITIVE = {
+    aten.rsqrt.default: _positive("rsqrt", torch.rsqrt),
+    aten.sqrt.default: _positive("sqrt", torch.sqrt),
+    aten.reciprocal.default: _positive("reciprocal", torch.reciprocal),
+}
+_EXP = Activation("exp", torch.exp, inflections=())
+_SQUARE = Activation("square", torch.square, inflections=())
+
+
 def title_of(name: str) -> str:
     """An activation's name as its authors write it: `GELU` of `gelu`."""
     return _NAMES.get(name, name)

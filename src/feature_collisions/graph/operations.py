@@ -12,16 +12,16 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from .activations import (
-    activation_of,
     aten,
     base_name,
     ceiling_of,
+    curve_of,
     given_by_name,
     is_clip,
     title_of,
 )
 
-Kind = Literal["fixed", "affine", "relu", "clipped", "max_pool", "curve"]
+Kind = Literal["fixed", "affine", "relu", "clipped", "max_pool", "curve", "product", "softmax"]
 
 
 class NotPiecewiseLinear(ValueError):
@@ -50,7 +50,8 @@ _JOINED = {aten.cat.default, aten.stack.default}
 SUMS = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor, aten.rsub.Scalar, aten.add.Scalar,
         aten.sub.Scalar}  # fmt: skip
 DIFFERENCES = {aten.sub.Tensor}
-_PRODUCTS = {aten.mul.Tensor, aten.mul.Scalar, aten.matmul.default, aten.mm.default}
+MATRIX_PRODUCTS = {aten.matmul.default, aten.bmm.default}
+_PRODUCTS = {aten.mul.Tensor, aten.mul.Scalar, aten.mm.default} | MATRIX_PRODUCTS
 BATCH_NORM = aten.batch_norm.default
 AVERAGES = {aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.avg_pool1d.default,
             aten.adaptive_avg_pool1d.default}  # fmt: skip
@@ -78,8 +79,7 @@ def kinds(network: fx.GraphModule) -> dict[fx.Node, Kind]:
     """What each node does to values that move with the images; `fixed` are those that do not.
 
     Raises:
-        NotPiecewiseLinear: for the first node that is not known to be linear, a rectifier, a max
-            pool or a smooth activation.
+        NotPiecewiseLinear: for the first node that is none of these.
     """
     found: dict[fx.Node, Kind] = {}
     for node in network.graph.nodes:
@@ -118,17 +118,30 @@ def _kind(node: fx.Node, moving: list[fx.Node]) -> Kind:
         raise NotPiecewiseLinear(f"{node.name} draws at random in eval mode too")
     if _is_affine(node, moving, first):
         return "affine"
-    activation, reason = activation_of(node), None
-    if activation is not None:
-        if activation.inflections is not None and first:
+    if _is_product(node, moving):
+        return "product"
+    if node.target is aten.softmax.int and first and _axis(node, node.args[1]) not in (None, 0):
+        return "softmax"
+    curve, reason = curve_of(node), None
+    if curve is not None:
+        if curve.inflections is not None and first:
             return "curve"
-        reason = f"{title_of(activation.name)} has no bounds yet"
+        reason = f"{title_of(curve.name)} has no bounds yet"
     if is_clip(node):
         reason = "it does not clip at 0"
     raise NotPiecewiseLinear(
         f"{where(node)} ({base_name(node)}) is not known to be linear"
         + (f": {reason}" if reason else "")
     )
+
+
+def _is_product(node: fx.Node, moving: list[fx.Node]) -> bool:
+    """Whether it multiplies two values that move, numbers or matrices of each image."""
+    shapes = [given.meta.get("shape") or () for given in moving]
+    if node.target not in _PRODUCTS or node.kwargs or not all(g in moving for g in node.args):
+        return False
+    matrices = node.target in MATRIX_PRODUCTS
+    return min(map(len, shapes)) == max(map(len, shapes)) > (2 if matrices else 0)
 
 
 def where(node: fx.Node) -> str:

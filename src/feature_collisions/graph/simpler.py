@@ -1,7 +1,8 @@
 """Operations written with simpler ones, exact in real numbers, so that fewer need to be known.
 
 LeakyReLU, PReLU, absolute values, clamps anywhere, maxima of two and Hardsigmoid with rectifiers;
-the parts of a split as slices; PyTorch's own form of a batch norm as the usual one.
+layer norm, attention and quotients with products; the parts of a split as slices; PyTorch's own
+form of a batch norm as the usual one.
 """
 
 import math
@@ -27,7 +28,7 @@ def write_with_simpler(network: fx.GraphModule) -> None:
             node.replace_all_uses_with(found)
             network.graph.erase_node(node)
     for node in reversed(network.graph.nodes):
-        if node.target in SPLITS | {_BATCH_NORM} and not node.users:
+        if node.target in SPLITS | {_BATCH_NORM, aten.permute.default} and not node.users:
             network.graph.erase_node(node)
     network.recompile()
 
@@ -144,7 +145,7 @@ def _part(write: _Writer, node: fx.Node) -> fx.Node | None:
 def _part_of_split(write: _Writer, split: fx.Node, number: int) -> fx.Node | None:
     x, shape = split.args[0], split.all_input_nodes[0].meta.get("shape")
     if split.target is aten.unbind.int:
-        return write(aten.select.int, x, (*split.args, 0)[1], number)
+        return _selected(write, x, (*split.args, 0)[1], number)
     axis = split.kwargs.get("dim", (*split.args, 0)[2])
     size = None if shape is None or not isinstance(axis, int) else shape[axis]
     given = split.args[1]
@@ -165,6 +166,57 @@ def _part_of_split(write: _Writer, split: fx.Node, number: int) -> fx.Node | Non
     return write(aten.slice.Tensor, x, axis, first, last)
 
 
+def _select(write: _Writer, node: fx.Node) -> fx.Node | None:
+    found = _selected(write, *node.args)
+    return found if found.target is aten.permute.default else None
+
+
+def _selected(write: _Writer, x: Any, axis: Any, number: Any) -> fx.Node:
+    """A part of what is permuted then, which keeps images in front."""
+    if x.target is not aten.permute.default or axis != 0 or x.args[1][0] == 0:
+        return write(aten.select.int, x, axis, number)
+    source, order = x.args
+    order = [each % len(order) for each in order]
+    rest = [each - (each > order[0]) for each in order[1:]]
+    part = write(aten.select.int, source, order[0], number)
+    return write(aten.permute.default, part, rest)
+
+
+def _layer_norm(write: _Writer, node: fx.Node) -> fx.Node:
+    """(x - m) / sqrt(mean((x - m)^2) + eps) w + b, m the mean."""
+    given = given_by_name(node, ("x", "shape", "weight", "bias", "eps"))
+    axes = list(range(-len(given["shape"]), 0))
+    centred = write.minus(given["x"], write(aten.mean.dim, given["x"], axes, True))
+    variance = write(aten.mean.dim, write(aten.square.default, centred), axes, True)
+    found = write.times(
+        centred, write(aten.rsqrt.default, write.plus(variance, given.get("eps", 1e-5)))
+    )
+    found = write.times(found, given["weight"]) if given.get("weight") is not None else found
+    return write.plus(found, given["bias"]) if given.get("bias") is not None else found
+
+
+def _attention(write: _Writer, node: fx.Node) -> fx.Node | None:
+    """softmax(scale q k^T) v, without a mask."""
+    q, k, v = node.args[:3]
+    shape = q.meta.get("shape") if isinstance(q, fx.Node) else None
+    plain = len(node.args) == 3 and not node.kwargs.keys() - {"scale"}
+    if not plain or shape is None or k.meta.get("shape", ())[:-2] != shape[:-2]:
+        return None
+    scores = write(aten.matmul.default, q, write(aten.transpose.int, k, -1, -2))
+    scale = node.kwargs.get("scale")
+    scores = write.times(scores, shape[-1] ** -0.5 if scale is None else scale)
+    return write(aten.matmul.default, write(aten.softmax.int, scores, -1), v)
+
+
+def _quotient(write: _Writer, node: fx.Node) -> fx.Node | None:
+    """x (1 / y), of images both."""
+    x, y = node.args
+    shape = y.meta.get("shape") if isinstance(y, fx.Node) else None
+    if not shape or shape[0] is not None or node.kwargs:
+        return None
+    return write.times(x, write(aten.reciprocal.default, y))
+
+
 _WRITTEN: dict[Any, Callable[[_Writer, fx.Node], fx.Node | None]] = {
     aten.leaky_relu.default: _leaky,
     aten.prelu.default: _prelu,
@@ -180,5 +232,9 @@ _WRITTEN: dict[Any, Callable[[_Writer, fx.Node], fx.Node | None]] = {
     aten.max.other: _maximum,
     aten.min.other: _minimum,
     aten.hardsigmoid.default: _hardsigmoid,
+    aten.select.int: _select,
+    aten.layer_norm.default: _layer_norm,
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.div.Tensor: _quotient,
     operator.getitem: _part,
 }

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..data.devices import able
 from ..graph.operations import NotPiecewiseLinear
 from ..settings.evaluate import EdgeSettings
-from .bounds.chords import Chords
+from .between.chords import Chords
 from .bounds.local import numbers_of
 from .bounds.record import steps_of
 from .bounds.steps import Step

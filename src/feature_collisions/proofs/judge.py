@@ -17,7 +17,7 @@ from .bounds.local import TooManyBends, check_bends, localise, numbers_of, value
 from .bounds.over_pieces import Bounds, Parts
 from .bounds.record import steps_of
 from .bounds.relaxation import rounding
-from .bounds.steps import Curve, Step
+from .bounds.steps import Smooth, Step
 from .cache import PieceCache, proof_key
 from .problem import Problem
 from .splitting import Judged, Pieces, Splitting
@@ -114,7 +114,7 @@ class HullJudge(ABC):
             TooManyBends: where too many units bend.
         """
         work = numbers_of(steps or self.steps)
-        if work < _LITTLE or any(isinstance(step, Curve) for step in self.steps):
+        if work < _LITTLE or any(isinstance(step, Smooth) for step in self.steps):
             return None
         if steps and work < numbers_of(self.steps):
             return localise(steps, piece.inside[0].to(self.place), until=self.until)

@@ -64,7 +64,7 @@ class Line(fx.Interpreter):
         self.extra_traceback = False  # it goes into messages
         self.kinds = kinds(network)
         for node, kind in self.kinds.items():
-            if kind == "curve":
+            if kind in ("curve", "product", "softmax"):
                 name = f"{where(node)} ({base_name(node)})"
                 raise NotPiecewiseLinear(f"{name} bends everywhere; the hull's class has bounds")
         self.memory = memory

@@ -13,41 +13,30 @@ import torch
 from torch import Tensor
 
 from .local import Dense
-from .relaxation import Lines, Range, Tops, between, rounding
-from .steps import Affine, Curve, Rectifier, Step, check_time
+from .planes import Plane
+from .relaxation import Lines, Tops, Values, between, rounding
+from .steps import Affine, Curve, Product, Rectifier, Softmax, Step, check_time
 
 _MEMORY = 2**27  # bytes of the rows that are carried backward at once
 _HARDLY = 1e-9  # of the largest deviation: what is smaller counts as rounding
 
 
 @dataclass
-class Enclosure:
-    """Where the values of a step lie over P pieces.
-
-    At the point with weights w a value is within sum_k w_k radius_k of sum_k w_k middle_k, and
-    between `low` and `high`.
+class Enclosure(Values):
+    """The values of a step over P pieces, and how rows get through it.
 
     Attributes:
-        middle, radius: (P, K, ...).
-        low, high: (P, ...).
         toll: (P, N) what a row that is carried backward through the step pays for rounding, per
             unit of its entries.
         lines: of a rectifier or a smooth activation.
+        plane: of a product or a softmax.
         tops: of a max pool.
     """
 
-    middle: Tensor
-    radius: Tensor
-    low: Tensor
-    high: Tensor
     toll: Tensor
     lines: Lines | None = None
+    plane: Plane | None = None
     tops: Tops | None = None
-
-    @property
-    def range(self) -> Range:
-        """Where the values lie."""
-        return Range(self.middle - self.radius, self.middle + self.radius, self.low, self.high)
 
 
 class Spread(NamedTuple):
@@ -112,16 +101,21 @@ class Descent:
             step, here, size = steps[k], at[k], mine.abs()
             if isinstance(step, Rectifier | Curve):
                 self._meet(k, mine, size)
-            if step.bends == 0 or (step.bends == 1 and not isinstance(step, Affine)):
-                self._stop(mine, size, here)
-                continue
             self.toll += _inner(size, here.toll)
+            if step.bends == 0 or (step.bends == 1 and not isinstance(step, Affine)):
+                self._spread(mine, size, here.middle, here.radius)
+                continue
             if isinstance(step, Affine):
                 self.total += (mine @ step.offset.flatten())[..., None]
                 flat = mine.flatten(0, 1).unflatten(1, step.shape)
                 passed = [each.reshape(*mine.shape[:2], -1) for each in step.back(flat)]
-            elif isinstance(step, Rectifier | Curve):
-                passed = [self._through_lines(mine, size, here)]
+            elif isinstance(step, Product | Softmax):
+                assert here.plane is not None
+                self._spread(mine, size, here.plane.middle, here.plane.radius)
+                every = mine.expand(len(self.total), -1, -1).unflatten(2, step.shape)
+                passed = [each.flatten(2) for each in step.back(here.plane.at, every)]
+            elif here.lines is not None:
+                passed = [self._through_lines(mine, size, here.lines)]
             else:
                 passed = [self._through_tops(mine, here, steps[step.sources[0]])]
             for source, each in zip(step.sources, passed, strict=True):
@@ -135,16 +129,11 @@ class Descent:
     def _meet(self, number: int, rows: Tensor, size: Tensor) -> None:
         self.met[number] = rows.expand(len(self.total), -1, -1)
 
-    def _stop(self, rows: Tensor, size: Tensor, here: Enclosure) -> None:
-        """Where the forward bounds are the best there are."""
-        self.total += rows @ here.middle.flatten(2).mT
-        paid = size @ torch.cat([here.radius.flatten(2), here.toll[:, None]], 1).mT
-        self.total -= paid[..., :-1]
-        self.toll += paid[..., -1]
+    def _spread(self, rows: Tensor, size: Tensor, middle: Tensor, radius: Tensor) -> None:
+        """Of what lies within `radius` of `middle`, (P, K, ...) each."""
+        self.total += rows @ middle.flatten(2).mT - size @ radius.flatten(2).mT
 
-    def _through_lines(self, rows: Tensor, size: Tensor, here: Enclosure) -> Tensor:
-        assert here.lines is not None
-        lines = here.lines
+    def _through_lines(self, rows: Tensor, size: Tensor, lines: Lines) -> Tensor:
         up = rows.clamp_min(0)
         down = rows - up
         self.total += up @ lines.low_start.flatten(2).mT + down @ lines.high_start.flatten(2).mT
@@ -158,7 +147,7 @@ class Descent:
         alone = here.tops.alone.flatten(1)[:, None]
         up = torch.where(alone, rows, self._from_below(rows))
         rest = rows - up
-        self._stop(rest, rest.abs(), here)
+        self._spread(rest, rest.abs(), here.middle, here.radius)
         shape = here.tops.cell.shape
         up = up.unflatten(2, shape[1:])
         index = here.tops.cell[:, None].expand_as(up)
@@ -184,11 +173,8 @@ class Centred(Descent):
     def _meet(self, number: int, rows: Tensor, size: Tensor) -> None:
         self.met[number] = size.sum(1).expand(len(self.total), -1)
 
-    def _stop(self, rows: Tensor, size: Tensor, here: Enclosure) -> None:
-        self.toll += _inner(size, here.toll)
-        self._deviate(rows, size, here.middle.flatten(2), here.radius.flatten(2))
-
-    def _deviate(self, rows: Tensor, size: Tensor, middle: Tensor, radius: Tensor) -> None:
+    def _spread(self, rows: Tensor, size: Tensor, middle: Tensor, radius: Tensor) -> None:
+        middle, radius = middle.flatten(2), radius.flatten(2)
         self.total += rows @ middle.mT
         most = radius.amax(1)
         wide = most > _HARDLY * most.amax(1, keepdim=True)
@@ -203,11 +189,8 @@ class Centred(Descent):
         kept = torch.where(wide[:, None], radius, 0)
         self.radii.append(kept.gather(2, units.expand(-1, radius.shape[1], -1)))
 
-    def _through_lines(self, rows: Tensor, size: Tensor, here: Enclosure) -> Tensor:
-        assert here.lines is not None
-        lines = here.lines
-        middle, radius = between(lines.floor.flatten(2), lines.high_start.flatten(2))
-        self._deviate(rows, size, middle, radius)
+    def _through_lines(self, rows: Tensor, size: Tensor, lines: Lines) -> Tensor:
+        self._spread(rows, size, *between(lines.floor, lines.high_start))
         return rows * lines.high_slope.flatten(1)[:, None]
 
     def _from_below(self, rows: Tensor) -> Tensor:

@@ -21,11 +21,11 @@ from torch import Tensor
 from .relaxation import Bend, Range, between, rounding, tops_of, windows
 from .steps import (
     Affine,
-    Curve,
     Input,
     MaxPool,
     Rectifier,
     Reshaped,
+    Smooth,
     Step,
     Weighted,
     check_time,
@@ -367,8 +367,8 @@ def _values_of(steps: Sequence[Step], points: Tensor) -> Iterator[Tensor]:
             values.append(step.call(*given))
         elif isinstance(step, Rectifier):
             values.append(given[0].clamp(0, step.ceiling) - step.tilt * given[0])
-        elif isinstance(step, Curve):
-            values.append(step.value(given[0]))
+        elif isinstance(step, Smooth):
+            values.append(step.value(*given))
         elif isinstance(step, MaxPool):
             values.append(windows(step, given[0]).amax(-1).unflatten(-1, step.shape[-2:]))
         else:

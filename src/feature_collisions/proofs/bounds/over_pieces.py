@@ -20,8 +20,19 @@ import torch
 from torch import Tensor
 
 from .backward import Centred, Descent, Enclosure, Spread, Units, descents
+from .planes import of_product, of_softmax
 from .relaxation import Bend, Curved, Lines, between, rounding, tops_of, windows
-from .steps import Affine, Curve, Input, MaxPool, Rectifier, Step, check_time
+from .steps import (
+    Affine,
+    Curve,
+    Input,
+    MaxPool,
+    Product,
+    Rectifier,
+    Softmax,
+    Step,
+    check_time,
+)
 
 _WORK = 2**25  # numbers a piece that rows of a layer's bends may pass on their way
 _UNITS = 2**14  # by whose bends pieces are cut
@@ -63,6 +74,8 @@ class Bounds:
                 self.at.append(self._rectifier(step))
             elif isinstance(step, Curve):
                 self.at.append(self._curve(step))
+            elif isinstance(step, Product | Softmax):
+                self.at.append(self._plane(step))
             elif isinstance(step, MaxPool):
                 self.at.append(self._max_pool(step))
             if number in users and step.bends > 1:
@@ -81,17 +94,14 @@ class Bounds:
 
     def _input(self, step: Step, vertices: Tensor, error: Tensor | float) -> Enclosure:
         radius = torch.zeros_like(vertices) + error
-        toll = self._charge(step, 0, _largest(vertices, radius))
+        toll = self._charge(step, 0, (vertices.abs() + radius).amax(1))
         return self._enclosure(step, vertices, radius, toll)
 
     def _affine(self, step: Affine) -> Enclosure:
         given = [self.at[k] for k in step.sources]
         middle = step.call(*(self._flat(each.middle) for each in given))
         middle = middle.unflatten(0, (self.pieces, self.corners))
-        both = [
-            torch.cat([self._flat(each.radius), _largest(each.middle, each.radius)])
-            for each in given
-        ]
+        both = [torch.cat([self._flat(each.radius), each.largest]) for each in given]
         spread = step.spread(both)
         radius, size = spread.split([self.pieces * self.corners, self.pieces])
         size = size + step.offset.abs()
@@ -136,9 +146,18 @@ class Bounds:
         self, step: Step, given: Enclosure, lines: Lines, middle: Tensor, radius: Tensor
     ) -> Enclosure:
         size = torch.maximum(lines.low_start.abs(), lines.high_start.abs()).amax(1)
-        size = size + _largest(given.middle, given.radius)
+        size = size + given.largest
         found = self._enclosure(step, middle, radius, self._charge(step, 0, size))
         return replace(found, lines=lines)
+
+    def _plane(self, step: Product | Softmax) -> Enclosure:
+        given = [self.at[k] for k in step.sources]
+        if isinstance(step, Product):
+            (plane, found), terms = of_product(step, *given), step.terms
+        else:
+            (plane, found), terms = of_softmax(step, *given), step.shape[step.axis]
+        toll = self._charge(step, terms, plane.size + plane.middle.abs().amax(1))
+        return Enclosure(found.middle, found.radius, found.low, found.high, toll, plane=plane)
 
     def _max_pool(self, step: MaxPool) -> Enclosure:
         x = self.at[step.sources[0]].range
@@ -226,7 +245,8 @@ class Bounds:
         bent = []
         for number, weight in weights.items():
             step = self.steps[number]
-            assert isinstance(step, Rectifier | Curve)
+            if not isinstance(step, Rectifier | Curve):
+                continue
             given = self.at[step.sources[0]]
             weight = weight * step.bends_on(given.low, given.high).flatten(1)
             units = (weight > 0).any(0).nonzero().flatten()
@@ -326,8 +346,3 @@ def _lengths(inner: Tensor) -> Tensor:
     """Squares of distances between points, by their inner products (P, K, K)."""
     square = inner.diagonal(dim1=1, dim2=2)
     return square[:, None] + square[:, :, None] - 2 * inner
-
-
-def _largest(middle: Tensor, radius: Tensor) -> Tensor:
-    """The largest absolute value over a piece, (P, ...)."""
-    return (middle.abs() + radius).amax(1)

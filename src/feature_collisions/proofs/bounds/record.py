@@ -9,12 +9,13 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.nn.grad import conv2d_input
 
-from ...graph.activations import activation_of, aten, ceiling_of, given_by_name
+from ...graph.activations import aten, ceiling_of, curve_of, given_by_name
 from ...graph.operations import (
     AVERAGES,
     BATCH_NORM,
     DIFFERENCES,
     LAYERS,
+    MATRIX_PRODUCTS,
     MEANS,
     SUMS,
     NotPiecewiseLinear,
@@ -31,9 +32,12 @@ from .steps import (
     Input,
     Joined,
     MaxPool,
+    Product,
     Rectifier,
     Reshaped,
     Scaled,
+    Smooth,
+    Softmax,
     Step,
     Summed,
     Weighted,
@@ -61,6 +65,7 @@ class _Recorder(fx.Interpreter):
         self.extra_traceback = False  # it goes into messages
         self.kinds, self.steps = kinds(network), list[Step]()
         self.number: dict[fx.Node, int] = {}
+        self.repeated = set[fx.Node]()  # what is fixed, once for each image
         with torch.no_grad():
             self.run(image.expand(2, *image.shape))
             pair, self.env = self.env, {}
@@ -74,11 +79,17 @@ class _Recorder(fx.Interpreter):
                 value, both = self.env[node], pair[node]
                 if not isinstance(value, Tensor) or both.shape != (2, *value.shape[1:]):
                     raise NotPiecewiseLinear(f"{node.name} does not keep images apart")
+                if value.ndim == 1:
+                    raise NotPiecewiseLinear(f"{node.name} gives images a number without an axis")
                 self._add(node, value)
 
     def _check_fixed(self, node: fx.Node, other: Any) -> None:
         """Refuse numbers that depend on how many images there are, but for new shapes."""
         mine = self.env[node]
+        sizes = [each.shape[:1] for each in (mine, other) if isinstance(each, Tensor)]
+        if sizes == [(1,), (2,)] and torch.equal(mine.expand(2, *mine.shape[1:]), other):
+            self.repeated.add(node)
+            return
         same = torch.equal(mine, other) if isinstance(mine, Tensor) else mine == other
         if not same and not all(is_new_shape(user) for user in node.users):
             users = [u for u in node.users if not is_new_shape(u)]
@@ -88,7 +99,7 @@ class _Recorder(fx.Interpreter):
     def _add(self, node: fx.Node, value: Tensor) -> None:
         moving = [given for given in node.all_input_nodes if self.kinds[given] != "fixed"]
         step = self._step(node, moving, value.shape[1:])
-        bends = isinstance(step, Rectifier | Curve | MaxPool)
+        bends = isinstance(step, Rectifier | Smooth | MaxPool)
         step.bends = bends + max((self.steps[k].bends for k in step.sources), default=0)
         self.number[node] = len(self.steps)
         self.steps.append(step)
@@ -101,9 +112,12 @@ class _Recorder(fx.Interpreter):
         if kind in ("relu", "clipped"):
             return Rectifier(*common, float(ceiling_of(node) or 0))
         if kind == "curve":
-            activation = activation_of(node)
-            assert activation is not None
-            return Curve(*common, Shape(activation, self.env[moving[0]]))
+            curve = curve_of(node)
+            assert curve is not None
+            return Curve(*common, Shape(curve, self.env[moving[0]]))
+        if kind == "softmax":
+            axis = node.args[1]
+            return Softmax(*common, axis if axis < 0 else axis - len(shape) - 1)
         taken = [self.env[given].shape[1:] for given in moving]
         if kind == "max_pool":
             *options, ceiled = pooling(node)
@@ -111,6 +125,13 @@ class _Recorder(fx.Interpreter):
             cells = _cells(taken[0], shape, grid).to(self.env[moving[0]].device)
             return MaxPool(*common, cells, grid, ceiled)
         like = self.env[moving[0]]
+        if kind == "product":
+            both = [each for each in node.args if isinstance(each, fx.Node)]
+            common = (node.name, tuple(self.number[each] for each in both), shape)
+            taken = [self.env[each].shape[1:] for each in both]
+            if node.target in MATRIX_PRODUCTS and taken[0][:-2] != taken[1][:-2]:
+                raise NotPiecewiseLinear(f"{node.name} multiplies stacks of different sizes")
+            return Product(*common, taken, node.target in MATRIX_PRODUCTS)
         if is_new_shape(node) and math.prod(taken[0]) == math.prod(shape):
             return Reshaped(*common, lambda x: x.reshape(len(x), *shape), taken, 0, like)
         if node.target is BATCH_NORM:
@@ -134,6 +155,8 @@ class _Recorder(fx.Interpreter):
             given = dict(zip(moving, values, strict=True))
 
             def pick(source: fx.Node) -> Any:
+                if source in self.repeated:
+                    return self.env[source].expand(len(values[0]), *self.env[source].shape[1:])
                 return given.get(source, self.env[source])
 
             args, kwargs = map_arg(node.args, pick), map_arg(node.kwargs, pick)

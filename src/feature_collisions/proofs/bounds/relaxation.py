@@ -4,6 +4,7 @@ A piece is the simplex of K points. A linear function on it is held by its value
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,34 @@ class Range(NamedTuple):
         """Above slope x, for slopes (P, ...): (P, K, ...)."""
         slope = slope[:, None]
         return torch.maximum(slope * self.below, slope * self.above)
+
+
+@dataclass
+class Values:
+    """Where the values of a step lie over P pieces.
+
+    At the point with weights w a value is within sum_k w_k radius_k of sum_k w_k middle_k, and
+    between `low` and `high`.
+
+    Attributes:
+        middle, radius: (P, K, ...).
+        low, high: (P, ...).
+    """
+
+    middle: Tensor
+    radius: Tensor
+    low: Tensor
+    high: Tensor
+
+    @property
+    def range(self) -> Range:
+        """By the ends of intervals."""
+        return Range(self.middle - self.radius, self.middle + self.radius, self.low, self.high)
+
+    @property
+    def largest(self) -> Tensor:
+        """(P, ...) the largest absolute value over a piece by the vertices' intervals."""
+        return (self.middle.abs() + self.radius).amax(1)
 
 
 class Lines(NamedTuple):

@@ -241,6 +241,56 @@ class Curve(Step):
 
 
 @dataclass
+class Product(Step):
+    """Products of two values that move, number by number or of matrices.
+
+    Attributes:
+        taken: one image's shape for each source.
+        matrices: whether they are matrices.
+    """
+
+    taken: list[torch.Size]
+    matrices: bool
+
+    @property
+    def terms(self) -> int:
+        """How many products a value is the sum of; or a row, on its way back."""
+        return max(*self.taken[0], *self.taken[1]) if self.matrices else self.size
+
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        """x y, of values with any axes before one image's."""
+        return x @ y if self.matrices else x * y
+
+    def back(self, at: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+        """Rows (P, S, ...) through at_0 y + x at_1, which touches at values (P, ...) of both."""
+        x, y = (each[:, None] for each in at)
+        if self.matrices:
+            return [rows @ y.mT, x.mT @ rows]
+        both = zip((rows * y, rows * x), self.taken, strict=True)
+        return [each.sum_to_size(*rows.shape[:2], *shape) for each, shape in both]
+
+
+@dataclass
+class Softmax(Step):
+    """exp(x_i) / sum_j exp(x_j) along an axis, counted from the last."""
+
+    axis: int
+
+    def value(self, x: Tensor) -> Tensor:
+        """The shares of values with any axes before one image's."""
+        return x.softmax(self.axis)
+
+    def back(self, at: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+        """Rows (P, S, ...) through s_i (x_i - sum_j s_j x_j) where `kept`; at is s and kept."""
+        shares, kept = (each[:, None] for each in at)
+        rows = rows * (shares * kept)
+        return [rows - shares * rows.sum(self.axis, keepdim=True)]
+
+
+Smooth = Curve | Product | Softmax
+
+
+@dataclass
 class MaxPool(Step):
     """The largest of each window.
 

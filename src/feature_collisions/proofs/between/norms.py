@@ -6,7 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .steps import Affine, Averaged, Grid, Joined, MaxPool, Reshaped, Scaled, Summed, Weighted
+from ..bounds.steps import (
+    Affine,
+    Averaged,
+    Grid,
+    Joined,
+    MaxPool,
+    Reshaped,
+    Scaled,
+    Summed,
+    Weighted,
+)
 
 _SQUARINGS = 6
 _WORK = 2**28  # products that a layer's Fourier transform may take

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .steps import Grid, Pair
+from ..bounds.steps import Grid, Pair
 
 _ROUNDED = 1.001  # sums in float32 are far closer to the exact ones
 

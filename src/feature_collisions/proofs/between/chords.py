@@ -19,9 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...graph.operations import NotPiecewiseLinear
-from ..piecewise import TooManyPieces
-from .norms import Ball, Norms, behind_pool
-from .steps import (
+from ..bounds.steps import (
     Affine,
     Input,
     Joined,
@@ -33,6 +31,8 @@ from .steps import (
     Summed,
     Weighted,
 )
+from ..piecewise import TooManyPieces
+from .norms import Ball, Norms, behind_pool
 from .windows import Windows, born, looked_up, none_yet, put_back, together, united
 
 _COVER = 0.5  # of a map: windows that are larger give way to norms
