@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from feature_collisions.graph.graph import trace
 from feature_collisions.graph.operations import NotPiecewiseLinear
-from feature_collisions.hull.hull import Hull, dirichlet
+from feature_collisions.hull.hull import Hull
 from feature_collisions.proofs.bounds.planes import of_product, of_softmax
 from feature_collisions.proofs.bounds.record import steps_of
 from feature_collisions.proofs.bounds.relaxation import Values
@@ -19,6 +19,7 @@ from feature_collisions.proofs.bounds.steps import Product, Softmax
 from feature_collisions.proofs.edges import prove_edges
 from feature_collisions.proofs.whole_hull import prove_class
 from feature_collisions.settings.evaluate import EdgeSettings
+from feature_collisions.simplex import dirichlet
 from helpers.bounds import backward, bounds_of, spread
 from helpers.graphs import traced_for
 from helpers.hulls import hull_of as hull_behind
@@ -198,15 +199,15 @@ class Bump(nn.Module):
 def test_a_hole_in_the_middle_is_not_proved_away(tmp_path: Path) -> None:
     corners = torch.tensor([0.0, 1.0, 0.25]).view(3, 1, 1, 1)
     hull = hull_of(Bump(0.2), corners[[0, 1]])
-    found = prove_class(hull, 0.3)
+    found = prove_class(hull.problem, 0.3)
     half = math.atanh(math.sqrt(0.2)) / 4  # the bump is above 0.2 within it
     assert found["outcome"] == "refuted"
     assert 0.9 * (1 - 2 * half) < found["share_proved"] <= 1 - 2 * half
     assert found["scale_proved"] == 0
-    shallow = prove_class(hull_of(Bump(0.2501), corners), 1)
+    shallow = prove_class(hull_of(Bump(0.2501), corners).problem, 1)
     assert shallow["outcome"] == "proved"
     assert 0 < shallow["margin_min"] <= 1.01e-4
-    edges = prove_edges(hull, EdgeSettings(share=1), tmp_path)
+    edges = prove_edges(hull.problem, EdgeSettings(share=1), tmp_path)
     assert "bends everywhere" in edges["reason"]
 
 
@@ -220,12 +221,12 @@ def test_an_attention_network_is_proved_or_refuted(form: str) -> None:
         others = torch.arange(3) != hull.target_class
         margins = (logits[:, hull.target_class, None] - logits[:, others]).amin(1)
         model.last.bias[hull.target_class] += 0.1 - margins.min()
-    found = prove_class(hull_of(model, corners), 1)
+    found = prove_class(hull_of(model, corners).problem, 1)
     assert found["outcome"] == "proved"
     assert found["margin_min"] <= 0.1
     with torch.no_grad():
         model.last.bias[hull.target_class] -= 0.1 + (margins - margins.min()).quantile(0.2)
-    found = prove_class(hull, 0.3)
+    found = prove_class(hull.problem, 0.3)
     assert found["outcome"] != "proved"
     assert found["share_proved"] <= 0.85
 

@@ -308,15 +308,15 @@ def least_of(node: Any) -> float:
     """A number that an operation's values are never below, by the operations it is made of."""
     if not isinstance(node, fx.Node):
         return -math.inf
-    if node.target is aten.add.Tensor and isinstance(node.args[1], int | float):
+    if node.target is aten.add.Tensor and isinstance(node.args[1], int | float) and not node.kwargs:
         return least_of(node.args[0]) + float(node.args[1])
     if node.target in _KEEP_SIGNS:
         return min(least_of(node.args[0]), 0.0)
     if node.target is aten.sqrt.default:
-        return max(least_of(node.args[0]), 0.0) ** 0.5
-    low = range_of(node).low
+        return math.sqrt(max(least_of(node.args[0]), 0.0))
+    low, high = range_of(node)
     if low is not None:
-        return low
+        return low if high is None else min(low, high)
     square = node.target is aten.pow.Tensor_Scalar and node.args[1] == 2
     return 0.0 if square or node.target in _NEVER_NEGATIVE else -math.inf
 

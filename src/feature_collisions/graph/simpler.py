@@ -197,20 +197,22 @@ def _layer_norm(write: _Writer, node: fx.Node) -> fx.Node:
 
 def _attention(write: _Writer, node: fx.Node) -> fx.Node | None:
     """softmax(scale q k^T) v, without a mask."""
-    q, k, v = node.args[:3]
-    shape = q.meta.get("shape") if isinstance(q, fx.Node) else None
-    plain = len(node.args) == 3 and not node.kwargs.keys() - {"scale"}
+    given: Any = node.args
+    q, k, v = given[:3]
+    shape = q.meta.get("shape")
+    plain = len(given) == 3 and not node.kwargs.keys() - {"scale"}
     if not plain or shape is None or k.meta.get("shape", ())[:-2] != shape[:-2]:
         return None
     scores = write(aten.matmul.default, q, write(aten.transpose.int, k, -1, -2))
-    scale = node.kwargs.get("scale")
+    scale: Any = node.kwargs.get("scale")
     scores = write.times(scores, shape[-1] ** -0.5 if scale is None else scale)
     return write(aten.matmul.default, write(aten.softmax.int, scores, -1), v)
 
 
 def _quotient(write: _Writer, node: fx.Node) -> fx.Node | None:
     """x (1 / y), of images both."""
-    x, y = node.args
+    x: Any = node.args[0]
+    y = node.args[1]
     shape = y.meta.get("shape") if isinstance(y, fx.Node) else None
     if not shape or shape[0] is not None or node.kwargs:
         return None

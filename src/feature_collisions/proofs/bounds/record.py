@@ -116,7 +116,7 @@ class _Recorder(fx.Interpreter):
             assert curve is not None
             return Curve(*common, Shape(curve, self.env[moving[0]]))
         if kind == "softmax":
-            axis = node.args[1]
+            axis: Any = node.args[1]
             return Softmax(*common, axis if axis < 0 else axis - len(shape) - 1)
         taken = [self.env[given].shape[1:] for given in moving]
         if kind == "max_pool":
