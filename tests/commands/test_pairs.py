@@ -219,6 +219,7 @@ class OnlyCorners(torch.nn.Module):
 
 
 def test_a_search_with_interior_points_does_not_stop_at_good_corners(shift, shift_images):
+    from feature_collisions.hull.outputs import Classes
     from feature_collisions.search.collision import Goal
     from feature_collisions.search.find_corners import Search
 
@@ -234,6 +235,9 @@ def test_a_search_with_interior_points_does_not_stop_at_good_corners(shift, shif
             stop=stop,
             trainer={"accelerator": "cpu"},
         ).module
-        module.classifier, module.goal = OnlyCorners(), Goal(stop, 1.0, 0, 0.7)
+        module.classifier, module.goal = (
+            OnlyCorners(),
+            Goal(stop, 1.0, Classes(torch.zeros(2), 0, 0.7)),
+        )
         corners = torch.stack([torch.zeros(1, 3, 3), torch.ones(1, 3, 3)])
         assert module._classified_as_target(corners, corners) == converged

@@ -12,9 +12,9 @@ from feature_collisions.data.datasets import Images
 from feature_collisions.evaluation import hull_of_run
 from feature_collisions.evaluation.evaluate import OF_TWO_CORNERS, SAMPLED, evaluate
 from feature_collisions.hull.hull import Hull
-from feature_collisions.report.findings import classes_of
 from feature_collisions.report.report import write_report
 from feature_collisions.report.runs import row_of
+from feature_collisions.report.words import classes_of
 from feature_collisions.runs.directories import newest_run
 from feature_collisions.runs.run import Run
 from helpers.hulls import evaluated, made_hull

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from feature_collisions.graph.target import TargetFeatures
 from feature_collisions.hull.hull import Hull
-from feature_collisions.hull.statistics import HullStatistics
+from feature_collisions.hull.outputs import Classes
 from helpers.graphs import observed_at
 
 
@@ -55,7 +55,7 @@ def test_statistics_are_the_definitions_read_again_one_point_at_a_time() -> None
     target = TargetFeatures(torch.randn(20))
     target_logits, logits = torch.randn(4), torch.randn(9, 4)
     preactivation = torch.randn(9, 20)
-    statistics = HullStatistics(target, 2, target_logits)
+    statistics = Classes(target_logits, 2).statistics(target)
     statistics.update(logits[:4], preactivation[:4])
     statistics.update(logits[4:], preactivation[4:])
     found = statistics.compute()

@@ -260,3 +260,10 @@ def test_what_is_run_may_write_in_place_and_computes_the_same(how):
     observed = Observed(graph, "layer")
     first = model.first(images.flatten(1)).relu()
     assert torch.equal(observed(images)[1], model.layer(first))
+
+
+def test_a_relu_on_the_output_hides_no_feature_but_of_an_encoder():
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU())
+    graph = trace(smooth, (1, 3, 3))
+    assert last_layer(graph).layer == "1"
+    assert last_layer(graph, "features").layer == "3"

@@ -5,12 +5,13 @@ import torch
 from scipy.stats import binomtest
 
 from feature_collisions.graph.target import TargetFeatures
+from feature_collisions.hull.outputs import Classes
 from feature_collisions.hull.statistics import (
-    HullStatistics,
     clopper_pearson_lower,
     counted,
-    outcome_of,
 )
+
+OUTPUT = Classes(torch.zeros(2), 0, 0.7)
 
 
 def test_two_thousand_of_two_thousand_leaves_a_failure_rate_of_15_in_ten_thousand():
@@ -29,7 +30,7 @@ def test_statistics_are_what_a_slow_count_gives():
     target = TargetFeatures(torch.randn(20, generator=generator))
     logits = torch.randn(30, 4, generator=generator)
     f0 = torch.randn(30, 20, generator=generator)
-    statistics = HullStatistics(target, 2, torch.zeros(4))
+    statistics = Classes(torch.zeros(4), 2).statistics(target)
     for part in range(0, 30, 7):
         statistics.update(logits[part : part + 7], f0[part : part + 7])
     result = statistics.compute()
@@ -54,7 +55,7 @@ def test_statistics_are_what_a_slow_count_gives():
 
 
 def test_a_point_without_a_probability_is_of_no_class():
-    statistics = HullStatistics(TargetFeatures(torch.ones(2)), 0, torch.zeros(3))
+    statistics = Classes(torch.zeros(3), 0).statistics(TargetFeatures(torch.ones(2)))
     statistics.update(
         torch.tensor([[9.0, 1, 1], [math.nan, 1, 1], [1, math.nan, 1]]), torch.ones(3, 2)
     )
@@ -80,7 +81,7 @@ def test_a_hull_has_one_of_three_outcomes(accuracy, mean, largest, outcome, reas
         "samples": 1000, "accuracy": accuracy, "probability_mean": mean,
         "feature_relative_max": largest,
     }  # fmt: skip
-    found = outcome_of(sample, 0.7, 0.3)
+    found = OUTPUT.outcome(sample, 0.3)
     assert (found.name, len(found.reasons)) == (outcome, reasons)
 
 
@@ -88,8 +89,8 @@ def test_a_corner_beyond_the_line_is_no_collision_whatever_was_sampled():
     sample = {
         "samples": 10, "accuracy": 1.0, "probability_mean": 0.7, "feature_relative_max": 0.04,
     }  # fmt: skip
-    assert outcome_of(sample, 0.7, 0.05, at_corners=0.05).name == "features collide"
-    found = outcome_of(sample, 0.7, 0.05, at_corners=0.06)
+    assert OUTPUT.outcome(sample, 0.05, at_corners=0.05).name == "features collide"
+    found = OUTPUT.outcome(sample, 0.05, at_corners=0.06)
     assert found.name == "class only"
     assert "0.060" in found.reasons[0]
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.statistics import limit_of, outcome_of
+from feature_collisions.hull.outputs import Classes
+from feature_collisions.hull.statistics import limit_of
 from feature_collisions.report.figures import sizes_figure
 from feature_collisions.report.runs import row_of, runs_table, write_runs
 from feature_collisions.runs.records import Summary
@@ -101,7 +102,7 @@ def rows_of(alphas, sizes, mean=0.9, largest=0.25):
         result = {
             "dirichlet": sample,
             "target_probability": 0.9,
-            "outcome": outcome_of(sample, 0.9, limit_of(run.summary)).name,
+            "outcome": Classes(torch.zeros(2), 0, 0.9).outcome(sample, limit_of(run.summary)).name,
             "relative_size": size,
             "corner_distance_mean": 2.0 * size,
         }  # fmt: skip

@@ -154,7 +154,8 @@ def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Se
         from ..evaluation.judge import judge_of
         from ..networks.classifiers import names_in
         from ..report import report
-        from ..report.findings import classes_of, describe
+        from ..report.findings import describe
+        from ..report.words import names_of
 
     refuse_links(run.directory)
     hull, data = hull_of(run, settings)
@@ -169,8 +170,7 @@ def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Se
             return {n: each * scale for n, each in data.test.mean_distances(SQUARES).items()}
 
         result = evaluate(hull, distances, settings, run.directory, seconds, judge)
-        own = names_in(hull.model)
-        names = classes_of(data.test.class_names, len(hull.target_logits), own)
+        names = names_of(hull, data.test.class_names, names_in(hull.model))
         try:
             description = report.write_report(run.directory, hull, result, names)
         except Exception as error:  # what was measured stands in evaluation.json

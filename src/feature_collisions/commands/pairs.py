@@ -24,10 +24,12 @@ from .random_pairs import Pair, random_pairs
 
 OUTCOME = "outcome.json"
 FAILED = "not measured"
+_OF_SAMPLE = ("accuracy", "probability_mean", "cosine_min", "same")
 _COLUMNS = (
-    "initial", "target", "accuracy", "probability_mean", "target_probability",
+    "initial", "target", *_OF_SAMPLE[:2], "target_probability", *_OF_SAMPLE[2:],
     "feature_relative_max", "corner_distance_mean", "steps", "seconds", "outcome",
 )  # fmt: skip
+_SAID = (*_OF_SAMPLE, "target_probability")  # of classes, or of features
 _RULE = (
     "give a CSV file with lines of initial,target, random:N, random:N:0 for images that the "
     "classifier is right about, or random:N:P for targets that it gives a probability above P"
@@ -35,7 +37,11 @@ _RULE = (
 
 
 def parse_pairs(
-    setting: str, images: ImageSet, seed: int, models: Sequence[nn.Module]
+    setting: str,
+    images: ImageSet,
+    seed: int,
+    models: Sequence[nn.Module],
+    output: str = "classes",
 ) -> list[Pair]:
     """Read `pairs`: a CSV file, or `random:N`, N pairs of images of two classes.
 
@@ -45,6 +51,7 @@ def parse_pairs(
         images: where they are drawn from.
         seed: decides the draw.
         models: the classifiers that get these pairs.
+        output: `features`: they are encoders, which are asked for no class.
 
     Raises:
         SettingError: for a file without pairs, or a line that names no two images; it is numbered.
@@ -58,7 +65,12 @@ def parse_pairs(
                 "N must be a whole number of at least 1, and P lie in [0, 1)",
                 _RULE,
             )
-        right = form[2] == "0" or len(models) > 1
+        if form[2] and output == "features":
+            raise SettingError(
+                "pairs", setting, "asks for classes, and the output is features",
+                f"give random:{form[1]}",
+            )  # fmt: skip
+        right = form[2] == "0" or (len(models) > 1 and output == "classes")
         least = float(form[2] or 0)
         return random_pairs(setting, int(form[1]), images, seed, models, right, least)
     pairs = []
@@ -170,7 +182,7 @@ def run_pairs(
 
 def evaluated(outcome: dict[str, Any]) -> bool:
     """Whether a pair's hull was found and measured, whatever its outcome."""
-    return "accuracy" in outcome
+    return "samples" in outcome
 
 
 def _place(directory: Path, number: int, pair: Pair) -> Path:
@@ -214,12 +226,13 @@ def outcome_of(hull: Hull, samples: int) -> dict[str, Any]:
     Raises:
         CollisionError: when the classifier's answers are not finite.
     """
-    found, target = hull.sample(samples), hull.summary.target_probability
-    mean, accuracy = found["probability_mean"], found["accuracy"]
-    if not (math.isfinite(mean) and math.isfinite(target)):
-        raise CollisionError(
-            f"the classifier's probabilities are not finite (mean {mean}, the target's {target})"
-        )
+    found = hull.sample(samples)
+    said = {name: found[name] for name in _OF_SAMPLE if name in found}
+    if "target_probability" in hull.summary:
+        said["target_probability"] = hull.summary.target_probability
+    if not all(map(math.isfinite, said.values())):
+        named = ", ".join(f"{name} {value}" for name, value in said.items())
+        raise CollisionError(f"what the network gives is not finite: {named}")
     name, reasons = hull.outcome(found)
     if name != FEATURES and hull.summary.limits:
         reasons.append(hull.summary.limits)
@@ -229,9 +242,7 @@ def outcome_of(hull: Hull, samples: int) -> dict[str, Any]:
         "reasons": reasons,
         "search": hull.summary.unmet,
         "samples": samples,
-        "accuracy": accuracy,
-        "probability_mean": mean,
-        "target_probability": target,
+        **said,
         "corner_distance_mean": float(distances.mean()) if len(distances) else None,
         "feature_relative_max": found["feature_relative_max"],
         "steps": hull.summary.steps,
@@ -249,4 +260,5 @@ def _verdict(outcome: dict[str, Any]) -> str:
 def outcomes_table(outcomes: Sequence[dict[str, Any]]) -> Table:
     """One row per pair; above them, how many have which outcome."""
     rows = [outcome | {"outcome": _verdict(outcome)} for outcome in outcomes]
-    return rows_table(counted(outcome["outcome"] for outcome in outcomes), _COLUMNS, rows)
+    columns = [name for name in _COLUMNS if name not in _SAID or any(name in row for row in rows)]
+    return rows_table(counted(outcome["outcome"] for outcome in outcomes), columns, rows)

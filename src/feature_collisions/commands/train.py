@@ -139,8 +139,8 @@ def train(
         from ..data.image_set import Images
         from ..graph.graph import trace
         from ..networks.classifiers import load_classifier, names_in
-        from ..report.findings import classes_of
         from ..report.wandb_logs import check_login
+        from ..report.words import names_of
         from ..settings.trainer import single_device
         from .deciding import hashes
 
@@ -157,7 +157,7 @@ def train(
         train_pairs(job, settings.pairs, directory)
         return
     hull = search_pair(job, directory, checkpoint)
-    names = classes_of(data.test.class_names, len(hull.target_logits), names_in(model))
+    names = names_of(hull, data.test.class_names, names_in(model))
     of_images = data.test.mean_distance() if isinstance(data.test, Images) else None
     print_corners(hull.summary, names, directory, settings.classifier.path, of_images)
 
@@ -177,7 +177,9 @@ def train_pairs(job: Job, pairs_setting: str, directory: Path) -> None:
     settings = job.settings
     others = settings.classifiers() if settings.networks else []
     models = [load_classifier(each, job.data, settings.seed) for each in others] or [job.model]
-    pairs = parse_pairs(pairs_setting, job.data.test, settings.seed, models)
+    pairs = parse_pairs(
+        pairs_setting, job.data.test, settings.seed, models, settings.classifier.output
+    )
     del models
 
     def search(pair: Pair, place: Path) -> Hull:
@@ -223,7 +225,7 @@ def with_layer(settings: Settings, graph: Graph) -> Settings:
     if settings.solver == "exact":
         layer, reason = first_layer(graph).name, "the first, which is linear"
     else:
-        layer, reason = last_layer(graph)
+        layer, reason = last_layer(graph, settings.classifier.output)
     print(f"classifier.layer=auto: {layer} ({reason})", flush=True)
     return replace(settings, classifier=replace(settings.classifier, layer=layer))
 
@@ -307,7 +309,7 @@ def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
         summary = hull.summary
         summary.experiment, summary.classifier = settings.name, settings.classifier.name
         # Of another number of classes: a label then names no class of the classifier.
-        same = len(classes) == len(hull.target_logits)
+        same = hull.output.kind == "classes" and len(classes) == len(hull.target_logits)
         summary.target_label = target.label if same else None
         summary.seconds_total += built - started
         if settings.stop.hull_relative is not None:
@@ -346,6 +348,8 @@ def ready_search(
         "corners": parse_corners(settings.corner),
         "corner_order": settings.corner_order,
         "seed": settings.seed,
+        "output": settings.classifier.output,
+        "threshold": settings.output.threshold,
     }
     if settings.solver == "exact":
         return exact_corners(job, initial, target)
@@ -383,7 +387,8 @@ def exact_corners(job: Job, initial: Tensor, target: Tensor) -> ExactCorners:
         towards = torch.stack(of_data)
     return ExactCorners(
         job.model, target, towards, settings.classifier.layer, settings.seed, graph=job.graph,
-        initial=initial, numbers=numbers,
+        initial=initial, numbers=numbers, output=settings.classifier.output,
+        threshold=settings.output.threshold,
     )  # fmt: skip
 
 

@@ -136,16 +136,15 @@ def balls(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
 
     return {
         "ball_radius": radius(hull.corners) * hull.summary.distance_scale,
-        **_share("ball", points("Ball", on_sphere, False)),
-        **_share("ball_clipped", points("Ball, clipped", on_sphere, True)),
-        **_share("ball_span", points("Ball in the corners' span", on_span_sphere, False)),
+        **_share(hull, "ball", points("Ball", on_sphere, False)),
+        **_share(hull, "ball_clipped", points("Ball, clipped", on_sphere, True)),
+        **_share(hull, "ball_span", points("Ball in the corners' span", on_span_sphere, False)),
     }
 
 
-def _share(name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """What a set's points say: the share of the target's class, and their feature error."""
-    kept = ("accuracy", "samples", "accuracy_lower_95", "feature_relative_max")
-    return {f"{name}_{key}": found[key] for key in kept}
+def _share(hull: Hull, name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """What a set's points say: the share of the target's class, say, and their feature error."""
+    return {f"{name}_{key}": found[key] for key in hull.output.compared if key in found}
 
 
 def simplices(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
@@ -160,7 +159,7 @@ def simplices(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
 
     batches = in_batches(images(), hull.evaluator.batch_size)
     found = hull.evaluator.measure(batches, samples, "Turned simplices")
-    return _share("random_simplex", found)
+    return _share(hull, "random_simplex", found)
 
 
 def plain(
@@ -178,8 +177,8 @@ def plain(
     found = hull.sample(samples, seed=seed, corners=corners, name="Hull of plain Eq. 1")
     distance = float(torch.pdist(corners.flatten(1)).mean())
     return {
-        **_share("plain", found),
-        "plain_probability_mean": found["probability_mean"],
+        **_share(hull, "plain", found),
+        **{f"plain_{key}": found[key] for key in ("probability_mean",) if key in found},
         "plain_corner_error_relative_max": float(errors.max()) / norm if norm else None,
         "plain_corner_distance_mean": distance * hull.summary.distance_scale,
     }

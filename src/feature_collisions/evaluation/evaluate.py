@@ -32,6 +32,7 @@ from .judge import Judge
 from .macro import macro_entries
 
 EVALUATION = "evaluation.json"
+_OF_TARGET = ("target_class", "target_probability", "initial_cosine", "threshold")
 
 
 def evaluate(
@@ -62,18 +63,19 @@ def evaluate(
         left out, and named in `left_out`; one that fails is named in `failed`, with the reason.
     """
     result: dict[str, Any] = {
-        "target_class": hull.target_class,
-        "target_probability": hull.summary.target_probability,
+        "output": hull.output.kind,
+        **{key: hull.summary[key] for key in _OF_TARGET if key in hull.summary},
         "distance_scale": hull.summary.distance_scale,
         "activation": hull.following.activation.name,
         "past": list(hull.following.past),
     }
     subject = Subject(hull, settings, directory, result)
     measurements = {"dataset_distance": partial(_dataset_distance, dataset_distances)} | SAMPLED
+    asked = OF_TWO_CORNERS if hull.output.kind == "classes" else OF_FEATURES
     if len(hull.corners) > 1:
-        measurements |= OF_TWO_CORNERS
+        measurements |= asked
     else:
-        result["left_out"] = dict.fromkeys(OF_TWO_CORNERS, "needs two corners")
+        result["left_out"] = dict.fromkeys(asked, "needs two corners")
     if judge is not None:
         measurements["judge"] = lambda subject: judge.verdict(subject.hull)
     left = list(measurements)
@@ -210,11 +212,16 @@ def _worst_case(subject: Subject) -> dict[str, Any]:
     given, seed = subject.settings.worst_case, subject.settings.seed
     worst = subject.hull.worst_case(given.starts, given.steps, seed, subject.half)
     save_png(subject.directory / "images" / "worst_case.png", worst.image)
-    return {
+    found = {"worst_case_weights": worst.weights.tolist()}
+    if worst.cosine is not None:
+        return found | {
+            "worst_case_cosine": worst.cosine,
+            "worst_case_output_relative": worst.output_relative,
+        }
+    return found | {
         "worst_case_probability": worst.probability,
         "worst_case_correct": worst.correct,
         "worst_case_class": worst.predicted_class,
-        "worst_case_weights": worst.weights.tolist(),
     }
 
 
@@ -271,3 +278,8 @@ OF_TWO_CORNERS: dict[str, Measurement] = {
     "collision_proof": _collision_proof, "class_proof": _class_proof, "faces": _faces,
     "depth": _depth,
 }  # fmt: skip
+OF_FEATURES = {
+    name: measure for name, measure in OF_TWO_CORNERS.items()
+    if name not in ("edges", "class_proof", "faces")
+}  # fmt: skip
+"""Of an encoder: what asks for no class."""

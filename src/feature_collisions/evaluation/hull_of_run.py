@@ -24,6 +24,7 @@ from ..networks.weights import weights_hash
 from ..runs.run import Run
 from ..search.summary import corner_records
 from ..settings.evaluate import EvaluateSettings
+from ..settings.output import check_output
 from ..settings.train import FOLDERS, ClassifierSettings, DataSettings
 from ..settings.trainer import devices_of
 
@@ -138,6 +139,7 @@ def _named(
             None,
             named.get("train") is True,
             str(named.get("library", ClassifierSettings.library)),
+            run.summary.output,
         )
         seed = int(run.config["seed"])
         texts = (of_data["root"], named["weights"], named.get("path"))
@@ -206,6 +208,9 @@ def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull
         run.corners = run.corners.contiguous(memory_format=torch.channels_last)
     try:
         with sparing(device_of(model)):
+            if settings.output.threshold is not None:
+                check_output(run.summary.output, settings.output.threshold)
+                run.summary = run.summary | {"threshold": settings.output.threshold}
             held = run.corners, run.initial, run.target, run.units, run.summary
             hull = Hull(model, layer, *held, others=_places(settings)[1:])
     except RuntimeError as error:
@@ -221,11 +226,9 @@ def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull
     with torch.inference_mode(), evaluating(model):
         parts = [hull.observe(part) for part in images.split(hull.evaluator.batch_size)]
     logits, preactivation = (torch.cat(each) for each in zip(*parts, strict=True))
-    probabilities, norm = logits.softmax(1), float(hull.features.features.norm())
-    found = corner_records(
-        run.summary.numbers, hull.units, preactivation[2:], hull.features, probabilities
-    )
-    check_figures(run, found, norm, probabilities)
+    said = hull.output.of_images(logits[2:])
+    found = corner_records(run.summary.numbers, hull.units, preactivation[2:], hull.features, said)
+    check_figures(run, found, float(hull.features.features.norm()), logits)
     return hull
 
 

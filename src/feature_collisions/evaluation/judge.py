@@ -46,7 +46,12 @@ class Judge:
     distance: float
 
     def check(self, hull: Hull) -> None:
-        """Raise SettingError where it has other classes than the hull's network."""
+        """Raise SettingError where it has other classes than the hull's network, or that has none."""
+        if hull.output.kind != "classes":
+            raise SettingError(
+                "sizes.judge", self.name, "compares classes, and an encoder has none",
+                "leave it out",
+            )  # fmt: skip
         if self.classes != (own := len(hull.target_logits)):
             raise SettingError(
                 "sizes.judge",

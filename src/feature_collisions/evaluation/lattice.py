@@ -43,27 +43,22 @@ def lattice(corners: int, steps: int) -> Tensor:
 
 @torch.inference_mode()
 def explored(hull: Hull, class_names: Sequence[str]) -> dict[str, Any]:
-    """Classify the lattice.
+    """Ask the network about the lattice.
 
     Returns:
         What the page's explorer needs: `corners` (their names), `steps` of the lattice, `classes`
         (names, the target's first, then those the classifier gives on the lattice, then the next
-        likely), `scale` and, point by point, `values`: the classes' probabilities times `scale`.
+        likely), `scale` and, point by point, `values`: the classes' probabilities times `scale`. Of
+        an encoder the cosine stands in their place.
     """
     count = len(hull.corners)
     steps = fineness(count)
     parts = lattice(count, steps).split(hull.evaluator.batch_size)
-    probabilities = hull.evaluator.map(_probabilities, parts)
-    bar = tqdm(probabilities, "Explorer", len(parts), unit="batch", mininterval=0.5, delay=1)
+    bars = hull.evaluator.map(_bars, parts)
+    bar = tqdm(bars, "Explorer", len(parts), unit="batch", mininterval=0.5, delay=1)
     with evaluating(hull.model):
         found = torch.cat(list(bar))
-    given = Counter(found.argmax(1).tolist())
-    likely = found.mean(0).argsort(descending=True)[:_LEAST_CLASSES].tolist()
-    ranked = [hull.target_class, *(k for k, _ in given.most_common(_MOST_CLASSES))]
-    listed = list(dict.fromkeys(ranked))
-    for k in likely:
-        if len(listed) < _LEAST_CLASSES and k not in listed:
-            listed.append(k)
+    listed = _listed(hull, found) if hull.output.kind == "classes" else [0]
     return {
         "corners": [f"corner {number}" for number in hull.summary.numbers],
         "steps": steps,
@@ -73,7 +68,19 @@ def explored(hull: Hull, class_names: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _listed(hull: Hull, found: Tensor) -> list[int]:
+    """The target's class, then those the classifier gives on the lattice, then the next likely."""
+    given = Counter(found.argmax(1).tolist())
+    likely = found.mean(0).argsort(descending=True)[:_LEAST_CLASSES].tolist()
+    ranked = [hull.target_class, *(k for k, _ in given.most_common(_MOST_CLASSES))]
+    listed = list(dict.fromkeys(ranked))
+    for k in likely:
+        if len(listed) < _LEAST_CLASSES and k not in listed:
+            listed.append(k)
+    return listed
+
+
 @torch.inference_mode()
-def _probabilities(replica: Replica, weights: Tensor) -> Tensor:
+def _bars(replica: Replica, weights: Tensor) -> Tensor:
     """(B, classes) on the CPU."""
-    return ask(replica.model, replica.points(weights)).softmax(1).cpu()
+    return replica.output.bars(ask(replica.model, replica.points(weights))).cpu()

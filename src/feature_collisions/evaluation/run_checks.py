@@ -9,37 +9,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..hull.outputs import output_of
 from ..runs.records import Corner, impossible
 from ..runs.run import Run
 
 _ROUNDING = 0.01  # of ||f(t)||, and of probabilities: what devices and precisions differ by
 
 
-def check_figures(run: Run, found: Sequence[Corner], norm: float, probabilities: Tensor) -> None:
+def check_figures(run: Run, found: Sequence[Corner], norm: float, outputs: Tensor) -> None:
     """Raise SettingError unless the classifier gives what the summary says, up to rounding.
 
     Args:
         run: its summary is compared.
         found: what the classifier gives now, for the same corners.
         norm: ||f(t)||.
-        probabilities: (2 + K, classes) of the initial image, the target and the corners.
+        outputs: (2 + K, D) of the initial image, the target and the corners.
     """
-    summary, classes = run.summary, probabilities.shape[1]
-    named = [summary.initial_class, summary.target_class]
-    named += [entry.predicted_class for entry in summary.corners]
-    likely = all(
-        label < classes and float(row.max() - row[label]) <= _ROUNDING
-        for label, row in zip(named, probabilities, strict=True)
-    )
-    truth = int(probabilities[1].argmax())
-    if not likely or summary.target_class != truth:
-        raise impossible(
-            run.directory,
-            "summary.json gives classes that the classifier does not (the target is class "
-            f"{truth} of {classes} to it)",
-        )
+    summary = run.summary
+    if summary.output == "classes":
+        _check_classes(run, outputs.softmax(1))
+    output = output_of(summary.output, outputs[1])
     pairs = [
-        ("target_probability", summary.target_probability, float(probabilities[1, truth]), 1.0)
+        (name, summary[name], value, 1.0)
+        for name, value in output.of_pair(outputs[0]).items()
+        if isinstance(value, float)
     ]
     for said, seen in zip(summary.corners, found, strict=True):
         pairs += _figures(said, seen, norm)
@@ -56,9 +49,29 @@ def check_figures(run: Run, found: Sequence[Corner], norm: float, probabilities:
             )
 
 
+def _check_classes(run: Run, probabilities: Tensor) -> None:
+    """Raise SettingError unless the classifier gives the classes that the summary says."""
+    summary, classes = run.summary, probabilities.shape[1]
+    named = [summary.initial_class, summary.target_class]
+    named += [entry.predicted_class for entry in summary.corners]
+    likely = all(
+        label < classes and float(row.max() - row[label]) <= _ROUNDING
+        for label, row in zip(named, probabilities, strict=True)
+    )
+    truth = int(probabilities[1].argmax())
+    if not likely or summary.target_class != truth:
+        raise impossible(
+            run.directory,
+            "summary.json gives classes that the classifier does not (the target is class "
+            f"{truth} of {classes} to it)",
+        )
+
+
 def _figures(said: Corner, seen: Corner, norm: float) -> Iterator[tuple[str, float, float, float]]:
     """A corner's figures: name, what is said, what is true, and what it is compared with."""
     yield "probability", said.probability, seen.probability, 1
+    yield "cosine", said.cosine or 0.0, seen.cosine or 0.0, 1
+    yield "output_relative", said.output_relative or 0.0, seen.output_relative or 0.0, 1
     yield "positive", said.positive, seen.positive, norm
     yield "unit_preactivation", said.unit_preactivation, seen.unit_preactivation, norm
     yield "negative", said.negative, seen.negative, norm + abs(seen.negative)

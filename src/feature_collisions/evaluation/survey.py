@@ -16,8 +16,9 @@ from .judge import Judge
 
 COLUMNS = (
     "relative_size", "pooled_size", "blind_share", "feature_relative_max", "accuracy",
-    "probability_mean", "target_probability", "worst_case_probability", "share_proved",
-    "relative_size_proved", "judge_size", "judge_kept", "seconds",
+    "probability_mean", "target_probability", "worst_case_probability", "cosine_min",
+    "worst_case_cosine", "share_proved", "relative_size_proved", "judge_size", "judge_kept",
+    "seconds",
 )  # fmt: skip
 """What is measured of every hull, and averaged over the pairs."""
 _RESAMPLES = 9999
@@ -58,19 +59,21 @@ def measure(
     size = float(hull.corner_distances().mean()) / hull.summary.distance_scale if several else 0
     distance, seen = distances[1], distances.get(SQUARES[-1])
     pooled = pooled_distance(hull.corners, SQUARES[-1]) if several and seen else 0
-    relative, scale = size / distance if distance else None, proof["scale_proved"]
+    relative, scale = size / distance if distance else None, proof.get("scale_proved")
     said = judge.verdict(hull)["judge"] if judge else {}
     figures = {
         "relative_size": relative,
         "pooled_size": pooled / seen if seen else None,
         "blind_share": 1 - float(hull.features.active.float().mean()),
         "feature_relative_max": sample["feature_relative_max"],
-        "accuracy": sample["accuracy"],
-        "probability_mean": sample["probability_mean"],
-        "target_probability": hull.summary.target_probability,
-        "worst_case_probability": worst.probability,
-        "share_proved": proof.get("share_proved", 0.0 if proof.get("outcome") else None),
-        "relative_size_proved": scale * relative if several and relative is not None else None,
+        "accuracy": sample.get("accuracy"),
+        "probability_mean": sample.get("probability_mean"),
+        "target_probability": hull.summary.get("target_probability"),
+        "worst_case_probability": None if worst.correct is None else worst.probability,
+        "cosine_min": sample.get("cosine_min"),
+        "worst_case_cosine": worst.cosine,
+        "share_proved": proof.get("share_proved"),
+        "relative_size_proved": scale * relative if several and scale is not None and relative is not None else None,
         "judge_size": said.get("size"),
         "judge_kept": said["initial_kept"] / said["corners"] if said else None,
         "seconds": hull.summary.seconds,

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..errors import CollisionError, SettingError
 from ..graph.agreement import accepted
 from ..graph.graph import Graph, trace
-from ..graph.probabilities import giving_logits
+from ..graph.probabilities import giving
 from ..graph.target import TargetFeatures, logits_of, passing
 from ..hull.hull import Hull
+from ..hull.outputs import output_of
 from ..hull.statistics import AFFINE
 from ..networks.unwrap import unwrap, unwrap_layer
 from ..networks.weights import weights_hash
@@ -76,6 +77,7 @@ class ExactCorners:
         graph: of the model, once it gives logits; traced where none is given.
         initial: (C, H, W), for the pictures of the run.
         numbers: of the corners; from 0 where none are given.
+        output, threshold: as `find_corners` takes them.
 
     Attributes:
         first: the first layer.
@@ -90,6 +92,8 @@ class ExactCorners:
     graph: Graph = None  # type: ignore[assignment]
     initial: Tensor | None = None
     numbers: Sequence[int] | None = None
+    output: str = "classes"
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         whole("seed", self.seed, 0, SEED)
@@ -102,7 +106,7 @@ class ExactCorners:
         images = self._pictures()
         with passing(self.target.shape):
             logits_of(self.model, images)
-            self.model = giving_logits(self.model, images)
+            self.model = giving(self.model, images, self.output)
             if self.graph is None or self.graph.model is not self.model:
                 self.graph = trace(self.model, self.target.shape)
             self.first: FirstLayer = first_layer(self.graph, self.layer)
@@ -158,10 +162,12 @@ class ExactCorners:
         values = self.first(self.target[None])[0]
         units = torch.full((len(corners),), -1)
         assert self.initial is not None
+        logits = logits_of(self.model, self.target[None])[0]
         summary = summarise(
             self.graph, self.layer, (self.initial, self.target), corners,
             self.numbers or range(len(corners)), units,
             TargetFeatures(values, self.first.activation),
+            output_of(self.output, logits, self.threshold),
             experiment="exact", classifier_hash=weights_hash(self.model), solver="exact",
             objective="near" if near else "random", push="direction" if near else "apart",
             hull_relative=AFFINE, converged=converged, residual=residual, steps=steps,

@@ -19,10 +19,11 @@ from ..errors import CollisionError, SettingError
 from ..graph.agreement import accepted, check_agreement
 from ..graph.graph import Graph, trace
 from ..graph.operations import NotPiecewiseLinear
-from ..graph.probabilities import giving_logits
-from ..graph.target import TargetFeatures, passing, preactivation_of, target_features
+from ..graph.probabilities import giving
+from ..graph.target import TargetFeatures, logits_of, passing, preactivation_of, target_features
 from ..graph.target_layer import Observed, TargetLayer
 from ..hull.hull import Hull
+from ..hull.outputs import output_of
 from ..hull.statistics import AFFINE
 from ..networks.unwrap import unwrap
 from ..networks.weights import weights_hash
@@ -166,6 +167,7 @@ class LinearPrograms:
         corner_order: how `corners` count units: `flat`, or `inactive_first`, as `Search` does for
             pixels, so that a corner has one unit with both.
         nearness: `loss.nearness`, for `near`.
+        output, threshold: as `find_corners` takes them.
 
     A search's other settings are none of these: the answer is exact, and found in float64.
 
@@ -183,6 +185,8 @@ class LinearPrograms:
     seed: int = 0
     corner_order: str = "flat"
     nearness: float = 0.0
+    output: str = "classes"
+    threshold: float | None = None
     graph: Graph = None  # type: ignore[assignment]  # traced where none is given
 
     def __post_init__(self) -> None:
@@ -205,7 +209,7 @@ class LinearPrograms:
         check_pair(self.initial, self.target)
         self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
         self.model = accepted(unwrap(self.model))
-        self.model = giving_logits(self.model, torch.stack([self.initial, self.target]))
+        self.model = giving(self.model, torch.stack([self.initial, self.target]), self.output)
         self.graph = self.graph or trace(self.model, self.target.shape)
         self.features = target_features(self.graph, self.layer, self.target, torch.float64)
         cut = TargetLayer(self.graph, self.layer).cpu().double()  # where HiGHS solves
@@ -270,9 +274,11 @@ class LinearPrograms:
         ]
 
     def _summary(self, images: Tensor, **others: Any) -> Summary:
+        logits = logits_of(self.model, self.target[None])[0]
         summary = summarise(
             self.graph, self.layer, (self.initial, self.target), images, self.corners, self.units,
-            self.features, experiment="linear_program", classifier_hash=weights_hash(self.model),
+            self.features, output_of(self.output, logits, self.threshold),
+            experiment="linear_program", classifier_hash=weights_hash(self.model),
             solver="linear_program",
             objective=self.objective, hull_relative=AFFINE, converged=True, **others,
         )  # fmt: skip

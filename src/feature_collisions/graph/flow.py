@@ -182,7 +182,8 @@ def last_layer(graph: Graph, output: str = "classes") -> Chosen:
     """The last place that everything flows through, and that hides something if possible.
 
     A layer before an activation with a flat side, with at most a third of the network's linear
-    layers (or three) behind it; several together, the branches of a block; or else the last
+    layers (or three) behind it, and at least one, which an encoder needs not have: a ReLU on the
+    logits is the output, no feature. Several together, the branches of a block; or else the last
     feature, which the final linear layer reads. Of an encoder that is its output.
 
     Raises:
@@ -195,7 +196,7 @@ def last_layer(graph: Graph, output: str = "classes") -> Chosen:
             graph.reason,
             "its layers have to be named: give the module whose output feeds a ReLU",
         )
-    late = _late(graph)
+    late = _late(graph, least=0 if output == "features" else 1)
     for name, node in reversed(graph.nodes.items()):
         activation = _hidden_by(node)[0]
         if activation and not keeps_values(node) and node in late and not _past(graph, [node]):
@@ -209,13 +210,13 @@ def last_layer(graph: Graph, output: str = "classes") -> Chosen:
     return _last_feature(graph, output)
 
 
-def _late(graph: Graph) -> set[fx.Node]:
-    """Nodes with few linear layers behind them."""
+def _late(graph: Graph, least: int) -> set[fx.Node]:
+    """Nodes with few linear layers behind them, and `least` or more."""
     assert graph.network is not None
     found, passed = set[fx.Node](), 0
     most = max(_FEW, _SHARE * sum(node.target in LAYERS for node in graph.network.graph.nodes))
     for node in reversed(graph.network.graph.nodes):
-        if passed <= most:
+        if least <= passed <= most:
             found.add(node)
         passed += node.target in LAYERS
     return found

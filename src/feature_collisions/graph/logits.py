@@ -57,6 +57,20 @@ def logits_in(output: Any, count: int) -> Tensor:
         tensor([[1., 1., 1.],
                 [1., 1., 1.]])
     """
+    return rows_in(output, count, "logits (B, classes), of at least two classes")
+
+
+def rows_in(output: Any, count: int, rule: str) -> Tensor:
+    """The one tensor (B, D) that a network returned for `count` images, D at least 2.
+
+    Args:
+        output: what it returned.
+        count: B.
+        rule: what it must return, for the message.
+
+    Raises:
+        SettingError: when there is none, or more than one.
+    """
     if isinstance(output, Tensor):
         found = [output]
     elif isinstance(output, dict):
@@ -70,8 +84,8 @@ def logits_in(output: Any, count: int) -> Tensor:
         raise SettingError(
             "model",
             None,
-            "must return logits (B, classes), of at least two classes",
-            f"for {count} images it returns {_described(output)}; {_cure(output, count)}",
+            f"must return {rule}",
+            f"for {count} images it returns {_described(output)}; {_cure(output, count, rule)}",
         )
     return logits[0]
 
@@ -86,7 +100,9 @@ def _are_logits(output: Any, count: int) -> bool:
     )
 
 
-def _cure(output: Any, count: int) -> str:
+def _cure(output: Any, count: int, rule: str) -> str:
+    if rule.startswith("features"):
+        return "wrap it in a module that returns the features alone, averaged over their places"
     if isinstance(output, Tensor) and output.is_floating_point() and output.numel() == count:
         return "wrap it in a module that returns [0, z] for the single logit z"
     return "wrap it in a module that returns the logits alone"

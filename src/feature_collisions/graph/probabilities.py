@@ -1,4 +1,4 @@
-"""What a classifier returns: logits, or probabilities whose logarithm is taken as logits."""
+"""What a network returns: logits, probabilities whose logarithm is taken as logits, or features."""
 
 import copy
 from collections import OrderedDict
@@ -9,11 +9,33 @@ from torch import Tensor, nn
 
 from ..errors import SettingError
 from .graph import evaluating
-from .logits import like_weights, logits_in
+from .logits import like_weights, logits_in, rows_in
 
 _NEAR_ONE = 1e-3  # of a row's sum: half precision inside the network rounds this much
 _NOISE = 4  # images of it
 _SIGMOIDS = ("SigmoidBackward0", "HardsigmoidBackward0")
+
+
+def giving(model: nn.Module, images: Tensor, output: str) -> nn.Module:
+    """The model, as `output` reads it: `classes` (`giving_logits`), or an encoder's `features`.
+
+    Args:
+        model: any network.
+        images: (B, C, H, W), the initial image and the target.
+        output: `classes` or `features`.
+
+    Raises:
+        SettingError: for what returns neither.
+    """
+    if output == "classes":
+        return giving_logits(model, images)
+    with evaluating(model), torch.no_grad():
+        try:
+            found = model(like_weights(model, images))
+        except Exception:  # whatever the user's own forward raises: later checks say it
+            return model
+    rows_in(found, len(images), "features (B, D)")
+    return model
 
 
 def giving_logits(model: nn.Module, images: Tensor) -> nn.Module:

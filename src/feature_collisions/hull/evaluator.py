@@ -20,8 +20,8 @@ from ..graph.target import TargetFeatures
 from ..graph.target_layer import Observed
 from ..settings.rules import one_of
 from ..simplex import SAMPLERS, dirichlet, layout_of, mixes
-from .statistics import HullStatistics
-from .worst_case import Seen, WorstCase, descend, goodness, margin, slopes_at
+from .outputs import Output
+from .worst_case import Seen, WorstCase, descend, slopes_at
 
 _LARGE = 10_000  # numbers an image, over which points are drawn in smaller pieces
 
@@ -37,14 +37,14 @@ class Replica:
         observed: gives its output and the target layer's pre-activations.
         corners: (K, C, H, W).
         features: the target's, at the layer.
-        target_logits: (classes,) the target's.
+        output: what the network's outputs are compared with.
     """
 
     model: nn.Module
     observed: Observed
     corners: Tensor
     features: TargetFeatures
-    target_logits: Tensor
+    output: Output
 
     @property
     def device(self) -> torch.device:
@@ -61,10 +61,14 @@ class Replica:
         return mixes(weights, self.corners)
 
     def observe(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, classes) and pre-activations (B, N) of images (B, C, H, W)."""
+        """Outputs (B, D) and pre-activations (B, N) of images (B, C, H, W)."""
         images = like_weights(self.model, images).contiguous(memory_format=self.layout)
         logits, preactivation = self.observed(images)
         return logits, preactivation
+
+    def margins(self, weights: Tensor) -> Tensor:
+        """(B, K) weights to the output's margins (B,) at those points."""
+        return self.output.margin(ask(self.model, self.points(weights)))
 
     @torch.inference_mode(False)
     def on(self, device: torch.device) -> "Replica":
@@ -79,7 +83,7 @@ class Replica:
         with sparing(device):
             return Replica(
                 model.eval().to(device), observed.to(device), self.corners.to(device),
-                copied(self.features).to(device), self.target_logits.to(device),
+                copied(self.features).to(device), self.output.to(device),
             )  # fmt: skip
 
     def batch_size(self, threads: int) -> int:
@@ -94,7 +98,6 @@ class Evaluator:
 
     Args:
         own: the hull's own network and tensors.
-        target_class: the class that the target is given.
         batch: images a forward pass takes at most; None for as many as keep the device busy and
             fit into its memory. No figure depends on it, but for rounding.
         others: further devices to compute on, each with a copy of the network. No figure depends
@@ -102,9 +105,9 @@ class Evaluator:
     """
 
     def __init__(
-        self, own: Replica, target_class: int, batch: int | None, others: Sequence[torch.device]
+        self, own: Replica, batch: int | None, others: Sequence[torch.device]
     ) -> None:
-        self.own, self.target_class, self.batch, self.others = own, target_class, batch, others
+        self.own, self.batch, self.others = own, batch, others
         self._suspects: list[Tensor] = []  # weights (1, K) of the worst points that samples had
 
     @cached_property
@@ -181,7 +184,7 @@ class Evaluator:
     def measure(
         self, batches: Iterable[Tensor], count: int, name: str, corners: Tensor | None = None
     ) -> dict[str, Any]:
-        """Classify `count` points, holding few batches in memory.
+        """Ask the network about `count` points, holding few batches in memory.
 
         Args:
             batches: (B, C, H, W) any points or, with `corners`, (B, K) weights of their mixes.
@@ -189,10 +192,7 @@ class Evaluator:
             name: what the progress bar says.
             corners: (K, C, H, W).
         """
-        statistics = {
-            id(each): HullStatistics(each.features, self.target_class, each.target_logits)
-            for each in self.replicas
-        }
+        statistics = {id(each): each.output.statistics(each.features) for each in self.replicas}
         worst: dict[int, Seen] = {}
 
         @torch.inference_mode()
@@ -201,7 +201,7 @@ class Evaluator:
             logits, preactivation = replica.observe(images)
             statistics[id(replica)].update(logits, preactivation)
             if corners is self.own.corners:
-                good = goodness(logits, self.target_class)
+                good = replica.output.goodness(logits)
                 least = good.argmin(0, keepdim=True)
                 weights = batch[least.to(batch.device)].to(corners)  # some devices lack float64
                 found = Seen(good[least], weights.to(good.device))
@@ -234,7 +234,7 @@ class Evaluator:
 
         def slopes(replica: Replica, weights: Tensor) -> tuple[Tensor, Tensor]:
             with in_half(replica.device, precision):
-                found = slopes_at(partial(self._margins, replica), weights.to(replica.device))
+                found = slopes_at(replica.margins, weights.to(replica.device))
             margins, gradient = (each.to(own.device) for each in found)
             return margins, gradient
 
@@ -248,23 +248,13 @@ class Evaluator:
         with torch.inference_mode(), evaluating(own.model):
             seen = torch.cat([each.to(begun) for each in (lowest, begun, *self._suspects)])
             parts = [
-                goodness(ask(own.model, own.points(part)), self.target_class)
+                own.output.goodness(ask(own.model, own.points(part)))
                 for part in seen.split(self.batch_size)
             ]
             worst = seen[torch.cat(parts).argmin()]
             image = own.points(worst[None])
-            probabilities = ask(own.model, image)[0].softmax(0)
-        predicted = int(probabilities.argmax())
-        return WorstCase(
-            worst, image[0], predicted, float(probabilities[self.target_class]),
-            predicted == self.target_class,
-        )  # fmt: skip
-
-    def _margins(self, replica: Replica, weights: Tensor) -> Tensor:
-        """(B, K) weights to the target class's margins (B,) at those points, in float32 or more."""
-        logits = ask(replica.model, replica.points(weights))
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        return margin(logits.to(wide), self.target_class)
+            found = own.output.of_worst(ask(own.model, image))
+        return WorstCase(worst, image[0], **found)
 
 
 def in_batches(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ from ..graph.agreement import accepted, check_agreement
 from ..graph.flow import Following, check_hiding, following
 from ..graph.graph import Graph, evaluating, trace
 from ..graph.logits import device_of, like_weights
-from ..graph.probabilities import giving_logits
+from ..graph.probabilities import giving
 from ..graph.target import TOLERANCE, TargetFeatures, with_edges
 from ..graph.target_layer import Observed
 from ..networks.unwrap import unwrap
@@ -27,7 +27,8 @@ from ..runs.run import Corners, load_run
 from ..settings.rules import at_least
 from ..simplex import dirichlet, layout_of, mixes
 from .evaluator import Evaluator, Replica
-from .statistics import Outcome, limit_of, outcome_of
+from .outputs import Classes, Output, output_of
+from .statistics import Outcome, limit_of
 from .worst_case import WorstCase
 
 
@@ -71,7 +72,7 @@ class Hull(Corners):
     graph: Graph = field(default=cast(Graph, None))
     following: Following = field(init=False)
     features: TargetFeatures = field(init=False)
-    target_logits: Tensor = field(init=False)
+    output: Output = field(init=False)
     evaluator: Evaluator = field(init=False)
 
     @without_tf32()
@@ -85,10 +86,10 @@ class Hull(Corners):
                 "leave out the corners that do",
             )  # fmt: skip
         pair = torch.stack([self.initial, self.target]).detach()
-        found["model"] = giving_logits(model, pair)
+        summary = Summary.of(self.summary) if isinstance(self.summary, dict) else self.summary
+        found["model"] = giving(model, pair, summary.output)
         if self.graph is None or self.graph.model is not self.model:
             found["graph"] = trace(self.model, self.target.shape)
-        summary = Summary.of(self.summary) if isinstance(self.summary, dict) else self.summary
         if summary.push == "unit":
             check_hiding(self.graph, self.layer)
         observed = Observed(self.graph, self.layer)
@@ -104,7 +105,10 @@ class Hull(Corners):
             )
         tolerance = summary.tolerance or TOLERANCE
         activation = with_edges(then.activation, preactivation[0], tolerance)
-        found["following"], found["target_logits"] = then, logits[0]
+        found["following"], found["output"] = then, output_of(
+            summary.output, logits[0], summary.threshold, summary.get("target_class"),
+            summary.get("target_probability"),
+        )  # fmt: skip
         found["features"] = features = TargetFeatures(preactivation[0], activation)
         found["summary"] = summary | {
             "activation": then.activation.name,
@@ -112,8 +116,8 @@ class Hull(Corners):
             "push": summary.push,
             "bypassed": bool(past),
         }
-        own = Replica(self.model, observed, self.corners, features, logits[0])
-        found["evaluator"] = Evaluator(own, self.target_class, self.batch, self.others)
+        own = Replica(self.model, observed, self.corners, features, self.output)
+        found["evaluator"] = Evaluator(own, self.batch, self.others)
 
     @classmethod
     def load(cls, directory: str | Path, model: nn.Module) -> "Hull":
@@ -158,19 +162,30 @@ class Hull(Corners):
         count, *shape = self.corners.shape
         return (
             f"Hull({count} corners {tuple(shape)}, {type(self.model).__name__}, "
-            f"layer {self.layer!r}, target class {self.summary.get('target_class')})"
+            f"layer {self.layer!r}, output {self.output.kind})"
         )
 
     @property
     def target_class(self) -> int:
-        """The class the classifier gives the target, right or wrong."""
-        return self.summary.target_class
+        """The class the classifier gives the target, right or wrong.
+
+        Raises:
+            SettingError: for an encoder, which has no classes.
+        """
+        if not isinstance(self.output, Classes):
+            raise SettingError("output", "features", "has no classes", "ask for its features")
+        return self.output.target_class
+
+    @property
+    def target_logits(self) -> Tensor:
+        """(D,) what the network returns for the target."""
+        return self.output.target
 
     def outcome(self, sample: dict[str, Any]) -> Outcome:
         """What `sample`, of this hull, says it is: see Outcome."""
         at_corners = self.summary.corner_feature_relative_max
         limit = limit_of(self.summary)
-        return outcome_of(sample, self.summary.target_probability, limit, at_corners)
+        return self.output.outcome(sample, limit, at_corners)
 
     def points(self, weights: Tensor) -> Tensor:
         """Convex mixes of the corners: (B, K) weights to (B, C, H, W) images."""
@@ -189,7 +204,7 @@ class Hull(Corners):
         corners: Tensor | None = None,
         name: str = "",
     ) -> dict[str, Any]:
-        """Classify `count` random points of the hull.
+        """Ask the network about `count` random points of the hull.
 
         Args:
             count: how many.
@@ -209,7 +224,8 @@ class Hull(Corners):
     ) -> WorstCase:
         """The worst point that was seen: by a search, at the corners, and in the hull's samples.
 
-        One of another class where there is any; of these, or else of all, the least probable.
+        One of another class where there is any; of these, or else of all, the least probable; of an
+        encoder the one of the least cosine.
 
         Projected gradient over the simplex, from all corners, all edge midpoints and `starts`
         random points at once; after some steps only the best go on. What it finds is an upper bound
@@ -315,6 +331,6 @@ class Hull(Corners):
     def problem(self) -> Problem:
         """What proofs are about."""
         return Problem(
-            self.graph, self.layer, self.corners, self.target, self.features, self.target_class,
-            limit_of(self.summary), tuple(self.summary.numbers), self.summary.solver == "exact",
+            self.graph, self.layer, self.corners, self.target, self.features,
+            self.output.target_class, limit_of(self.summary), tuple(self.summary.numbers), self.summary.solver == "exact",
         )  # fmt: skip

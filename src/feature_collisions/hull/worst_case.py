@@ -1,4 +1,4 @@
-"""The worst point of a hull: where the target class's margin is found smallest."""
+"""The worst point of a hull: where it is least taken for the target (`Output.margin`)."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -17,14 +17,17 @@ _LONGEST = 0.25  # a step, in weights; it falls to 0 on the way
 class WorstCase(NamedTuple):
     """The worst point of a hull that was seen, and its weights (K,).
 
-    One of another class where there is any; of these, or else of all, the least probable.
+    One of another class where there is any; of these, or else of all, the least probable. Of an
+    encoder the one of the least cosine, and no class.
     """
 
     weights: Tensor
     image: Tensor
-    predicted_class: int
-    probability: float
-    correct: bool
+    predicted_class: int = -1
+    probability: float = 0.0
+    correct: bool | None = None
+    cosine: float | None = None
+    output_relative: float | None = None
 
 
 class _Paths(NamedTuple):
@@ -103,17 +106,3 @@ class Seen(NamedTuple):
             return self
         better = self.goodness < other.goodness
         return Seen(*(torch.where(better, *pair) for pair in zip(self, other, strict=True)))
-
-
-def goodness(logits: Tensor, target_class: int) -> Tensor:
-    """The target class's probability (B,), plus 1 where it is predicted: least at the worst."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    probability = logits.to(wide).softmax(1)[:, target_class]
-    return probability + (logits.argmax(1) == target_class)
-
-
-def margin(logits: Tensor, target_class: int) -> Tensor:
-    """The target class's logit over the largest other one, (B,)."""
-    others = logits.clone()
-    others[:, target_class] = -torch.inf
-    return logits[:, target_class] - others.amax(1)

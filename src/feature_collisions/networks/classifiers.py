@@ -59,12 +59,22 @@ def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0
         model = load_torchvision(settings)
     else:
         model = _FOLDERS[settings.library](settings, data.test.size)
-    if isinstance(model, Classifier) and model.is_encoder:
+    known = isinstance(model, Classifier | MnistMLP)
+    encodes = isinstance(model, Classifier) and model.is_encoder
+    if encodes and settings.output == "classes":
         raise SettingError(
-            "classifier.name",
-            settings.name,
-            "is an encoder, which gives features and no classes",
-            "choose a network with a head of classes",
+            "classifier.output",
+            "classes",
+            f"{settings.name} is an encoder, which gives features and no classes",
+            "set classifier.output=features, or choose a network with a head of classes",
+        )
+    if known and not encodes and settings.output == "features":
+        raise SettingError(
+            "classifier.output",
+            "features",
+            f"{settings.name} is a classifier, which gives logits and no features",
+            "leave classifier.output out, or load the network without its head (of timm "
+            "num_classes=0, of transformers an AutoModel)",
         )
     return model.requires_grad_(False).eval()
 

@@ -20,7 +20,7 @@ class Problem:
         corners: (K, C, H, W) whose hull it is.
         target: (C, H, W).
         features: the target's, at the layer.
-        target_class: the class claimed.
+        target_class: the class claimed; -1: none, as the output is features.
         limit: the largest ||f(x) - f(t)|| over ||f(t)|| claimed.
         names: the corners' numbers, by which results speak of them.
         solved: whether the corners are solutions of the layer's equations (`exact_hull`).

@@ -61,12 +61,15 @@ def prove_class(
         model itself gives it), or `undecided`; `share_proved` (by weights) and `scale_proved`: all
         of the hull shrunk about its centroid to that share is proved; what holds on the former:
         `margin_min` (the target's logit over any other) and `probability_min` of the target's
-        class; `pieces` and `seconds`, of all calls. Or the `reason` why nothing is bounded.
+        class; `pieces` and `seconds`, of all calls. Or the `reason` why nothing is bounded. Of an
+        encoder the outcome is `not asked`.
 
     Raises:
         SettingError: for a time that is negative or no number.
     """
     at_least("seconds", seconds, 0)
+    if problem.target_class < 0:
+        return {"outcome": "not asked", "reason": "not asked: features of an encoder have no class"}
     judge = ClassJudge(problem)
     try:
         corners = torch.eye(len(problem.corners), dtype=torch.float64)

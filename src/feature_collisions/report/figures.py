@@ -23,6 +23,7 @@ from .escaping import for_line
 from .findings import LAWS, settled
 from .sheets import Sheet
 from .tables import number
+from .words import Words
 
 _COLOURS = _BLUE, _, _VERMILION = "#0072B2", "#E69F00", "#D55E00"  # Okabe and Ito's
 _FROM_INITIAL = "initial_distance_mean"
@@ -100,24 +101,25 @@ def _title(letters: int, *parts: str) -> str:
 
 
 @_as_shipped
-def histogram_figure(result: dict[str, Any], target: str) -> Figure:
-    """How probable the target's class is over the hull, one panel per sampler."""
+def histogram_figure(result: dict[str, Any], said: Words) -> Figure:
+    """How probable the target's class is over the hull, say, one panel per sampler."""
+    label, line = said.histogram(result)
     figure = _figure(_WIDTH, 2.3)
     for axes, (law, words) in zip(figure.subplots(1, 2, sharey=True), LAWS.items(), strict=True):
         sample = result.get(law)
         if sample is None:
             axes.set_title(f"{words}\nnot measured", fontsize=8)
             continue
-        counts = sample["probability_histogram"]
+        counts = sample[f"{said.figure}_histogram"]
         bins = len(counts)
         shares = [100 * count / sample["samples"] for count in counts]
         middles = [(k + 0.5) / bins for k in range(bins)]
         axes.bar(middles, shares, width=1 / bins, color=_BLUE)
-        axes.axvline(result["target_probability"], color=_VERMILION, lw=1.2, ls="--")
-        least, mean = (number(sample[f"probability_{k}"], ".4f") for k in ("min", "mean"))
+        axes.axvline(line, color=_VERMILION, lw=1.2, ls="--")
+        least, mean = (number(sample[f"{said.figure}_{k}"], ".4f") for k in ("min", "mean"))
         axes.set_title(f"{words}\nleast {least}, mean {mean}", fontsize=8)
-        name = target if len(target) <= 30 else f"{target[:29]}…"
-        axes.set_xlabel(f"probability of {name}", fontsize=8, parse_math=False)
+        name = label if len(label) <= 45 else f"{label[:44]}…"
+        axes.set_xlabel(name, fontsize=8, parse_math=False)
         axes.set_xlim(0, 1.01)
         _plain(axes)
     figure.axes[0].set_ylabel("points, %", fontsize=8)

@@ -14,6 +14,7 @@ from ..hull.statistics import CLASS, FEATURES, NEITHER, limit_of
 from ..runs.records import Summary
 from ..simplex import SAMPLERS
 from .tables import Table, number
+from .words import words_of
 
 
 class Known(StrEnum):
@@ -53,6 +54,11 @@ _IN_WORDS = {
     "within 0.05 of the target's; the features are beyond the line",
     NEITHER: "some sampled mix of the corners has another class, or their mean probability is "
     "more than 0.05 from the target's",
+}
+
+_OF_FEATURES = {
+    FEATURES: "the features of every sampled mix of the corners are within the line",
+    NEITHER: "the features of some sampled mix of the corners are beyond the line",
 }
 
 _RETURNS = {
@@ -97,12 +103,13 @@ def describe(summary: Summary, result: dict[str, Any], class_names: Sequence[str
         result: what `evaluation.json` holds.
         class_names: one per class.
     """
-    initial, target = class_names[summary.initial_class], class_names[summary.target_class]
+    words = words_of(summary.output, class_names)
+    initial, target = words.pair(summary)
     count = len(summary.corners)
     tables = [
-        comparison(summary.experiment, result, target),
+        *([comparison(summary.experiment, result, target)] if "target_class" in result else []),
         corners_table(summary, class_names),
-        _points_table(result),
+        _points_table(result, class_names),
         _table("How large the hull is", _numbers(SIZES, result, Known.MEASURED)),
         _table("What it is compared with (Table 5)", _numbers(BASELINES, result, Known.SAMPLED)),
         _edges_table(result.get("edges", {})),
@@ -129,16 +136,6 @@ def _exact_to(summary: Summary) -> str:
     )
 
 
-def classes_of(class_names: Sequence[str], count: int, own: Sequence[str] = ()) -> Sequence[str]:
-    """One name for each of the `count` classes of a classifier.
-
-    Where the data set's names differ from the classes in number they are not theirs. Classes then
-    have the classifier's `own` names, where it has any, or are called by number.
-    """
-    numbers = [f"class {k}" for k in range(count)]
-    return next(names for names in (class_names, own, numbers) if len(names) == count)
-
-
 def claims_table(claims: Sequence[Finding], notes: bool = True) -> Table:
     """The rows as a table of their own, without the fine print if need be."""
     return _table("What is claimed, and how it is known", claims, notes)
@@ -153,13 +150,13 @@ def _table(heading: str, findings: Sequence[Finding], notes: bool = True) -> Tab
 
 def corners_table(summary: Summary, class_names: Sequence[str]) -> Table:
     """One row per corner."""
-    target, entries = class_names[summary.target_class], summary.corners
+    words, entries = words_of(summary.output, class_names), summary.corners
     clipped = any(entry.side == "above" for entry in entries)  # else all are below 0
     pushed = summary.push == "unit"
     of_unit = ("unit", *(("side",) if clipped else ())) if pushed else ()
     value = ("pre-activation of the unit",) if pushed else ()
-    columns = ("corner", *of_unit, "L_pos", "L_pos over ||f(t)||", *value, "class",
-               f"probability of {target}")  # fmt: skip
+    columns = ("corner", *of_unit, "L_pos", "L_pos over ||f(t)||", *value,
+               *words.corner_columns(summary))  # fmt: skip
     rows = [
         (
             str(entry.corner),
@@ -168,8 +165,7 @@ def corners_table(summary: Summary, class_names: Sequence[str]) -> Table:
             f"{entry.positive:.4g}",
             number(entry.positive_relative, ".2g"),
             *((f"{entry.unit_preactivation:.1f}",) if pushed else ()),
-            class_names[entry.predicted_class],
-            f"{entry.probability:.4f}",
+            *words.corner_cells(entry),
         )
         for entry in entries
     ]
@@ -218,7 +214,8 @@ def _not_measured(result: dict[str, Any], names: Sequence[str]) -> Iterator[Find
 def _outcome(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     if "outcome" in result:
         reasons = "; ".join(result["outcome_reasons"])
-        note = _IN_WORDS[result["outcome"]] + (f" ({reasons})" if reasons else "")
+        said = _OF_FEATURES if result.get("output") == "features" else _IN_WORDS
+        note = said[result["outcome"]] + (f" ({reasons})" if reasons else "")
         error = result.get("dirichlet", {}).get("feature_relative_max")
         value = result["outcome"]
         if error is not None:
@@ -232,8 +229,45 @@ def _line(result: dict[str, Any]) -> str:
 
 
 def _sampled(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
-    if not (sample := result.get("dirichlet")):
+    sample = result.get("dirichlet", {})
+    yield from _classes(sample, result, names) if "accuracy" in sample else _cosines(sample, result)
+    if (error := sample.get("feature_relative_max")) is not None:
+        yield Finding(
+            "features of those mixes",
+            f"at most {error:.3g} of ||f(t)|| from the target's",
+            Known.SAMPLED,
+            _seen_behind(result),
+        )
+
+
+def _cosines(sample: dict[str, Any], result: dict[str, Any]) -> Iterator[Finding]:
+    """Of an encoder: how near the mixes' features are, and which are the same to its user."""
+    if not sample:
         return
+    yield Finding(
+        "cosine of mixes with the target",
+        f"{sample['cosine_min']:.4f} at least, {sample['cosine_mean']:.4f} on average, of "
+        f"{sample['samples']}",
+        Known.SAMPLED,
+        f"of what the encoder returns, whose largest relative error is "
+        f"{number(sample['output_relative_max'], '.3g')}; the initial image's cosine is "
+        f"{result['initial_cosine']:.4f}",
+    )
+    if "same" in sample:
+        yield Finding(
+            "mixes that are the same as the target",
+            f"{sample['same']:.2%} of {sample['samples']}, so at least "
+            f"{sample['same_lower_95']:.3%} of all",
+            Known.SAMPLED,
+            f"to a user who takes a cosine above {result['threshold']:g} for the same; drawn "
+            "uniformly from the hull, at 95 % confidence (Clopper-Pearson)",
+        )
+
+
+def _classes(
+    sample: dict[str, Any], result: dict[str, Any], names: Sequence[str]
+) -> Iterator[Finding]:
+    """Of a classifier: how many mixes are of the target's class, and how probable it is."""
     target = names[result["target_class"]]
     yield Finding(
         f"mixes of the corners that are {target}",
@@ -248,13 +282,6 @@ def _sampled(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
         Known.SAMPLED,
         f"the target's own is {result['target_probability']:.4f}",
     )
-    if (error := sample.get("feature_relative_max")) is not None:
-        yield Finding(
-            "features of those mixes",
-            f"at most {error:.3g} of ||f(t)|| from the target's",
-            Known.SAMPLED,
-            _seen_behind(result),
-        )
 
 
 def _past(result: dict[str, Any]) -> str:
@@ -273,7 +300,15 @@ def _seen_behind(result: dict[str, Any]) -> str:
 
 def _other_laws(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     others = {POINTS[key]: result[key] for key in POINTS if key in result and key != "dirichlet"}
-    if others:
+    if others and "target_class" not in result:
+        least = min(sample["cosine_min"] for sample in others.values())
+        yield Finding(
+            "cosine of mixes with the target, with other samplers",
+            f"{least:.4f} or more of each sample",
+            Known.SAMPLED,
+            "; ".join(f"{law}: {sample['cosine_min']:.4f}" for law, sample in others.items()),
+        )
+    elif others:
         share = min(sample["accuracy"] for sample in others.values())
         yield Finding(
             f"mixes that are {names[result['target_class']]}, with other samplers",
@@ -284,6 +319,10 @@ def _other_laws(result: dict[str, Any], names: Sequence[str]) -> Iterator[Findin
 
 
 def _worst_case(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    if (cosine := result.get("worst_case_cosine")) is not None:
+        yield Finding(
+            "worst mix found", f"a cosine of {cosine:.4f} with the target", Known.SEARCHED
+        )
     if "worst_case_class" not in result:
         return
     target, seen = names[result["target_class"]], names[result["worst_case_class"]]
@@ -396,8 +435,10 @@ def _class_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Findi
 
 def _proved_size(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     """To which share the hull can be shrunk about its centroid so that a statement holds on it."""
-    target, line = names[result["target_class"]], number(result.get("hull_relative"), "g")
-    statements = {"class": target, "collision": f"features within {line} of ||f(t)||"}
+    line = number(result.get("hull_relative"), "g")
+    statements = {"collision": f"features within {line} of ||f(t)||"}
+    if "target_class" in result:
+        statements = {"class": names[result["target_class"]]} | statements
     for name, statement in statements.items():
         proof = result.get("proof", {}).get(name, {})
         if not (scale := proof.get("scale_proved")):
@@ -510,13 +551,20 @@ SIZES = (
     Entry("L_neg over Eq. 2's exact optimum, per corner", "depth.share", ".3f"),
 )  # fmt: skip
 BASELINES = (
+    Entry("the hull, uniform: least cosine", "dirichlet.cosine_min", ".4f"),
+    Entry("ball, any direction (appendix B): least cosine", "ball_cosine_min", ".4f"),
+    Entry("the same, clipped to [0, 1]: least cosine", "ball_clipped_cosine_min", ".4f"),
+    Entry("ball in the corners' own span: least cosine", "ball_span_cosine_min", ".4f"),
+    Entry("the corners' simplex, turned at random: least cosine", "random_simplex_cosine_min",
+          ".4f"),
+    Entry("hull of plain Eq. 1 solutions: least cosine", "plain_cosine_min", ".4f"),
     Entry("the hull, uniform", "dirichlet.accuracy", ".2%"),
     Entry("ball, any direction (appendix B)", "ball_accuracy", ".2%"),
     Entry("the same, clipped to [0, 1]", "ball_clipped_accuracy", ".2%"),
     Entry("ball in the corners' own span", "ball_span_accuracy", ".2%"),
     Entry("the corners' simplex, turned at random", "random_simplex_accuracy", ".2%"),
     Entry("hull of plain Eq. 1 solutions", "plain_accuracy", ".2%"),
-)
+)  # fmt: skip
 
 
 def _numbers(entries: Sequence[Entry], result: dict[str, Any], known: Known) -> list[Finding]:
@@ -546,16 +594,14 @@ def _counted(holder: dict[str, Any], key: str) -> str:
     return f"of {samples:,} points; at least {least:.2%}, at 95 % confidence{features}"
 
 
-def _points_table(result: dict[str, Any]) -> Table:
+def _points_table(result: dict[str, Any], names: Sequence[str]) -> Table:
     """One row per sampler."""
+    said = words_of(result.get("output", "classes"), names)
     rows = [
         (
             words,
             str(sample["samples"]),
-            f"{sample['accuracy']:.2%}",
-            f"{sample['accuracy_lower_95']:.3%}",
-            f"{sample['probability_mean']:.4f}",
-            f"{sample['probability_min']:.4f}",
+            *said.sample_cells(sample),
             number(sample["feature_relative_max"]),
             number(sample["positive_relative_max"]),
             number(sample["inactive_kept"]),
@@ -563,9 +609,8 @@ def _points_table(result: dict[str, Any]) -> Table:
         for key, words in POINTS.items()
         if (sample := result.get(key))
     ]
-    columns = ("points", "samples", "accuracy", "at least (95 %)", "mean probability", "smallest",
-               "feature error over ||f(t)||", "L_pos over ||f(t)||",
-               "inactive units kept")  # fmt: skip
+    columns = ("points", "samples", *said.sample_columns, "feature error over ||f(t)||",
+               "L_pos over ||f(t)||", "inactive units kept")  # fmt: skip
     return Table("Points of the hull", columns, rows)
 
 

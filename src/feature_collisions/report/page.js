@@ -147,7 +147,8 @@ function start(data, images) {
     picture.data.set(sum);
     context.putImageData(picture, 0, 0);
     const found = interpolated(weights, data), top = found.indexOf(Math.max(...found));
-    find(".class").textContent = data.classes[top];
+    const named = find(".class");
+    if (named) named.textContent = data.classes[top];
     find(".probability").textContent = found[0].toFixed(4);
     bars.forEach((bar, k) => {
       bar.shown.textContent = percent(found[k]);

@@ -22,6 +22,7 @@ from .figures import encoded
 from .findings import MEANINGS, Description
 from .sheets import Sheet
 from .tables import Table
+from .words import Words
 
 _MOST_BYTES = {"corners": 3_500_000}  # which must be exact, if they fit
 _OTHERS_BYTES = 500_000  # of the pictures of any other sheet
@@ -33,6 +34,7 @@ def hull_page(
     sheets: Sequence[Sheet],
     histogram: Figure,
     explorer: dict[str, Any] | None,
+    words: Words,
     faces: Figure | None = None,
 ) -> str:
     """The page of one hull.
@@ -40,8 +42,9 @@ def hull_page(
     Args:
         description: what it says.
         sheets: the pictures; the first stands at the top.
-        histogram: of the probabilities.
+        histogram: of the probabilities, or cosines.
         explorer: the hull on a lattice, as `page.js` takes it; None leaves the explorer out.
+        words: how it speaks of the network's output.
         faces: the hull's triangles and what is proved of them, if anything was tried.
     """
     return _render(
@@ -53,6 +56,7 @@ def hull_page(
         histogram=histogram,
         faces=faces,
         explorer=explorer,
+        words=words,
         script=Markup(_text("page.js")) if explorer else "",
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from .findings import Description, claims_table, describe
 from .page import hull_page
 from .sheets import hull_sheets
 from .tables import as_markdown
+from .words import words_of
 
 
 def write_report(
@@ -27,29 +28,32 @@ def write_report(
         class_names: one per class.
     """
     description = describe(hull.summary, result, class_names)
-    sheets = hull_sheets(directory, hull, result, class_names)
-    histogram = histogram_figure(result, class_names[hull.target_class])
+    words = words_of(hull.output.kind, class_names)
+    sheets = hull_sheets(directory, hull, result, words)
+    histogram = histogram_figure(result, words)
     faces = faces_figure(result.get("proof", {}))
     explorer = None
     if len(hull.corners) > 1:
         explorer = explored(hull, class_names) | {"worst": result.get("worst_case_weights")}
     drawn = {sheet.name: sheet_figure(sheet) for sheet in sheets if sheet.name not in _KEPT}
-    charts = {"probabilities": histogram} | ({"triangles": faces} if faces else {})
+    charts = {words.chart: histogram} | ({"triangles": faces} if faces else {})
     for name, figure in (drawn | charts).items():
         for ending in ("png", "pdf"):
             save_figure(figure, directory / f"{name}.{ending}")
     write_text(
-        directory / "report.html", hull_page(description, sheets, histogram, explorer, faces)
+        directory / "report.html", hull_page(description, sheets, histogram, explorer, words, faces)
     )
     shown = {sheet.heading: _KEPT.get(sheet.name, f"{sheet.name}.png") for sheet in sheets}
-    write_text(directory / "report.md", _markdown(description, shown, faces is not None))
+    write_text(
+        directory / "report.md", _markdown(description, shown, words.chart, faces is not None)
+    )
     return description
 
 
 _KEPT = {"patches": "images/patches.png", "worst": "images/worst_case.png"}  # pictures already
 
 
-def _markdown(description: Description, pictures: dict[str, str], faces: bool) -> str:
+def _markdown(description: Description, pictures: dict[str, str], chart: str, faces: bool) -> str:
     """`report.md`, in which no name is markup."""
     (_, top), *others = (
         (f"## {heading}", f"![{heading}]({path})") for heading, path in pictures.items()
@@ -60,7 +64,7 @@ def _markdown(description: Description, pictures: dict[str, str], faces: bool) -
         parts.append(f"**{description.warning}**")
     for table in (claims_table(description.claims), *description.tables):
         parts += [f"## {for_markdown(table.heading)}", as_markdown(table)]
-    parts += ["## Over the hull", "![probabilities](probabilities.png)"]
+    parts += ["## Over the hull", f"![{chart}]({chart}.png)"]
     if faces:
         parts += ["## Triangles of three corners", "![proved, undecided, refuted](triangles.png)"]
     for heading, picture in others:

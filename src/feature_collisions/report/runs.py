@@ -11,6 +11,7 @@ from ..runs.run import Run
 from .figures import save_figure, sizes_figure
 from .page import runs_page
 from .tables import Table, as_csv, as_markdown, number
+from .words import words_of
 
 COLUMNS = {
     "initial": ("initial", ""),
@@ -19,8 +20,11 @@ COLUMNS = {
     "accuracy_lower_95": ("at least (95 %)", ".3%"),
     "probability_mean": ("mean probability", ".3f"),
     "target_probability": ("target's", ".3f"),
+    "cosine_min": ("least cosine", ".4f"),
+    "same": ("same", ".2%"),
     "feature_relative_max": ("feature error", ".3f"),
     "worst_case_probability": ("worst found", ".3f"),
+    "worst_case_cosine": ("worst cosine found", ".4f"),
     "corner_distance_mean": ("distance", ",.2f"),
     "relative_size": ("relative size", ".3f"),
     "pooled_size": ("8x8 pixels averaged", ".3f"),
@@ -29,6 +33,8 @@ COLUMNS = {
     "seconds": ("seconds", ",.1f"),
 }
 """What a row's entries are called, and their form; others are shown by their own names."""
+_OF_OUTPUT = ("accuracy", "accuracy_lower_95", "probability_mean", "target_probability",
+              "worst_case_probability", "cosine_min", "same", "worst_case_cosine")  # fmt: skip
 _DETAILS = ("corners", "steps", "seconds", "accuracy_lower_95", "target_probability",
             "worst_case_probability", "corner_distance_mean", "initial_distance_mean")  # fmt: skip
 _SETTINGS = ("experiment", "initial", "target", "classifier", "layer", "corners")
@@ -41,12 +47,15 @@ def row_of(
     """One hull's row: what was run, what was found, which outcome it has."""
     summary, sample = run.summary, result.get("dirichlet", {})
     loss = run.config.get("loss")
+    initial, target = words_of(summary.output, class_names).pair(summary)
+    if summary.output == "features":  # nothing but what the pictures were called
+        initial, target = (str(run.config.get(name, name)) for name in ("initial", "target"))
     weights = loss if isinstance(loss, dict) else {}
     return {
         "run": name,
         "experiment": summary.experiment,
-        "initial": class_names[summary.initial_class],
-        "target": class_names[summary.target_class],
+        "initial": initial,
+        "target": target,
         "classifier": summary.classifier,
         "layer": summary.layer,
         **{f"loss.{k}": v for k, v in weights.items() if type(v) in (int, float)},
@@ -56,9 +65,12 @@ def row_of(
         "accuracy": sample.get("accuracy"),
         "accuracy_lower_95": sample.get("accuracy_lower_95"),
         "probability_mean": sample.get("probability_mean"),
-        "target_probability": result["target_probability"],
+        "target_probability": result.get("target_probability"),
+        "cosine_min": sample.get("cosine_min"),
+        "same": sample.get("same"),
         "feature_relative_max": sample.get("feature_relative_max"),
         "worst_case_probability": result.get("worst_case_probability"),
+        "worst_case_cosine": result.get("worst_case_cosine"),
         "corner_distance_mean": result.get("corner_distance_mean"),
         "relative_size": result.get("relative_size"),
         "pooled_size": (result.get("pooled_sizes") or {}).get("8"),
@@ -103,8 +115,10 @@ def rows_table(
 
 
 def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """All entries of the rows."""
-    return list(dict.fromkeys(["run", "outcome", *(name for row in rows for name in row)]))
+    """All entries of the rows; of those of one kind of output what some row has."""
+    names = dict.fromkeys(["run", "outcome", *(name for row in rows for name in row)])
+    said = {name for row in rows for name, value in row.items() if value is not None}
+    return [name for name in names if name in said or name not in _OF_OUTPUT]
 
 
 def _cell(name: str, value: Any) -> str:

@@ -17,6 +17,7 @@ from ..patches.database import PatchDatabase, source
 from ..patches.paste import cut_out
 from ..patches.search import Matches
 from ..settings.patches import PatchSettings
+from .words import Words
 
 _COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#F0E442")  # Okabe and Ito's
 _GREEN = "#00C000"
@@ -75,44 +76,41 @@ class Sheet(NamedTuple):
         return self.columns or max(len(row) for row in self.rows)
 
 
-def hull_sheets(
-    directory: Path, hull: Hull, result: dict[str, Any], class_names: Sequence[str]
-) -> list[Sheet]:
+def hull_sheets(directory: Path, hull: Hull, result: dict[str, Any], words: Words) -> list[Sheet]:
     """All sheets of a hull; a picture in `directory` that is missing or damaged is left out."""
     channels, height, width = hull.target.shape
     size = (channels, height, width)
     found = [
-        corners_sheet(hull, class_names, composite_at_start(directory, size)),
+        corners_sheet(hull, words, composite_at_start(directory, size)),
         differences_sheet(hull, result.get("boxes", ())),
         steps_sheet(directory, size),
         _picture_sheet(directory),
-        _worst_sheet(directory, size, result, class_names),
+        _worst_sheet(directory, size, words.of_worst(result)),
     ]
     return [sheet for sheet in found if sheet]
 
 
-def corners_sheet(hull: Hull, class_names: Sequence[str], start: Tensor | None = None) -> Sheet:
+def corners_sheet(hull: Hull, words: Words, start: Tensor | None = None) -> Sheet:
     """Initial image, corners, their even mix, target (Figures 2, 3 and 7).
 
     Args:
         hull: the corners.
-        class_names: one per class.
+        words: how it speaks of the network's output.
         start: the composite that the search started from, if any. Below it stands then what each
             corner has of its own: corner minus mean of the corners, on grey.
     """
     summary, entries = hull.summary, hull.summary.corners
     panels: list[Panel | None] = [
         Panel(image, f"corner {entry.corner}",
-              f"{class_names[entry.predicted_class]}, {entry.probability:.4f}", mixed=True)
+              words.of_corner(entry), mixed=True)
         for image, entry in zip(hull.corners, entries, strict=True)
     ]  # fmt: skip
     if len(entries) > 1:
-        panels.append(_even_mix(hull, class_names))
-    first = Panel(hull.initial, "initial", class_names[summary.initial_class])
-    words = f"{class_names[hull.target_class]}, {summary.target_probability:.4f}"
-    last = Panel(hull.target, "target", words)
+        panels.append(_even_mix(hull, words))
+    first = Panel(hull.initial, "initial", words.of_initial(summary))
+    last = Panel(hull.target, "target", words.of_target(summary))
     heading = "Initial image, corners, target"
-    note = "Under a picture: its class, and its probability of the target's class."
+    note = words.under_pictures
     if start is None:
         row = [first, *panels, last]
         rows = [row[k : k + _WIDEST] for k in range(0, len(row), _WIDEST)]
@@ -127,13 +125,12 @@ def corners_sheet(hull: Hull, class_names: Sequence[str], start: Tensor | None =
 
 
 @torch.inference_mode()
-def _even_mix(hull: Hull, class_names: Sequence[str]) -> Panel:
+def _even_mix(hull: Hull, words: Words) -> Panel:
     """The hull's centre, which the classifier is asked about."""
     mix = hull.points(torch.full((1, len(hull.corners)), 1 / len(hull.corners)))
     with evaluating(hull.model):
-        probabilities = ask(hull.model, mix)[0].softmax(0)
-    name, share = class_names[int(probabilities.argmax())], float(probabilities[hull.target_class])
-    return Panel(mix[0], "their even mix", f"{name}, {share:.4f}")
+        said = words.of_image(hull, ask(hull.model, mix))
+    return Panel(mix[0], "their even mix", said)
 
 
 def differences_sheet(hull: Hull, boxes: Sequence[dict[str, Any]]) -> Sheet | None:
@@ -216,19 +213,13 @@ def _picture_sheet(directory: Path) -> Sheet | None:
     return Sheet("patches", "Patches and their matches", [[panel]], note, 2)
 
 
-def _worst_sheet(
-    directory: Path, size: tuple[int, int, int], result: dict[str, Any], class_names: Sequence[str]
-) -> Sheet | None:
-    if "worst_case_class" not in result:
+def _worst_sheet(directory: Path, size: tuple[int, int, int], words: str) -> Sheet | None:
+    if not words:
         return None
     try:
         image = load_image(directory / "images" / "worst_case.png", size)
     except SettingError:
         return None
-    words = (
-        f"{class_names[result['worst_case_class']]}; probability of the target's class "
-        f"{result['worst_case_probability']:.4f}"
-    )
     return Sheet("worst", "The worst point found", [[Panel(image, "worst point found", words)]],
                  columns=5)  # fmt: skip
 

@@ -22,6 +22,8 @@ _NAMES = {
     "probability_mean": ("mean probability", ".3f"),
     "target_probability": ("target's", ".3f"),
     "worst_case_probability": ("worst found", ".3f"),
+    "cosine_min": ("least cosine", ".4f"),
+    "worst_case_cosine": ("worst cosine found", ".4f"),
     "share_proved": ("share proved", ".0%"),
     "relative_size_proved": ("size proved", ".3f"),
     "judge_size": ("size to the judge", ".3f"),

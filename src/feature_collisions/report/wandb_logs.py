@@ -22,6 +22,7 @@ from ..runs.records import Corner
 from ..runs.run import Run
 from ..settings.train import Settings, WandbSettings
 from ..simplex import SAMPLERS
+from .words import words_of
 
 if TYPE_CHECKING:
     import wandb
@@ -262,10 +263,13 @@ def log_hull(run: "wandb.Run", hull: Hull | Run) -> None:
 
 
 _TABLE = Path("wandb") / "table.json"
-_OF_SAMPLES = ("samples", "accuracy", "accuracy_lower_95", "probability_mean", "probability_min",
+_OF_SAMPLES = ("samples", "cosine_min", "cosine_mean", "output_relative_max", "same",
+               "accuracy", "accuracy_lower_95", "probability_mean", "probability_min",
                "feature_relative_max", "positive_relative_max", "inactive_kept", "kl_mean",
                "kl_max")  # fmt: skip
-_OF_OTHERS = ("ball_accuracy", "ball_clipped_accuracy", "ball_span_accuracy",
+_OF_OTHERS = ("ball_cosine_min", "ball_clipped_cosine_min", "ball_span_cosine_min",
+              "random_simplex_cosine_min", "plain_cosine_min",
+              "ball_accuracy", "ball_clipped_accuracy", "ball_span_accuracy",
               "random_simplex_accuracy", "plain_accuracy",
               "ball_feature_relative_max", "ball_clipped_feature_relative_max",
               "ball_span_feature_relative_max", "random_simplex_feature_relative_max",
@@ -317,6 +321,8 @@ def hull_figures(result: dict[str, Any]) -> dict[str, Any]:
         "accuracy": sample.get("accuracy"),
         "accuracy_lower_95": sample.get("accuracy_lower_95"),
         "probability": sample.get("probability_mean"),
+        "cosine_min": sample.get("cosine_min"),
+        "same": sample.get("same"),
         "feature_error": sample.get("feature_relative_max"),
         "relative_size": result.get("relative_size"),
         **{f"pooled_size_{n}": size for n, size in (result.get("pooled_sizes") or {}).items()},
@@ -325,6 +331,7 @@ def hull_figures(result: dict[str, Any]) -> dict[str, Any]:
         "judge_size": result.get("judge", {}).get("size"),
         "judge_initial_kept": result.get("judge", {}).get("initial_kept"),
         "worst_case": result.get("worst_case_probability"),
+        "worst_cosine": result.get("worst_case_cosine"),
         "worst_case_correct": result.get("worst_case_correct"),
         "ball_accuracy": result.get("ball_accuracy"),
         "edges_held": result.get("edges", {}).get("share_held"),
@@ -350,22 +357,22 @@ def _media(directory: Path, result: dict[str, Any], class_names: Sequence[str]) 
 
     names = [law + suffix for law in SAMPLERS for suffix in ("", "_uint8")]
     names = [name for name in names if name in result]
-    rows = [[name, *(result[name][key] for key in _OF_SAMPLES)] for name in names]
-    empty = [None] * (len(_OF_SAMPLES) - 2)
+    words = words_of(result.get("output", "classes"), class_names)
+    columns = [key for key in _OF_SAMPLES if any(key in result[name] for name in names)]
+    rows = [[name, *(result[name].get(key) for key in columns)] for name in names]
+    empty = [None] * (len(columns) - 2)
     rows += [
-        [name.removesuffix("_accuracy"), None, result[name], *empty]
+        [name.removesuffix("_accuracy").removesuffix("_cosine_min"), None, result[name], *empty]
         for name in _OF_OTHERS
         if result.get(name) is not None
     ]
-    media: dict[str, Any] = {"evaluation": wandb.Table(["points", *_OF_SAMPLES], rows)}
+    media: dict[str, Any] = {"evaluation": wandb.Table(["points", *columns], rows)}
     for law in (law for law in SAMPLERS if law in result):
-        counts = result[law]["probability_histogram"]
+        counts = result[law][f"{words.figure}_histogram"]
         edges = np.linspace(0, 1, len(counts) + 1)
-        media[f"hull/probability_{law}"] = wandb.Histogram(np_histogram=(counts, edges))
+        media[f"hull/{words.figure}_{law}"] = wandb.Histogram(np_histogram=(counts, edges))
     worst = directory / "images" / "worst_case.png"
-    if "worst_case_class" in result and worst.exists():
-        seen = class_names[result["worst_case_class"]]
-        caption = f"{seen}; target's class: {result['worst_case_probability']:.4f}"
+    if (caption := words.of_worst(result)) and worst.exists():
         media["hull/worst_point"] = wandb.Image(str(worst), caption=caption)
     return media
 

@@ -6,9 +6,17 @@ A new entry of a file is one line here. In the program a record's entries are at
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from ..data.files import read_json
 from ..errors import SettingError
@@ -105,9 +113,21 @@ class Corner(Record):
     positive_relative: Size | None = None
     negative: Number = 0.0
     unit_preactivation: Number = 0.0
-    predicted_class: Count
-    probability: Share
+    predicted_class: Count = -1  # none, as with `probability`, where the output is features
+    probability: Share = 0.0
+    cosine: Number | None = None  # with the target's output, where that is features
+    output_relative: Size | None = None
     total_variation: Size | None = None
+
+
+OF_OUTPUT = {
+    "classes": (
+        ("predicted_class", "probability"),
+        ("initial_class", "target_class", "target_probability"),
+    ),
+    "features": (("cosine", "output_relative"), ("initial_cosine",)),
+}
+"""By the network's output: what a corner's entry has, and what is said of the two images."""
 
 
 class Summary(Record):
@@ -121,11 +141,14 @@ class Summary(Record):
     tolerance: Size = 0.0
     push: Text = "unit"
     bypassed: bool = False
+    output: Literal["classes", "features"] = "classes"
+    threshold: Number | None = None
     returns: Text = "logits"
-    initial_class: Count
-    target_class: Count
+    initial_class: Count = -1  # none, as with the target's, where the output is features
+    target_class: Count = -1
     target_label: Count | None = None
-    target_probability: Share
+    target_probability: Share = 0.0
+    initial_cosine: Number | None = None
     distance_scale: Count
     solver: Text = "gradient"
     objective: Text | None = None
@@ -143,6 +166,15 @@ class Summary(Record):
     corner_feature_relative_max: Size | None = None
     corner_distance_mean: Size | None = None
     corners: list[Corner]
+
+    @model_validator(mode="after")
+    def _says_what_the_output_was(self) -> Self:
+        of_corner, of_pair = OF_OUTPUT[self.output]
+        missing = [name for name in of_pair if name not in self]
+        missing += [name for each in self.corners for name in of_corner if name not in each]
+        if missing:
+            raise PydanticCustomError("missing", "has no {name}", {"name": missing[0]})
+        return self
 
     @classmethod
     def of(cls, entries: dict[str, Any]) -> Self:

@@ -17,6 +17,7 @@ from ..data.memory import corners_that_fit
 from ..errors import CollisionError, SettingError
 from ..graph.logits import ask
 from ..graph.target_layer import Observed, TargetLayer
+from ..hull.outputs import Output
 from ..settings.search import OptimizerSettings, StopSettings
 from .checkpoints import BY_CORNER, map_rows
 from .losses import CollisionLoss, settings_at
@@ -33,14 +34,12 @@ class Goal:
     Args:
         stop: the limits.
         norm: ||f(t)||, which `stop.positive_relative` is relative to.
-        target_class: the class the classifier gives the target.
-        target_probability: the probability it gives that class there.
+        output: what the network's outputs are compared with.
     """
 
     stop: StopSettings
     norm: float
-    target_class: int
-    target_probability: float
+    output: Output
 
     def late(self, positive: Tensor) -> dict[str, Tensor]:
         """Which corners' features are too far off, by reason.
@@ -61,22 +60,16 @@ class Goal:
             reasons[reason] = ~(positive < limit * self.norm)
         return reasons
 
-    def misclassified(self, classes: Tensor, probability: Tensor) -> dict[str, Tensor]:
-        """Which corners the classifier tells from the target, by reason.
+    @property
+    def asks_classes(self) -> bool:
+        """Whether it says something of the network's outputs."""
+        return self.stop.probability is not None and self.output.kind == "classes"
 
-        Args:
-            classes: (K,) the class each is given.
-            probability: (K,) of the target's class.
-        """
+    def misclassified(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Which corners the classifier tells from the target, by reason; outputs are (K, D)."""
         if self.stop.probability is None:
             return {}
-        off = (probability - self.target_probability).abs()
-        limit = self.stop.probability
-        reason = f"the probability of corners {{}} is not within stop.probability={limit:g} "
-        return {
-            "corners {} are not of the target's class": classes != self.target_class,
-            reason + "of the target's": ~(off <= limit),
-        }
+        return self.output.unlike(outputs, self.stop.probability)
 
 
 def unmet(reasons: dict[str, Tensor], corners: Sequence[int]) -> list[str]:
@@ -402,9 +395,8 @@ class Collision(LightningModule):
         inside = self._points_inside(_LOOKED_AT if self.loss.settings.hull else 0, 0, every)
         for points in (images, inside):
             for rows in self._parts(points):
-                probabilities = ask(self.classifier, points[rows]).float().softmax(1)
-                of_target = probabilities[:, self.goal.target_class]
-                if not all_met(self.goal.misclassified(probabilities.argmax(1), of_target)):
+                outputs = ask(self.classifier, points[rows])
+                if not all_met(self.goal.misclassified(outputs)):
                     return False
         return True
 

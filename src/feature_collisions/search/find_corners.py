@@ -27,7 +27,7 @@ from ..graph.agreement import (
 from ..graph.flow import following, last_layer, names_of
 from ..graph.graph import Graph, trace
 from ..graph.logits import device_of
-from ..graph.probabilities import giving_logits
+from ..graph.probabilities import giving
 from ..graph.target import logits_of, passing, positive, preactivation_of, target_features
 from ..graph.target_layer import (
     Observed,
@@ -38,11 +38,13 @@ from ..graph.target_layer import (
 )
 from ..hull.distances import SIGMA
 from ..hull.hull import Hull
+from ..hull.outputs import output_of
 from ..hull.statistics import collision_limit
 from ..networks.unwrap import unwrap, unwrap_layer
 from ..patches.composite import Sources
 from ..patches.floor import alone, what_limits
 from ..runs.records import Summary
+from ..settings.output import check_output
 from ..settings.paths import path_of
 from ..settings.search import SearchSettings, images_per_batch
 from ..settings.train import parse_corners
@@ -52,7 +54,7 @@ from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Found, Goal, all_met, unmet
 from .losses import CollisionLoss, directions
 from .parameterisations import PatchComposite, Pixels
-from .summary import class_probabilities, summarise
+from .summary import summarise
 from .trainer import AGREES, fit, halve_and_compare, make_trainer
 
 
@@ -91,18 +93,20 @@ class Search(SearchSettings):
     ckpt_path: Path | None = None
     sources: Sources | None = None
     grid: int | None = None
+    output: str = "classes"
+    threshold: float | None = None
     graph: Graph = None  # type: ignore[assignment]  # traced where none is given
 
     def __post_init__(self) -> None:
         self._check_arguments()
         self.layer = ",".join(unwrap_layer(self.model, name) for name in names_of(self.layer))
         self.model = accepted(unwrap(self.model))
-        self.model = giving_logits(self.model, torch.stack([self.initial, self.target]))
+        self.model = giving(self.model, torch.stack([self.initial, self.target]), self.output)
         if self.graph is None or self.graph.model is not self.model:
             self.graph = trace(self.model, self.initial.shape)
         check_differentiable(self.model, self.target)
         if self.layer == "auto":
-            self.layer = last_layer(self.graph).layer
+            self.layer = last_layer(self.graph, self.output).layer
         self.corners = parse_corners(self.corners)
         asked = self.trainer.get("precision")
         self.trainer = check_trainer(where(device_of(self.model)) | self.trainer)
@@ -140,6 +144,12 @@ class Search(SearchSettings):
                 "layer", self.layer, "must be a name, such as 'features.0', or a list of names"
             )
         self.check()
+        check_output(self.output, self.threshold)
+        if self.loss.output and self.output == "features":
+            raise SettingError(
+                "loss.output", self.loss.output, "compares classes, which an encoder has not",
+                "leave it out",
+            )  # fmt: skip
         self._check_distance()
         if self.sources is not None and self.optimizer.name == "sobolev":
             raise SettingError(
@@ -218,11 +228,9 @@ class Search(SearchSettings):
         self.units = units = self._units()
         with passing(self.target.shape):
             logits = logits_of(self.model, self.target[None])[0]
+            output = output_of(self.output, logits, self.threshold)
+            self.goal = Goal(self.stop, float(features.features.norm()), output)
             network, classifier = self._frozen(layout)
-        target_class = int(logits.argmax())
-        probability = float(logits.softmax(0)[target_class])
-        norm = float(features.features.norm())
-        self.goal = Goal(self.stop, norm, target_class, probability)
         target_logits = logits.to(self.dtype) if self.loss.output else None
         initial, along = self.initial.to(self.dtype), None
         if self.push == "direction":
@@ -336,11 +344,8 @@ class Search(SearchSettings):
         """Warn where the goal is met before the first step: then meeting it shows nothing."""
         oriented = self.features.oriented(self._preactivation(self.start))
         norms = positive(oriented, self.features.values, self.features.active)
-        probabilities = class_probabilities(self.model, self.start)
-        of_target = probabilities[:, self.goal.target_class]
-        reasons = self.goal.late(norms) | self.goal.misclassified(
-            probabilities.argmax(1), of_target
-        )
+        outputs = logits_of(self.model, self.start)
+        reasons = self.goal.late(norms) | self.goal.misclassified(outputs)
         if reasons and all_met(reasons):
             warnings.warn(
                 f"the initial image meets the goal before the first step: its L_pos is "
@@ -355,7 +360,7 @@ class Search(SearchSettings):
     ) -> tuple[TargetLayer | Observed, nn.Module | None]:
         """What the steps run, and what is asked for classes: compared with the model itself."""
         network = network_of(self.graph, self.layer, self.loss.output > 0, self.dtype, layout)
-        classifier = None if self.stop.probability is None else frozen_copy(self.graph, layout)
+        classifier = frozen_copy(self.graph, layout) if self.goal.asks_classes else None
         pair = torch.stack([self.initial, self.target])
         frozen = [network] if classifier is None else [network, classifier]
         observed = Observed(self.graph, self.layer)
@@ -405,16 +410,14 @@ class Search(SearchSettings):
         """What `summary.json` says of the corners."""
         summary = summarise(
             self.graph, self.layer, (self.initial, self.target), found.corners, self.corners,
-            self.units, self.features, experiment="find_corners",
+            self.units, self.features, self.goal.output, experiment="find_corners",
             classifier_hash=self.module.problem["classifier"], hull_relative=self.limit,
             converged=True, steps=found.step, seconds=found.seconds, seconds_total=found.seconds,
             push=self.push, tolerance=self.loss.tolerance, **self.precision,
         )  # fmt: skip
-        norms, classes, probabilities = (
-            torch.tensor([entry[name] for entry in summary.corners])
-            for name in ("positive", "predicted_class", "probability")
-        )
-        reasons = self.goal.late(norms) | self.goal.misclassified(classes, probabilities)
+        norms = torch.tensor([entry.positive for entry in summary.corners])
+        outputs = logits_of(self.model, found.corners)
+        reasons = self.goal.late(norms) | self.goal.misclassified(outputs.cpu())
         summary.unmet = unmet(reasons, self.corners)
         summary.converged = not summary.unmet
         return summary
@@ -427,6 +430,8 @@ def find_corners(
     target: Tensor,
     corners: Sequence[int] = range(5),
     *,
+    output: str = "classes",
+    threshold: float | None = None,
     logger: Logger | None = None,
     **settings: Any,
 ) -> Hull:
@@ -442,6 +447,9 @@ def find_corners(
         target: (C, H, W) likewise, whose features are matched.
         corners: which of the target's inactive units to push down, counted in flat order; where no
             unit is pushed (`loss.push`), just their numbers, which decide their directions.
+        output: `classes`: the model returns logits (B, classes); `features`: it is an encoder, and
+            its output (B, D) is asked for no class.
+        threshold: of an encoder: its user takes two images for the same above this cosine.
         logger: a Lightning logger for curves and pictures.
         **settings: fields of `SearchSettings`, which the command line has, too: `loss`,
             `optimizer`, `stop`, `log`, `trainer`, `corners_per_batch`, `channels_last`, `compile`,
@@ -474,4 +482,5 @@ def find_corners(
         1.0
     """
     named: Any = ",".join(map(str, layer)) if isinstance(layer, list | tuple) else layer
+    settings |= {"output": output, "threshold": threshold}
     return Search(model, named, initial, target, corners, **settings).run(logger)

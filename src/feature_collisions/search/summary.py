@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..graph.graph import Graph
 from ..graph.probabilities import gives_probabilities
 from ..graph.target import TargetFeatures, logits_of, positive, preactivation_of
+from ..hull.outputs import Output
 from ..runs.records import Corner, Summary
 from .losses import negative
 
@@ -30,6 +31,7 @@ def summarise(
     corners: Sequence[int],
     units: Tensor,
     features: TargetFeatures,
+    output: Output,
     **others: Any,
 ) -> Summary:
     """The figures of corners as they are saved (float32), and the problem that they solve.
@@ -42,25 +44,25 @@ def summarise(
         corners: their K numbers.
         units: (K,) the unit each pushed down.
         features: the target's, in the dtype that pre-activations are computed in.
+        output: what the network's outputs are compared with.
         others: what is known of the search.
     """
-    probabilities = class_probabilities(graph.model, torch.stack([*pair, *images]))
+    outputs = logits_of(graph.model, torch.stack([pair[0], *images]))
     preactivation = preactivation_of(graph, layer, images, features.features.dtype)
     scale = 1 if len(pair[0]) == 1 else 255
     distances = torch.pdist(images.flatten(1)) * scale
     norm, error = float(features.features.norm()), float(features.error(preactivation).max())
-    initial_class, target_class = probabilities[:2].argmax(1).tolist()
     return Summary(
         classifier=type(graph.model).__name__,
         layer=layer,
         returns="probabilities" if gives_probabilities(graph.model) else "logits",
-        initial_class=initial_class,
-        target_class=target_class,
-        target_probability=float(probabilities[1, target_class]),
+        **output.of_pair(outputs[0]),
         distance_scale=scale,
         corner_feature_relative_max=error / norm if norm else None,
         corner_distance_mean=float(distances.mean()) if len(distances) else None,
-        corners=corner_records(corners, units, preactivation, features, probabilities),
+        corners=corner_records(
+            corners, units, preactivation, features, output.of_images(outputs[1:])
+        ),
         **others,
     )
 
@@ -70,7 +72,7 @@ def corner_records(
     units: Tensor,
     preactivation: Tensor,
     target: TargetFeatures,
-    probabilities: Tensor,
+    said: Sequence[dict[str, Any]],
 ) -> list[Corner]:
     """Each corner's figures.
 
@@ -79,7 +81,7 @@ def corner_records(
         units: (K,) the unit each pushed down.
         preactivation: (K, N) f0 of the corners as they are saved.
         target: the target's features.
-        probabilities: (2 + K, classes) of the initial image, the target and the corners.
+        said: what the network says of each (`Output.of_images`).
     """
     oriented = target.oriented(preactivation)
     norms = positive(oriented, target.values, target.active)
@@ -87,7 +89,7 @@ def corner_records(
     known = units if pushed else torch.zeros_like(units)
     negatives = negative(oriented, ~target.active, known)
     sides = target.sides(known)
-    norm, target_class = float(target.features.norm()), int(probabilities[1].argmax())
+    norm = float(target.features.norm())
 
     def of_unit(k: int) -> dict[str, Any]:
         if not pushed:
@@ -104,8 +106,7 @@ def corner_records(
             corner=corner,
             positive=float(norms[k]),
             positive_relative=float(norms[k]) / norm if norm else None,
-            predicted_class=int(probabilities[k + 2].argmax()),
-            probability=float(probabilities[k + 2, target_class]),
+            **said[k],
             **of_unit(k),
         )
         for k, corner in enumerate(corners)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from ..errors import SettingError
+from .output import OutputSettings
 from .paths import home
 from .rules import STEPS, AtLeast, Group, NonNegative, OneOf, Seed, Share, Steps, WandbMode, Whole
 
@@ -182,6 +183,8 @@ class EvaluateSettings(Group):
     """Where the run's data lies now."""
     classifier: ClassifierPlace = field(default_factory=ClassifierPlace)
     """Where the run's classifier lies now."""
+    output: OutputSettings = field(default_factory=OutputSettings)
+    """What the user of an encoder does with its features; null: as the run has it."""
     survey: SurveySettings = field(default_factory=SurveySettings)
     """What a table over many networks holds beside."""
     wandb: WandbPlace = field(default_factory=WandbPlace)

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import SettingError
 from .conversions import in_plain_words
+from .output import OUTPUTS, OutputSettings, check_output
 from .patches import PatchSettings
 from .paths import expanded, home
 from .rules import SIDE, Group, OneOf, WandbMode, one_of, whole
@@ -49,6 +50,9 @@ class ClassifierSettings(Group):
     library: str = "torchvision"
     """Where `name` is looked up: `torchvision` or `timm`; or, for a folder alone, `transformers`
     (Hugging Face)."""
+    output: str = "classes"
+    """What the network returns: logits of `classes`, or the `features` (B, D) of an encoder, of
+    which no class is asked anywhere."""
 
     def __post_init__(self) -> None:
         self.weights = home(self.weights)
@@ -75,6 +79,7 @@ class ClassifierSettings(Group):
             rule = "must be a name, a list of names, or auto"
             raise SettingError("classifier.layer", self.layer, rule)
         one_of("classifier.library", self.library, ("torchvision", *FOLDERS))
+        one_of("classifier.output", self.output, OUTPUTS)
 
 
 @dataclass
@@ -139,6 +144,8 @@ class Settings(SearchSettings):
     """The experiment's name, which its runs' folder bears."""
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
     """The network and its target layer."""
+    output: OutputSettings = field(default_factory=OutputSettings)
+    """What the user of an encoder does with its features."""
     data: DataSettings = field(default_factory=DataSettings)
     """Where images come from."""
     initial: Any = MISSING
@@ -179,6 +186,7 @@ class Settings(SearchSettings):
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
         super().check()
+        check_output(self.classifier.output, self.output.threshold)
         if self.solver != "gradient" and self.parameterisation == "composite":
             raise SettingError(
                 "parameterisation", "composite", "linear programs move pixels", "leave solver out"

@@ -1,0 +1,387 @@
+"""What a network's output says of an image: classes, or the features of an encoder.
+
+Everything that depends on which of the two it is stands here: the figures of an image, how bad a
+point is, what a sample of points says, and whether it collides.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.devices import able
+from ..graph.target import TargetFeatures
+from .statistics import CLASS, FEATURES, NEITHER, HullStatistics, Outcome, clopper_pearson_lower
+
+_BINS = 50
+_NEAR = 0.05  # of the target's probability, for the mean over the hull
+
+
+class Output(ABC):
+    """How a network's outputs (B, D) compare with its output of the target, (D,)."""
+
+    kind: ClassVar[str]
+    compared: ClassVar[tuple[str, ...]]
+    """The entries of a sample that are kept of what a hull is compared with."""
+    otherwise: ClassVar[str]
+    """The outcome where all points are taken for the target, and their features are too far off."""
+    target_class = -1
+    """The class of the target: none of an encoder's."""
+
+    def __init__(self, target: Tensor) -> None:
+        self.target = target
+
+    def to(self, place: torch.device) -> Self:
+        """The same on another device."""
+        copy = type(self).__new__(type(self))
+        copy.__dict__ |= self.__dict__ | {"target": self.target.to(place)}
+        return copy
+
+    @abstractmethod
+    def of_pair(self, initial: Tensor) -> dict[str, Any]:
+        """What `summary.json` says of the initial image, whose output (D,) is given, and target."""
+
+    @abstractmethod
+    def of_images(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """What is said of each corner, or of another image."""
+
+    def of_worst(self, output: Tensor) -> dict[str, Any]:
+        """What a `WorstCase` says of its image, whose output is (1, D)."""
+        return self.of_images(output)[0]
+
+    @abstractmethod
+    def margin(self, outputs: Tensor) -> Tensor:
+        """(B,) what a search for the worst point descends, with gradients."""
+
+    @abstractmethod
+    def goodness(self, outputs: Tensor) -> Tensor:
+        """(B,) least at the worst point."""
+
+    @abstractmethod
+    def unlike(self, outputs: Tensor, limit: float) -> dict[str, Tensor]:
+        """Which of the images (B,) a search may not end with, by reason; `{}` stands for them."""
+
+    @abstractmethod
+    def statistics(self, target: TargetFeatures) -> HullStatistics:
+        """Takes in points, and says of all of them what `evaluation.json` has of a sampler."""
+
+    @abstractmethod
+    def reasons(self, sample: dict[str, Any]) -> list[str]:
+        """Why a sample's points are not all taken for the target; none where they are."""
+
+    @abstractmethod
+    def bars(self, outputs: Tensor) -> Tensor:
+        """(B, k) from 0 to 1, what the page's explorer shows of a point."""
+
+    def outcome(
+        self, sample: dict[str, Any], limit: float, at_corners: float | None = None
+    ) -> Outcome:
+        """Which of the three outcomes a hull has; what is claimed is sampled, not proved.
+
+        Args:
+            sample: what `HullStatistics.compute` gives.
+            limit: of the largest ||f(x) - f(t)|| over ||f(t)||.
+            at_corners: the largest at a corner, where it is known: corners are points of the hull,
+                and a sample seldom comes near one.
+
+        Example:
+            >>> sample = {"accuracy": 1.0, "probability_mean": 0.7, "feature_relative_max": 0.4}
+            >>> Classes(torch.zeros(2), 0, 0.7).outcome(sample, limit=0.3)
+            Outcome(name='class only', reasons=['feature error 0.400 ||f(t)||, the limit is 0.3'])
+        """
+        reasons = self.reasons(sample)
+        name, largest = NEITHER if reasons else self.otherwise, sample["feature_relative_max"]
+        if largest is None:
+            reasons.append("the target has no active unit, so there is no ||f(t)|| to compare with")
+        elif not largest <= limit:
+            reasons.append(f"feature error {largest:.3f} ||f(t)||, the limit is {limit:g}")
+        elif at_corners is not None and not at_corners <= limit:
+            reasons.append(
+                f"feature error {at_corners:.3f} ||f(t)|| at a corner, the limit is {limit:g}"
+            )
+        return Outcome(name if reasons else FEATURES, reasons)
+
+
+class Classes(Output):
+    """Logits (B, classes): the target's class, right or wrong, and its probability.
+
+    Args:
+        target: (classes,) the target's logits.
+        target_class: None: what these say.
+        probability: of that class at the target; None: what these say.
+    """
+
+    kind = "classes"
+    compared = ("accuracy", "samples", "accuracy_lower_95", "feature_relative_max")
+    otherwise = CLASS
+
+    def __init__(
+        self, target: Tensor, target_class: int | None = None, probability: float | None = None
+    ) -> None:
+        super().__init__(target)
+        self.target_class = int(target.argmax()) if target_class is None else target_class
+        own = float(target.softmax(0)[self.target_class])
+        self.probability = own if probability is None else probability
+
+    def of_pair(self, initial: Tensor) -> dict[str, Any]:
+        """The classes of both, and the target's probability."""
+        return {
+            "initial_class": int(initial.argmax()),
+            "target_class": self.target_class,
+            "target_probability": self.probability,
+        }
+
+    def of_images(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """The class, and the probability of the target's class."""
+        of_target = outputs.softmax(1)[:, self.target_class].tolist()
+        return [
+            {"predicted_class": predicted, "probability": probability}
+            for predicted, probability in zip(outputs.argmax(1).tolist(), of_target, strict=True)
+        ]
+
+    def of_worst(self, output: Tensor) -> dict[str, Any]:
+        """Also whether it is of the target's class."""
+        found = super().of_worst(output)
+        return found | {"correct": found["predicted_class"] == self.target_class}
+
+    def margin(self, outputs: Tensor) -> Tensor:
+        """The target class's logit over the largest other one."""
+        wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        others = wide.clone()
+        others[:, self.target_class] = -torch.inf
+        return wide[:, self.target_class] - others.amax(1)
+
+    def goodness(self, outputs: Tensor) -> Tensor:
+        """The target class's probability, plus 1 where it is predicted."""
+        wide = torch.promote_types(outputs.dtype, torch.float32)
+        probability = outputs.to(wide).softmax(1)[:, self.target_class]
+        return probability + (outputs.argmax(1) == self.target_class)
+
+    def unlike(self, outputs: Tensor, limit: float) -> dict[str, Tensor]:
+        """Those of another class, and those whose probability is not within `limit`."""
+        wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        off = (wide.softmax(1)[:, self.target_class] - self.probability).abs()
+        reason = f"the probability of corners {{}} is not within stop.probability={limit:g} "
+        return {
+            "corners {} are not of the target's class": outputs.argmax(1) != self.target_class,
+            reason + "of the target's": ~(off <= limit),
+        }
+
+    def statistics(self, target: TargetFeatures) -> HullStatistics:
+        """Accuracy, probability and divergence."""
+        return OfClasses(target, self)
+
+    def reasons(self, sample: dict[str, Any]) -> list[str]:
+        """Points of another class, and a mean probability that is far from the target's."""
+        found, mean = [], sample["probability_mean"]
+        if sample["accuracy"] < 1:
+            wrong = sample["samples"] - round(sample["accuracy"] * sample["samples"])
+            found.append(f"{wrong} of {sample['samples']} interpolations are of another class")
+        if not abs(mean - self.probability) <= _NEAR:
+            found.append(f"mean probability {mean:.3f}, the target's is {self.probability:.3f}")
+        return found
+
+    def bars(self, outputs: Tensor) -> Tensor:
+        """The classes' probabilities."""
+        return outputs.softmax(1)
+
+
+class Features(Output):
+    """Features (B, D) of an encoder, which has no classes: their cosine and relative error.
+
+    Args:
+        target: (D,) the encoder's output of the target.
+        threshold: two images are the same to its user above this cosine; None: no rule is known.
+    """
+
+    kind = "features"
+    compared = ("cosine_min", "samples", "same", "same_lower_95", "feature_relative_max")
+    otherwise = NEITHER
+
+    def __init__(self, target: Tensor, threshold: float | None = None) -> None:
+        super().__init__(target)
+        self.threshold = threshold
+
+    def of_pair(self, initial: Tensor) -> dict[str, Any]:
+        """The cosine between both, and the user's threshold."""
+        cosine = float(self.cosines(initial[None])[0])
+        rule = {} if self.threshold is None else {"threshold": self.threshold}
+        return {"output": self.kind, "initial_cosine": cosine} | rule
+
+    def of_images(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """The cosine with the target's features, and the distance from them over their norm."""
+        errors, norm = self.errors(outputs).tolist(), float(self.target.norm())
+        return [
+            {"cosine": cosine, "output_relative": error / norm if norm else None}
+            for cosine, error in zip(self.cosines(outputs).tolist(), errors, strict=True)
+        ]
+
+    def cosines(self, outputs: Tensor) -> Tensor:
+        """(B,) with the target's features, in float64 where the device has it."""
+        wide = torch.float64 if able(outputs.device) == outputs.device else torch.float32
+        target = self.target.to(wide)[None]
+        cosines: Tensor = F.cosine_similarity(outputs.to(wide), target, eps=1e-30)
+        return cosines
+
+    def errors(self, outputs: Tensor) -> Tensor:
+        """(B,) the distance from the target's features."""
+        return (outputs - self.target).norm(dim=1)
+
+    def margin(self, outputs: Tensor) -> Tensor:
+        """The cosine."""
+        return F.cosine_similarity(outputs, self.target[None])
+
+    goodness = cosines
+
+    def unlike(self, outputs: Tensor, limit: float) -> dict[str, Tensor]:
+        """None: an encoder's search ends by its features alone."""
+        return {}
+
+    def statistics(self, target: TargetFeatures) -> HullStatistics:
+        """Cosine, relative error, and the share that is the same."""
+        return OfFeatures(target, self)
+
+    def reasons(self, sample: dict[str, Any]) -> list[str]:
+        """None: what an encoder takes for the target is a matter of its features."""
+        return []
+
+    def bars(self, outputs: Tensor) -> Tensor:
+        """The cosine; 0 where it is negative."""
+        return self.cosines(outputs)[:, None].clamp(0, 1)
+
+
+class OfClasses(HullStatistics):
+    """Accuracy, and the probability of the target's class."""
+
+    correct: Tensor
+    probability_sum: Tensor
+    probability_min: Tensor
+    kl_sum: Tensor
+    kl_max: Tensor
+    histogram: Tensor
+
+    def __init__(self, target: TargetFeatures, output: Classes, **kwargs: Any) -> None:
+        super().__init__(target, **kwargs)
+        self.target_class = output.target_class
+        self.target_log = output.target.to(self.place).double().log_softmax(0)
+        for name in ("correct", "probability_sum", "kl_sum"):
+            self.add_sum(name, whole=name == "correct")
+        self.add_state("histogram", torch.zeros(_BINS, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_least("probability_min")
+        self.add_largest("kl_max")
+        self.to(self.place)
+
+    def update(self, outputs: Tensor, preactivation: Tensor) -> None:
+        """Take in points: logits (B, classes), pre-activations (B, N)."""
+        super().update(outputs, preactivation)
+        log = outputs.to(self.place).double().log_softmax(1)
+        probability = log[:, self.target_class].exp()
+        divergence = (self.target_log.exp() * (self.target_log - log)).sum(1)
+        given = outputs.to(self.place).argmax(1) == self.target_class
+        self.correct += (given & probability.isfinite()).sum()  # argmax takes NaN for the largest
+        self.probability_sum += probability.sum()
+        count_in_bins(self.histogram, probability)
+        self.probability_min = torch.minimum(self.probability_min, probability.min())
+        self.kl_sum += divergence.sum()
+        self.kl_max = torch.maximum(self.kl_max, divergence.max())
+
+    def compute(self) -> dict[str, Any]:
+        """Also these: the share of the target's class, and its probability.
+
+        `kl_mean` and `kl_max` are the divergence of the points' class probabilities from the
+        target's, KL(target || point), in nats; `probability_histogram` counts points by the
+        probability of the target's class, in equal bins from 0 to 1.
+        """
+        samples, correct = int(self.samples), int(self.correct)
+        return {
+            "accuracy": correct / samples,
+            "accuracy_lower_95": clopper_pearson_lower(correct, samples),
+            "probability_mean": float(self.probability_sum) / samples,
+            "probability_min": float(self.probability_min),
+            "probability_histogram": self.histogram.tolist(),
+            **super().compute(),
+            "kl_mean": float(self.kl_sum) / samples,
+            "kl_max": float(self.kl_max),
+        }
+
+
+class OfFeatures(HullStatistics):
+    """The cosine with the target's features, and how far from them the points' are."""
+
+    cosine_sum: Tensor
+    cosine_min: Tensor
+    error_max: Tensor
+    same: Tensor
+    histogram: Tensor
+
+    def __init__(self, target: TargetFeatures, output: Features, **kwargs: Any) -> None:
+        super().__init__(target, **kwargs)
+        self.output = output.to(self.place)
+        self.add_sum("cosine_sum")
+        self.add_sum("same", whole=True)
+        self.add_state("histogram", torch.zeros(_BINS, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_least("cosine_min")
+        self.add_largest("error_max")
+        self.to(self.place)
+
+    def update(self, outputs: Tensor, preactivation: Tensor) -> None:
+        """Take in points: features (B, D), pre-activations (B, N) at the target layer."""
+        super().update(outputs, preactivation)
+        outputs = outputs.to(self.place)
+        cosine = self.output.cosines(outputs).double()
+        if self.output.threshold is not None:
+            self.same += (cosine > self.output.threshold).sum()
+        self.cosine_sum += cosine.sum()
+        count_in_bins(self.histogram, cosine)
+        self.cosine_min = torch.minimum(self.cosine_min, cosine.min())
+        self.error_max = torch.maximum(self.error_max, self.output.errors(outputs).max().double())
+
+    def compute(self) -> dict[str, Any]:
+        """Also these: the cosine with the target's output, and the largest relative error of it.
+
+        `cosine_histogram` counts points by their cosine, in equal bins from 0 to 1, negative ones
+        in the first. `same`: the share above the user's threshold.
+        """
+        samples, same, norm = int(self.samples), int(self.same), float(self.output.target.norm())
+        found = {
+            "cosine_mean": float(self.cosine_sum) / samples,
+            "cosine_min": float(self.cosine_min),
+            "cosine_histogram": self.histogram.tolist(),
+            "output_relative_max": float(self.error_max) / norm if norm else None,
+            **super().compute(),
+        }
+        if self.output.threshold is not None:
+            found |= {
+                "same": same / samples,
+                "same_lower_95": clopper_pearson_lower(same, samples),
+            }
+        return found
+
+
+def count_in_bins(histogram: Tensor, values: Tensor) -> None:
+    """Add values (B,) to the counts of equal bins from 0 to 1."""
+    bins = (values * _BINS).long().clamp(0, _BINS - 1)  # NaN goes to a bin too
+    histogram.index_add_(0, bins, torch.ones_like(bins))
+
+
+def output_of(
+    kind: str,
+    target: Tensor,
+    threshold: float | None = None,
+    target_class: int | None = None,
+    probability: float | None = None,
+) -> Output:
+    """What a network's outputs are compared with.
+
+    Args:
+        kind: `classes` or `features`.
+        target: (D,) the network's output of the target.
+        threshold: of an encoder: `Features`.
+        target_class: of the target, where it is known: `Classes`.
+        probability: of that class at the target, likewise.
+    """
+    if kind == "features":
+        return Features(target, threshold)
+    return Classes(target, target_class, probability)
