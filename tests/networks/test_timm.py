@@ -148,7 +148,7 @@ def test_weights_without_a_head_are_an_encoders(tmp_path):
     with torch.no_grad():
         assert model(torch.rand(1, *SIZE)).shape == (1, network.num_features)
     images = Images(torch.zeros(1, *SIZE, dtype=torch.uint8), torch.zeros(1).long(), ("a",))
-    with pytest.raises(SettingError, match=r"classifier\.name=test_resnet: is an encoder"):
+    with pytest.raises(SettingError, match="output=classes: the network is an encoder"):
         load_classifier(settings("test_resnet", weights), DataSplit(images, images))
 
 

@@ -27,6 +27,7 @@ def giving(model: nn.Module, images: Tensor, output: str) -> nn.Module:
     Raises:
         SettingError: for what returns neither.
     """
+    check_kind(model, output)
     if output == "classes":
         return giving_logits(model, images)
     with evaluating(model), torch.no_grad():
@@ -36,6 +37,27 @@ def giving(model: nn.Module, images: Tensor, output: str) -> nn.Module:
             return model
     rows_in(found, len(images), "features (B, D)")
     return model
+
+
+def check_kind(model: nn.Module, output: str) -> None:
+    """Raise SettingError for an encoder asked for classes, or the reverse, where that is known.
+
+    Args:
+        model: one of a library's says which it is, by `is_encoder`.
+        output: `classes` or `features`.
+    """
+    encodes = getattr(model, "is_encoder", None)
+    if encodes is True and output == "classes":
+        raise SettingError(
+            "output", output, "the network is an encoder, which gives features and no classes",
+            "set output=features (classifier.output=features), or take a network with a head",
+        )  # fmt: skip
+    if encodes is False and output == "features":
+        raise SettingError(
+            "output", output, "the network is a classifier, which gives logits and no features",
+            "leave it out, or load the network without its head: timm's with num_classes=0, "
+            "transformers' as an AutoModel",
+        )  # fmt: skip
 
 
 def giving_logits(model: nn.Module, images: Tensor) -> nn.Module:

@@ -104,9 +104,7 @@ class Evaluator:
             on them, but for rounding.
     """
 
-    def __init__(
-        self, own: Replica, batch: int | None, others: Sequence[torch.device]
-    ) -> None:
+    def __init__(self, own: Replica, batch: int | None, others: Sequence[torch.device]) -> None:
         self.own, self.batch, self.others = own, batch, others
         self._suspects: list[Tensor] = []  # weights (1, K) of the worst points that samples had
 

@@ -332,5 +332,6 @@ class Hull(Corners):
         """What proofs are about."""
         return Problem(
             self.graph, self.layer, self.corners, self.target, self.features,
-            self.output.target_class, limit_of(self.summary), tuple(self.summary.numbers), self.summary.solver == "exact",
+            self.output.target_class, limit_of(self.summary), tuple(self.summary.numbers),
+            self.summary.solver == "exact",
         )  # fmt: skip

@@ -227,7 +227,8 @@ class Features(Output):
 
     def errors(self, outputs: Tensor) -> Tensor:
         """(B,) the distance from the target's features."""
-        return (outputs - self.target).norm(dim=1)
+        errors: Tensor = (outputs - self.target).norm(dim=1)
+        return errors
 
     def margin(self, outputs: Tensor) -> Tensor:
         """The cosine."""

@@ -13,6 +13,7 @@ from torch import nn
 from ..data.datasets import DataSplit, Images
 from ..errors import SettingError
 from ..graph.agreement import accepted
+from ..graph.probabilities import check_kind
 from ..settings.rules import one_of
 from ..settings.train import ClassifierSettings
 from .mnist_mlp import MnistMLP, load_mnist_mlp
@@ -59,23 +60,7 @@ def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0
         model = load_torchvision(settings)
     else:
         model = _FOLDERS[settings.library](settings, data.test.size)
-    known = isinstance(model, Classifier | MnistMLP)
-    encodes = isinstance(model, Classifier) and model.is_encoder
-    if encodes and settings.output == "classes":
-        raise SettingError(
-            "classifier.output",
-            "classes",
-            f"{settings.name} is an encoder, which gives features and no classes",
-            "set classifier.output=features, or choose a network with a head of classes",
-        )
-    if known and not encodes and settings.output == "features":
-        raise SettingError(
-            "classifier.output",
-            "features",
-            f"{settings.name} is a classifier, which gives logits and no features",
-            "leave classifier.output out, or load the network without its head (of timm "
-            "num_classes=0, of transformers an AutoModel)",
-        )
+    check_kind(model, settings.output)
     return model.requires_grad_(False).eval()
 
 

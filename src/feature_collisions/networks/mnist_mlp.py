@@ -32,6 +32,8 @@ class MnistMLP(nn.Module):
     Weights that large make large activations, against which "L_pos < 5" is a small number.
     """
 
+    is_encoder = False
+
     def __init__(self, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.hidden1 = nn.Linear(784, 256)
