@@ -101,27 +101,21 @@ def hull(shift, shift_images):
 
 
 def test_a_pairs_outcome_is_that_of_its_interpolations(hull):
-    found = outcome_of(hull, 50)
-    hull.summary["target_probability"] = found["probability_mean"]
-    largest = found["feature_relative_max"]
-    hull.summary["hull_relative"] = largest * 1.001
-    assert (outcome_of(hull, 50)["outcome"], outcome_of(hull, 50)["reasons"]) == (
-        "features collide",
-        [],
-    )
-    hull.summary["hull_relative"] = largest * 0.999
-    found = outcome_of(hull, 50)
-    assert found["outcome"] == "class only"
-    assert found["reasons"][0].startswith(f"feature error {largest:.3f} ||f(t)||, the limit is")
-    hull.summary["target_probability"] = found["probability_mean"] + 0.051
-    found = outcome_of(hull, 50)
-    assert found["outcome"] == "neither"
-    assert found["reasons"][0].startswith("mean probability")
-    other = hull.summary | {"target_class": (hull.target_class + 1) % 3}
-    assert (
-        outcome_of(replace(hull, summary=other), 50)["reasons"][0]
-        == "50 of 50 interpolations are of another class"
-    )
+    def found(**changed):
+        return outcome_of(replace(hull, summary=hull.summary | changed), 50)
+
+    mean, largest = (found()[name] for name in ("probability_mean", "feature_relative_max"))
+    at_corners = hull.summary.corner_feature_relative_max
+    whole = found(target_probability=mean, hull_relative=max(largest, at_corners) * 1.001)
+    assert (whole["outcome"], whole["reasons"]) == ("features collide", [])
+    less = found(target_probability=mean, hull_relative=largest * 0.999)
+    assert less["outcome"] == "class only"
+    assert less["reasons"][0].startswith(f"feature error {largest:.3f} ||f(t)||, the limit is")
+    other = found(target_probability=mean + 0.051)
+    assert other["outcome"] == "neither"
+    assert other["reasons"][0].startswith("mean probability")
+    wrong = found(target_class=(hull.target_class + 1) % 3)
+    assert wrong["reasons"][0] == "50 of 50 interpolations are of another class"
 
 
 def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull, tmp_path):

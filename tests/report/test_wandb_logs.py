@@ -143,7 +143,7 @@ def test_a_hull_of_several_jobs_gets_a_run_in_their_group(command, copy, capsys)
         assert shown["_type"] == "histogram"
         assert shown["values"] == result[law]["probability_histogram"]
         assert (shown["bins"][0], shown["bins"][-1]) == (0, 1)
-    assert run.last("hull/worst_point")["caption"].startswith("7; target's class: ")
+    assert run.last("hull/worst_point")["caption"].startswith("7; probability of the")
     assert run.last("images")["captions"] == ["initial", "corner 0", "corner 1", "target"]
     names = [row[0] for row in table(copy, run, "evaluation")]
     assert names[:2] == ["dirichlet", "dirichlet_uint8"]

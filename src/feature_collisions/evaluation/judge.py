@@ -46,7 +46,7 @@ class Judge:
     distance: float
 
     def check(self, hull: Hull) -> None:
-        """Raise SettingError where it has other classes than the hull's network, or that has none."""
+        """Raise SettingError where it has not the same classes as the hull's network."""
         if hull.output.kind != "classes":
             raise SettingError(
                 "sizes.judge", self.name, "compares classes, and an encoder has none",

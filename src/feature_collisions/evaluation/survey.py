@@ -73,7 +73,9 @@ def measure(
         "cosine_min": sample.get("cosine_min"),
         "worst_case_cosine": worst.cosine,
         "share_proved": proof.get("share_proved"),
-        "relative_size_proved": scale * relative if several and scale is not None and relative is not None else None,
+        "relative_size_proved": scale * relative
+        if several and scale is not None and relative is not None
+        else None,
         "judge_size": said.get("size"),
         "judge_kept": said["initial_kept"] / said["corners"] if said else None,
         "seconds": hull.summary.seconds,

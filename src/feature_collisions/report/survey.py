@@ -93,9 +93,8 @@ def write_survey(
 
 
 def _shown(found: Found) -> list[str]:
-    """The columns: those of a judge only where there is one."""
-    judged = any(entries["judge_size"] for entries in found.values())
-    return [name for name in COLUMNS if judged or not name.startswith("judge_")]
+    """The columns of what was measured at all: without a judge, or of features, some are empty."""
+    return [name for name in COLUMNS if any(each[name] is not None for each in found.values())]
 
 
 def _of_judge(found: Found) -> str:
