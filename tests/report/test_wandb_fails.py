@@ -1,5 +1,7 @@
 """Nothing that was computed is lost for Weights & Biases' sake; a wrong key is said at once."""
 
+import os
+
 import pytest
 import torch
 import wandb
@@ -7,7 +9,7 @@ import wandb
 from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import SettingError
 from feature_collisions.networks.mnist_mlp import MnistMLP
-from feature_collisions.report.wandb_logs import check_login, wandb_logger
+from feature_collisions.report.wandb_logs import check_login, use_account, wandb_logger
 from feature_collisions.settings.train import WandbSettings
 from helpers.commands import run_command
 
@@ -39,6 +41,18 @@ def test_no_key_is_said(monkeypatch):
     monkeypatch.setattr("wandb.login", lambda **_: False)
     with pytest.raises(SettingError, match=r"^wandb\.mode=online: no API key is configured; log"):
         check_login("online")
+
+
+def test_runs_go_to_the_account_that_the_user_names(monkeypatch):
+    monkeypatch.delenv("WANDB_ENTITY", raising=False)
+    use_account(None)
+    assert "WANDB_ENTITY" not in os.environ
+    monkeypatch.setenv("WANDB_ENTITY", "before")  # so that it is put back
+    use_account("a_team")
+    assert wandb.Settings().entity is None  # read when a run starts
+    settings = wandb.Settings()
+    settings.update_from_env_vars(os.environ)
+    assert settings.entity == "a_team"
 
 
 class Dead:

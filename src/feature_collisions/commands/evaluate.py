@@ -40,9 +40,11 @@ def main(config: DictConfig) -> None:
 def evaluate_all(settings: EvaluateSettings, directory: Path) -> None:
     """Evaluate each hull in `directory`; more than one are put into one table."""
     with importing():
+        from ..report.wandb_logs import use_account
         from ..runs.run import hulls_below
         from ..settings.trainer import check_trainer
 
+    use_account(settings.wandb.entity)
     settings.trainer = check_trainer(settings.trainer)
     runs, refused = hulls_below(directory)
     if not runs:

@@ -139,11 +139,12 @@ def train(
         from ..data.image_set import Images
         from ..graph.graph import trace
         from ..networks.classifiers import load_classifier, names_in
-        from ..report.wandb_logs import check_login
+        from ..report.wandb_logs import check_login, use_account
         from ..report.words import names_of
         from ..settings.trainer import single_device
         from .deciding import hashes
 
+    use_account(settings.wandb.entity)
     check_login(settings.wandb.mode)
     settings = with_size(settings.paired())
     data = load_data(settings.data)

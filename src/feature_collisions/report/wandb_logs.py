@@ -1,5 +1,6 @@
 """Weights & Biases: one run per job, grouped by sweep. An evaluation continues its job's run."""
 
+import os
 import re
 import secrets
 import sys
@@ -86,6 +87,12 @@ def keep_identity(path: Path, identity: Identity) -> Identity:
     if found is None:
         write_json(path, asdict(identity))
     return found or identity
+
+
+def use_account(entity: str | None) -> None:
+    """Have W&B put this process's runs into the user's `wandb.entity`; None changes nothing."""
+    if entity:
+        os.environ["WANDB_ENTITY"] = entity
 
 
 def check_login(mode: str) -> None:

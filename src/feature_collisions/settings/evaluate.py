@@ -137,6 +137,8 @@ class WandbPlace(Group):
     mode: WandbMode = "offline"
     """`offline`, `online` or `disabled`. Whatever the run was made with: a stranger's must not turn
     an upload on."""
+    entity: str | None = None
+    """The account or team that runs belong to; null: your own. Never one that a run names."""
 
 
 @dataclass

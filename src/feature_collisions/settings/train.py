@@ -128,7 +128,9 @@ class WandbSettings(Group):
     """`offline` (files in the run directory), `online` or `disabled`. Offline, for it needs no
     account."""
     project: str = "feature_collisions"
-    """The W&B project that runs belong to. The account or team is W&B's own WANDB_ENTITY."""
+    """The W&B project that runs belong to."""
+    entity: str | None = None
+    """The account or team that the project belongs to; null: your own, or WANDB_ENTITY's."""
     name: str | None = None
     """What the run is called in W&B; null: the experiment, its images, its corners and what the
     command line overrides, which tells the jobs of a sweep apart."""
