@@ -1,5 +1,7 @@
 """Bounds of smooth activations, and proofs of networks that have them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 from feature_collisions.graph.activations import activation_of
 from feature_collisions.proofs.bounds.curves import Shape
 from feature_collisions.proofs.bounds.relaxation import Curved, Range
+from feature_collisions.proofs.collision import prove_collision
 from feature_collisions.proofs.whole_hull import prove_class
 from feature_collisions.simplex import dirichlet
 from helpers.bounds import backward, bounds_of, spread
@@ -137,3 +140,30 @@ def test_a_smooth_network_is_proved_or_refuted(name: str) -> None:
     found = prove_class(hull.problem, 1)
     assert found["outcome"] != "proved"
     assert found["share_proved"] <= 0.85
+
+
+@pytest.mark.parametrize("name", ["gelu", "hardswish", "tanh", "hardsigmoid", "none"])
+def test_features_behind_a_smooth_layer_stay_within_their_bounds(name: str) -> None:
+    """Of the layer's activation, or of its values where nothing flat follows."""
+    torch.manual_seed(2)
+    act = FUNCTIONS.get(name, nn.Hardsigmoid() if name == "hardsigmoid" else nn.Identity())
+    layers = [nn.Linear(36, 24), nn.GELU(), nn.Linear(24, 16), act, nn.Linear(16, 3)]
+    model = nn.Sequential(nn.Flatten(), *layers)
+    corners = torch.rand(1, 1, 6, 6) + 0.3 * torch.rand(4, 1, 6, 6)
+    known = {"push": "apart"} if name == "none" else {}
+    hull = hull_of(model, corners, "3", **known)
+    problem = hull.problem
+    weights = torch.cat([torch.eye(4), dirichlet(500, 4, torch.Generator().manual_seed(0))])
+
+    def errors(share: float) -> Tensor:
+        points = hull.points(0.25 + share * (weights - 0.25))
+        with torch.no_grad():
+            values, target = (act(model[:4](each)) for each in (points, hull.target[None]))
+        return (values - target).norm(dim=1) / target.norm()
+
+    found = prove_collision(replace(problem, limit=0.7 * float(errors(1).max())), 0.4)
+    assert found["by"] == "bounds"
+    assert errors(1).max() <= found["feature_relative_max"] * (1 + 1e-5)
+    assert found["feature_relative_max"] <= 1.2 * errors(1).max()
+    assert 0.2 < found["scale_proved"] < 1
+    assert errors(found["scale_proved"]).max() <= 0.7 * errors(1).max() * (1 + 1e-5)

@@ -103,4 +103,6 @@ def test_a_smooth_unit_is_hidden_within_the_tolerance(network, pair) -> None:
     moved = hull.features.rectified(far) - hull.features.features
     assert hidden.any()
     assert float(moved.norm()) <= 0.01 * float(hull.features.features.norm())
-    assert hull.prove(1)["collision"]["reason"] == "GELU has no bounds yet"
+    found = hull.prove(1)["collision"]
+    assert (found["by"], found["share_proved"]) == ("bounds", 1)
+    assert found["feature_relative_max"] >= found["feature_relative_seen"] > 0

@@ -57,6 +57,12 @@ def following(graph: Graph, layer: str) -> Following:
     return Following(activations[0] or IDENTITY, _past(graph, nodes))
 
 
+def activations_behind(graph: Graph, layer: str) -> list[fx.Node] | None:
+    """The operation that hides each named layer's values; None where there is none, or no graph."""
+    nodes = [_hidden_by(node)[1][:1] for node in nodes_of(graph, layer) or []]
+    return [each for found in nodes for each in found] if nodes and all(nodes) else None
+
+
 def check_hiding(graph: Graph, layer: str) -> None:
     """Raise SettingError for a layer before nothing flat: no unit of it can be pushed down."""
     if not following(graph, layer).activation.sides:

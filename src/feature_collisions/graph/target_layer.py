@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ..data.devices import able
 from ..errors import SettingError
 from ..settings.trainer import MIXED
-from .flow import module_of, nodes_of
+from .flow import activations_behind, module_of, nodes_of
 from .graph import Graph, copied, fold, held_by, until
 from .logits import device_of, logits_in
 from .operations import (
@@ -35,14 +35,17 @@ class TargetLayer(nn.Module):
         graph: of any classifier.
         layer: name of a node: `classifier.0`, `layer4.2.add`; within a `Classifier`, a name of its
             network's. Several, with commas between them, are one layer.
+        behind: to the values behind the layer's activation instead, where there is one.
 
     Raises:
         SettingError: for a name that is no layer.
     """
 
-    def __init__(self, graph: Graph, layer: str) -> None:
+    def __init__(self, graph: Graph, layer: str, behind: bool = False) -> None:
         super().__init__()
         nodes = nodes_of(graph, layer)
+        if behind:
+            nodes = activations_behind(graph, layer) or nodes
         if graph.network is None or nodes is None or not graph.any_batch:
             self.network: nn.Module = _StopAt(graph.model, layer)
         elif len(nodes) == 1:

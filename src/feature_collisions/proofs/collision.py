@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from ..data.devices import without_cudnn
-from ..graph.activations import aten, title_of
+from ..graph.activations import IDENTITY, aten
 from ..graph.operations import NotPiecewiseLinear
 from ..graph.simpler import write_with_simpler
 from ..graph.target import TargetFeatures
@@ -62,14 +62,9 @@ def prove_collision(
     """
     at_least("seconds", seconds, 0)
     try:
-        activation = problem.features.activation
-        if activation.sides and not activation.is_rectifier:
-            raise NotPiecewiseLinear(f"{title_of(activation.name)} has no bounds yet")
         judge = _CollisionJudge(problem)
         if judge.is_affine:
             return judge.exact()
-        if not activation.sides:
-            raise NotPiecewiseLinear("nothing flat follows the layer, which is not affine")
         if not judge.norm:
             return _nothing("no unit is active in the target: f(t) is 0")
         judge.prepare()
@@ -110,20 +105,23 @@ def _flatten(network: fx.GraphModule) -> None:
 class _CollisionJudge(HullJudge):
     """The target layer's features beside the target's.
 
-    A unit that the layer sees in the target is off by at most |f0(x) - f0(t)|, one that it is
+    Behind an activation that is no rectifier the features are what it gives, all of them seen. A
+    unit that the layer sees in the target is off by at most |f0(x) - f0(t)|, one that it is
     blind to by at most what is above 0 of its `oriented` pre-activation (`TargetFeatures`).
     """
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self.limit = problem.limit
-        self.cut = TargetLayer(problem.graph, problem.layer).to(self.place, torch.float64)
+        activation = problem.features.activation
+        smooth = bool(activation.sides) and not activation.is_rectifier
+        self.cut = TargetLayer(problem.graph, problem.layer, smooth).to(self.place, torch.float64)
         if isinstance(self.cut.network, fx.GraphModule):
             write_with_simpler(self.cut.network)
             _flatten(self.cut.network)
         images = torch.cat([problem.target[None], problem.corners]).to(self.place, torch.float64)
         target, self.preactivation = self.cut(images).split([1, len(images) - 1])
-        self.features = TargetFeatures(target[0], problem.features.activation)
+        self.features = TargetFeatures(target[0], IDENTITY if smooth else activation)
         self.norm, self.slack = float(self.features.features.norm()), torch.zeros_like(target[0])
 
     @property
@@ -139,7 +137,7 @@ class _CollisionJudge(HullJudge):
         """At least ||f(t)||, and (N,) at most how far f(t) is off by rounding."""
         _, reach = self._enclosed(target[None])
         features, reach = self.features, reach[0]
-        least = features.rectified(features.preactivation - reach)
+        least = (features.features.abs() - reach).clamp_min(0)
         wrong = (features.oriented(features.preactivation) + reach).relu()
         slack = torch.where(features.active, reach, wrong)
         return float(least.norm()) * (1 - 1e-12), slack
