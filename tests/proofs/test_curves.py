@@ -142,7 +142,7 @@ def test_a_smooth_network_is_proved_or_refuted(name: str) -> None:
     assert found["share_proved"] <= 0.85
 
 
-@pytest.mark.parametrize("name", ["gelu", "hardswish", "tanh", "hardsigmoid", "none"])
+@pytest.mark.parametrize("name", ["gelu", "hardsigmoid", "none"])
 def test_features_behind_a_smooth_layer_stay_within_their_bounds(name: str) -> None:
     """Of the layer's activation, or of its values where nothing flat follows."""
     torch.manual_seed(2)
