@@ -117,10 +117,12 @@ def test_every_measurement_has_a_row(hull, tmp_path):
         "faces": ("proof",),
         "depth": ("depth",),
         **{name: (name,) for name in SAMPLED},  # the outcome among them
+        "hidden": ("hidden_dimensions",),
     }
     assert result["pooled_sizes"].keys() == {"1", "2"}
     assert result["pooled_sizes"]["1"] == pytest.approx(result["relative_size"])
     result |= {"pooled_sizes": {"1": 1.0, "8": 0.6}}
+    result |= {"rounding": {"float64": 1e-15, "float32": 1e-8, "uint8": 1e-3}}
     result |= {"plain_accuracy": 0.5, "depth": {"share": [0.5, 0.5, 0.5]}}
     whole = describe(hull.summary, result, NAMES)
     assert set(OF_TWO_CORNERS) | set(SAMPLED) <= set(entries)

@@ -15,6 +15,7 @@ from ..data.devices import sparing
 from ..data.files import write_json
 from ..data.images import pooled_distance, save_png
 from ..errors import SettingError
+from ..exact.hidden import hidden_dimensions, rounded
 from ..exact.linear_program import depth
 from ..hull.distances import mean_width
 from ..hull.hull import Hull
@@ -268,10 +269,15 @@ def _depth(subject: Subject) -> dict[str, Any]:
     return depth(subject.hull) if subject.settings.proof.depth else {}
 
 
+def _hidden(subject: Subject) -> dict[str, Any]:
+    """How many directions of the pixels the layer hides at the target."""
+    return hidden_dimensions(subject.hull, subject.settings.proof.seconds)
+
+
 Measurement = Callable[[Subject], dict[str, Any]]
 SAMPLED: dict[str, Measurement] = {
     _entry(law, uint8): partial(_sample, law, uint8) for uint8 in (False, True) for law in SAMPLERS
-} | {"outcome": _outcome}
+} | {"outcome": _outcome, "hidden": _hidden, "rounding": lambda subject: rounded(subject.hull)}
 OF_TWO_CORNERS: dict[str, Measurement] = {
     "distances": _distances, "looks": _looks, "balls": _balls, "simplices": _simplices,
     "plain": _plain, "worst_case": _worst_case, "edges": _edges,

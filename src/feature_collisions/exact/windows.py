@@ -90,6 +90,11 @@ class Polytope:
         """How many directions of the pixels the layer's active units cannot see."""
         return len(self.target) - sum(len(each.pixels) * each.seen for each in self.problems)
 
+    @property
+    def counted(self) -> bool:
+        """Whether `hidden` is exact: equations that are too many to be held may say more."""
+        return all(problem.given for problem in self.problems)
+
     def nearest(self, points: Tensor, tolerance: float = 1e-12) -> tuple[Tensor, int]:
         """Its points (K, n) nearest to others, and the steps."""
         found, steps = points.clamp(0, 1), 0
@@ -194,7 +199,7 @@ class _Network(NamedTuple):
 
 
 def _of_network(layer: FirstLayer, sides: Sides) -> Problem:
-    """One problem of all pixels. Its equations are taken to be independent."""
+    """One problem of all pixels. Its equations are taken to be independent: more may be hidden."""
     count = layer.size.numel()
     return Problem(
         torch.arange(count)[None], _Network(layer, sides.sign), sides.equal,

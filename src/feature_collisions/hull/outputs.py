@@ -261,23 +261,27 @@ class OfClasses(HullStatistics):
     probability_min: Tensor
     kl_sum: Tensor
     kl_max: Tensor
+    logit_change_max: Tensor
     histogram: Tensor
 
     def __init__(self, target: TargetFeatures, output: Classes, **kwargs: Any) -> None:
         super().__init__(target, **kwargs)
         self.target_class = output.target_class
-        self.target_log = output.target.to(self.place).double().log_softmax(0)
+        self.target_logits = output.target.to(self.place).double()
+        self.target_log = self.target_logits.log_softmax(0)
         for name in ("correct", "probability_sum", "kl_sum"):
             self.add_sum(name, whole=name == "correct")
         self.add_state("histogram", torch.zeros(_BINS, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_least("probability_min")
         self.add_largest("kl_max")
+        self.add_largest("logit_change_max")
         self.to(self.place)
 
     def update(self, outputs: Tensor, preactivation: Tensor) -> None:
         """Take in points: logits (B, classes), pre-activations (B, N)."""
         super().update(outputs, preactivation)
-        log = outputs.to(self.place).double().log_softmax(1)
+        logits = outputs.to(self.place).double()
+        log = logits.log_softmax(1)
         probability = log[:, self.target_class].exp()
         divergence = (self.target_log.exp() * (self.target_log - log)).sum(1)
         given = outputs.to(self.place).argmax(1) == self.target_class
@@ -287,13 +291,16 @@ class OfClasses(HullStatistics):
         self.probability_min = torch.minimum(self.probability_min, probability.min())
         self.kl_sum += divergence.sum()
         self.kl_max = torch.maximum(self.kl_max, divergence.max())
+        change = (logits - self.target_logits).abs().max()
+        self.logit_change_max = torch.maximum(self.logit_change_max, change)
 
     def compute(self) -> dict[str, Any]:
         """Also these: the share of the target's class, and its probability.
 
         `kl_mean` and `kl_max` are the divergence of the points' class probabilities from the
-        target's, KL(target || point), in nats; `probability_histogram` counts points by the
-        probability of the target's class, in equal bins from 0 to 1.
+        target's, KL(target || point), in nats; `logit_change_max` the most that any logit differs
+        from the target's; `probability_histogram` counts points by the probability of the target's
+        class, in equal bins from 0 to 1.
         """
         samples, correct = int(self.samples), int(self.correct)
         return {
@@ -305,6 +312,7 @@ class OfClasses(HullStatistics):
             **super().compute(),
             "kl_mean": float(self.kl_sum) / samples,
             "kl_max": float(self.kl_max),
+            "logit_change_max": float(self.logit_change_max),
         }
 
 

@@ -119,7 +119,6 @@ def describe(summary: Summary, result: dict[str, Any], class_names: Sequence[str
         headline=_HEADLINES[result.get("outcome")].format(initial=initial, target=target),
         lead=f"{summary.classifier}, layer {summary.layer}, {count} corner"
         f"{'s' * (count > 1)}, {summary.steps} steps in {summary.seconds:.2f} s."
-        + _exact_to(summary)
         + _RETURNS.get(summary.returns, ""),
         warning="" if summary.converged else "Some corners did not converge.",
         claims=[row for claim in CLAIMS for row in claim(result, class_names)],
@@ -130,10 +129,7 @@ def describe(summary: Summary, result: dict[str, Any], class_names: Sequence[str
 def _exact_to(summary: Summary) -> str:
     if (residual := summary.residual) is None:
         return ""
-    return (
-        f" Corners were found in float64, {residual:.1g} of ||W t|| off at the first layer, and "
-        "are saved in float32: all figures are of the saved ones."
-    )
+    return f" (as saved in float32; as found in float64 {residual:.1g} of ||W t||)"
 
 
 def claims_table(claims: Sequence[Finding], notes: bool = True) -> Table:
@@ -403,6 +399,38 @@ def _features_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Fi
         )
 
 
+def _hidden(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    if (hidden := result.get("hidden_dimensions")) is None:
+        return
+    exact, seen = result["hidden_dimensions_exact"], result["seen_dimensions"]
+    yield Finding(
+        "directions of the pixels",
+        f"of {result['pixel_dimensions']:,} the layer sees {'' if exact else 'at least '}{seen:,}",
+        Known.MEASURED,
+        f"it hides {'' if exact else 'at most '}{hidden:,} at the target (the rank of its active "
+        "units' values as a function of the pixels, in float64)",
+    )
+
+
+def _rounding(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+    """What saving an exact hull does to it."""
+    if not (found := result.get("rounding")):
+        return
+    samples = [result.get(f"dirichlet{suffix}", {}) for suffix in ("", _EIGHT_BIT)]
+    what = "outputs" if "output_relative_max" in samples[0] else "logits"
+    key = "output_relative_max" if what == "outputs" else "logit_change_max"
+    off = [number(sample.get(key), ".2g") for sample in samples]
+    unit = " of the target's norm" if what == "outputs" else ""
+    yield Finding(
+        "first layer's values of every mix",
+        f"{number(found['float64'], '.1g')} of ||W t|| off in float64, as found, "
+        f"{found['float32']:.2g} in float32, as saved, {found['uint8']:.2g} in 8-bit PNGs",
+        Known.MEASURED,
+        f"{what} of sampled mixes are off by at most {off[0]} in float32 and {off[1]} in 8 bits"
+        f"{unit}: how much later layers amplify the rounding is not bounded here",
+    )
+
+
 def _class_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     if not (proof := result.get("proof", {}).get("class")):
         return
@@ -520,8 +548,8 @@ SEEN = 0.5  # of the data set's distance, after averaging 8x8 pixels: then pictu
 
 Claim = Callable[[dict[str, Any], Sequence[str]], Iterator[Finding]]
 CLAIMS: tuple[Claim, ...] = (
-    _outcome, _distances, _judge, _not_measured, _features_proof, _class_proof, _proved_size,
-    _faces, _edges, _worst_case, _sampled, _other_laws,
+    _outcome, _distances, _judge, _not_measured, _features_proof, _rounding, _hidden, _class_proof,
+    _proved_size, _faces, _edges, _worst_case, _sampled, _other_laws,
 )  # fmt: skip
 
 

@@ -1,0 +1,186 @@
+"""What first layers hide: exact hulls of whole networks, a survey of stems, hybrid pictures.
+
+Hulls, near photographs and far: sizes, seconds, and how much the layer's values and the outputs of
+random mixes differ from the target's, in float64, float32 and 8 bits.
+Run: PYTHONPATH=DIR python benchmarks/exact.py hulls --networks MODULE:NAME:SIZE NAME --root DIR
+A name alone is timm's, with random weights, which the theorem allows.
+Survey: python benchmarks/exact.py survey FIGURE     Pictures: ... pictures FIGURE --networks ...
+"""
+
+import argparse
+import importlib
+import time
+import warnings
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import timm
+import torch
+from torch import Tensor, nn
+
+from feature_collisions.data.image_folder import ImageFolder
+from feature_collisions.data.images import pooled_distance
+from feature_collisions.exact.exact_hull import ExactCorners
+from feature_collisions.exact.first_layer import first_layer
+from feature_collisions.exact.nearest import Matrix
+from feature_collisions.exact.windows import Polytope, polytope_of
+from feature_collisions.graph.activations import IDENTITY
+from feature_collisions.graph.graph import trace
+from feature_collisions.settings.train import DataSettings
+from feature_collisions.simplex import dirichlet
+
+STEMS = (
+    "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224",
+    "vit_small_patch32_224", "vit_base_patch32_224", "vit_base_patch32_clip_224",
+    "mixer_s32_224", "mixer_b16_224", "gmlp_ti16_224", "resmlp_12_224", "pit_ti_224",
+    "swin_tiny_patch4_window7_224", "convnext_atto", "edgenext_xx_small", "pvt_v2_b0",
+    "poolformer_s12", "lcnet_035", "mobilenetv2_100", "resnet18", "vgg11",
+)  # fmt: skip
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", choices=("hulls", "survey", "pictures"))
+    parser.add_argument("figure", nargs="?")
+    parser.add_argument("--networks", nargs="+", default=["vit_tiny_patch16_224"])
+    parser.add_argument("--root", help="a folder of images, one folder a class")
+    parser.add_argument("--images", type=int, nargs=6, default=(0, 1, 2, 3, 4, 5),
+                        help="the target, and five photographs")  # fmt: skip
+    parser.add_argument("--mixes", type=int, default=2000)
+    parser.add_argument("--flips", type=int, default=0, help="pixels rounded the other way")
+    return parser.parse_args()
+
+
+def network_of(name: str) -> tuple[nn.Module, int]:
+    """A network and the size of its images."""
+    torch.manual_seed(0)
+    if ":" in name:
+        module, function, size = name.split(":")
+        return getattr(importlib.import_module(module), function)().eval(), int(size)
+    model = timm.create_model(name).eval()
+    return model, model.pretrained_cfg["input_size"][-1]
+
+
+@torch.no_grad()
+def change(model: nn.Module, target: Tensor, corners: Tensor, mixes: int) -> float:
+    """The most that an output of a mix differs from the target's, over the target's largest."""
+    weights = dirichlet(mixes, len(corners), torch.Generator().manual_seed(0)).to(corners)
+    expected, most = model(target[None].to(corners)), 0.0
+    for part in torch.cat([torch.eye(len(corners)).to(corners), weights]).split(20):
+        images = (part @ corners.flatten(1)).view(-1, *target.shape)
+        most = max(most, float((model(images) - expected).abs().max()))
+    return most / float(expected.abs().max())
+
+
+def flipped(polytope: Polytope, corners: Tensor, flips: int) -> Tensor:
+    """Corners in 8 bits whose pixels are rounded the other way, one by one, as the layer demands.
+
+    In each window the pixel is moved by 1/255 whose move leaves the least of W (c - t).
+    """
+    found = (corners * 255).round()
+    for problem in polytope.problems:
+        assert isinstance(problem.rows, Matrix)
+        rows = problem.rows.weight[problem.equal]
+        pixels = found[:, problem.pixels].flatten(0, 1).mT  # (p, K P)
+        sides = problem.sides[problem.equal].repeat(1, len(corners))
+        lengths = rows.square().sum(0)[:, None] / 255**2
+        for _ in range(flips):
+            slope = 2 * rows.mT @ (rows @ pixels / 255 - sides) / 255
+            way = torch.where(slope > 0, -1.0, 1.0).to(pixels)
+            gain = torch.where((pixels + way >= 0) & (pixels + way <= 255),
+                               slope.abs() - lengths, -1.0)  # fmt: skip
+            best, which = gain.max(0)
+            columns = (best > 0).nonzero()[:, 0]
+            if not len(columns):
+                break
+            pixels[which[columns], columns] += way[which[columns], columns]
+        found[:, problem.pixels] = pixels.mT.reshape(len(corners), *problem.pixels.shape)
+    return found / 255
+
+
+def hulls(arguments: argparse.Namespace) -> None:
+    columns = ("network", "hidden of directions", "corners", "size", "of 2x2, 4x4, 8x8 averages",
+               "seconds", "||W (c - t)||: float64, 32, 8 bits, flipped",
+               "outputs: float64, 32, 8 bits, flipped")  # fmt: skip
+    print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
+    for name in arguments.networks:
+        model, size = network_of(name)
+        images = ImageFolder(DataSettings("image_folder", arguments.root, size))
+        given = torch.stack([images[k] for k in arguments.images])
+        sample = torch.stack([images[k] for k in range(0, len(images), -(-len(images) // 100))])
+        for kind, towards in (("near", given[1:]), ("far", 5)):
+            problem = ExactCorners(model, given[0], towards)
+            started, polytope = time.perf_counter(), problem.polytope
+            if kind == "near":
+                found, _ = polytope.nearest(given[1:].flatten(1).double())
+            else:
+                found, _ = polytope.apart(5, torch.Generator().manual_seed(0))
+            seconds = time.perf_counter() - started
+            shape = (-1, *given[0].shape)
+            saved = found.float().view(shape)
+            sets = {"64": found.view(shape), "32": saved, "8": (saved.double() * 255).round() / 255}
+            if arguments.flips:
+                sets["flipped"] = flipped(polytope, found, arguments.flips).view(shape)
+            layer, wide = problem.first, network_of(name)[0].double()
+            residuals = [float(layer.residual(each, given[0]).max()) for each in sets.values()]
+            sizes = [pooled_distance(saved, s) / pooled_distance(sample, s) for s in (1, 2, 4, 8)]
+            changes = [
+                change(model if key == "32" else wide, given[0], each, arguments.mixes)
+                for key, each in sets.items()
+            ]
+            cells = (
+                name, f"{polytope.hidden:,} of {given[0].numel():,}", kind, f"{sizes[0]:.2f}",
+                ", ".join(f"{each:.2f}" for each in sizes[1:]), f"{seconds:.1f}",
+                ", ".join(f"{each:.1e}" for each in residuals),
+                ", ".join(f"{each:.1e}" for each in changes),
+            )  # fmt: skip
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def survey(arguments: argparse.Namespace) -> None:
+    found: list[tuple[str, float, str]] = []
+    for name in STEMS:
+        model, size = network_of(name)
+        image = torch.rand(3, size, size)
+        layer = first_layer(trace(model, image.shape))
+        hidden = polytope_of(replace(layer, activation=IDENTITY), image).hidden
+        found.append((name, hidden / image.numel(), layer.name))
+        print(f"| {name} | {layer.name} | {len(layer.bias):,} | {hidden / image.numel():.1%} |",
+              flush=True)  # fmt: skip
+    found.sort(key=lambda row: row[1])
+    figure, axes = plt.subplots(figsize=(7, 5.5), layout="constrained")
+    axes.barh([name for name, *_ in found], [100 * share for _, share, _ in found], color="#4878a8")
+    axes.set_xlabel("directions of the pixels that the first layer hides, %")
+    axes.set_xlim(0, 100)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(arguments.figure, dpi=110)
+
+
+@torch.no_grad()
+def pictures(arguments: argparse.Namespace) -> None:
+    (name,) = arguments.networks
+    model, size = network_of(name)
+    images = ImageFolder(DataSettings("image_folder", arguments.root, size))
+    given = torch.stack([images[k] for k in arguments.images])
+    found, _ = ExactCorners(model, given[0], given[1:]).polytope.nearest(
+        given[1:].flatten(1).double()
+    )
+    corners = found.float().view(given[1:].shape)
+    probabilities = model(torch.cat([given[:1], corners])).softmax(1)
+    figure, axes = plt.subplots(2, 6, figsize=(9, 3.5), layout="constrained")
+    for k, column in enumerate(axes.T):
+        column[0].imshow(given[k].permute(1, 2, 0))
+        column[0].set_title("target" if k == 0 else f"photograph {k}", fontsize=9)
+        column[1].imshow((given[0] if k == 0 else corners[k - 1]).permute(1, 2, 0))
+        best = int(probabilities[k].argmax())
+        own = images.class_names[best] if len(images.class_names) == len(probabilities[k]) else best
+        column[1].set_xlabel(f"{own}\n{probabilities[k, best]:.5f}", fontsize=9)
+        for each in column:
+            each.set(xticks=[], yticks=[])
+    figure.savefig(arguments.figure, dpi=110)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    chosen = parse()
+    {"hulls": hulls, "survey": survey, "pictures": pictures}[chosen.task](chosen)

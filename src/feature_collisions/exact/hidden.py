@@ -1,0 +1,99 @@
+"""How many directions of the pixels a layer sees at the target, and how many it hides."""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import SettingError
+from ..graph.target import TargetFeatures
+from ..graph.target_layer import TargetLayer
+from ..hull.hull import Hull
+from .first_layer import first_layer
+from .windows import polytope_of
+
+_BATCH = 64  # gradients that are computed at once
+_SMALL = 1e-10  # of the largest singular value: 0, but for rounding
+
+
+def hidden_dimensions(hull: Hull, seconds: float) -> dict[str, Any]:
+    """The directions of the pixels that the layer's active units see and hide at the target.
+
+    Of a layer that is affine in the pixels they are counted exactly. Elsewhere it is the rank of
+    the Jacobian at the target, of random combinations of its rows (Halko et al. 2011), as many as
+    the time allows: where these are all independent, the layer sees at least so many.
+
+    Args:
+        hull: its layer and its target.
+        seconds: for a layer behind others.
+
+    Returns:
+        `pixel_dimensions`; `seen_dimensions`; `hidden_dimensions`, the rest; and
+        `hidden_dimensions_exact`: whether that is all, or the time ended, so fewer may be hidden.
+    """
+    pixels, exact = hull.target.numel(), True
+    try:
+        layer = first_layer(hull.graph, hull.layer)
+        polytope = polytope_of(layer, hull.target.cpu())
+        seen, exact = pixels - polytope.hidden, polytope.counted
+    except SettingError:
+        seen, exact = _rank(hull, seconds)
+    return {
+        "pixel_dimensions": pixels,
+        "seen_dimensions": seen,
+        "hidden_dimensions": pixels - seen,
+        "hidden_dimensions_exact": exact,
+    }
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _rank(hull: Hull, seconds: float) -> tuple[int, bool]:
+    """The rank of the layer's Jacobian at the target, or that of what the time allows."""
+    started, generator = time.perf_counter(), torch.Generator().manual_seed(0)
+    layer = TargetLayer(hull.graph, hull.layer).cpu().double()
+    target = hull.target.detach().cpu().double()
+    features = TargetFeatures(layer(target[None])[0].detach(), hull.features.activation)
+    least = min(target.numel(), int(features.active.sum()))
+    rows = torch.zeros(0, target.numel(), dtype=torch.float64)
+    while len(rows) < least + 1:
+        rows = torch.cat([rows, _gradients(layer, features, target, generator)])
+        if len(rows) & (len(rows) - 1) and len(rows) <= least:
+            continue  # the rank is looked at whenever there are twice as many
+        sizes = torch.linalg.svdvals(rows)
+        rank = min(least, int((sizes > _SMALL * sizes[0]).sum()))
+        if rank < len(rows):
+            return rank, True
+        if time.perf_counter() - started > seconds:
+            return rank, False
+    return least, True
+
+
+def _gradients(
+    layer: TargetLayer, features: TargetFeatures, target: Tensor, generator: torch.Generator
+) -> Tensor:
+    """(B, n) gradients of random combinations of the features."""
+    images = target.repeat(_BATCH, 1, 1, 1).requires_grad_()
+    values = features.rectified(layer(images))
+    mixed = torch.randn(values.shape, generator=generator, dtype=torch.float64)
+    (found,) = torch.autograd.grad((mixed * values).sum(), images)
+    return found.flatten(1)
+
+
+@torch.no_grad()
+def rounded(hull: Hull) -> dict[str, Any]:
+    """What rounding does to the first layer's values, where corners are exact: `rounding`.
+
+    The largest ||W (c - t)|| over ||W t|| of a corner, so of every mix, which is a convex function:
+    in `float64`, as found; in `float32`, as saved; in `uint8`, as PNGs hold them. Of inactive units
+    it counts what is beyond the edge.
+    """
+    if hull.summary.solver != "exact":
+        return {}
+    layer, target, corners = first_layer(hull.graph, hull.layer), hull.target.cpu(), hull.corners
+    pixels = (corners.cpu().double() * 255).round() / 255
+    found = {"float64": hull.summary.residual}
+    for name, images in (("float32", corners.cpu()), ("uint8", pixels)):
+        found[name] = float(layer.residual(images, target).max())
+    return {"rounding": found}
