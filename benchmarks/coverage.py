@@ -40,6 +40,8 @@ def of_torchvision() -> Iterator[Network]:
     for name in models.list_models(module=models):
         side = models.get_model_weights(name)["DEFAULT"].transforms().crop_size[0]
         special = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        if name.startswith("vit_"):
+            special = {"image_size": side}
         yield name, name, (3, side, side), lambda n=name, s=special: models.get_model(n, **s)
 
 

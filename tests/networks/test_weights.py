@@ -14,9 +14,14 @@ from lightning.fabric.utilities.data import AttributeDict
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision import models
 
 from feature_collisions.errors import SettingError
-from feature_collisions.networks.torchvision_models import load_torchvision
+from feature_collisions.networks.torchvision_models import (
+    _network,
+    load_torchvision,
+    side_of_torchvision,
+)
 from feature_collisions.networks.weights import load_weights
 from feature_collisions.settings.train import ClassifierSettings
 
@@ -216,3 +221,12 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HOME", str(tmp_path))
     saved(tmp_path, state_of())
     assert_loads("~/weights.pt")
+
+
+def test_a_transformer_of_torchvision_is_made_for_its_weights_images():
+    choices = models.get_model_weights("vit_b_16")
+    for name, side in {"DEFAULT": 224, "IMAGENET1K_SWAG_E2E_V1": 384}.items():
+        settings = ClassifierSettings("vit_b_16", name, "auto")
+        assert side_of_torchvision(settings) == side
+        with torch.device("meta"):
+            assert _network("vit_b_16", choices[name]).image_size == side

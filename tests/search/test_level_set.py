@@ -78,7 +78,7 @@ def test_where_too_few_units_are_hidden_within_the_tolerance_corners_are_pushed_
 
 @pytest.mark.parametrize(
     ("push", "corners", "rule"),
-    [("unit", range(2), "loss.push=unit.*flat"), ("apart", range(1), "loss.push=apart.*alone")],
+    [("unit", range(2), "loss.push=unit.*hidden"), ("apart", range(1), "loss.push=apart.*alone")],
 )
 def test_a_push_that_cannot_be_is_refused(network, pair, push, corners, rule) -> None:
     with pytest.raises(SettingError, match=rule):

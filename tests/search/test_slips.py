@@ -9,7 +9,7 @@ from feature_collisions import find_corners
 from feature_collisions.errors import SettingError
 from feature_collisions.networks.classifiers import load_classifier
 from feature_collisions.search.find_corners import Search
-from feature_collisions.settings.search import LogSettings, StopSettings
+from feature_collisions.settings.search import LogSettings, LossSettings, StopSettings
 from feature_collisions.settings.train import ClassifierSettings
 
 QUICK = {"stop": StopSettings(positive=0.1, min_steps=100, max_steps=100), "log": LogSettings(50)}
@@ -47,10 +47,13 @@ def test_arguments_of_the_wrong_kind_are_refused(shift, shift_images, settings, 
         find_corners(**arguments | settings)
 
 
-def test_a_target_without_inactive_units_has_no_corner(shift, shift_images):
+def test_a_target_without_inactive_units_has_none_to_push(shift, shift_images):
     shift.hidden.bias.data.fill_(1.0)
-    with pytest.raises(SettingError, match=r"all its units are active .* choose another layer"):
-        find_corners(shift, "hidden", *shift_images, [0])
+    stop = StopSettings(max_steps=5, positive_relative=None, probability=None)
+    hull = find_corners(shift, "hidden", *shift_images, [0, 1], stop=stop)
+    assert (hull.summary.push, hull.units.tolist()) == ("apart", [-1, -1])
+    with pytest.raises(SettingError, match=r"loss.push=unit: no unit of layer hidden is hidden"):
+        find_corners(shift, "hidden", *shift_images, [0], loss=LossSettings(push="unit"))
 
 
 def test_gradients_switched_off_outside(shift, shift_images):

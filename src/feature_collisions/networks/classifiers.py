@@ -34,7 +34,7 @@ def input_size(settings: ClassifierSettings) -> tuple[int, int]:
         return size_of_timm(settings)
     if settings.library == "transformers":
         return size_of_transformers(settings)
-    side = side_of_torchvision(settings.name)
+    side = side_of_torchvision(settings)
     return side, side
 
 

@@ -71,18 +71,21 @@ def load_torchvision(settings: ClassifierSettings) -> nn.Module:
             )
         entry = choices[name]
         states = {"": _download(entry, source)}
-    network = _network(settings.name)
+    network = _network(settings.name, entry)
     modern = {name: _modern(state) for name, state in states.items()}
     fit_weights(network, modern, source, classes=1000)
     transforms = entry.transforms()
     return Classifier(network, transforms.mean, transforms.std)
 
 
-def side_of_torchvision(name: str) -> int:
+def side_of_torchvision(settings: ClassifierSettings) -> int:
     """The side of the square images that the classifier's ImageNet weights are used with."""
-    if name not in models.list_models(module=models):
+    if settings.name not in models.list_models(module=models):
         return _SIDE
-    side: int = models.get_model_weights(name)["DEFAULT"].transforms().crop_size[0]
+    choices = models.get_model_weights(settings.name)
+    name = (settings.weights or "").rpartition(".")[2]
+    entry = choices[name] if name in choices.__members__ else choices["DEFAULT"]
+    side: int = entry.transforms().crop_size[0]
     return side
 
 
@@ -102,11 +105,15 @@ def _names(choices: Any) -> str:
     return ", ".join(["DEFAULT", *choices.__members__])
 
 
-def _network(name: str) -> nn.Module:
-    """The architecture as its ImageNet weights were trained on it."""
+def _network(name: str, entry: Any) -> nn.Module:
+    """The architecture as the ImageNet weights `entry` were trained on it."""
     # These two scale the input again, and draw their weights slowly unless they are told not to.
     inceptions = ("googlenet", "inception_v3")
-    special = {"init_weights": False, "transform_input": True} if name in inceptions else {}
+    special: dict[str, Any] = (
+        {"init_weights": False, "transform_input": True} if name in inceptions else {}
+    )
+    if name.startswith("vit_"):  # which have a position for each patch
+        special = {"image_size": entry.meta["min_size"][0]}
     network: nn.Module = models.get_model(name, weights=None, **special)
     return network
 

@@ -263,17 +263,16 @@ class Search(SearchSettings):
         push, features = self.loss.push, self.features
         flat = bool(features.activation.sides)
         hidden = int((~features.active).sum())
-        if not following(self.graph, self.layer).activation.is_exact and hidden <= max(
-            self.corners
-        ):
-            flat = False  # within the tolerance, this target has no unit for every corner
+        exact = following(self.graph, self.layer).activation.is_exact
+        if hidden == 0 or (not exact and hidden <= max(self.corners)):
+            flat = False  # at least within the tolerance, this target has no unit for a corner
         if push == "auto":
             return "unit" if flat else "apart" if len(self.corners) > 1 else "direction"
         if push == "unit" and not flat:
             raise SettingError(
                 "loss.push",
                 "unit",
-                f"nothing flat follows layer {self.layer}, so it hides no unit",
+                f"no unit of layer {self.layer} is hidden in this target",
                 "take loss.push=auto, or another layer",
             )
         if push == "apart" and len(self.corners) < 2:

@@ -1,0 +1,124 @@
+"""What collides with networks of today: transformers, smooth activations, encoders, last features.
+
+    PYTHONPATH=DIR python benchmarks/modern.py classes MODULE:NAME... --root IMAGES --size 32
+    PYTHONPATH=DIR python benchmarks/modern.py features MODULE:NAME... --root IMAGES --size 112
+
+Pairs of images at random, of a classifier such as it is right about (`pairs=random:N:0`), five
+corners, 2000 uniform points of each hull, and the defaults of `find_corners`. A line per pair and a
+table row per network: how many pairs keep to each line, and the medians. Seconds are the process's.
+"""
+
+import argparse
+import importlib
+import sys
+import time
+import warnings
+from statistics import median
+
+import torch
+
+from feature_collisions import LossSettings, OptimizerSettings, StopSettings, find_corners
+from feature_collisions.commands.random_pairs import random_pairs
+from feature_collisions.data.image_folder import ImageFolder
+from feature_collisions.hull.hull import Hull
+from feature_collisions.settings.train import DataSettings
+
+ERROR, NEAR, COSINE, SIZE = 0.1, 0.05, 0.99, 1.2  # the goals; --size-goal changes the last
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", choices=("classes", "features"))
+    parser.add_argument("networks", nargs="+", help="MODULE:NAME")
+    parser.add_argument("--root", required=True, help="folders of images, one per class")
+    parser.add_argument("--size", type=int, required=True, help="of the images, in pixels")
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--layer", default="auto")
+    parser.add_argument("--only", nargs=2, metavar=("FIRST", "LAST"), help="folders, by name")
+    parser.add_argument("--steps", type=int, default=StopSettings().max_steps)
+    parser.add_argument("--reach", type=float, default=LossSettings().reach)
+    parser.add_argument("--optimizer", default="adam", choices=("adam", "sobolev"))
+    parser.add_argument("--rate", type=float, default=OptimizerSettings().rate)
+    parser.add_argument("--error", type=float, default=ERROR)
+    parser.add_argument("--size-goal", type=float, default=SIZE)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    warnings.simplefilter("ignore")
+    images = ImageFolder(DataSettings("image_folder", arguments.root, arguments.size))
+    if arguments.only:
+        images = between(images, *arguments.only)
+    distance = images.mean_distance()
+    for name in arguments.networks:
+        module, _, function = name.partition(":")
+        model = getattr(importlib.import_module(module), function)().eval()
+        classes = arguments.output == "classes"
+        pairs = random_pairs("pairs", arguments.pairs, images, 0, [model], classes, 0.0)
+        rows = []
+        for number, pair in enumerate(pairs):
+            ends = [images.find(key, value).image for key, value in pair._asdict().items()]
+            started = time.process_time()
+            hull = find_corners(
+                model, arguments.layer, *ends, output=arguments.output,
+                loss=LossSettings(reach=arguments.reach),
+                stop=StopSettings(max_steps=arguments.steps),
+                optimizer=OptimizerSettings(
+                    arguments.optimizer, arguments.rate,
+                    average=0.9 if arguments.optimizer == "sobolev" else 0.0,
+                ),
+            )  # fmt: skip
+            rows.append(measured(hull, distance) | {"seconds": time.process_time() - started})
+            said = ", ".join(f"{key} {value:.3g}" for key, value in rows[-1].items())
+            print(f"{name} {number} ({' to '.join(pair)}): {said}", flush=True)
+        print(summed(name, hull, rows, arguments), flush=True)
+
+
+def between(images: ImageFolder, first: str, last: str) -> ImageFolder:
+    """The images whose folder's name is from `first` to `last`."""
+    chosen = [k for k, (file, _) in enumerate(images.files) if first <= file.parent.name <= last]
+    images.files, images.labels = [images.files[k] for k in chosen], images.labels[chosen]
+    return images
+
+
+def measured(hull: Hull, distance: float) -> dict[str, float]:
+    """What is said of one pair."""
+    sample = hull.sample(2000)
+    size = float(hull.corner_distances().mean()) / hull.summary.distance_scale / distance
+    found = {"error": sample["feature_relative_max"], "size": size}
+    if hull.output.kind == "features":
+        return found | {"cosine": sample["cosine_min"], "before": hull.summary.initial_cosine or 0}
+    off = abs(sample["probability_mean"] - hull.summary.target_probability)
+    return found | {"accuracy": sample["accuracy"], "off": off}
+
+
+def summed(
+    name: str, hull: Hull, rows: list[dict[str, float]], arguments: argparse.Namespace
+) -> str:
+    """A row of the table."""
+    lines = {
+        "error": lambda row: row["error"] <= arguments.error,
+        "size": lambda row: row["size"] >= arguments.size_goal,
+    } | (
+        {"cosine": lambda row: row["cosine"] >= COSINE}
+        if arguments.output == "features"
+        else {"accuracy": lambda row: row["accuracy"] == 1, "off": lambda row: row["off"] <= NEAR}
+    )
+    cells = [f"{key} {sum(map(line, rows))}" for key, line in lines.items()]
+    if arguments.output == "features":
+        cells = [each for each in cells if each.startswith("cosine")]
+        whole = sum(map(lines["cosine"], rows))
+    else:
+        whole = sum(all(line(row) for line in lines.values()) for row in rows)
+    medians = ", ".join(f"{key} {median(row[key] for row in rows):.3g}" for key in rows[0])
+    return (
+        f"| {name} | {hull.layer}, {hull.summary.activation}, {hull.summary.push} | "
+        f"{whole} of {len(rows)} ({', '.join(cells)}) | {medians} |"
+    )
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, where a network's module is not looked for
+    torch.set_num_threads(1)
+    main()
