@@ -310,6 +310,7 @@ def test_a_pickled_payload_in_a_checkpoint_is_not_executed(shift, shift_images, 
     ("change", "message"),
     [
         (lambda i, t: (t, t), "initial and target are the same image"),
+        (lambda i, t: (None, t), "initial: must be a float32 tensor"),
         (lambda i, t: (i * 255, t), r"initial: pixels must be in \[0, 1\]; divide 8-bit"),
         (lambda i, t: (i, t * math.nan), "target: pixels must be in"),
         (lambda i, t: (i.double(), t), r"initial: must be a float32 image .* is torch.float64"),

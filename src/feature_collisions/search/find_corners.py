@@ -424,9 +424,9 @@ class Search(SearchSettings):
 
 def find_corners(
     model: nn.Module,
-    layer: str | list[str],
-    initial: Tensor,
-    target: Tensor,
+    layer: str | list[str] = "auto",
+    initial: Tensor | None = None,
+    target: Tensor | None = None,
     corners: Sequence[int] = range(5),
     *,
     output: str = "classes",
@@ -437,13 +437,13 @@ def find_corners(
     """Find images that the classifier cannot tell from the target, one per corner (Eq. 3 and 4).
 
     Args:
-        model: any classifier of images (B, C, H, W) in [0, 1]; it is not changed, and stays where
-            it lies. What `model(images)` gives in eval mode is compared with what is searched.
+        model: any network that takes images (B, C, H, W) in [0, 1]. It is not changed, and stays on
+            its device. What `model(images)` gives in eval mode is compared with what is searched.
         layer: the target layer, such as one whose output feeds a ReLU; several that everything
             flows through together; `auto`: the last place that everything flows through, and that
             hides something if possible (`graph.flow.last_layer`).
-        initial: (C, H, W) float32 in [0, 1], where every corner starts.
-        target: (C, H, W) likewise, whose features are matched.
+        initial: (C, H, W) float32 in [0, 1], where every corner starts; required.
+        target: (C, H, W) float32 in [0, 1], whose features are matched; required.
         corners: which of the target's inactive units to push down, counted in flat order; where no
             unit is pushed (`loss.push`), just their numbers, which decide their directions.
         output: `classes`: the model returns logits (B, classes); `features`: it is an encoder, and
@@ -474,7 +474,7 @@ def find_corners(
         >>> initial, target = torch.rand(2, 1, 8, 8)
         >>> from feature_collisions import StopSettings
         >>> stop = StopSettings(positive=0.01)
-        >>> hull = find_corners(network, "1", initial, target, corners=range(3), stop=stop)
+        >>> hull = find_corners(network, "1", initial, target, range(3), stop=stop)
         >>> hull.corners.shape
         torch.Size([3, 1, 8, 8])
         >>> hull.sample(2000)["accuracy"]
@@ -482,4 +482,5 @@ def find_corners(
     """
     named: Any = ",".join(map(str, layer)) if isinstance(layer, list | tuple) else layer
     settings |= {"output": output, "threshold": threshold}
-    return Search(model, named, initial, target, corners, **settings).run(logger)
+    pair: Any = (initial, target)  # checked there, None too
+    return Search(model, named, *pair, corners, **settings).run(logger)
