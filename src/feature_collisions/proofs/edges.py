@@ -24,9 +24,12 @@ from .bounds.local import numbers_of
 from .bounds.record import steps_of
 from .bounds.steps import Step
 from .cache import EdgeCache, proof_key
+from .judge import cache_of
 from .piecewise import Line, TooManyPieces, traced
 from .problem import Problem
 from .recheck import unconfirmed
+from .splitting import Splitting
+from .whole_hull import ClassJudge
 
 _SAVE_EVERY = 10.0  # seconds
 _FIRST = 1 / 32  # of an edge, while nobody knows how long it takes
@@ -40,7 +43,7 @@ class Edge:
 
     Attributes:
         corners: the two corners' numbers.
-        walked: the place up to which it has been walked.
+        walked: the place up to which it has been walked, or the length that bounds verify.
         failed: length on which the margin is not above `rounding`.
         first_failure: the first interval of it, or None.
         margin_min: the margin of the target's class over the largest other logit is nowhere less;
@@ -370,19 +373,46 @@ def prove_edges(problem: Problem, settings: EdgeSettings, directory: Path) -> di
 
     Returns:
         `edges` of `evaluation.json`: the share of all edges on which the walk finds the class, and
-        of that the share proved; each edge; or the `reason` why a network cannot be walked.
+        of that the share proved; each edge; or the `reason` why a network cannot be walked. Edges
+        of a network that bends everywhere have bounds instead.
     """
     try:
         walker = Walker(problem, settings)
+    except NotPiecewiseLinear:
+        return _bounded(problem, settings, directory)
+    try:
         key = proof_key(walker.network, problem.corners, problem.target_class)
         cache = EdgeCache(directory, key)
         edges = _known(problem, cache if settings.resume else None)
         _walk_all(walker, edges, settings, cache)
     except NotPiecewiseLinear as error:
         return {"reason": str(error)}
-    chosen = list(edges.values())
+    return _found(list(edges.values()), settings.precision)
+
+
+@torch.no_grad()
+def _bounded(problem: Problem, settings: EdgeSettings, directory: Path) -> dict[str, Any]:
+    """The edges by bounds over parts of them: what is verified counts as walked, and as proved."""
+    judge, edges = ClassJudge(problem), list[Edge]()
+    pairs = list(itertools.combinations(range(len(problem.names)), 2))
+    try:
+        judge.prepare()
+        for i, j in pairs:
+            known = Splitting.of(torch.eye(len(problem.names))[[i, j]], 2)
+            cache = cache_of(directory, judge.network, problem, f"edge {i} {j}")
+            known.run(judge, settings.seconds / len(pairs), cache if settings.resume else None,
+                      "Edges", worst_first=False)  # fmt: skip
+            least = float(known.settled[0]) if known.share else None
+            named = problem.names[i], problem.names[j]
+            edges.append(Edge(named, known.share, margin_min=least, pieces=known.count))
+    except NotPiecewiseLinear as error:
+        return {"reason": str(error)}
+    return _found(edges, 64)
+
+
+def _found(chosen: list[Edge], precision: int) -> dict[str, Any]:
     return {
-        "precision": settings.precision,
+        "precision": precision,
         "share_proved": sum(edge.proved for edge in chosen) / len(chosen),
         "share_held": sum(edge.held for edge in chosen) / len(chosen),
         "share_failed": sum(edge.failed for edge in chosen) / len(chosen),
