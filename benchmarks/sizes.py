@@ -1,11 +1,13 @@
 """Relative size against steps, rate, corners and beta: where it levels off, and at what tolerance.
 
-Means over pairs, with their 95 % bootstrap intervals; seconds are those of one search.
+Means over pairs, with their 95 % bootstrap intervals; seconds are those of one search. The mean
+width is over the same distance; memory is the most that the process has had so far.
 Run: PYTHONPATH=DIR python benchmarks/sizes.py --networks MODULE:NAME MODULE:NAME --root DIR
 """
 
 import argparse
 import importlib
+import resource
 import warnings
 from dataclasses import replace
 
@@ -19,6 +21,7 @@ from feature_collisions.data.image_folder import ImageFolder
 from feature_collisions.evaluation.survey import interval_of
 from feature_collisions.graph.flow import last_layer
 from feature_collisions.graph.graph import trace
+from feature_collisions.hull.distances import mean_width
 from feature_collisions.settings.train import DataSettings, to_settings
 
 STEPS = (500, 1000, 2000, 4000, 8000, 16000)
@@ -57,9 +60,8 @@ def main() -> None:
     settings += [("corners", count) for count in arguments.corners]
     settings += [("rate", rate) for rate in arguments.rates]
     print(
-        "| network | changed | size | 95 % interval | feature error | accuracy | seconds |\n"
-        + "| --- " * 7
-        + "|"
+        "| network | changed | size | 95 % interval | mean width | feature error | accuracy | "
+        "seconds | GiB |\n" + "| --- " * 9 + "|"
     )
     for name, model in models.items():
         layer = last_layer(trace(model, (3, 32, 32))).layer
@@ -84,14 +86,16 @@ def main() -> None:
                 sample = hull.sample(200)
                 size = float(hull.corner_distances().mean()) / 255 / distance
                 accuracy, error = sample["accuracy"], sample["feature_relative_max"]
-                found.append((size, error, accuracy, hull.summary["seconds"]))
+                width = mean_width(hull.corners) / distance
+                found.append((size, width, error, accuracy, hull.summary["seconds"]))
             sizes, *rest = zip(*found, strict=True)
             size, low, high = interval_of(sizes)
-            error, accuracy, seconds = (sum(column) / len(found) for column in rest)
+            width, error, accuracy, seconds = (sum(column) / len(found) for column in rest)
             interval = "-" if low is None else f"{low:.3f} to {high:.3f}"
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             print(
-                f"| {name} | {what} {value:g} | {size:.3f} | {interval} | {error:.4f} "
-                f"| {accuracy:.1%} | {seconds:.1f} |",
+                f"| {name} | {what} {value:g} | {size:.3f} | {interval} | {width:.3f} "
+                f"| {error:.4f} | {accuracy:.1%} | {seconds:.1f} | {memory:.1f} |",
                 flush=True,
             )
 

@@ -267,3 +267,11 @@ def test_a_relu_on_the_output_hides_no_feature_but_of_an_encoder():
     graph = trace(smooth, (1, 3, 3))
     assert last_layer(graph).layer == "1"
     assert last_layer(graph, "features").layer == "3"
+
+
+def test_more_corners_than_there_are_inactive_units_are_refused():
+    target = TargetFeatures(torch.tensor([1.0, -1.0, 0.5, -2.0]))
+    assert target.units(range(2)).tolist() == [1, 3]
+    rule = r"^corner=2: the target has 2 inactive units .* 0 to 1$"
+    with pytest.raises(SettingError, match=rule):
+        target.units(range(50))
