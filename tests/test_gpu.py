@@ -113,7 +113,8 @@ def test_an_evaluation_finds_the_same(tmp_path):
         hull.summary,
     )  # fmt: skip
     found = evaluate(there, lambda: {1: 2.0}, settings, tmp_path)
-    assert "failed" not in found
+    assert not found.failed
+    found, expected = found.entries(), expected.entries()
     worst = [result.pop("worst_case_weights") for result in (found, expected)]
     torch.testing.assert_close(*map(torch.tensor, worst), rtol=0, atol=0.05)
     for result in (found, expected):

@@ -95,7 +95,7 @@ def test_what_a_judge_says_is_in_the_report(data, tmp_path):
     hull = made_hull(3)
     judge = judge_of("judges_of_tests:quarters", data)
     result = evaluated(hull, tmp_path, judge=judge)
-    assert json.loads((tmp_path / "evaluation.json").read_text())["judge"] == result["judge"]
+    assert json.loads((tmp_path / "evaluation.json").read_text())["judge"] == result.judge.entries()
     claims = {each.label: each.value for each in describe(hull.summary, result, "abcd").claims}
     kept = result["judge"]["initial_kept"]
     name = "abcd"[result["judge"]["initial_class"]]

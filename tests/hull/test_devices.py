@@ -45,7 +45,7 @@ SETTINGS = EvaluateSettings(
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
     """Modes of PyTorch's, which `elsewhere` is made of, hold in one thread."""
-    for module in ("hull.hull", "proofs.judge"):
+    for module in ("hull.evaluator", "proofs.judge"):
         monkeypatch.setattr(f"feature_collisions.{module}.threads_of_cpu", lambda: 1)
     count_pieces(monkeypatch)  # two runs are compared: no wall time may part them
 
@@ -86,7 +86,7 @@ def test_an_evaluation_finds_the_same_wherever_the_hull_lies(tmp_path, other):
     assert isinstance(there.corners, Elsewhere)
     found = evaluate(there, lambda: {1: 2.0}, SETTINGS, tmp_path)
     assert "failed" not in here
-    assert timeless(found) == timeless(here)
+    assert timeless(found.entries()) == timeless(here.entries())
 
 
 @pytest.mark.filterwarnings("ignore:not converged")

@@ -73,8 +73,8 @@ def test_an_evaluation_on_several_devices_finds_what_one_finds(tmp_path, devices
         patch.setattr(Replica, "observe", observed)
         found = evaluate(several, lambda: {1: 2.0}, SETTINGS, tmp_path)
     assert len(threads - {threading.get_ident()}) == devices
-    assert found.get("failed") is None
-    assert alike(found, one)
+    assert not found.failed
+    assert alike(found.entries(), one.entries())
     assert found["dirichlet"]["samples"] == 600
 
 

@@ -1,16 +1,19 @@
 """The picture of the hull's triangles holds every part, in the colour of what is known of it."""
 
+from typing import Any
+
 from matplotlib.colors import to_hex
 
 from feature_collisions.proofs.faces import prove_faces
 from feature_collisions.report.figures import _STATES, faces_figure
 from feature_collisions.report.findings import CLAIMS, Known
+from feature_collisions.runs.evaluation import Evaluation, Proofs
 from helpers.hulls import NAMES, valley
 
 
 def test_every_part_is_drawn_in_its_colour() -> None:
     found = prove_faces(valley().problem, 2)
-    figure = faces_figure({"faces": found})
+    figure = faces_figure(Proofs.model_validate({"faces": found}))
     assert figure is not None
     (axes,) = figure.axes
     (triangle,) = found["triangles"]
@@ -24,22 +27,27 @@ def test_without_triangles_or_a_part_that_is_settled_there_is_no_picture_but_a_s
     parts = [part for triangle in found["triangles"] for part in triangle["parts"]]
     for part in parts:
         part["state"] = "undecided"
-    result = {"target_class": 0, "target_probability": 1.0, "proof": {"faces": found}}
     found["share_proved"] = 0.0
-    assert faces_figure(result["proof"]) is None
+    result = of_faces(found)
+    assert faces_figure(result.proof) is None
     (row,) = [row for claim in CLAIMS for row in claim(result, NAMES) if "three" in row.label]
     assert row.known == Known.NOT_PROVED
     assert "nothing to draw" in row.note
-    assert faces_figure({}) is None
-    assert faces_figure({"faces": {"reason": "needs three corners"}}) is None
+    assert faces_figure(Proofs()) is None
+    assert faces_figure(of_faces({"reason": "needs three corners"}).proof) is None
+
+
+def of_faces(found: dict[str, Any]) -> Evaluation:
+    entries = {"target_class": 0, "target_probability": 1.0, "proof": {"faces": found}}
+    return Evaluation.model_validate(entries)
 
 
 def test_a_share_of_the_triangles_is_not_called_proved() -> None:
     found = prove_faces(valley().problem, 0)
     parts = [part for triangle in found["triangles"] for part in triangle["parts"]]
-    result = {"target_class": 0, "target_probability": 1.0, "proof": {"faces": found}}
 
     def known() -> Known:
+        result = of_faces(found)
         (row,) = [row for claim in CLAIMS for row in claim(result, NAMES) if "three" in row.label]
         return row.known
 

@@ -10,6 +10,7 @@ from feature_collisions.report.escaping import for_line
 from feature_collisions.report.findings import MEANINGS, Known, claims_table, describe
 from feature_collisions.report.report import write_report
 from feature_collisions.report.tables import as_text
+from feature_collisions.runs.evaluation import Evaluation
 from feature_collisions.runs.records import Summary
 from helpers.hulls import NASTY, evaluated, made_hull
 
@@ -83,7 +84,7 @@ def test_the_corners_say_on_which_side_a_unit_is_hidden_where_the_layer_has_two(
     assert "above its ceiling" in found.note
 
 
-RESULT = {"target_class": 1, "target_probability": 0.5}
+RESULT = Evaluation(target_class=1, target_probability=0.5)
 
 
 def cut(line, rule):
@@ -121,15 +122,21 @@ def test_every_measurement_has_a_row(hull, tmp_path):
     }
     assert result["pooled_sizes"].keys() == {"1", "2"}
     assert result["pooled_sizes"]["1"] == pytest.approx(result["relative_size"])
-    result |= {"pooled_sizes": {"1": 1.0, "8": 0.6}}
-    result |= {"rounding": {"float64": 1e-15, "float32": 1e-8, "uint8": 1e-3}}
-    result |= {"plain_accuracy": 0.5, "depth": {"share": [0.5, 0.5, 0.5]}}
+    result = result.with_entries(
+        {
+            "pooled_sizes": {"1": 1.0, "8": 0.6},
+            "rounding": {"float64": 1e-15, "float32": 1e-8, "uint8": 1e-3},
+            "plain_accuracy": 0.5,
+            "depth": {"share": [0.5, 0.5, 0.5]},
+        }
+    )
     whole = describe(hull.summary, result, NAMES)
     assert set(OF_TWO_CORNERS) | set(SAMPLED) <= set(entries)
     for keys in entries.values():
         for key in keys:
-            without = {k: v for k, v in result.items() if k != key}
-            assert describe(hull.summary, without, NAMES) != whole, key
+            without = {k: v for k, v in result.entries().items() if k != key}
+            found = Evaluation.model_validate(without)
+            assert describe(hull.summary, found, NAMES) != whole, key
 
 
 @pytest.mark.parametrize(("size", "sees"), [(0.49, False), (0.5, True)])
@@ -145,7 +152,7 @@ def claims_of(**entries):
         "experiment": "mnist", "classifier": "c", "layer": "l", "initial_class": 0,
         "target_class": 3, "steps": 1, "seconds": 1.0, "converged": False, "corners": [],
     }  # fmt: skip
-    result = {"target_class": 3, "target_probability": 0.9} | entries
+    result = Evaluation.model_validate({"target_class": 3, "target_probability": 0.9} | entries)
     found = describe(Summary.of(summary), result, NAMES)
     assert found.warning
     return {claim.label: claim for claim in found.claims}

@@ -12,6 +12,7 @@ from feature_collisions.hull.outputs import Classes
 from feature_collisions.hull.statistics import limit_of
 from feature_collisions.report.figures import sizes_figure
 from feature_collisions.report.runs import row_of, runs_table, write_runs
+from feature_collisions.runs.evaluation import Evaluation
 from feature_collisions.runs.records import Summary
 from feature_collisions.runs.run import Run, hulls_below
 from helpers.runs import FAST, QUICK, make_run
@@ -68,8 +69,8 @@ def test_different_experiments_stand_in_one_table(tmp_path):
              classifier="squeezenet1_1", layer="classifier.1", distance_scale=255)  # fmt: skip
     hulls, refused = hulls_below(tmp_path)
     assert refused == {}
-    result, names = {"dirichlet": SAMPLE, "target_probability": 0.9}, tuple("0123456789")
-    result["outcome"] = "neither"
+    entries = {"dirichlet": SAMPLE, "target_probability": 0.9, "outcome": "neither"}
+    result, names = Evaluation.model_validate(entries), tuple("0123456789")
     rows = [row_of(hull.directory.name, hull, result, names) for hull in hulls]
     write_runs(tmp_path, rows)
     with (tmp_path / "runs.csv").open(newline="") as file:
@@ -99,13 +100,14 @@ def rows_of(alphas, sizes, mean=0.9, largest=0.25):
         config = {"loss": {"alpha": alpha, "beta": 1.0, "positive_form": "norm", "share": True}}
         run = Run(None, image[None], image, image, units, Summary.of(summary), config)
         sample = SAMPLE | {"probability_mean": mean, "feature_relative_max": largest}
-        result = {
+        entries = {
             "dirichlet": sample,
             "target_probability": 0.9,
             "outcome": Classes(torch.zeros(2), 0, 0.9).outcome(sample, limit_of(run.summary)).name,
             "relative_size": size,
             "corner_distance_mean": 2.0 * size,
         }  # fmt: skip
+        result = Evaluation.model_validate(entries)
         rows.append(row_of(f"a{alpha}", run, result, ("<b>|", "=7")))
     return rows
 

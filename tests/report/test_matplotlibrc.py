@@ -9,6 +9,7 @@ import torch
 from feature_collisions.report.figures import encoded, faces_figure, histogram_figure, sheet_figure
 from feature_collisions.report.sheets import Panel, Sheet
 from feature_collisions.report.words import ClassWords
+from feature_collisions.runs.evaluation import Evaluation, Proofs
 
 STRANGE = """figure.facecolor: red
 font.size: 40
@@ -32,10 +33,12 @@ def drawn():
     """Hashes of a figure of each kind."""
     sample = {"samples": 4, "probability_histogram": [0, 1, 3], "probability_min": 0.4,
               "probability_mean": 0.8}  # fmt: skip
-    result = {"dirichlet": sample, "target_class": 0, "target_probability": 0.9}
+    entries = {"dirichlet": sample, "target_class": 0, "target_probability": 0.9}
+    result = Evaluation.model_validate(entries)
     parts = [{"vertices": [[0, 0], [1, 0], [0, 1]], "state": "proved"}]
-    triangle = {"corners": ["a", "b", "c"], "share_proved": 1.0, "parts": parts}
-    faces = faces_figure({"faces": {"triangles": [triangle], "share_proved": 1.0}})
+    triangle = {"corners": [0, 1, 2], "share_proved": 1.0, "parts": parts}
+    proofs = Proofs.model_validate({"faces": {"triangles": [triangle], "share_proved": 1.0}})
+    faces = faces_figure(proofs)
     sheet = Sheet("corners", "Corners", [[Panel(torch.full((1, 9, 9), 0.5), "corner 0", "seven")]])
     figures = faces, histogram_figure(result, ClassWords(("7",))), sheet_figure(sheet)
     return [hashlib.sha256(encoded(figure, "png")).hexdigest() for figure in figures]

@@ -25,6 +25,7 @@ from feature_collisions.report.wandb_logs import (
     run_name,
     wandb_run,
 )
+from feature_collisions.runs.evaluation import Evaluation
 from feature_collisions.runs.run import hulls_below, load_run
 from feature_collisions.settings.evaluate import EvaluateSettings
 from helpers.commands import run_command
@@ -313,7 +314,8 @@ def test_jobs_know_their_directories(tmp_path):
 
 def test_what_was_not_measured_is_left_out():
     sample = {"accuracy": 0.5, "accuracy_lower_95": 0.4, "probability_mean": 0.3}
-    found = hull_figures({"dirichlet": sample, "edges": {"reason": "a layer"}})
+    entries = {"dirichlet": sample, "edges": {"reason": "a layer"}}
+    found = hull_figures(Evaluation.model_validate(entries))
     assert found == {
         "hull/accuracy": 0.5, "hull/accuracy_lower_95": 0.4, "hull/probability": 0.3,
     }  # fmt: skip

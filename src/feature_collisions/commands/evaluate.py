@@ -19,6 +19,7 @@ from .survey import is_survey
 
 if TYPE_CHECKING:
     from ..report.findings import Description
+    from ..runs.evaluation import Evaluation
     from ..runs.run import Run
 
 
@@ -127,10 +128,9 @@ def evaluate_many(
     end_with(reasons)
 
 
-def failures(run: "Run", result: dict[str, Any]) -> list[str]:
+def failures(run: "Run", result: "Evaluation") -> list[str]:
     """What could not be measured of a hull, and why."""
-    failed = result.get("failed", {})
-    return [f"{run.directory}: {name} ({reason})" for name, reason in failed.items()]
+    return [f"{run.directory}: {name} ({reason})" for name, reason in result.failed.items()]
 
 
 def end_with(reasons: list[str]) -> None:
@@ -145,7 +145,7 @@ def say(mode: str, name: str | None) -> None:
         print(f"W&B ({mode}): added to {for_line(name)}")
 
 
-def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Sequence[str]]:
+def measured(settings: EvaluateSettings, run: "Run") -> "tuple[Evaluation, Sequence[str]]":
     """Evaluate a run, as data: nothing it names is executed. Gives the classes' names too."""
     with importing():
         from ..data.devices import without_tf32
@@ -176,8 +176,8 @@ def measured(settings: EvaluateSettings, run: "Run") -> tuple[dict[str, Any], Se
         try:
             description = report.write_report(run.directory, hull, result, names)
         except Exception as error:  # what was measured stands in evaluation.json
-            result.setdefault("failed", {})["report"] = reason_of(error)
-            write_json(run.directory / EVALUATION, result)
+            result = result.with_failure("report", reason_of(error))
+            write_json(run.directory / EVALUATION, result.entries())
             description = describe(run.summary, result, names)
     print_report(run.directory, description)
     print(f"time: {where_time_went(seconds)}")

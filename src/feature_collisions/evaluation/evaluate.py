@@ -24,6 +24,7 @@ from ..proofs.collision import prove_collision
 from ..proofs.edges import prove_edges
 from ..proofs.faces import prove_faces
 from ..proofs.whole_hull import prove_class
+from ..runs.evaluation import Evaluation
 from ..settings.evaluate import EvaluateSettings
 from ..settings.trainer import MIXED
 from ..simplex import SAMPLERS
@@ -43,7 +44,7 @@ def evaluate(
     directory: Path,
     seconds: dict[str, float] | None = None,
     judge: Judge | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Measure a hull (Tables 1 to 5).
 
     `evaluation.json` is written after each measurement; while some are still to come, they are
@@ -60,23 +61,22 @@ def evaluate(
         judge: another network that is asked about the corners.
 
     Returns:
-        The entries of `evaluation.json`. A measurement that a hull of one corner does not allow is
+        What `evaluation.json` holds. A measurement that a hull of one corner does not allow is
         left out, and named in `left_out`; one that fails is named in `failed`, with the reason.
     """
-    result: dict[str, Any] = {
-        "output": hull.output.kind,
+    result = Evaluation(
+        output=hull.output.kind,
         **{key: hull.summary[key] for key in _OF_TARGET if key in hull.summary},
-        "distance_scale": hull.summary.distance_scale,
-        "activation": hull.following.activation.name,
-        "past": list(hull.following.past),
-    }
-    subject = Subject(hull, settings, directory, result)
+        distance_scale=hull.summary.distance_scale,
+        activation=hull.following.activation.name,
+        past=list(hull.following.past),
+    )
     measurements = {"dataset_distance": partial(_dataset_distance, dataset_distances)} | SAMPLED
     asked = OF_TWO_CORNERS if hull.output.kind == "classes" else OF_FEATURES
     if len(hull.corners) > 1:
         measurements |= asked
     else:
-        result["left_out"] = dict.fromkeys(asked, "needs two corners")
+        result.left_out = dict.fromkeys(asked, "needs two corners")
     if judge is not None:
         measurements["judge"] = lambda subject: judge.verdict(subject.hull)
     left = list(measurements)
@@ -84,16 +84,15 @@ def evaluate(
         started = time.perf_counter()
         try:
             with sparing(hull.corners.device):
-                found = measure(subject)
-            json.dumps(found, allow_nan=False)
+                found = measure(Subject(hull, settings, directory, result))
+            result = result.with_entries(json.loads(json.dumps(found, allow_nan=False)))
         except Exception as error:  # whatever it is, the other measurements must not be lost
-            result.setdefault("failed", {})[name] = reason_of(error)
-        else:
-            result |= found
+            result = result.with_failure(name, reason_of(error))
         left.remove(name)
         if seconds is not None:
             seconds[name.replace("_", " ")] = time.perf_counter() - started
-        write_json(directory / EVALUATION, result | ({"unfinished": left} if left else {}))
+        unfinished = {"unfinished": left} if left else {}
+        write_json(directory / EVALUATION, result.entries() | unfinished)
     return result
 
 
@@ -111,13 +110,13 @@ class Subject(NamedTuple):
         hull: the corners and their classifier.
         settings: how many points, and what else to measure.
         directory: where images go.
-        known: the entries of `evaluation.json` that were measured before.
+        known: what was measured before.
     """
 
     hull: Hull
     settings: EvaluateSettings
     directory: Path
-    known: dict[str, Any]
+    known: Evaluation
 
     @property
     def half(self) -> torch.dtype | None:
@@ -156,16 +155,16 @@ def _entry(law: str, uint8: bool) -> str:
 
 def _outcome(subject: Subject) -> dict[str, Any]:
     """Which of the three outcomes the hull has, by the uniform sample, and why it is no better."""
-    if "dirichlet" not in subject.known:
+    if (sample := subject.known.dirichlet) is None:
         return {}
-    name, reasons = subject.hull.outcome(subject.known["dirichlet"])
+    name, reasons = subject.hull.outcome(sample.entries())
     limit = limit_of(subject.hull.summary)
     return {"outcome": name, "outcome_reasons": reasons, "hull_relative": limit}
 
 
 def _distances(subject: Subject) -> dict[str, Any]:
     """How far apart the corners are, also beside the data set's images, and from the initial."""
-    hull, other = subject.hull, subject.known.get("dataset_distance_mean")
+    hull, other = subject.hull, subject.known.dataset_distance_mean
     mean, scale = float(hull.corner_distances().mean()), hull.summary.distance_scale
     found: dict[str, Any] = {
         "corner_distance_mean": mean,
@@ -175,7 +174,7 @@ def _distances(subject: Subject) -> dict[str, Any]:
         "relative_size": mean / other if other else None,
         "pooled_sizes": {
             square: pooled_distance(hull.corners, int(square)) * scale / distance
-            for square, distance in subject.known.get("dataset_distances_pooled", {}).items()
+            for square, distance in subject.known.dataset_distances_pooled.items()
             if distance
         },
     }
@@ -233,10 +232,10 @@ def _edges(subject: Subject) -> dict[str, Any]:
 
 def _proved(subject: Subject, name: str, found: dict[str, Any]) -> dict[str, Any]:
     """The entry `proof` with one more statement added, and how large the proved part is."""
-    scale, size = found.get("scale_proved"), subject.known.get("relative_size")
+    scale, size = found.get("scale_proved"), subject.known.relative_size
     if scale is not None:
         found |= {"relative_size_proved": None if size is None else scale * size}
-    return {"proof": subject.known.get("proof", {}) | {name: found}}
+    return {"proof": subject.known.proof.entries() | {name: found}}
 
 
 def _collision_proof(subject: Subject) -> dict[str, Any]:
@@ -248,7 +247,7 @@ def _collision_proof(subject: Subject) -> dict[str, Any]:
 
 def _class_proof(subject: Subject) -> dict[str, Any]:
     """Whether every point of the hull is the target's class."""
-    worst = subject.known.get("worst_case_weights")
+    worst = subject.known.worst_case_weights
     suspects = [] if worst is None else [worst]
     seconds = subject.settings.proof.seconds
     found = prove_class(subject.hull.problem, seconds, cache_path("hulls"), suspects)
@@ -257,8 +256,8 @@ def _class_proof(subject: Subject) -> dict[str, Any]:
 
 def _faces(subject: Subject) -> dict[str, Any]:
     """Which parts of the hull's triangles are the target's class, where not all of it is proved."""
-    of_class = subject.known.get("proof", {}).get("class", {})
-    if len(subject.hull.corners) < 3 or of_class.get("outcome") == "proved":
+    of_class = subject.known.proof.class_
+    if len(subject.hull.corners) < 3 or (of_class and of_class.outcome == "proved"):
         return {}
     found = prove_faces(subject.hull.problem, subject.settings.proof.seconds)
     return _proved(subject, "faces", found)

@@ -19,6 +19,7 @@ from ..data.files import write_atomically
 from ..data.images import to_uint8
 from ..evaluation.survey import Figures, Interval
 from ..hull.statistics import OUTCOMES
+from ..runs.evaluation import Evaluation, Proofs
 from .escaping import for_line
 from .findings import LAWS, settled
 from .sheets import Sheet
@@ -101,7 +102,7 @@ def _title(letters: int, *parts: str) -> str:
 
 
 @_as_shipped
-def histogram_figure(result: dict[str, Any], said: Words) -> Figure:
+def histogram_figure(result: Evaluation, said: Words) -> Figure:
     """How probable the target's class is over the hull, say, one panel per sampler."""
     label, line = said.histogram(result)
     figure = _figure(_WIDTH, 2.3)
@@ -112,7 +113,7 @@ def histogram_figure(result: dict[str, Any], said: Words) -> Figure:
             continue
         counts = sample[f"{said.figure}_histogram"]
         bins = len(counts)
-        shares = [100 * count / sample["samples"] for count in counts]
+        shares = [100 * count / sample.samples for count in counts]
         middles = [(k + 0.5) / bins for k in range(bins)]
         axes.bar(middles, shares, width=1 / bins, color=_BLUE)
         axes.axvline(line, color=_VERMILION, lw=1.2, ls="--")
@@ -132,15 +133,15 @@ _STATES = {"proved": _BLUE, "undecided": "#FFFFFF", "refuted": _VERMILION}
 
 
 @_as_shipped
-def faces_figure(proof: dict[str, Any]) -> Figure | None:
+def faces_figure(proof: Proofs) -> Figure | None:
     """The hull's triangles, each part in the colour of what is known of it (`prove_faces`).
 
     Of many the `_FACES` are shown of which least is proved. None where nothing is known of any.
     """
-    faces = proof.get("faces", {})
-    if not settled(faces):
+    faces = proof.faces
+    if faces is None or not settled(faces):
         return None
-    triangles = sorted(faces["triangles"], key=lambda triangle: triangle["share_proved"])[:_FACES]
+    triangles = sorted(faces.triangles, key=lambda triangle: triangle.share_proved)[:_FACES]
     columns = min(5, len(triangles))
     rows = math.ceil(len(triangles) / columns)
     figure = _figure(_WIDTH, _WIDTH / columns * rows + 0.4)
@@ -148,14 +149,14 @@ def faces_figure(proof: dict[str, Any]) -> Figure | None:
     for axes in panels:
         axes.set_axis_off()
     for triangle, axes in zip(triangles, panels, strict=False):
-        corners = triangle["corners"]
-        for part in triangle["parts"]:  # the second corner to the right, the third on top
-            places = [(u + v / 2, v * math.sqrt(0.75)) for u, v in part["vertices"]]
-            axes.fill(*zip(*places, strict=True), fc=_STATES[part["state"]], ec=_LINE, lw=0.1)
+        corners = triangle.corners
+        for part in triangle.parts:  # the second corner to the right, the third on top
+            places = [(u + v / 2, v * math.sqrt(0.75)) for u, v in part.vertices]
+            axes.fill(*zip(*places, strict=True), fc=_STATES[part.state], ec=_LINE, lw=0.1)
         axes.set(xlim=(-0.05, 1.05), ylim=(-0.15, 1.05), aspect="equal")
         for name, (x, y) in zip(corners, ((0, -0.05), (1, -0.05), (0.5, 0.99)), strict=True):
             axes.text(x, y, name, fontsize=7, ha="center", va="top" if y < 0.5 else "center")
-        axes.set_title(f"{triangle['share_proved']:.1%} proved", fontsize=7)
+        axes.set_title(f"{triangle.share_proved:.1%} proved", fontsize=7)
     names = [Patch(fc=colour, ec=_LINE, label=state) for state, colour in _STATES.items()]
     figure.legend(handles=names, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     return figure

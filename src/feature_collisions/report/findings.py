@@ -7,10 +7,11 @@ A new measurement gets its row here: a single number of `evaluation.json` is a l
 import math
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..evaluation.paper import CASES, Case
 from ..hull.statistics import CLASS, FEATURES, NEITHER, limit_of
+from ..runs.evaluation import Edges, Evaluation, Faces, Sample
 from ..runs.records import Summary
 from ..simplex import SAMPLERS
 from .tables import Table, number
@@ -95,7 +96,7 @@ class Description(NamedTuple):
     tables: list[Table]
 
 
-def describe(summary: Summary, result: dict[str, Any], class_names: Sequence[str]) -> Description:
+def describe(summary: Summary, result: Evaluation, class_names: Sequence[str]) -> Description:
     """Describe a hull.
 
     Args:
@@ -112,11 +113,11 @@ def describe(summary: Summary, result: dict[str, Any], class_names: Sequence[str
         _points_table(result, class_names),
         _table("How large the hull is", _numbers(SIZES, result, Known.MEASURED)),
         _table("What it is compared with (Table 5)", _numbers(BASELINES, result, Known.SAMPLED)),
-        _edges_table(result.get("edges", {})),
+        _edges_table(result.edges),
     ]
     return Description(
         experiment=summary.experiment,
-        headline=_HEADLINES[result.get("outcome")].format(initial=initial, target=target),
+        headline=_HEADLINES[result.outcome].format(initial=initial, target=target),
         lead=f"{summary.classifier}, layer {summary.layer}, {count} corner"
         f"{'s' * (count > 1)}, {summary.steps} steps in {summary.seconds:.2f} s."
         + _RETURNS.get(summary.returns, ""),
@@ -200,34 +201,35 @@ def distance_line(summary: Summary, of_images: float | None = None) -> str:
 # Claims: each reads its entries of evaluation.json, and yields nothing where they are not there.
 
 
-def _not_measured(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
-    for name, reason in result.get("failed", {}).items():
+def _not_measured(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
+    for name, reason in result.failed.items():
         yield Finding(name, reason, Known.NOT_MEASURED)
-    if left_out := result.get("left_out"):
+    if left_out := result.left_out:
         yield Finding("needs two corners", ", ".join(left_out), Known.NOT_MEASURED)
 
 
-def _outcome(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
-    if "outcome" in result:
-        reasons = "; ".join(result["outcome_reasons"])
-        said = _OF_FEATURES if result.get("output") == "features" else _IN_WORDS
-        note = said[result["outcome"]] + (f" ({reasons})" if reasons else "")
-        error = result.get("dirichlet", {}).get("feature_relative_max")
-        value = result["outcome"]
+def _outcome(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
+    if result.outcome:
+        reasons = "; ".join(result.outcome_reasons)
+        said = _OF_FEATURES if result.output == "features" else _IN_WORDS
+        note = said[result.outcome] + (f" ({reasons})" if reasons else "")
+        error = result.dirichlet and result.dirichlet.feature_relative_max
+        value = result.outcome
         if error is not None:
             value += f"; feature error {error:.2g} of ||f(t)||, the line is {_line(result)}"
         yield Finding("outcome", value, Known.SAMPLED, note)
 
 
-def _line(result: dict[str, Any]) -> str:
+def _line(result: Evaluation) -> str:
     """Up to which feature error features are said to collide."""
-    return number(result.get("hull_relative"), "g")
+    return number(result.hull_relative, "g")
 
 
-def _sampled(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
-    sample = result.get("dirichlet", {})
+def _sampled(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
+    if (sample := result.dirichlet) is None:
+        return
     yield from _classes(sample, result, names) if "accuracy" in sample else _cosines(sample, result)
-    if (error := sample.get("feature_relative_max")) is not None:
+    if (error := sample.feature_relative_max) is not None:
         yield Finding(
             "features of those mixes",
             f"at most {error:.3g} of ||f(t)|| from the target's",
@@ -236,117 +238,112 @@ def _sampled(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
         )
 
 
-def _cosines(sample: dict[str, Any], result: dict[str, Any]) -> Iterator[Finding]:
+def _cosines(sample: Sample, result: Evaluation) -> Iterator[Finding]:
     """Of an encoder: how near the mixes' features are, and which are the same to its user."""
-    if not sample:
-        return
     yield Finding(
         "cosine of mixes with the target",
-        f"{sample['cosine_min']:.4f} at least, {sample['cosine_mean']:.4f} on average, of "
-        f"{sample['samples']}",
+        f"{sample.cosine_min:.4f} at least, {sample.cosine_mean:.4f} on average, of "
+        f"{sample.samples}",
         Known.SAMPLED,
         f"of what the encoder returns, whose largest relative error is "
-        f"{number(sample['output_relative_max'], '.3g')}; the initial image's cosine is "
-        f"{result['initial_cosine']:.4f}",
+        f"{number(sample.output_relative_max, '.3g')}; the initial image's cosine is "
+        f"{result.initial_cosine:.4f}",
     )
     if "same" in sample:
         yield Finding(
             "mixes that are the same as the target",
-            f"{sample['same']:.2%} of {sample['samples']}, so at least "
-            f"{sample['same_lower_95']:.3%} of all",
+            f"{sample.same:.2%} of {sample.samples}, so at least {sample.same_lower_95:.3%} of all",
             Known.SAMPLED,
-            f"to a user who takes a cosine above {result['threshold']:g} for the same; drawn "
+            f"to a user who takes a cosine above {result.threshold:g} for the same; drawn "
             "uniformly from the hull, at 95 % confidence (Clopper-Pearson)",
         )
 
 
-def _classes(
-    sample: dict[str, Any], result: dict[str, Any], names: Sequence[str]
-) -> Iterator[Finding]:
+def _classes(sample: Sample, result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     """Of a classifier: how many mixes are of the target's class, and how probable it is."""
-    target = names[result["target_class"]]
+    target = names[result.target_class]
     yield Finding(
         f"mixes of the corners that are {target}",
-        f"{sample['accuracy']:.2%} of {sample['samples']}, so at least "
-        f"{sample['accuracy_lower_95']:.3%} of all",
+        f"{sample.accuracy:.2%} of {sample.samples}, so at least "
+        f"{sample.accuracy_lower_95:.3%} of all",
         Known.SAMPLED,
         "drawn uniformly from the hull; at 95 % confidence (Clopper-Pearson)",
     )
     yield Finding(
         f"their probability of {target}",
-        f"{sample['probability_mean']:.4f} on average, {sample['probability_min']:.4f} at least",
+        f"{sample.probability_mean:.4f} on average, {sample.probability_min:.4f} at least",
         Known.SAMPLED,
-        f"the target's own is {result['target_probability']:.4f}",
+        f"the target's own is {result.target_probability:.4f}",
     )
 
 
-def _past(result: dict[str, Any]) -> str:
+def _past(result: Evaluation) -> str:
     """That a statement is of the layer alone, where something goes past it."""
-    return "at the layer, which is not all that later layers see: " if result.get("past") else ""
+    return "at the layer, which is not all that later layers see: " if result.past else ""
 
 
-def _seen_behind(result: dict[str, Any]) -> str:
+def _seen_behind(result: Evaluation) -> str:
     """What the feature error bounds: all that later layers see only where nothing goes past."""
-    if past := result.get("past"):
+    if past := result.past:
         return f"largest ||f(x) - f(t)|| at the layer; later layers also see {', '.join(past[:3])}"
-    if result.get("activation", "unknown") == "unknown":
+    if result.activation == "unknown":
         return "largest ||f(x) - f(t)||; that a ReLU follows is known from numbers alone"
     return "largest ||f(x) - f(t)||: all that later layers see"
 
 
-def _other_laws(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+def _other_laws(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     others = {POINTS[key]: result[key] for key in POINTS if key in result and key != "dirichlet"}
     if others and "target_class" not in result:
-        least = min(sample["cosine_min"] for sample in others.values())
+        least = min(sample.cosine_min for sample in others.values())
         yield Finding(
             "cosine of mixes with the target, with other samplers",
             f"{least:.4f} or more of each sample",
             Known.SAMPLED,
-            "; ".join(f"{law}: {sample['cosine_min']:.4f}" for law, sample in others.items()),
+            "; ".join(f"{law}: {sample.cosine_min:.4f}" for law, sample in others.items()),
         )
     elif others:
-        share = min(sample["accuracy"] for sample in others.values())
+        share = min(sample.accuracy for sample in others.values())
         yield Finding(
-            f"mixes that are {names[result['target_class']]}, with other samplers",
+            f"mixes that are {names[result.target_class]}, with other samplers",
             f"{share:.2%} or more of each sample",
             Known.SAMPLED,
-            "; ".join(f"{law}: {sample['accuracy']:.2%}" for law, sample in others.items()),
+            "; ".join(f"{law}: {sample.accuracy:.2%}" for law, sample in others.items()),
         )
 
 
-def _worst_case(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
-    if (cosine := result.get("worst_case_cosine")) is not None:
+def _worst_case(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
+    if (cosine := result.worst_case_cosine) is not None:
         yield Finding(
             "worst mix found", f"a cosine of {cosine:.4f} with the target", Known.SEARCHED
         )
-    if "worst_case_class" not in result:
+    if result.worst_case_class is None:
         return
-    target, seen = names[result["target_class"]], names[result["worst_case_class"]]
+    target, seen = names[result.target_class], names[result.worst_case_class]
     yield Finding(
         "worst mix found",
-        f"{'still' if result['worst_case_correct'] else 'not'} {target}, with probability "
-        f"{result['worst_case_probability']:.4f}",
+        f"{'still' if result.worst_case_correct else 'not'} {target}, with probability "
+        f"{result.worst_case_probability:.4f}",
         Known.SEARCHED,
-        "" if result["worst_case_correct"] else f"its class is {seen}",
+        "" if result.worst_case_correct else f"its class is {seen}",
     )
 
 
-def _edges(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
-    if not (edges := result.get("edges")):
+def _edges(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
+    if not (edges := result.edges):
         return
-    label, target = "edges between corners", names[result["target_class"]]
-    if "reason" in edges:
-        yield Finding(label, f"not walked: {edges['reason']}", Known.NOT_PROVED)
+    label, target = "edges between corners", names[result.target_class]
+    if edges.reason:
+        yield Finding(label, f"not walked: {edges.reason}", Known.NOT_PROVED)
         return
-    share, failed, proved = (edges[f"share_{name}"] for name in ("held", "failed", "proved"))
+    share, failed, proved = edges.share_held, edges.share_failed, edges.share_proved
     value = f"{target} on {share:.4%} of their length"
     rounding = f"rounding bounded on {proved:.2%}" if proved else "rounding sampled"
-    walk = f"float{edges['precision']}, {rounding}"
+    walk = f"float{edges.precision}, {rounding}"
     note = f"{walk}; no piece of another class was met"
-    first = next((edge for edge in edges["edges"] if edge["first_failure"]), None)
-    if first:
+    first = next((edge for edge in edges.edges if edge.first_failure), None)
+    if first and first.first_failure:
         value += f", another class on {failed:.4%}"
-        (one, other), (low, high) = first["corners"], first["first_failure"]
+        (one, other), (low, high) = first.corners, first.first_failure
         note = (
             f"{walk}; another class first between corners {one} and {other}, from {low:.6f} to "
             f"{high:.6f} of the way"
@@ -359,119 +356,116 @@ def _edges(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
     yield Finding(label, value, Known.WALKED if share + failed else Known.NOT_PROVED, note)
 
 
-def _features_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
-    if not (proof := result.get("proof", {}).get("collision")):
+def _features_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
+    if not (proof := result.proof.collision):
         return
     label = "features of every mix"
-    if "reason" in proof:
-        yield Finding(label, proof["reason"], Known.NOT_PROVED)
-    elif (bound := proof["feature_relative_max"]) is not None and bound > 1:
+    if proof.reason:
+        yield Finding(label, proof.reason, Known.NOT_PROVED)
+    elif (bound := proof.feature_relative_max) is not None and bound > 1:
         note = f"the bound is {bound:.3g} of ||f(t)||, and 1 is as far as no features at all"
         yield Finding(label, "no useful bound", Known.NOT_PROVED, note)
-    elif proof["by"] == "linear":
+    elif proof.by == "linear":
         yield Finding(
             label,
-            f"at most {number(proof['feature_relative_max'], '.3g')} of ||f(t)|| from the target's "
+            f"at most {number(proof.feature_relative_max, '.3g')} of ||f(t)|| from the target's "
             "at the first layer",
             Known.PROVED,
             "the layer is linear and hides the difference: what is left is the rounding of the "
-            f"corners as saved, at most {proof['feature_error_max']:.4g} of any value (intervals "
+            f"corners as saved, at most {proof.feature_error_max:.4g} of any value (intervals "
             "in float64)",
         )
-    elif proof["by"] == "affine":
+    elif proof.by == "affine":
         yield Finding(
             label,
-            f"at most {number(proof['feature_relative_max'], '.3g')} of ||f(t)|| from the target's",
+            f"at most {number(proof.feature_relative_max, '.3g')} of ||f(t)|| from the target's",
             Known.PROVED,
-            f"{_past(result)}no inactive unit is above {number(proof['inactive_max'])}, "
-            f"no activation is off by more than {proof['feature_error_max']:.4g} (section 2: the "
+            f"{_past(result)}no inactive unit is above {number(proof.inactive_max)}, "
+            f"no activation is off by more than {proof.feature_error_max:.4g} (section 2: the "
             "layer is affine, so the largest error over the hull is at a corner; of the corners as "
             "saved, in float64)",
         )
     else:
         yield Finding(
             label,
-            f"at most {number(proof['feature_relative_max'], '.3g')} of ||f(t)|| from the target's",
+            f"at most {number(proof.feature_relative_max, '.3g')} of ||f(t)|| from the target's",
             Known.PROVED,
-            f"{_past(result)}no activation is off by more than {proof['feature_error_max']:.4g}; "
-            f"the largest that was met is {number(proof['feature_relative_seen'], '.3g')} of "
-            f"||f(t)|| (bounds in float64, pieces of the hull: {proof['pieces']})",
+            f"{_past(result)}no activation is off by more than {proof.feature_error_max:.4g}; "
+            f"the largest that was met is {number(proof.feature_relative_seen, '.3g')} of "
+            f"||f(t)|| (bounds in float64, pieces of the hull: {proof.pieces})",
         )
 
 
-def _hidden(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
-    if (hidden := result.get("hidden_dimensions")) is None:
+def _hidden(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
+    if (hidden := result.hidden_dimensions) is None:
         return
-    exact, seen = result["hidden_dimensions_exact"], result["seen_dimensions"]
+    exact, seen = result.hidden_dimensions_exact, result.seen_dimensions
     yield Finding(
         "directions of the pixels",
-        f"of {result['pixel_dimensions']:,} the layer sees {'' if exact else 'at least '}{seen:,}",
+        f"of {result.pixel_dimensions:,} the layer sees {'' if exact else 'at least '}{seen:,}",
         Known.MEASURED,
         f"it hides {'' if exact else 'at most '}{hidden:,} at the target (the rank of its active "
         "units' values as a function of the pixels, in float64)",
     )
 
 
-def _rounding(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+def _rounding(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     """What saving an exact hull does to it."""
-    if not (found := result.get("rounding")):
+    if not (found := result.rounding):
         return
-    samples = [result.get(f"dirichlet{suffix}", {}) for suffix in ("", _EIGHT_BIT)]
-    what = "outputs" if "output_relative_max" in samples[0] else "logits"
+    what = "outputs" if result.at("dirichlet.output_relative_max") is not None else "logits"
     key = "output_relative_max" if what == "outputs" else "logit_change_max"
-    off = [number(sample.get(key), ".2g") for sample in samples]
+    off = [number(result.at(f"dirichlet{suffix}.{key}"), ".2g") for suffix in ("", _EIGHT_BIT)]
     unit = " of the target's norm" if what == "outputs" else ""
     yield Finding(
         "first layer's values of every mix",
-        f"{number(found['float64'], '.1g')} of ||W t|| off in float64, as found, "
-        f"{found['float32']:.2g} in float32, as saved, {found['uint8']:.2g} in 8-bit PNGs",
+        f"{number(found.float64, '.1g')} of ||W t|| off in float64, as found, "
+        f"{found.float32:.2g} in float32, as saved, {found.uint8:.2g} in 8-bit PNGs",
         Known.MEASURED,
         f"{what} of sampled mixes are off by at most {off[0]} in float32 and {off[1]} in 8 bits"
         f"{unit}: how much later layers amplify the rounding is not bounded here",
     )
 
 
-def _class_proof(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
-    if not (proof := result.get("proof", {}).get("class")):
+def _class_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
+    if not (proof := result.proof.class_):
         return
-    label, target = "class of every mix", names[result["target_class"]]
-    whole = "weights" if result.get("degenerate") else "volume"  # corners that coincide
-    share = f"{target} on {proof['share_proved']:.2%} of the hull's {whole}"
-    if proof["outcome"] == "proved":
+    label, target = "class of every mix", names[result.target_class]
+    whole = "weights" if result.degenerate else "volume"  # corners that coincide
+    share = f"{target} on {proof.share_proved:.2%} of the hull's {whole}"
+    if proof.outcome == "proved":
         yield Finding(
             label,
-            f"{target}; its logit is at least {proof['margin_min']:.4g} above any other, its "
-            f"probability at least {proof['probability_min']:.4f}",
+            f"{target}; its logit is at least {proof.margin_min:.4g} above any other, its "
+            f"probability at least {proof.probability_min:.4f}",
             Known.PROVED,
-            f"bounds in float64, pieces of the hull: {proof['pieces']}",
+            f"bounds in float64, pieces of the hull: {proof.pieces}",
         )
-    elif proof["outcome"] == "refuted":
-        example = proof["counter_example"]
-        weights = ", ".join(f"{weight:.4g}" for weight in example["weights"])
+    elif proof.outcome == "refuted" and (example := proof.counter_example):
+        weights = ", ".join(f"{weight:.4g}" for weight in example.weights)
         yield Finding(
             label,
-            f"not all {target}: the mix of weights {weights} is {names[example['class']]}",
+            f"not all {target}: the mix of weights {weights} is {names[example.class_]}",
             Known.REFUTED,
-            proof.get("reason", f"bounds in float64 prove {share}"),
+            proof.reason or f"bounds in float64 prove {share}",
         )
-    elif "reason" in proof:
-        yield Finding(label, proof["reason"], Known.NOT_PROVED)
+    elif proof.reason:
+        yield Finding(label, proof.reason, Known.NOT_PROVED)
     else:
         note = "the bounds leave the rest open"
         yield Finding(label, f"undecided: proved {share}", Known.NOT_PROVED, note)
 
 
-def _proved_size(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+def _proved_size(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     """To which share the hull can be shrunk about its centroid so that a statement holds on it."""
-    line = number(result.get("hull_relative"), "g")
+    line = number(result.hull_relative, "g")
     statements = {"collision": f"features within {line} of ||f(t)||"}
     if "target_class" in result:
-        statements = {"class": names[result["target_class"]]} | statements
+        statements = {"class": names[result.target_class]} | statements
     for name, statement in statements.items():
-        proof = result.get("proof", {}).get(name, {})
-        if not (scale := proof.get("scale_proved")):
+        if not (scale := result.at(f"proof.{name}.scale_proved")):
             continue
-        size = proof.get("relative_size_proved")
+        size = result.at(f"proof.{name}.relative_size_proved")
         shrunk = f"the hull shrunk about its centroid to {math.floor(scale * 1000) / 10:g} %"
         yield Finding(
             f"proved size ({name})",
@@ -481,15 +475,15 @@ def _proved_size(result: dict[str, Any], names: Sequence[str]) -> Iterator[Findi
         )
 
 
-def _faces(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
-    proof = result.get("proof", {})
-    faces, of_class = proof.get("faces", {}), proof.get("class", {})
-    label, reason = "class of mixes of three corners", faces.get("reason")
-    if reason and reason != of_class.get("reason"):
+def _faces(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
+    if (faces := result.proof.faces) is None:
+        return
+    label, reason = "class of mixes of three corners", faces.reason
+    if reason and reason != result.at("proof.class.reason"):
         yield Finding(label, reason, Known.NOT_PROVED)
-    elif "triangles" in faces:
-        share, count = faces["share_proved"], len(faces["triangles"])
-        value = f"{names[result['target_class']]} on {share:.2%} of the triangles' area"
+    elif faces.triangles:
+        share, count = faces.share_proved, len(faces.triangles)
+        value = f"{names[result.target_class]} on {share:.2%} of the triangles' area"
         note = f"bounds in float64 over {count} triangle{'s' * (count > 1)}"
         if refuted := _states(faces).count("refuted"):
             value += f", not so in the middle of {refuted} parts"
@@ -500,27 +494,27 @@ def _faces(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
         yield Finding(label, value, known, note)
 
 
-def _states(faces: dict[str, Any]) -> list[str]:
+def _states(faces: Faces) -> list[str]:
     """What is known of each part of each triangle (`prove_faces`)."""
-    return [part["state"] for each in faces.get("triangles", ()) for part in each["parts"]]
+    return [part.state for each in faces.triangles for part in each.parts]
 
 
-def settled(faces: dict[str, Any]) -> bool:
+def settled(faces: Faces) -> bool:
     """Whether some part of a triangle is proved or refuted."""
     return any(state != "undecided" for state in _states(faces))
 
 
-def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
-    if (mean := result.get("corner_distance_mean")) is None:
+def _distances(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
+    if (mean := result.corner_distance_mean) is None:
         return
-    value, note = f"{mean:,.2f} apart on average", result.get("relative_size_reason", "")
-    if (size := result.get("relative_size")) is not None:
+    value, note = f"{mean:,.2f} apart on average", result.relative_size_reason or ""
+    if (size := result.relative_size) is not None:
         value = f"relative size {size:.2f}: {value}, two images of the data set "
-        value += f"{result['dataset_distance_mean']:,.2f}"
-    if scale := result.get("distance_scale"):
+        value += f"{result.dataset_distance_mean:,.2f}"
+    if scale := result.distance_scale:
         value += f" (L2, pixels in 0..{scale})"
     yield Finding("how different the corners are", value, Known.MEASURED, note)
-    pooled = result.get("pooled_sizes") or {}
+    pooled = result.pooled_sizes
     if (largest := pooled.get("8")) is not None:
         squares = ", ".join(f"{size:.2f} ({n}x{n})" for n, size in pooled.items() if n != "1")
         note = f"relative sizes after averaging squares of pixels: {squares}; " + (
@@ -531,22 +525,22 @@ def _distances(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding
         yield Finding("what a person sees", f"relative size {largest:.2f}", Known.MEASURED, note)
 
 
-def _judge(result: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
+def _judge(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     """What an independent network says of the corners."""
-    if not (judge := result.get("judge")):
+    if not (judge := result.judge):
         return
-    said = f"{judge['initial_kept']} of {judge['corners']} corners are {{}}, as the initial image"
-    value = said.format(names[judge["initial_class"]])
-    if (size := judge["size"]) is not None:
+    said = f"{judge.initial_kept} of {judge.corners} corners are {{}}, as the initial image"
+    value = said.format(names[judge.initial_class])
+    if (size := judge.size) is not None:
         value = f"relative size {size:.2f} in its features; {value}"
-    note = f"{judge['target_given']} are {names[result['target_class']]}, as the target is here"
-    yield Finding(f"to {judge['network']}", value, Known.MEASURED, note)
+    note = f"{judge.target_given} are {names[result.target_class]}, as the target is here"
+    yield Finding(f"to {judge.network}", value, Known.MEASURED, note)
 
 
 SEEN = 0.5  # of the data set's distance, after averaging 8x8 pixels: then pictures look different
 
 
-Claim = Callable[[dict[str, Any], Sequence[str]], Iterator[Finding]]
+Claim = Callable[[Evaluation, Sequence[str]], Iterator[Finding]]
 CLAIMS: tuple[Claim, ...] = (
     _outcome, _distances, _judge, _not_measured, _features_proof, _rounding, _hidden, _class_proof,
     _proved_size, _faces, _edges, _worst_case, _sampled, _other_laws,
@@ -595,44 +589,41 @@ BASELINES = (
 )  # fmt: skip
 
 
-def _numbers(entries: Sequence[Entry], result: dict[str, Any], known: Known) -> list[Finding]:
+def _numbers(entries: Sequence[Entry], result: Evaluation, known: Known) -> list[Finding]:
     """A row per entry; those that were not measured are left out, unless there is a reason."""
     rows = []
     for label, key, form in entries:
-        value: Any = result
-        for part in key.split("."):
-            holder, value = value, value.get(part) if isinstance(value, dict) else None
-        reason = result.get(f"{key.removesuffix('_mean')}_reason", "")
+        value, reason = result.at(key), result.at(f"{key.removesuffix('_mean')}_reason")
         values = value if isinstance(value, list) else [value]
         if reason or values != [None]:
             shown = ", ".join(number(each, form) for each in values)
-            kind, note = (Known.NOT_MEASURED, reason) if reason else (known, _counted(holder, part))
+            kind, note = (Known.NOT_MEASURED, reason) if reason else (known, _counted(result, key))
             rows.append(Finding(label, shown, kind, note))
     return rows
 
 
-def _counted(holder: dict[str, Any], key: str) -> str:
+def _counted(result: Evaluation, key: str) -> str:
     """Of how many points a share was counted, and what it says of all."""
-    samples = holder.get(key.removesuffix("accuracy") + "samples")
-    least = holder.get(f"{key}_lower_95")
+    samples = result.at(key.removesuffix("accuracy") + "samples")
+    least = result.at(f"{key}_lower_95")
     if samples is None or least is None:
         return ""
-    error = holder.get(key.removesuffix("accuracy") + "feature_relative_max")
+    error = result.at(key.removesuffix("accuracy") + "feature_relative_max")
     features = "" if error is None else f"; features at most {error:.3g} of ||f(t)|| off"
     return f"of {samples:,} points; at least {least:.2%}, at 95 % confidence{features}"
 
 
-def _points_table(result: dict[str, Any], names: Sequence[str]) -> Table:
+def _points_table(result: Evaluation, names: Sequence[str]) -> Table:
     """One row per sampler."""
-    said = words_of(result.get("output", "classes"), names)
+    said = words_of(result.output, names)
     rows = [
         (
             words,
-            str(sample["samples"]),
+            str(sample.samples),
             *said.sample_cells(sample),
-            number(sample["feature_relative_max"]),
-            number(sample["positive_relative_max"]),
-            number(sample["inactive_kept"]),
+            number(sample.feature_relative_max),
+            number(sample.positive_relative_max),
+            number(sample.inactive_kept),
         )
         for key, words in POINTS.items()
         if (sample := result.get(key))
@@ -642,34 +633,33 @@ def _points_table(result: dict[str, Any], names: Sequence[str]) -> Table:
     return Table("Points of the hull", columns, rows)
 
 
-def _edges_table(edges: dict[str, Any]) -> Table:
+def _edges_table(edges: Edges | None) -> Table:
     """One row per edge; none where no edge could be walked."""
     rows = [
         (
-            "{} to {}".format(*edge["corners"]),
-            f"{edge['walked']:.4%}",
-            f"{edge['proved']:.4%}",
-            str(edge["pieces"]),
-            number(edge["margin_min"]),
-            f"{edge['rounding']:.1e}",
+            "{} to {}".format(*edge.corners),
+            f"{edge.walked:.4%}",
+            f"{edge.proved:.4%}",
+            str(edge.pieces),
+            number(edge.margin_min),
+            f"{edge.rounding:.1e}",
         )
-        for edge in edges.get("edges", ())
+        for edge in (edges.edges if edges else ())
     ]
     columns = ("edge", "walked", "class proved", "pieces", "margin at least", "rounding")
     return Table("Its edges", columns, rows)
 
 
-def comparison(experiment: str, result: dict[str, Any], target: str) -> Table:
+def comparison(experiment: str, result: Evaluation, target: str) -> Table:
     """Tables 1 to 5 as one: this run, and the paper's rows of the same experiment."""
-    sample = result.get("dirichlet", {})
     here = Case(
         "this run",
-        result.get("dataset_distance_mean"),
-        result.get("corner_distance_mean"),
-        sample.get("accuracy"),
-        result["target_probability"],
-        sample.get("probability_mean"),
-        result.get("ball_accuracy"),
+        result.dataset_distance_mean,
+        result.corner_distance_mean,
+        result.at("dirichlet.accuracy"),
+        result.target_probability,
+        result.at("dirichlet.probability_mean"),
+        result.ball_accuracy,
     )
     columns = ("", "distance between images of the data set", "distance between corners",
                f"mixes that are {target}", "probability, target", "probability, mixes",

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..data.files import write_text
 from ..evaluation.lattice import explored
 from ..hull.hull import Hull
+from ..runs.evaluation import Evaluation
 from .escaping import for_markdown
 from .figures import faces_figure, histogram_figure, save_figure, sheet_figure
 from .findings import Description, claims_table, describe
@@ -17,7 +17,7 @@ from .words import words_of
 
 
 def write_report(
-    directory: Path, hull: Hull, result: dict[str, Any], class_names: Sequence[str]
+    directory: Path, hull: Hull, result: Evaluation, class_names: Sequence[str]
 ) -> Description:
     """Write `report.html`, `report.md`, and each figure as PNG and PDF; gives what they say.
 
@@ -31,10 +31,10 @@ def write_report(
     words = words_of(hull.output.kind, class_names)
     sheets = hull_sheets(directory, hull, result, words)
     histogram = histogram_figure(result, words)
-    faces = faces_figure(result.get("proof", {}))
+    faces = faces_figure(result.proof)
     explorer = None
     if len(hull.corners) > 1:
-        explorer = explored(hull, class_names) | {"worst": result.get("worst_case_weights")}
+        explorer = explored(hull, class_names) | {"worst": result.worst_case_weights}
     drawn = {sheet.name: sheet_figure(sheet) for sheet in sheets if sheet.name not in _KEPT}
     charts = {words.chart: histogram} | ({"triangles": faces} if faces else {})
     for name, figure in (drawn | charts).items():

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from ..data.files import write_text
 from ..hull.statistics import counted
+from ..runs.evaluation import Evaluation
 from ..runs.run import Run
 from .figures import save_figure, sizes_figure
 from .page import runs_page
@@ -41,11 +42,9 @@ _SETTINGS = ("experiment", "initial", "target", "classifier", "layer", "corners"
 _NOTE = "Sampled, not proved; feature error: the largest ||f(x) - f(t)|| over ||f(t)||."
 
 
-def row_of(
-    name: str, run: Run, result: dict[str, Any], class_names: Sequence[str]
-) -> dict[str, Any]:
+def row_of(name: str, run: Run, result: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
     """One hull's row: what was run, what was found, which outcome it has."""
-    summary, sample = run.summary, result.get("dirichlet", {})
+    summary = run.summary
     loss = run.config.get("loss")
     initial, target = words_of(summary.output, class_names).pair(summary)
     if summary.output == "features":  # nothing but what the pictures were called
@@ -62,28 +61,28 @@ def row_of(
         "corners": len(run.corners),
         "steps": summary.steps,
         "seconds": summary.seconds,
-        "accuracy": sample.get("accuracy"),
-        "accuracy_lower_95": sample.get("accuracy_lower_95"),
-        "probability_mean": sample.get("probability_mean"),
-        "target_probability": result.get("target_probability"),
-        "cosine_min": sample.get("cosine_min"),
-        "same": sample.get("same"),
-        "feature_relative_max": sample.get("feature_relative_max"),
-        "worst_case_probability": result.get("worst_case_probability"),
-        "worst_case_cosine": result.get("worst_case_cosine"),
-        "corner_distance_mean": result.get("corner_distance_mean"),
-        "relative_size": result.get("relative_size"),
-        "pooled_size": (result.get("pooled_sizes") or {}).get("8"),
-        "initial_distance_mean": result.get("initial_distance_mean"),
+        "accuracy": result.at("dirichlet.accuracy"),
+        "accuracy_lower_95": result.at("dirichlet.accuracy_lower_95"),
+        "probability_mean": result.at("dirichlet.probability_mean"),
+        "target_probability": result.at("target_probability"),
+        "cosine_min": result.at("dirichlet.cosine_min"),
+        "same": result.at("dirichlet.same"),
+        "feature_relative_max": result.at("dirichlet.feature_relative_max"),
+        "worst_case_probability": result.worst_case_probability,
+        "worst_case_cosine": result.worst_case_cosine,
+        "corner_distance_mean": result.corner_distance_mean,
+        "relative_size": result.relative_size,
+        "pooled_size": result.pooled_sizes.get("8"),
+        "initial_distance_mean": result.initial_distance_mean,
         "outcome": _outcome(result),
     }
 
 
-def _outcome(result: dict[str, Any]) -> str:
+def _outcome(result: Evaluation) -> str:
     """One of the three, or what could not be measured."""
-    if failed := result.get("failed"):
+    if failed := result.failed:
         return "not measured: " + "; ".join(f"{name}: {why}" for name, why in failed.items())
-    return str(result["outcome"])
+    return str(result.outcome)
 
 
 def runs_table(rows: Sequence[dict[str, Any]], brief: bool = False) -> Table:

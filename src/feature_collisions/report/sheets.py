@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ..hull.hull import Hull
 from ..patches.database import PatchDatabase, source
 from ..patches.paste import cut_out
 from ..patches.search import Matches
+from ..runs import evaluation
 from ..settings.patches import PatchSettings
 from .words import Words
 
@@ -76,13 +77,15 @@ class Sheet(NamedTuple):
         return self.columns or max(len(row) for row in self.rows)
 
 
-def hull_sheets(directory: Path, hull: Hull, result: dict[str, Any], words: Words) -> list[Sheet]:
+def hull_sheets(
+    directory: Path, hull: Hull, result: evaluation.Evaluation, words: Words
+) -> list[Sheet]:
     """All sheets of a hull; a picture in `directory` that is missing or damaged is left out."""
     channels, height, width = hull.target.shape
     size = (channels, height, width)
     found = [
         corners_sheet(hull, words, composite_at_start(directory, size)),
-        differences_sheet(hull, result.get("boxes", ())),
+        differences_sheet(hull, result.boxes),
         steps_sheet(directory, size),
         _picture_sheet(directory),
         _worst_sheet(directory, size, words.of_worst(result)),
@@ -133,10 +136,10 @@ def _even_mix(hull: Hull, words: Words) -> Panel:
     return Panel(mix[0], "their even mix", said)
 
 
-def differences_sheet(hull: Hull, boxes: Sequence[dict[str, Any]]) -> Sheet | None:
+def differences_sheet(hull: Hull, boxes: Sequence[evaluation.Box]) -> Sheet | None:
     """The corners with coloured boxes where they differ most, as Figure 8 b draws them."""
     drawn = tuple(
-        Box(box["row"], box["column"], box["height"], box["width"], colour)
+        Box(box.row, box.column, box.height, box.width, colour)
         for box, colour in zip(boxes, _COLOURS, strict=False)
     )
     if not drawn:
@@ -144,7 +147,7 @@ def differences_sheet(hull: Hull, boxes: Sequence[dict[str, Any]]) -> Sheet | No
     row = [Panel(image, f"corner {entry.corner}", boxes=drawn)
            for image, entry in zip(hull.corners, hull.summary.corners, strict=True)]  # fmt: skip
     rows = [row[k : k + _WIDEST] for k in range(0, len(row), _WIDEST)]
-    share = sum(box["share"] for box in boxes)
+    share = sum(box.share for box in boxes)
     note = f"The boxes hold {share:.0%} of the corners' variance (Figure 8 b)."
     return Sheet("differences", "Where the corners differ most", rows, note)
 

@@ -19,6 +19,7 @@ from ..data.images import to_uint8
 from ..errors import SettingError
 from ..hull.hull import Hull
 from ..hull.statistics import OUTCOMES
+from ..runs.evaluation import Evaluation
 from ..runs.records import Corner
 from ..runs.run import Run
 from ..settings.train import Settings, WandbSettings
@@ -284,7 +285,7 @@ _OF_OTHERS = ("ball_cosine_min", "ball_clipped_cosine_min", "ball_span_cosine_mi
 
 
 def log_evaluation(
-    mode: str, run: Run, result: dict[str, Any], class_names: Sequence[str]
+    mode: str, run: Run, result: Evaluation, class_names: Sequence[str]
 ) -> str | None:
     """Add an evaluation to W&B.
 
@@ -320,51 +321,38 @@ def log_evaluation(
     return identity.name
 
 
-def hull_figures(result: dict[str, Any]) -> dict[str, Any]:
+_FIGURES = {
+    "outcome": "outcome", "accuracy": "dirichlet.accuracy",
+    "accuracy_lower_95": "dirichlet.accuracy_lower_95", "probability": "dirichlet.probability_mean",
+    "cosine_min": "dirichlet.cosine_min", "same": "dirichlet.same",
+    "feature_error": "dirichlet.feature_relative_max", "relative_size": "relative_size",
+    "corner_distance": "corner_distance_mean", "mean_width": "mean_width",
+    "judge_size": "judge.size", "judge_initial_kept": "judge.initial_kept",
+    "worst_case": "worst_case_probability", "worst_cosine": "worst_case_cosine",
+    "worst_case_correct": "worst_case_correct", "ball_accuracy": "ball_accuracy",
+    "edges_held": "edges.share_held", "edges_proved": "edges.share_proved",
+    "class_proved": "proof.class.share_proved", "class_scale_proved": "proof.class.scale_proved",
+    "class_relative_size_proved": "proof.class.relative_size_proved",
+    "collision_scale_proved": "proof.collision.scale_proved",
+    "collision_relative_size_proved": "proof.collision.relative_size_proved",
+}  # fmt: skip
+"""What runs are compared by, and where `evaluation.json` has it."""
+
+
+def hull_figures(result: Evaluation) -> dict[str, Any]:
     """What runs are compared by: size, accuracy, worst case; those that were measured."""
-    sample = result.get("dirichlet", {})
-    figures = {
-        "outcome": result.get("outcome"),
-        "accuracy": sample.get("accuracy"),
-        "accuracy_lower_95": sample.get("accuracy_lower_95"),
-        "probability": sample.get("probability_mean"),
-        "cosine_min": sample.get("cosine_min"),
-        "same": sample.get("same"),
-        "feature_error": sample.get("feature_relative_max"),
-        "relative_size": result.get("relative_size"),
-        **{f"pooled_size_{n}": size for n, size in (result.get("pooled_sizes") or {}).items()},
-        "corner_distance": result.get("corner_distance_mean"),
-        "mean_width": result.get("mean_width"),
-        "judge_size": result.get("judge", {}).get("size"),
-        "judge_initial_kept": result.get("judge", {}).get("initial_kept"),
-        "worst_case": result.get("worst_case_probability"),
-        "worst_cosine": result.get("worst_case_cosine"),
-        "worst_case_correct": result.get("worst_case_correct"),
-        "ball_accuracy": result.get("ball_accuracy"),
-        "edges_held": result.get("edges", {}).get("share_held"),
-        "edges_proved": result.get("edges", {}).get("share_proved"),
-        "class_proved": result.get("proof", {}).get("class", {}).get("share_proved"),
-        **_sizes_proved(result.get("proof", {})),
-    }
+    figures = {name: result.at(path) for name, path in _FIGURES.items()}
+    figures |= {f"pooled_size_{n}": size for n, size in result.pooled_sizes.items()}
     return {f"hull/{name}": value for name, value in figures.items() if value is not None}
 
 
-def _sizes_proved(proof: dict[str, Any]) -> dict[str, Any]:
-    """To which share the hull can be shrunk, and what size it then has, for both statements."""
-    return {
-        f"{statement}_{name}": proof.get(statement, {}).get(name)
-        for statement in ("class", "collision")
-        for name in ("scale_proved", "relative_size_proved")
-    }
-
-
-def _media(directory: Path, result: dict[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
+def _media(directory: Path, result: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
     """The table, the histograms and the worst point."""
     import wandb
 
     names = [law + suffix for law in SAMPLERS for suffix in ("", "_uint8")]
     names = [name for name in names if name in result]
-    words = words_of(result.get("output", "classes"), class_names)
+    words = words_of(result.output, class_names)
     columns = [key for key in _OF_SAMPLES if any(key in result[name] for name in names)]
     rows = [[name, *(result[name].get(key) for key in columns)] for name in names]
     empty = [None] * (len(columns) - 2)

@@ -1,13 +1,14 @@
 """How a report speaks of what a network's output says: of classes, or of an encoder's features."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
 from ..hull.hull import Hull
 from ..hull.outputs import Features
+from ..runs.evaluation import Evaluation, Sample
 from ..runs.records import Corner, Summary
 from .tables import number
 
@@ -56,7 +57,7 @@ class Words(ABC):
         return ", ".join(self.corner_cells(entry))
 
     @abstractmethod
-    def sample_cells(self, sample: Mapping[str, Any]) -> tuple[str, ...]:
+    def sample_cells(self, sample: Sample) -> tuple[str, ...]:
         """What it says of a sample's points."""
 
     @abstractmethod
@@ -64,11 +65,11 @@ class Words(ABC):
         """What it says of an image, whose output (1, D) is given."""
 
     @abstractmethod
-    def of_worst(self, result: Mapping[str, Any]) -> str:
+    def of_worst(self, result: Evaluation) -> str:
         """What it says of the worst point, or nothing where none was searched."""
 
     @abstractmethod
-    def histogram(self, result: Mapping[str, Any]) -> tuple[str, float]:
+    def histogram(self, result: Evaluation) -> tuple[str, float]:
         """What the histogram's axis is called, and where its line is."""
 
 
@@ -104,13 +105,13 @@ class ClassWords(Words):
         """Its class, and the probability of the target's."""
         return self.names[entry.predicted_class], f"{entry.probability:.4f}"
 
-    def sample_cells(self, sample: Mapping[str, Any]) -> tuple[str, ...]:
+    def sample_cells(self, sample: Sample) -> tuple[str, ...]:
         """The share of the target's class, and its probability."""
         return (
-            f"{sample['accuracy']:.2%}",
-            f"{sample['accuracy_lower_95']:.3%}",
-            f"{sample['probability_mean']:.4f}",
-            f"{sample['probability_min']:.4f}",
+            f"{sample.accuracy:.2%}",
+            f"{sample.accuracy_lower_95:.3%}",
+            f"{sample.probability_mean:.4f}",
+            f"{sample.probability_min:.4f}",
         )
 
     def of_image(self, hull: Hull, output: Tensor) -> str:
@@ -118,19 +119,19 @@ class ClassWords(Words):
         said = hull.output.of_images(output)[0]
         return f"{self.names[said['predicted_class']]}, {said['probability']:.4f}"
 
-    def of_worst(self, result: Mapping[str, Any]) -> str:
+    def of_worst(self, result: Evaluation) -> str:
         """Its class, and the probability of the target's."""
-        if "worst_case_class" not in result:
+        if result.worst_case_class is None:
             return ""
         return (
-            f"{self.names[result['worst_case_class']]}; probability of the target's class "
-            f"{result['worst_case_probability']:.4f}"
+            f"{self.names[result.worst_case_class]}; probability of the target's class "
+            f"{result.worst_case_probability:.4f}"
         )
 
-    def histogram(self, result: Mapping[str, Any]) -> tuple[str, float]:
+    def histogram(self, result: Evaluation) -> tuple[str, float]:
         """The probability of the target's class, and the target's own."""
-        target = self.names[result["target_class"]]
-        return f"probability of {target}", result["target_probability"]
+        target = self.names[result.target_class]
+        return f"probability of {target}", result.target_probability
 
 
 class FeatureWords(Words):
@@ -169,27 +170,27 @@ class FeatureWords(Words):
         """Its cosine."""
         return f"cosine {number(entry.cosine, '.4f')}"
 
-    def sample_cells(self, sample: Mapping[str, Any]) -> tuple[str, ...]:
+    def sample_cells(self, sample: Sample) -> tuple[str, ...]:
         """The cosines, the largest error, and the share above the user's threshold."""
         return (
-            f"{sample['cosine_mean']:.4f}",
-            f"{sample['cosine_min']:.4f}",
-            number(sample["output_relative_max"], ".3g"),
-            number(sample.get("same"), ".2%"),
+            f"{sample.cosine_mean:.4f}",
+            f"{sample.cosine_min:.4f}",
+            number(sample.output_relative_max, ".3g"),
+            number(sample.same, ".2%"),
         )
 
     def of_image(self, hull: Hull, output: Tensor) -> str:
         """Its cosine."""
         return f"cosine {hull.output.of_images(output)[0]['cosine']:.4f}"
 
-    def of_worst(self, result: Mapping[str, Any]) -> str:
+    def of_worst(self, result: Evaluation) -> str:
         """Its cosine."""
-        cosine = result.get("worst_case_cosine")
+        cosine = result.worst_case_cosine
         return "" if cosine is None else f"cosine {cosine:.4f}"
 
-    def histogram(self, result: Mapping[str, Any]) -> tuple[str, float]:
+    def histogram(self, result: Evaluation) -> tuple[str, float]:
         """The cosine, and the initial image's."""
-        return "cosine with the target", result["initial_cosine"]
+        return "cosine with the target", result.initial_cosine
 
 
 def words_of(output: str, names: Sequence[str]) -> Words:

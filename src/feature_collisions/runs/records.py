@@ -52,7 +52,11 @@ class Record(BaseModel):
     def keys(self) -> list[str]:
         """Names of the entries that were set."""
         fields, known = type(self).model_fields, self.model_fields_set
-        return [field.alias or name for name, field in fields.items() if name in known]
+        return [*(f.alias or name for name, f in fields.items() if name in known), *self._unknown()]
+
+    def _unknown(self) -> dict[str, Any]:
+        """Entries of names that the record does not know, where it carries them."""
+        return self.model_extra or {}
 
     def __repr_args__(self) -> list[tuple[str, Any]]:
         return [(key, self[key]) for key in self]
@@ -67,11 +71,18 @@ class Record(BaseModel):
         for name, field in type(self).model_fields.items():
             if key == (field.alias or name) and name in self.model_fields_set:
                 return getattr(self, name)
-        raise KeyError(key)
+        return self._unknown()[key]
 
     def get(self, key: str, default: Any = None) -> Any:
         """The entry, or `default` where it was not set."""
         return self[key] if key in self else default  # noqa: SIM401
+
+    def at(self, path: str) -> Any:
+        """The entry at `proof.class.outcome`, say, or None where it was not set."""
+        found: Any = self
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, Record | dict) else None
+        return found
 
     def __setitem__(self, key: str, value: Any) -> None:
         setattr(self, key, value)

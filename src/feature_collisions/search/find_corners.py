@@ -483,4 +483,4 @@ def find_corners(
     named: Any = ",".join(map(str, layer)) if isinstance(layer, list | tuple) else layer
     settings |= {"output": output, "threshold": threshold}
     pair: Any = (initial, target)  # checked there, None too
-    return Search(model, named, *pair, corners, **settings).run(logger)
+    return Search(model, named, pair[0], pair[1], corners, **settings).run(logger)
