@@ -1,7 +1,7 @@
 """What first layers hide: exact hulls of whole networks, a survey of stems, hybrid pictures.
 
-Hulls, near photographs and far: sizes, seconds, and how much the layer's values and the outputs of
-random mixes differ from the target's, in float64, float32 and 8 bits.
+Hulls, near photographs and far: sizes, processor seconds, and how much the layer's values and the
+outputs of random mixes differ from the target's, in float64, float32 and 8 bits.
 Run: PYTHONPATH=DIR python benchmarks/exact.py hulls --networks MODULE:NAME:SIZE NAME --root DIR
 A name alone is timm's, with random weights, which the theorem allows.
 Survey: python benchmarks/exact.py survey FIGURE     Pictures: ... pictures FIGURE --networks ...
@@ -100,7 +100,7 @@ def flipped(polytope: Polytope, corners: Tensor, flips: int) -> Tensor:
 
 def hulls(arguments: argparse.Namespace) -> None:
     columns = ("network", "hidden of directions", "corners", "size", "of 2x2, 4x4, 8x8 averages",
-               "seconds", "||W (c - t)||: float64, 32, 8 bits, flipped",
+               "processor s", "||W (c - t)||: float64, 32, 8 bits, flipped",
                "outputs: float64, 32, 8 bits, flipped")  # fmt: skip
     print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
     for name in arguments.networks:
@@ -110,12 +110,12 @@ def hulls(arguments: argparse.Namespace) -> None:
         sample = torch.stack([images[k] for k in range(0, len(images), -(-len(images) // 100))])
         for kind, towards in (("near", given[1:]), ("far", 5)):
             problem = ExactCorners(model, given[0], towards)
-            started, polytope = time.perf_counter(), problem.polytope
+            started, polytope = time.process_time(), problem.polytope
             if kind == "near":
                 found, _ = polytope.nearest(given[1:].flatten(1).double())
             else:
                 found, _ = polytope.apart(5, torch.Generator().manual_seed(0))
-            seconds = time.perf_counter() - started
+            seconds = time.process_time() - started
             shape = (-1, *given[0].shape)
             saved = found.float().view(shape)
             sets = {"64": found.view(shape), "32": saved, "8": (saved.double() * 255).round() / 255}

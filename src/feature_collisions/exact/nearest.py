@@ -16,6 +16,7 @@ _TOLERANCE = 1e-12  # of the sides' norm: what float64 leaves
 _SHORTEST = 2.0**-40  # of a step: below it rounding decides
 _CONJUGATE = 60  # conjugate gradient steps in one of Newton's
 _DIRECT = 2**32  # products in forming systems that are solved at once, as the last few are
+_HELD = 2**22  # numbers of the rows of columns that are solved together: 32 MiB
 _LITTLE = 1e-10  # added to curvatures of about 1, at least: pixels at 0 and 1 may leave none
 _PAST = 0.5  # of a step's first slope: its last is no further below 0
 
@@ -154,18 +155,19 @@ def _newton(rows: Rows, state: _State, equal: Tensor, error: float) -> _State:
 def _solved(
     weight: Tensor, moving: Tensor, inside: Tensor, goal: Tensor, damping: Tensor
 ) -> Tensor:
-    """The same system solved at once, column by column of the goal (M, B)."""
-    found = []
-    for row, column, side, little in zip(moving.mT, inside.mT, goal.mT, damping, strict=True):
-        of = row.nonzero()[:, 0]
-        part = weight[of][:, column > 0]
-        curved = part @ part.mT
-        curved.diagonal().add_(little)
+    """The same system solved at once, for many columns of the goal (M, B) together."""
+    found = torch.zeros_like(goal)
+    for part in torch.arange(goal.shape[1]).split(max(1, _HELD // weight.numel())):
+        of = moving[:, part].any(1).nonzero()[:, 0]
+        seen = weight[of][:, inside[:, part].any(1)]
+        rows = moving[of][:, part].mT[:, :, None] * seen
+        rows = rows * inside[:, part][inside[:, part].any(1)].mT[:, None]
+        curved = rows @ rows.mT  # (B, M, M)
+        curved.diagonal(dim1=1, dim2=2).add_(damping[part, None])
         factor = torch.linalg.cholesky(curved)
-        solved = torch.zeros_like(side)
-        solved[of] = torch.cholesky_solve(side[of, None], factor)[:, 0]
-        found.append(solved)
-    return torch.stack(found, 1)
+        solved = torch.cholesky_solve(goal[of][:, part].mT[..., None], factor)
+        found[of[:, None], part] = solved[..., 0].mT
+    return found
 
 
 def _conjugate_gradients(
