@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import fx
-from torch.fx.node import map_arg
 
 from .activations import (
     aten,
@@ -253,13 +252,6 @@ def pooling(node: fx.Node) -> tuple[Any, ...]:
         tuple(option) if isinstance(option, list) else option
         for option in (options[name] for name in names)
     )
-
-
-def nodes_in(arguments: Any) -> list[fx.Node]:
-    """The nodes among arguments, nested ones too."""
-    found: list[fx.Node] = []
-    map_arg(arguments, found.append)
-    return found
 
 
 # Writes in place

@@ -150,12 +150,7 @@ _OTHERS = ("first_failure", "margin_min", "unconfirmed")
 
 def _sound(kept: Any) -> bool:
     """Whether an entry has what `edges.Edge` needs, within its range."""
-    if not isinstance(kept, dict) or kept.keys() != {
-        *_NUMBERS,
-        "first_failure",
-        "margin_min",
-        "unconfirmed",
-    }:
+    if not isinstance(kept, dict) or kept.keys() != {*_NUMBERS, *_OTHERS}:
         return False
     first, least = kept["first_failure"], kept["margin_min"]
     if not all(_finite(kept[name]) and kept[name] >= 0 for name in _NUMBERS):

@@ -19,10 +19,6 @@ def class_probabilities(model: nn.Module, images: Tensor) -> Tensor:
     return logits_of(model, images).softmax(1)
 
 
-OF_UNITS = ("unit", "side", "negative", "unit_preactivation")
-"""What a corner's entry has where it pushes a unit."""
-
-
 def summarise(
     graph: Graph,
     layer: str,
