@@ -40,7 +40,6 @@ class Activation:
         name: as summaries give it: `relu`, `gelu`.
         function: pre-activations to activations, of any shape; one that can be pickled.
         sides: none, one or two.
-        turn: where a function that is not monotone has its only minimum.
         inflections: places, kinks included, between which it is convex or concave; None: unknown,
             so that proofs have no bounds for it.
         off: how far what is computed may be off from a function that is.
@@ -49,7 +48,6 @@ class Activation:
     name: str
     function: Callable[[Tensor], Tensor] = field(compare=False)
     sides: tuple[Side, ...] = ()
-    turn: float | None = None
     inflections: tuple[float, ...] | None = None
     off: float = 0.0
 
@@ -95,15 +93,6 @@ class Activation:
                 return None
             low, high = float(z[max(count - 1, 0)]), float(z[min(count, _POINTS - 1)])
         return side.sign * low
-
-    def range_over(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and the largest value over intervals [low, high], up to rounding."""
-        ends = self.function(low), self.function(high)
-        least, largest = torch.minimum(*ends), torch.maximum(*ends)
-        if self.turn is not None:
-            lowest = self.function(low.new_tensor(self.turn))
-            least = torch.where((low < self.turn) & (self.turn < high), lowest, least)
-        return least, largest
 
 
 _FAR, _POINTS = 60.0, 30_001
@@ -196,10 +185,9 @@ def _gelu(node: fx.Node) -> Activation:
     given = given_by_name(node, ("input", "approximate"))
     form = str(given.get("approximate", "none"))
     exact = form == "none"
-    turn = -0.7517915246935645 if exact else -0.7524614220710163
     inflection = math.sqrt(2) if exact else 1.4185040087908285
     function = partial(gelu, approximate=form)
-    return Activation("gelu", function, (Side(1, 0.0),), turn, (-inflection, inflection))
+    return Activation("gelu", function, (Side(1, 0.0),), (-inflection, inflection))
 
 
 def _scaled_elu(z: Tensor, alpha: float, scale: float, inner: float) -> Tensor:
@@ -242,19 +230,18 @@ def _softplus(node: fx.Node) -> Activation:
 _SELU_FLOOR = -1.0507009873554805 * 1.6732632423543772
 _FIXED: dict[Any, Activation] = {
     aten.hardswish.default: Activation(
-        "hardswish", F.hardswish, (Side(1, 0.0, -3.0),), -1.5, (-3.0, 3.0)
+        "hardswish", F.hardswish, (Side(1, 0.0, -3.0),), (-3.0, 3.0)
     ),
     aten.hardsigmoid.default: Activation(
         "hardsigmoid", F.hardsigmoid, (Side(1, 0.0, -3.0), Side(-1, 1.0, 3.0))
     ),
     aten.silu.default: Activation(
-        "silu", F.silu, (Side(1, 0.0),), -1.278464542761074, (-2.399357280515468, 2.399357280515468)
+        "silu", F.silu, (Side(1, 0.0),), (-2.399357280515468, 2.399357280515468)
     ),
     aten.mish.default: Activation(
         "mish",
         F.mish,
         (Side(1, 0.0),),
-        -1.1924312145154952,
         (-2.2563763963607935, 1.4905711794854284),
     ),
     aten.selu.default: Activation("selu", F.selu, (Side(1, _SELU_FLOOR),), inflections=(0.0,)),
