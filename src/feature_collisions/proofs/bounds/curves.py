@@ -16,6 +16,7 @@ from torch import Tensor
 from ...graph.activations import Activation
 
 _REACH, _TOUCHING = 12.0, 2049  # how far out an activation bends, and points of a part to touch
+_FAR = 1e4  # as far out functions of positive numbers are touched
 _OFF = 2.0**-44  # of a value's size: the float64 functions and derivatives are closer than that
 
 
@@ -53,6 +54,8 @@ class Shape:
         low = max(start, min(end, _REACH) - 2 * _REACH)
         high = min(end, low + 2 * _REACH)
         points = torch.linspace(low, high, _TOUCHING, dtype=torch.float64, device=like.device)
+        if start > 0:  # of a function of positive numbers, which is steepest where it starts
+            points = start * (_FAR / start) ** torch.linspace(0, 1, _TOUCHING).to(points)
         slopes = self._slope_within(points, start, end)
         convex = bool(slopes[-1] >= slopes[0])
         if not convex:
@@ -84,7 +87,11 @@ class Shape:
             if convex == (sign < 0):
                 touch = _between(points, slopes, slope).maximum(first).minimum(last)
                 steep, value = self._slope_within(touch, start, end), self.function(touch)
-                at_ends = [sign * (value + steep * (x - touch) - slope * x) for x in (first, last)]
+                rises = [steep * (x - touch) for x in (first, last)]
+                at_ends = [
+                    sign * (value + rise - slope * x) + _OFF * rise.abs()
+                    for rise, x in zip(rises, (first, last), strict=True)
+                ]
             here = torch.maximum(*at_ends)
             found = torch.where(first <= last, found.maximum(here), found)
         found = found + self.error(torch.maximum(low.abs(), high.abs()), slope)

@@ -156,7 +156,8 @@ class Bounds:
             (plane, found), terms = of_product(step, *given), step.terms
         else:
             (plane, found), terms = of_softmax(step, *given), step.shape[step.axis]
-        toll = self._charge(step, terms, plane.size + plane.middle.abs().amax(1))
+        rest = (plane.middle.abs() + plane.radius).amax(1)
+        toll = self._charge(step, terms, plane.size + rest + found.largest)
         return Enclosure(found.middle, found.radius, found.low, found.high, toll, plane=plane)
 
     def _max_pool(self, step: MaxPool) -> Enclosure:
