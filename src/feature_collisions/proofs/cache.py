@@ -13,7 +13,7 @@ from ..data.files import load_tensors, read_json, save_tensors, write_json
 from ..errors import SettingError
 from ..graph.graph import held_by
 
-_METHOD = 9  # raise it when the walk or its judgement changes: what was proved otherwise is stale
+_METHOD = 10  # raise it when the walk or its judgement changes: what was proved otherwise is stale
 
 
 def proof_key(
