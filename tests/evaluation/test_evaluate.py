@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from feature_collisions.data.devices import sparing
+from feature_collisions.data.devices import explain_out_of_memory
 from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.evaluate import Subject
@@ -204,7 +204,7 @@ def test_memory_that_runs_out_is_named_with_what_to_do(tmp_path, monkeypatch):
     assert found["failed"]["dirichlet"].startswith("out of memory on cpu; end what else runs there")
     assert found["worst_case_probability"] >= 0  # the others are kept
     message = r"out of memory on cuda:0; .*trainer\.accelerator=cpu"
-    with pytest.raises(SettingError, match=message), sparing(torch.device("cuda", 0)):
+    with pytest.raises(SettingError, match=message), explain_out_of_memory(torch.device("cuda", 0)):
         hungry()
 
 

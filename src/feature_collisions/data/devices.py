@@ -76,7 +76,7 @@ def in_half(device: torch.device, precision: torch.dtype | None) -> AbstractCont
 
 
 @contextmanager
-def sparing(device: torch.device) -> Iterator[None]:
+def explain_out_of_memory(device: torch.device) -> Iterator[None]:
     """Say in a SettingError what to do when the device's memory runs out."""
     try:
         yield

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..data.caches import cache_path
-from ..data.devices import sparing
+from ..data.devices import explain_out_of_memory
 from ..data.files import write_json
 from ..data.images import pooled_distance, save_png
 from ..errors import SettingError
@@ -83,7 +83,7 @@ def evaluate(
     for name, measure in measurements.items():
         started = time.perf_counter()
         try:
-            with sparing(hull.corners.device):
+            with explain_out_of_memory(hull.corners.device):
                 found = measure(Subject(hull, settings, directory, result))
             result = result.with_entries(json.loads(json.dumps(found, allow_nan=False)))
         except Exception as error:  # whatever it is, the other measurements must not be lost

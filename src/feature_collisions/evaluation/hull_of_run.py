@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..data.datasets import DataSplit, load_data
-from ..data.devices import CPU, sparing
+from ..data.devices import CPU, explain_out_of_memory
 from ..errors import SettingError
 from ..evaluation.run_checks import check_figures, check_units
 from ..graph.graph import evaluating
@@ -76,7 +76,7 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
         )
     model = _matching(run, classifiers, data, seed)
     place, double = _places(settings)[0], settings.trainer.get("precision") == "64-true"
-    with sparing(place):
+    with explain_out_of_memory(place):
         model.to(place, torch.float64 if double else None)
     if run.config.get("channels_last") is True:
         model.to(memory_format=torch.channels_last)
@@ -207,7 +207,7 @@ def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull
     if run.config.get("channels_last") is True:
         run.corners = run.corners.contiguous(memory_format=torch.channels_last)
     try:
-        with sparing(device_of(model)):
+        with explain_out_of_memory(device_of(model)):
             if settings.output.threshold is not None:
                 check_output(run.summary.output, settings.output.threshold)
                 run.summary = run.summary | {"threshold": settings.output.threshold}

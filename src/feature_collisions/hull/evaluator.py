@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.devices import CPU, in_half, sparing, without_tf32
+from ..data.devices import CPU, explain_out_of_memory, in_half, without_tf32
 from ..data.memory import images_at_once
 from ..data.threads import Threads, threads_of_cpu
 from ..errors import SettingError
@@ -80,7 +80,7 @@ class Replica:
         same = device == self.device
         weights = [*self.model.parameters(), *self.model.buffers()] if same else []
         model, observed = copied((self.model, self.observed), weights)
-        with sparing(device):
+        with explain_out_of_memory(device):
             return Replica(
                 model.eval().to(device), observed.to(device), self.corners.to(device),
                 copied(self.features).to(device), self.output.to(device),
@@ -148,7 +148,7 @@ class Evaluator:
         """
 
         def call(replica: Replica, part: Tensor) -> Result:
-            with sparing(replica.device):
+            with explain_out_of_memory(replica.device):
                 return work(replica, part)
 
         turns = zip(cycle(self.replicas), parts, strict=False)
