@@ -6,7 +6,7 @@ from matplotlib.colors import to_hex
 
 from feature_collisions.proofs.faces import prove_faces
 from feature_collisions.report.figures import _STATES, faces_figure
-from feature_collisions.report.findings import CLAIMS, Known
+from feature_collisions.report.findings import CLAIMS, Evidence
 from feature_collisions.runs.evaluation import Evaluation, Proofs
 from helpers.hulls import NAMES, valley
 
@@ -31,7 +31,7 @@ def test_without_triangles_or_a_part_that_is_settled_there_is_no_picture_but_a_s
     result = of_faces(found)
     assert faces_figure(result.proof) is None
     (row,) = [row for claim in CLAIMS for row in claim(result, NAMES) if "three" in row.label]
-    assert row.known == Known.NOT_PROVED
+    assert row.known == Evidence.NOT_PROVED
     assert "nothing to draw" in row.note
     assert faces_figure(Proofs()) is None
     assert faces_figure(of_faces({"reason": "needs three corners"}).proof) is None
@@ -46,7 +46,7 @@ def test_a_share_of_the_triangles_is_not_called_proved() -> None:
     found = prove_faces(valley().problem, 0)
     parts = [part for triangle in found["triangles"] for part in triangle["parts"]]
 
-    def known() -> Known:
+    def known() -> Evidence:
         result = of_faces(found)
         (row,) = [row for claim in CLAIMS for row in claim(result, NAMES) if "three" in row.label]
         return row.known
@@ -54,7 +54,7 @@ def test_a_share_of_the_triangles_is_not_called_proved() -> None:
     for part in parts:
         part["state"] = "proved"
     found["share_proved"] = 1.0
-    assert known() is Known.PROVED
+    assert known() is Evidence.PROVED
     parts[-1]["state"] = "undecided"
     found["share_proved"] = 0.999999
-    assert known() is Known.NOT_PROVED
+    assert known() is Evidence.NOT_PROVED

@@ -7,7 +7,7 @@ from markdown_it import MarkdownIt
 
 from feature_collisions.evaluation.evaluate import OF_TWO_CORNERS, SAMPLED
 from feature_collisions.report.escaping import for_line
-from feature_collisions.report.findings import MEANINGS, Known, claims_table, describe
+from feature_collisions.report.findings import MEANINGS, Evidence, claims_table, describe
 from feature_collisions.report.report import write_report
 from feature_collisions.report.tables import as_text
 from feature_collisions.runs.evaluation import Evaluation
@@ -161,19 +161,19 @@ def claims_of(**entries):
 def test_what_is_proved_of_a_share_is_said_of_that_share():
     proof = {"outcome": "undecided", "share_proved": 0.25, "pieces": 7}
     claim = claims_of(proof={"class": proof})["class of every mix"]
-    assert claim.known is Known.NOT_PROVED
+    assert claim.known is Evidence.NOT_PROVED
     assert claim.value == "undecided: proved seven on 25.00% of the hull's volume"
     claim = claims_of(proof={"class": proof}, degenerate=True)["class of every mix"]
     assert claim.value.endswith("of the hull's weights")
     claim = claims_of(proof={"class": proof | {"share_proved": 0.0}})["class of every mix"]
-    assert claim.known is Known.NOT_PROVED
+    assert claim.known is Evidence.NOT_PROVED
 
 
 def test_a_counter_example_is_shown():
     example = {"weights": [0.25, 0.75], "class": 0}
     proof = {"outcome": "refuted", "share_proved": 0.5, "pieces": 7, "counter_example": example}
     claim = claims_of(proof={"class": proof})["class of every mix"]
-    assert claim.known is Known.REFUTED
+    assert claim.known is Evidence.REFUTED
     assert claim.value == f"not all seven: the mix of weights 0.25, 0.75 is {NAMES[0]}"
     assert claim.note == "bounds in float64 prove seven on 50.00% of the hull's volume"
 
@@ -191,7 +191,7 @@ def test_a_bound_above_one_is_no_useful_bound(by):
     proof = {"by": by, "feature_relative_max": 7.16, "feature_error_max": 9.0, "inactive_max": 1.0,
              "feature_relative_seen": 0.01, "pieces": 9, "seconds": 1.0}  # fmt: skip
     claim = claims_of(proof={"collision": proof})["features of every mix"]
-    assert claim.known is Known.NOT_PROVED
+    assert claim.known is Evidence.NOT_PROVED
     assert claim.value == "no useful bound"
 
 
@@ -199,7 +199,7 @@ def test_a_bound_above_one_is_no_useful_bound(by):
 def test_what_is_not_proved_says_why(part):
     proof = {"reason": "the layer bends", "outcome": "undecided", "share_proved": 0.0}
     (claim,) = claims_of(proof={part: proof}).values()
-    assert claim.known is Known.NOT_PROVED
+    assert claim.known is Evidence.NOT_PROVED
     assert claim.value == "the layer bends"
 
 
@@ -225,9 +225,9 @@ def test_edges_that_fail_are_named():
     (claim,) = claims_of(edges=clean | {"edges": [edge | {"first_failure": None}]}).values()
     assert claim.value == "30.30% walked, all seven; 69.70% not reached"
     (claim,) = claims_of(edges=edges | {"share_held": 0, "share_failed": 0}).values()
-    assert claim.known is Known.NOT_PROVED
+    assert claim.known is Evidence.NOT_PROVED
     (claim,) = claims_of(edges={"reason": "GELU bends everywhere"}).values()
-    assert claim.known is Known.NOT_PROVED
+    assert claim.known is Evidence.NOT_PROVED
     assert claim.value == "not walked: GELU bends everywhere"
 
 
@@ -238,7 +238,7 @@ def test_a_worst_point_of_another_class_is_named():
 
 
 def test_each_way_of_knowing_is_explained():
-    assert set(MEANINGS) == set(Known)
+    assert set(MEANINGS) == set(Evidence)
 
 
 def test_the_proved_size_is_said_where_there_is_one():
@@ -247,7 +247,7 @@ def test_the_proved_size_is_said_where_there_is_one():
     whole = {"by": "bounds", "feature_relative_max": 0.05, "feature_error_max": 0.25, "pieces": 9,
              "feature_relative_seen": 0.0125, "scale_proved": 1.0}  # fmt: skip
     claims = claims_of(proof={"class": part, "collision": whole}, hull_relative=0.2)
-    assert claims["proved size (class)"].known is Known.PROVED
+    assert claims["proved size (class)"].known is Evidence.PROVED
     assert claims["proved size (class)"].value.endswith("shrunk about its centroid to 61.9 %")
     assert claims["proved size (class)"].note == "relative size 0.31"
     assert "0.2 of ||f(t)|| on the whole" in claims["proved size (collision)"].value

@@ -18,7 +18,7 @@ from .tables import Table, number
 from .words import words_of
 
 
-class Known(StrEnum):
+class Evidence(StrEnum):
     """How a finding is known."""
 
     PROVED = "proved"
@@ -32,14 +32,14 @@ class Known(StrEnum):
 
 
 MEANINGS = {
-    Known.PROVED: "holds at every point that is spoken of, sampled or not",
-    Known.REFUTED: "a point is shown of which it does not hold",
-    Known.WALKED: "computed along edges, up to rounding: bend by bend, or by bounds between points",
-    Known.SEARCHED: "the worst point that a gradient search found; there may be a worse one",
-    Known.SAMPLED: "of points drawn at random; nothing is certain of any other point",
-    Known.MEASURED: "computed from the pictures themselves",
-    Known.NOT_PROVED: "tried, and left open: here it is an empirical finding",
-    Known.NOT_MEASURED: "failed, or left out",
+    Evidence.PROVED: "holds at every point that is spoken of, sampled or not",
+    Evidence.REFUTED: "a point is shown of which it does not hold",
+    Evidence.WALKED: "computed along edges, up to rounding: bend by bend, or by bounds between points",
+    Evidence.SEARCHED: "the worst point that a gradient search found; there may be a worse one",
+    Evidence.SAMPLED: "of points drawn at random; nothing is certain of any other point",
+    Evidence.MEASURED: "computed from the pictures themselves",
+    Evidence.NOT_PROVED: "tried, and left open: here it is an empirical finding",
+    Evidence.NOT_MEASURED: "failed, or left out",
 }
 
 _HEADLINES = {
@@ -81,7 +81,7 @@ class Finding(NamedTuple):
 
     label: str
     value: str
-    known: Known
+    known: Evidence
     note: str = ""
 
 
@@ -111,8 +111,8 @@ def describe(summary: Summary, result: Evaluation, class_names: Sequence[str]) -
         *([comparison(summary.experiment, result, target)] if "target_class" in result else []),
         corners_table(summary, class_names),
         _points_table(result, class_names),
-        _table("How large the hull is", _numbers(SIZES, result, Known.MEASURED)),
-        _table("What it is compared with (Table 5)", _numbers(BASELINES, result, Known.SAMPLED)),
+        _table("How large the hull is", _numbers(SIZES, result, Evidence.MEASURED)),
+        _table("What it is compared with (Table 5)", _numbers(BASELINES, result, Evidence.SAMPLED)),
         _edges_table(result.edges),
     ]
     return Description(
@@ -203,9 +203,9 @@ def distance_line(summary: Summary, of_images: float | None = None) -> str:
 
 def _not_measured(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     for name, reason in result.failed.items():
-        yield Finding(name, reason, Known.NOT_MEASURED)
+        yield Finding(name, reason, Evidence.NOT_MEASURED)
     if left_out := result.left_out:
-        yield Finding("needs two corners", ", ".join(left_out), Known.NOT_MEASURED)
+        yield Finding("needs two corners", ", ".join(left_out), Evidence.NOT_MEASURED)
 
 
 def _outcome(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
@@ -217,7 +217,7 @@ def _outcome(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         value = result.outcome
         if error is not None:
             value += f"; feature error {error:.2g} of ||f(t)||, the line is {_line(result)}"
-        yield Finding("outcome", value, Known.SAMPLED, note)
+        yield Finding("outcome", value, Evidence.SAMPLED, note)
 
 
 def _line(result: Evaluation) -> str:
@@ -233,7 +233,7 @@ def _sampled(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         yield Finding(
             "features of those mixes",
             f"at most {error:.3g} of ||f(t)|| from the target's",
-            Known.SAMPLED,
+            Evidence.SAMPLED,
             _seen_behind(result),
         )
 
@@ -244,7 +244,7 @@ def _cosines(sample: Sample, result: Evaluation) -> Iterator[Finding]:
         "cosine of mixes with the target",
         f"{sample.cosine_min:.4f} at least, {sample.cosine_mean:.4f} on average, of "
         f"{sample.samples}",
-        Known.SAMPLED,
+        Evidence.SAMPLED,
         f"of what the encoder returns, whose largest relative error is "
         f"{number(sample.output_relative_max, '.3g')}; the initial image's cosine is "
         f"{result.initial_cosine:.4f}",
@@ -253,7 +253,7 @@ def _cosines(sample: Sample, result: Evaluation) -> Iterator[Finding]:
         yield Finding(
             "mixes that are the same as the target",
             f"{sample.same:.2%} of {sample.samples}, so at least {sample.same_lower_95:.3%} of all",
-            Known.SAMPLED,
+            Evidence.SAMPLED,
             f"to a user who takes a cosine above {result.threshold:g} for the same; drawn "
             "uniformly from the hull, at 95 % confidence (Clopper-Pearson)",
         )
@@ -266,13 +266,13 @@ def _classes(sample: Sample, result: Evaluation, names: Sequence[str]) -> Iterat
         f"mixes of the corners that are {target}",
         f"{sample.accuracy:.2%} of {sample.samples}, so at least "
         f"{sample.accuracy_lower_95:.3%} of all",
-        Known.SAMPLED,
+        Evidence.SAMPLED,
         "drawn uniformly from the hull; at 95 % confidence (Clopper-Pearson)",
     )
     yield Finding(
         f"their probability of {target}",
         f"{sample.probability_mean:.4f} on average, {sample.probability_min:.4f} at least",
-        Known.SAMPLED,
+        Evidence.SAMPLED,
         f"the target's own is {result.target_probability:.4f}",
     )
 
@@ -298,7 +298,7 @@ def _other_laws(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         yield Finding(
             "cosine of mixes with the target, with other samplers",
             f"{least:.4f} or more of each sample",
-            Known.SAMPLED,
+            Evidence.SAMPLED,
             "; ".join(f"{law}: {sample.cosine_min:.4f}" for law, sample in others.items()),
         )
     elif others:
@@ -306,7 +306,7 @@ def _other_laws(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         yield Finding(
             f"mixes that are {names[result.target_class]}, with other samplers",
             f"{share:.2%} or more of each sample",
-            Known.SAMPLED,
+            Evidence.SAMPLED,
             "; ".join(f"{law}: {sample.accuracy:.2%}" for law, sample in others.items()),
         )
 
@@ -314,7 +314,7 @@ def _other_laws(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
 def _worst_case(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     if (cosine := result.worst_case_cosine) is not None:
         yield Finding(
-            "worst mix found", f"a cosine of {cosine:.4f} with the target", Known.SEARCHED
+            "worst mix found", f"a cosine of {cosine:.4f} with the target", Evidence.SEARCHED
         )
     if result.worst_case_class is None:
         return
@@ -323,7 +323,7 @@ def _worst_case(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         "worst mix found",
         f"{'still' if result.worst_case_correct else 'not'} {target}, with probability "
         f"{result.worst_case_probability:.4f}",
-        Known.SEARCHED,
+        Evidence.SEARCHED,
         "" if result.worst_case_correct else f"its class is {seen}",
     )
 
@@ -333,7 +333,7 @@ def _edges(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         return
     label, target = "edges between corners", names[result.target_class]
     if edges.reason:
-        yield Finding(label, f"not walked: {edges.reason}", Known.NOT_PROVED)
+        yield Finding(label, f"not walked: {edges.reason}", Evidence.NOT_PROVED)
         return
     share, failed, proved = edges.share_held, edges.share_failed, edges.share_proved
     value = f"{target} on {share:.4%} of their length"
@@ -353,7 +353,7 @@ def _edges(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         rest = 1 - share - failed
         value = f"{share + failed:.2%} walked, {others}; {rest:.2%} not reached"
         value = value if share + failed else "none of their length was reached"
-    yield Finding(label, value, Known.WALKED if share + failed else Known.NOT_PROVED, note)
+    yield Finding(label, value, Evidence.WALKED if share + failed else Evidence.NOT_PROVED, note)
 
 
 def _features_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
@@ -361,16 +361,16 @@ def _features_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Findin
         return
     label = "features of every mix"
     if proof.reason:
-        yield Finding(label, proof.reason, Known.NOT_PROVED)
+        yield Finding(label, proof.reason, Evidence.NOT_PROVED)
     elif (bound := proof.feature_relative_max) is not None and bound > 1:
         note = f"the bound is {bound:.3g} of ||f(t)||, and 1 is as far as no features at all"
-        yield Finding(label, "no useful bound", Known.NOT_PROVED, note)
+        yield Finding(label, "no useful bound", Evidence.NOT_PROVED, note)
     elif proof.by == "linear":
         yield Finding(
             label,
             f"at most {number(proof.feature_relative_max, '.3g')} of ||f(t)|| from the target's "
             "at the first layer",
-            Known.PROVED,
+            Evidence.PROVED,
             "the layer is linear and hides the difference: what is left is the rounding of the "
             f"corners as saved, at most {proof.feature_error_max:.4g} of any value (intervals "
             "in float64)",
@@ -379,7 +379,7 @@ def _features_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Findin
         yield Finding(
             label,
             f"at most {number(proof.feature_relative_max, '.3g')} of ||f(t)|| from the target's",
-            Known.PROVED,
+            Evidence.PROVED,
             f"{_past(result)}no inactive unit is above {number(proof.inactive_max)}, "
             f"no activation is off by more than {proof.feature_error_max:.4g} (section 2: the "
             "layer is affine, so the largest error over the hull is at a corner; of the corners as "
@@ -389,7 +389,7 @@ def _features_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Findin
         yield Finding(
             label,
             f"at most {number(proof.feature_relative_max, '.3g')} of ||f(t)|| from the target's",
-            Known.PROVED,
+            Evidence.PROVED,
             f"{_past(result)}no activation is off by more than {proof.feature_error_max:.4g}; "
             f"the largest that was met is {number(proof.feature_relative_seen, '.3g')} of "
             f"||f(t)|| (bounds in float64, pieces of the hull: {proof.pieces})",
@@ -403,7 +403,7 @@ def _hidden(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     yield Finding(
         "directions of the pixels",
         f"of {result.pixel_dimensions:,} the layer sees {'' if exact else 'at least '}{seen:,}",
-        Known.MEASURED,
+        Evidence.MEASURED,
         f"it hides {'' if exact else 'at most '}{hidden:,} at the target (the rank of its active "
         "units' values as a function of the pixels, in float64)",
     )
@@ -421,7 +421,7 @@ def _rounding(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         "first layer's values of every mix",
         f"{number(found.float64, '.1g')} of ||W t|| off in float64, as found, "
         f"{found.float32:.2g} in float32, as saved, {found.uint8:.2g} in 8-bit PNGs",
-        Known.MEASURED,
+        Evidence.MEASURED,
         f"{what} of sampled mixes are off by at most {off[0]} in float32 and {off[1]} in 8 bits"
         f"{unit}: how much later layers amplify the rounding is not bounded here",
     )
@@ -438,7 +438,7 @@ def _class_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
             label,
             f"{target}; its logit is at least {proof.margin_min:.4g} above any other, its "
             f"probability at least {proof.probability_min:.4f}",
-            Known.PROVED,
+            Evidence.PROVED,
             f"bounds in float64, pieces of the hull: {proof.pieces}",
         )
     elif proof.outcome == "refuted" and (example := proof.counter_example):
@@ -446,14 +446,14 @@ def _class_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         yield Finding(
             label,
             f"not all {target}: the mix of weights {weights} is {names[example.class_]}",
-            Known.REFUTED,
+            Evidence.REFUTED,
             proof.reason or f"bounds in float64 prove {share}",
         )
     elif proof.reason:
-        yield Finding(label, proof.reason, Known.NOT_PROVED)
+        yield Finding(label, proof.reason, Evidence.NOT_PROVED)
     else:
         note = "the bounds leave the rest open"
-        yield Finding(label, f"undecided: proved {share}", Known.NOT_PROVED, note)
+        yield Finding(label, f"undecided: proved {share}", Evidence.NOT_PROVED, note)
 
 
 def _proved_size(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
@@ -470,7 +470,7 @@ def _proved_size(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         yield Finding(
             f"proved size ({name})",
             f"{statement} on {'the whole hull' if scale == 1 else shrunk}",
-            Known.PROVED,
+            Evidence.PROVED,
             "" if size is None else f"relative size {size:.3g}",
         )
 
@@ -480,7 +480,7 @@ def _faces(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         return
     label, reason = "class of mixes of three corners", faces.reason
     if reason and reason != result.at("proof.class.reason"):
-        yield Finding(label, reason, Known.NOT_PROVED)
+        yield Finding(label, reason, Evidence.NOT_PROVED)
     elif faces.triangles:
         share, count = faces.share_proved, len(faces.triangles)
         value = f"{names[result.target_class]} on {share:.2%} of the triangles' area"
@@ -490,7 +490,7 @@ def _faces(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         if not settled(faces):
             note += "; they settle no part in the time they have: there is nothing to draw"
         whole = set(_states(faces)) == {"proved"}
-        known = Known.REFUTED if refuted else Known.PROVED if whole else Known.NOT_PROVED
+        known = Evidence.REFUTED if refuted else Evidence.PROVED if whole else Evidence.NOT_PROVED
         yield Finding(label, value, known, note)
 
 
@@ -513,7 +513,7 @@ def _distances(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         value += f"{result.dataset_distance_mean:,.2f}"
     if scale := result.distance_scale:
         value += f" (L2, pixels in 0..{scale})"
-    yield Finding("how different the corners are", value, Known.MEASURED, note)
+    yield Finding("how different the corners are", value, Evidence.MEASURED, note)
     pooled = result.pooled_sizes
     if (largest := pooled.get("8")) is not None:
         squares = ", ".join(f"{size:.2f} ({n}x{n})" for n, size in pooled.items() if n != "1")
@@ -522,7 +522,7 @@ def _distances(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
             if largest >= SEEN
             else f"below {SEEN} at 8x8, what differs is largely fine detail"
         )
-        yield Finding("what a person sees", f"relative size {largest:.2f}", Known.MEASURED, note)
+        yield Finding("what a person sees", f"relative size {largest:.2f}", Evidence.MEASURED, note)
 
 
 def _judge(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
@@ -534,7 +534,7 @@ def _judge(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     if (size := judge.size) is not None:
         value = f"relative size {size:.2f} in its features; {value}"
     note = f"{judge.target_given} are {names[result.target_class]}, as the target is here"
-    yield Finding(f"to {judge.network}", value, Known.MEASURED, note)
+    yield Finding(f"to {judge.network}", value, Evidence.MEASURED, note)
 
 
 SEEN = 0.5  # of the data set's distance, after averaging 8x8 pixels: then pictures look different
@@ -589,7 +589,7 @@ BASELINES = (
 )  # fmt: skip
 
 
-def _numbers(entries: Sequence[Entry], result: Evaluation, known: Known) -> list[Finding]:
+def _numbers(entries: Sequence[Entry], result: Evaluation, known: Evidence) -> list[Finding]:
     """A row per entry; those that were not measured are left out, unless there is a reason."""
     rows = []
     for label, key, form in entries:
@@ -597,7 +597,9 @@ def _numbers(entries: Sequence[Entry], result: Evaluation, known: Known) -> list
         values = value if isinstance(value, list) else [value]
         if reason or values != [None]:
             shown = ", ".join(number(each, form) for each in values)
-            kind, note = (Known.NOT_MEASURED, reason) if reason else (known, _counted(result, key))
+            kind, note = (
+                (Evidence.NOT_MEASURED, reason) if reason else (known, _counted(result, key))
+            )
             rows.append(Finding(label, shown, kind, note))
     return rows
 
