@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from ..errors import CollisionError, SettingError
-from ..graph.agreement import accepted
+from ..graph.agreement import validate_model
 from ..graph.graph import Graph, trace
 from ..graph.probabilities import giving
 from ..graph.target import TargetFeatures, logits_of, passing
@@ -102,7 +102,7 @@ class ExactCorners:
         self.towards = _checked(self.towards, self.target)
         if self.layer != "auto":
             self.layer = unwrap_layer(self.model, self.layer)
-        self.model = accepted(unwrap(self.model))
+        self.model = validate_model(unwrap(self.model))
         images = self._pictures()
         with passing(self.target.shape):
             logits_of(self.model, images)

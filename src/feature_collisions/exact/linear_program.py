@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..data.images import check_pair
 from ..errors import CollisionError, SettingError
-from ..graph.agreement import accepted, check_agreement
+from ..graph.agreement import check_agreement, validate_model
 from ..graph.graph import Graph, trace
 from ..graph.operations import NotPiecewiseLinear
 from ..graph.probabilities import giving
@@ -208,7 +208,7 @@ class LinearPrograms:
         self.corners = parse_corners(self.corners)
         check_pair(self.initial, self.target)
         self.initial, self.target = self.initial.detach().cpu(), self.target.detach().cpu()
-        self.model = accepted(unwrap(self.model))
+        self.model = validate_model(unwrap(self.model))
         self.model = giving(self.model, torch.stack([self.initial, self.target]), self.output)
         self.graph = self.graph or trace(self.model, self.target.shape)
         self.features = target_features(self.graph, self.layer, self.target, torch.float64)

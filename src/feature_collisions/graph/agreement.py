@@ -24,7 +24,7 @@ _HALF = (torch.float16, torch.bfloat16)
 _REDUCED = 1e-2  # where float32 is multiplied with the ten bits of TF32, as GPUs may
 
 
-def accepted(model: nn.Module) -> nn.Module:
+def validate_model(model: nn.Module) -> nn.Module:
     """The model, or, where its weights are half precision, a copy of it in float32.
 
     Raises:

@@ -12,7 +12,7 @@ from ..data.devices import without_tf32
 from ..data.images import SQUARES, pooled_distance
 from ..errors import SettingError
 from ..graph.activations import IDENTITY
-from ..graph.agreement import accepted, check_agreement
+from ..graph.agreement import check_agreement, validate_model
 from ..graph.flow import Following, check_hiding, following
 from ..graph.graph import Graph, evaluating, trace
 from ..graph.logits import device_of, like_weights
@@ -77,7 +77,10 @@ class Hull(Corners):
 
     @without_tf32()
     def __post_init__(self) -> None:
-        model, found = accepted(unwrap(self.model)), vars(self)  # the only place that writes to it
+        model, found = (
+            validate_model(unwrap(self.model)),
+            vars(self),
+        )  # the only place that writes to it
         for name in ("corners", "initial", "target", "units"):
             found[name] = found[name].to(device_of(model))
         if not self.corners.isfinite().all():

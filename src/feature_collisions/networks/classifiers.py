@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data.datasets import DataSplit, Images
 from ..errors import SettingError
-from ..graph.agreement import accepted
+from ..graph.agreement import validate_model
 from ..graph.probabilities import check_kind
 from ..settings.rules import one_of
 from ..settings.train import ClassifierSettings
@@ -148,7 +148,7 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
             f"is a {type(model).__name__}, no torch.nn.Module",
             rule,
         )
-    model = accepted(unwrap(model))
+    model = validate_model(unwrap(model))
     if settings.weights:
         load_weights(model, settings.weights)
     return model

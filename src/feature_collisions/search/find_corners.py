@@ -18,11 +18,11 @@ from ..data.images import check_pair, save_png
 from ..ends import between_steps
 from ..errors import SettingError
 from ..graph.agreement import (
-    accepted,
     check_agreement,
     check_differentiable,
     check_gradient,
     is_double,
+    validate_model,
 )
 from ..graph.flow import following, last_layer, names_of
 from ..graph.graph import Graph, trace
@@ -100,7 +100,7 @@ class Search(SearchSettings):
     def __post_init__(self) -> None:
         self._check_arguments()
         self.layer = ",".join(unwrap_layer(self.model, name) for name in names_of(self.layer))
-        self.model = accepted(unwrap(self.model))
+        self.model = validate_model(unwrap(self.model))
         self.model = giving(self.model, torch.stack([self.initial, self.target]), self.output)
         if self.graph is None or self.graph.model is not self.model:
             self.graph = trace(self.model, self.initial.shape)
