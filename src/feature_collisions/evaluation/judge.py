@@ -17,7 +17,7 @@ from ..data.devices import CPU, without_tf32
 from ..errors import SettingError
 from ..graph.flow import following, last_layer
 from ..graph.graph import evaluating, trace
-from ..graph.target import logits_of, passing
+from ..graph.target import explain_forward_errors, logits_of
 from ..graph.target_layer import Observed
 from ..hull.hull import Hull
 from ..networks.classifiers import load_classifier
@@ -103,7 +103,7 @@ def judge_of(name: str | None, data: DataSplit) -> Judge | None:
         network = load_classifier(named, data)
         order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
         images = data.test[order[:_IMAGES]]
-        with passing(data.test.size):
+        with explain_forward_errors(data.test.size):
             logits_of(network, images[:1])
         see = _seeing(network, data.test.size)
         logits, features = see(images)

@@ -13,7 +13,7 @@ from ..errors import CollisionError, SettingError
 from ..graph.agreement import validate_model
 from ..graph.graph import Graph, trace
 from ..graph.probabilities import giving
-from ..graph.target import TargetFeatures, logits_of, passing
+from ..graph.target import TargetFeatures, explain_forward_errors, logits_of
 from ..hull.hull import Hull
 from ..hull.outputs import output_of
 from ..hull.statistics import AFFINE
@@ -104,7 +104,7 @@ class ExactCorners:
             self.layer = unwrap_layer(self.model, self.layer)
         self.model = validate_model(unwrap(self.model))
         images = self._pictures()
-        with passing(self.target.shape):
+        with explain_forward_errors(self.target.shape):
             logits_of(self.model, images)
             self.model = giving(self.model, images, self.output)
             if self.graph is None or self.graph.model is not self.model:

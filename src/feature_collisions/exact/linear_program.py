@@ -20,7 +20,13 @@ from ..graph.agreement import check_agreement, validate_model
 from ..graph.graph import Graph, trace
 from ..graph.operations import NotPiecewiseLinear
 from ..graph.probabilities import giving
-from ..graph.target import TargetFeatures, logits_of, passing, preactivation_of, target_features
+from ..graph.target import (
+    TargetFeatures,
+    explain_forward_errors,
+    logits_of,
+    preactivation_of,
+    target_features,
+)
 from ..graph.target_layer import Observed, TargetLayer
 from ..hull.hull import Hull
 from ..hull.outputs import output_of
@@ -214,7 +220,7 @@ class LinearPrograms:
         self.features = target_features(self.graph, self.layer, self.target, torch.float64)
         cut = TargetLayer(self.graph, self.layer).cpu().double()  # where HiGHS solves
         pair = torch.stack([self.initial, self.target])
-        with passing(self.target.shape):
+        with explain_forward_errors(self.target.shape):
             check_agreement(self.graph, self.layer, pair, Observed(self.graph, self.layer), [cut])
         start = None
         if self.corner_order == "inactive_first":

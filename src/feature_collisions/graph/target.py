@@ -183,7 +183,7 @@ def target_features(
     Raises:
         SettingError: for a layer that cannot be used, or an image the network cannot take.
     """
-    with passing(target.shape, f" as far as {layer}"):
+    with explain_forward_errors(target.shape, f" as far as {layer}"):
         preactivation = preactivation_of(graph, layer, target[None], dtype)[0]
         activation = with_edges(following(graph, layer).activation, preactivation, tolerance)
         return TargetFeatures(preactivation, activation)
@@ -219,7 +219,7 @@ _OF_SIZE = re.compile(r"shape|size|channels|dimension|elements", re.IGNORECASE)
 
 
 @contextmanager
-def passing(size: Sequence[int], where: str = "") -> Iterator[None]:
+def explain_forward_errors(size: Sequence[int], where: str = "") -> Iterator[None]:
     """Say in a SettingError what a network raises that cannot take images of this `size`."""
     try:
         yield

@@ -28,7 +28,13 @@ from ..graph.flow import following, last_layer, names_of
 from ..graph.graph import Graph, trace
 from ..graph.logits import device_of
 from ..graph.probabilities import giving
-from ..graph.target import logits_of, passing, positive, preactivation_of, target_features
+from ..graph.target import (
+    explain_forward_errors,
+    logits_of,
+    positive,
+    preactivation_of,
+    target_features,
+)
 from ..graph.target_layer import (
     Observed,
     TargetLayer,
@@ -226,7 +232,7 @@ class Search(SearchSettings):
         if self.push == "apart":
             parameterisation.part(torch.Generator().manual_seed(self.seed))
         self.units = units = self._units()
-        with passing(self.target.shape):
+        with explain_forward_errors(self.target.shape):
             logits = logits_of(self.model, self.target[None])[0]
             output = output_of(self.output, logits, self.threshold)
             self.goal = Goal(self.stop, float(features.features.norm()), output)
