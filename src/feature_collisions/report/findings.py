@@ -34,7 +34,8 @@ class Evidence(StrEnum):
 MEANINGS = {
     Evidence.PROVED: "holds at every point that is spoken of, sampled or not",
     Evidence.REFUTED: "a point is shown of which it does not hold",
-    Evidence.WALKED: "computed along edges, up to rounding: bend by bend, or by bounds between points",
+    Evidence.WALKED: "computed along edges, up to rounding: bend by bend, or by bounds between "
+    "points",
     Evidence.SEARCHED: "the worst point that a gradient search found; there may be a worse one",
     Evidence.SAMPLED: "of points drawn at random; nothing is certain of any other point",
     Evidence.MEASURED: "computed from the pictures themselves",
