@@ -1,12 +1,22 @@
 """Where nothing is flat: level sets, pushed apart or along directions."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from feature_collisions import LossSettings, StopSettings, find_corners
+from feature_collisions import (
+    LogSettings,
+    LossSettings,
+    OptimizerSettings,
+    StopSettings,
+    find_corners,
+)
 from feature_collisions.errors import SettingError
+from feature_collisions.patches.composite import Sources
 from feature_collisions.search.losses import directions, mean_distance
+from feature_collisions.settings.search import RateStage
 
 STOP = StopSettings(min_steps=300, max_steps=300, probability=None)
 
@@ -106,3 +116,39 @@ def test_a_smooth_unit_is_hidden_within_the_tolerance(network, pair) -> None:
     found = hull.prove(1)["collision"]
     assert (found["by"], found["share_proved"]) == ("bounds", 1)
     assert found["feature_relative_max"] >= found["feature_relative_seen"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
+@pytest.mark.parametrize(("push", "count"), [("apart", 3), ("direction", 1)])
+def test_a_resumed_search_is_the_one_that_was_not_interrupted(
+    network, pair, tmp_path, push, count
+) -> None:
+    def corners(steps: int, place: str, **resumed: Path) -> torch.Tensor:
+        log = LogSettings(10, 40, 10)
+        rate = OptimizerSettings(rate=0.05, final_rate=0.05, stages=[RateStage(1, 0.05)])
+        hull = find_corners(
+            network, "auto", *pair, range(count), loss=LossSettings(push=push), optimizer=rate,
+            stop=StopSettings(min_steps=steps, max_steps=steps, probability=None), log=log,
+            directory=tmp_path / place, **resumed,
+        )  # fmt: skip
+        return hull.corners
+
+    whole = corners(40, "whole")
+    corners(20, "halves")
+    last = tmp_path / "halves" / "checkpoints" / "last.ckpt"
+    assert torch.equal(corners(40, "halves", ckpt_path=last), whole)
+
+
+@pytest.mark.filterwarnings("ignore:not converged")
+def test_composites_are_pushed_apart(network) -> None:
+    torch.manual_seed(3)
+    starts = torch.arange(0, 9, 4) - 1
+    places = starts.repeat_interleave(3), starts.repeat(3)
+    sources = Sources(torch.rand(9, 1, 10, 10), *places, (16, 16))
+    network[1] = nn.Linear(256, 6)
+    stop = StopSettings(min_steps=30, max_steps=30, probability=None)
+    hull = find_corners(
+        network, "auto", *torch.rand(2, 1, 16, 16), range(3), sources=sources, stop=stop
+    )
+    assert hull.summary["push"] == "apart"
+    assert float(hull.corner_distances().min()) > 0.5
