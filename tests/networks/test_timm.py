@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -150,6 +151,12 @@ def test_weights_without_a_head_are_an_encoders(tmp_path):
     images = Images(torch.zeros(1, *SIZE, dtype=torch.uint8), torch.zeros(1).long(), ("a",))
     with pytest.raises(SettingError, match="output=classes: the network is an encoder"):
         load_classifier(settings("test_resnet", weights), DataSplit(images, images))
+    asked = replace(settings("test_resnet", weights), output="features")
+    assert load_classifier(asked, DataSplit(images, images)).is_encoder
+    _, weights = saved(tmp_path, "test_resnet")
+    asked = replace(settings("test_resnet", weights), output="features")
+    with pytest.raises(SettingError, match="output=features: the network is a classifier"):
+        load_classifier(asked, DataSplit(images, images))
 
 
 @pytest.mark.parametrize(

@@ -152,3 +152,25 @@ def test_composites_are_pushed_apart(network) -> None:
     )
     assert hull.summary["push"] == "apart"
     assert float(hull.corner_distances().min()) > 0.5
+
+
+class ThreeBranches(nn.Module):
+    """Three branches with a ReLU each, joined at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(64, 5), nn.Linear(64, 4), nn.Linear(64, 3)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        flat = images.flatten(1)
+        joined: torch.Tensor = self.head(
+            torch.cat([self.a(flat), self.b(flat), self.c(flat)], 1).relu()
+        )
+        return joined
+
+
+def test_layers_that_leave_a_way_round_are_refused(pair) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(SettingError, match=r"layer=\[a,b\]: these layers leave a way round"):
+        find_corners(ThreeBranches(), ["a", "b"], *pair, range(2), stop=STOP)

@@ -113,6 +113,7 @@ class Search(SearchSettings):
         check_differentiable(self.model, self.target)
         if self.layer == "auto":
             self.layer = last_layer(self.graph, self.output).layer
+        self._check_branches()
         self.corners = parse_corners(self.corners)
         asked = self.trainer.get("precision")
         self.trainer = check_trainer(where(device_of(self.model)) | self.trainer)
@@ -188,6 +189,16 @@ class Search(SearchSettings):
                 f"must divide the image's sides, {height} and {width}",
                 f"{math.gcd(height, width)} and its divisors do; null takes a low-pass",
             )
+
+    def _check_branches(self) -> None:
+        """Raise SettingError for several layers that are no whole: something goes round them."""
+        past = following(self.graph, self.layer).past if "," in self.layer else ()
+        if past:
+            raise SettingError(
+                "layer", f"[{self.layer}]",
+                f"these layers leave a way round them, through {', '.join(past[:3])}",
+                "name those branches too, or one layer that everything flows through",
+            )  # fmt: skip
 
     def _dtype(self) -> torch.dtype:
         """What the search computes in: float64 where it is asked for, or the model does."""
