@@ -3,8 +3,8 @@
     python benchmarks/activations.py [SEEDS]
 
 Of each activation a table row: the network is docs/tutorials/own_network.md's, trained as there,
-the pair is the first 3 and the first 7, five corners by the defaults of `find_corners`, 2000 uniform
-points. With SEEDS (3, say) instead the survey: mean relative sizes of ReLU, GELU and SiLU, with as
+the pair is the first 3 and the first 7, five corners by the defaults of `find_corners`, 2000
+uniform points. With SEEDS (3, say) instead the survey: mean relative sizes of ReLU, GELU and SiLU, with as
 many trained networks each and eight pairs, and 95 % bootstrap intervals of the means over pairs of
 each network's difference to the ReLU network of the same seed.
 """
@@ -22,12 +22,18 @@ from feature_collisions.hull.hull import Hull
 
 
 class Clamp(nn.Module):
+    """Flat below 0 and above 4."""
+
     def forward(self, values: Tensor) -> Tensor:
+        """Values of any shape."""
         return values.clamp(0, 4)
 
 
 class Square(nn.Module):
+    """Flat below 0, and smooth there."""
+
     def forward(self, values: Tensor) -> Tensor:
+        """Values of any shape."""
         return values.relu().square()
 
 
@@ -61,9 +67,8 @@ def trained(kind: str, images: Tensor, labels: Tensor, seed: int) -> nn.Module:
 
 def table(images: Tensor, labels: Tensor) -> None:
     """A row per activation."""
-    print(
-        "| activation | push; hidden units | accuracy of the network | feature error | class | size |"
-    )
+    print("| activation | push; hidden units | accuracy of the network | feature error |", end="")
+    print(" class | size |")
     print("| --- | --- | --- | --- | --- | --- |")
     pair = images[labels == 3][0], images[labels == 7][0]
     for kind in KINDS:
