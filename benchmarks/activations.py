@@ -4,9 +4,9 @@
 
 Of each activation a table row: the network is docs/tutorials/own_network.md's, trained as there,
 the pair is the first 3 and the first 7, five corners by the defaults of `find_corners`, 2000
-uniform points. With SEEDS (3, say) instead the survey: mean relative sizes of ReLU, GELU and SiLU, with as
-many trained networks each and eight pairs, and 95 % bootstrap intervals of the means over pairs of
-each network's difference to the ReLU network of the same seed.
+uniform points. With SEEDS (3, say) instead the survey: mean relative sizes of ReLU, GELU and SiLU,
+with as many trained networks each and eight pairs, and 95 % bootstrap intervals of the means over
+pairs of each network's difference to the ReLU network of the same seed.
 """
 
 import sys
