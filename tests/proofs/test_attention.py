@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from feature_collisions.graph.graph import trace
 from feature_collisions.graph.operations import NotPiecewiseLinear
 from feature_collisions.hull.hull import Hull
+from feature_collisions.proofs.bounds.backward import Enclosure
+from feature_collisions.proofs.bounds.over_pieces import _widen
 from feature_collisions.proofs.bounds.planes import of_product, of_softmax
 from feature_collisions.proofs.bounds.record import steps_of
 from feature_collisions.proofs.bounds.relaxation import Values
 from feature_collisions.proofs.bounds.steps import Product, Softmax
+from feature_collisions.proofs.collision import prove_collision
 from feature_collisions.proofs.edges import prove_edges
 from feature_collisions.proofs.whole_hull import prove_class
 from feature_collisions.settings.evaluate import EdgeSettings
@@ -131,6 +134,12 @@ class Attention(nn.Module):
         q, k, v = y.unbind(0)
         if self.form == "fused":
             mixed = F.scaled_dot_product_attention(q, k, v)
+        elif self.form == "masked":  # by what lets everything through, as Hugging Face does
+            mask = (torch.arange(5) >= 0).view(1, 1, 5, 1).expand(x.shape[0], 1, 5, 5)
+            mixed = F.scaled_dot_product_attention(q, k, v, mask, 0.0)
+        elif self.form == "named":
+            scores = torch.softmax(q @ k.transpose(-2, -1) / 2, -1, dtype=torch.float32)
+            mixed = scores.to(q.dtype) @ v
         elif self.form == "written":
             scores = (q @ k.transpose(-2, -1) / 2).exp()
             mixed = scores / (scores.sum(-1, keepdim=True) + 1) @ v
@@ -157,7 +166,7 @@ class Gated(nn.Module):
         return logits
 
 
-MAKE = {form: lambda form=form: Attention(form) for form in ("fused", "written", "plain")}
+MAKE = {form: lambda form=form: Attention(form) for form in ("masked", "written", "plain")}
 
 
 @pytest.mark.parametrize("make", [*MAKE.values(), Gated], ids=[*MAKE, "gated"])
@@ -261,6 +270,36 @@ def test_products_hold_in_exact_arithmetic() -> None:
         for low, high, image in zip(lower, upper, pixels, strict=True):
             a, c, b, d = (sum(w * p for w, p in zip(row, image, strict=True)) for row in rows)
             assert Fraction(float(low[0])) <= a * b - c * d <= Fraction(float(high[0]))
+
+
+def test_a_dtype_that_changes_nothing_is_not_kept_in_another_precision() -> None:
+    torch.manual_seed(0)
+    model, plain = Attention("named"), Attention("fused").double()
+    plain.load_state_dict(model.state_dict())
+    images = torch.rand(3, 1, 6, 6)
+    network = traced_for(model, images)
+    torch.testing.assert_close(network(images.double()), plain(images.double()), rtol=1e-12, atol=0)
+
+
+def test_bounds_that_overflow_settle_nothing() -> None:
+    """Scores of thousands, whose exponentials no number holds, and values that nothing bounds."""
+    torch.manual_seed(0)
+    model, corners = Attention("plain"), torch.rand(4, 1, 6, 6)
+    model.qkv.weight.data *= 300
+    problem = hull_of(model, corners).problem
+    low, high = bounds_of(traced_for(model, corners.double()), corners.double())
+    assert not low.isnan().any()
+    assert not high.isnan().any()
+    with torch.no_grad():
+        features = model(problem.corners)
+        norm = model(problem.target[None]).norm()
+        seen = float((features - model(problem.target[None])).norm(dim=1).max() / norm)
+    found = prove_collision(problem, 0.3)
+    assert found.get("feature_relative_max", torch.inf) >= seen * (1 - 1e-5)
+    unknown = Enclosure(*(torch.full((1, 2, 3), torch.nan),) * 2, *(torch.zeros(1, 3),) * 3)
+    _widen(unknown)
+    assert unknown.radius.isinf().all()
+    assert unknown.middle.isfinite().all()
 
 
 class Unbounded(nn.Module):

@@ -49,10 +49,8 @@ def test_a_unit_exactly_at_its_ceiling_is_not_lost(top: nn.Module) -> None:
     model[1].bias.data.fill_(9.0)
     model[4].weight.data = torch.tensor([[1.0], [1.25]])
     hull = hull_of(model, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), "1")
-    hull.summary["target_class"] = 0
-    assert prove_class(hull.problem, 1)["outcome"] == "refuted"
-    hull.summary["target_class"] = 1
-    found = prove_class(hull.problem, 1)
+    assert prove_class(replace(hull.problem, target_class=0), 1)["outcome"] == "refuted"
+    found = prove_class(replace(hull.problem, target_class=1), 1)
     assert found["outcome"] == "proved"
     assert found["margin_min"] == pytest.approx(1.5)
 

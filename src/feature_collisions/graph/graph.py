@@ -21,7 +21,7 @@ from torch.fx.node import map_arg
 from ..data.devices import able, precision_flags_kept
 from ..errors import SettingError
 from .logits import device_of, first_weight, logits_in
-from .operations import NotPiecewiseLinear, is_no_operation, without_in_place
+from .operations import NotPiecewiseLinear, is_no_operation, leave_out_dtype, without_in_place
 from .simpler import write_with_simpler
 
 _EXAMPLES = 2  # images of the example: torch.export takes one alone for a constant
@@ -265,6 +265,7 @@ def _read(graph: Graph, program: torch.export.ExportedProgram) -> None:
             copies[node] = copies[node.args[0]]
         else:
             copies[node] = found.node_copy(node, copies.__getitem__)
+            leave_out_dtype(copies[node], node)
     found.output(copies[end])
     shell = shell_of(graph.model)
     names, last = _names(program.graph, shell), _ends(program.graph, shell)

@@ -29,6 +29,7 @@ class NotPiecewiseLinear(ValueError):
 
 # What each operation does to values that move with the images.
 
+_CASTS = {aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout}
 _NEW_SHAPE = {
     aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int,
     aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.contiguous.default,
@@ -212,8 +213,36 @@ def _draws(node: fx.Node) -> bool:
 
 
 def is_no_operation(node: fx.Node) -> bool:
-    """Whether a node gives its input as it is: dropout in eval mode."""
+    """Whether a node gives its input as it is: dropout in eval mode, a cast to the same dtype."""
+    if node.target in _CASTS:
+        return _keeps_dtype(node)
     return "dropout" in base_name(node) and not _draws(node)
+
+
+def _keeps_dtype(node: fx.Node) -> bool:
+    """Whether a node of an export gives the dtype that it takes."""
+    values = [each.meta.get("val") for each in (node, *node.all_input_nodes[:1])]
+    dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    return len(values) == 2 and len(dtypes) == 1
+
+
+def leave_out_dtype(copy: fx.Node, node: fx.Node) -> None:
+    """Have a node's copy compute in the dtype of its input, if the node did but named it.
+
+    A softmax "in float32", say, of a network in float32: in a copy in float64 that would round.
+    """
+    if not (isinstance(node.target, torch._ops.OpOverload) and _keeps_dtype(node)):
+        return
+    options = node.target._schema.arguments
+    optional = {each.name for each in options if each.type.kind() == "OptionalType"}
+    copy.args = tuple(
+        None if isinstance(each, torch.dtype) and option.name in optional else each
+        for option, each in zip(options, copy.args, strict=False)
+    )
+    copy.kwargs = {
+        name: value for name, value in copy.kwargs.items()
+        if not (isinstance(value, torch.dtype) and name in optional)
+    }  # fmt: skip
 
 
 def keeps_values(node: fx.Node) -> bool:

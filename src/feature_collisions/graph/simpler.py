@@ -10,7 +10,9 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from .activations import Range, aten, ceiling_of, given_by_name, range_of
 from .operations import SPLITS
@@ -42,6 +44,18 @@ class _Writer:
     def __call__(self, target: Any, *arguments: Any) -> fx.Node:
         found = self.network.graph.call_function(target, arguments)
         found.meta = dict(self.node.meta)
+        return found
+
+    def constant(self, node: fx.Node) -> Tensor | None:
+        """What a node gives, if that does not depend on the images."""
+        if node.op == "get_attr":
+            held: Tensor = operator.attrgetter(str(node.target))(self.network)
+            return held
+        inputs = {each: self.constant(each) for each in node.all_input_nodes}
+        if node.op != "call_function" or any(each is None for each in inputs.values()):
+            return None
+        args, kwargs = map_arg((node.args, node.kwargs), inputs.__getitem__)
+        found: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
         return found
 
     def relu(self, x: fx.Node) -> fx.Node:
@@ -196,17 +210,30 @@ def _layer_norm(write: _Writer, node: fx.Node) -> fx.Node:
 
 
 def _attention(write: _Writer, node: fx.Node) -> fx.Node | None:
-    """softmax(scale q k^T) v, without a mask."""
+    """softmax(scale q k^T) v, without a mask, dropout or causality, named or left out."""
     given: Any = node.args
     q, k, v = given[:3]
     shape = q.meta.get("shape")
-    plain = len(given) == 3 and not node.kwargs.keys() - {"scale"}
+    others = [*given[3:], *(value for name, value in node.kwargs.items() if name != "scale")]
+    plain = all(_hides_nothing(write, each) for each in others)
     if not plain or shape is None or k.meta.get("shape", ())[:-2] != shape[:-2]:
         return None
     scores = write(aten.matmul.default, q, write(aten.transpose.int, k, -1, -2))
     scale: Any = node.kwargs.get("scale")
     scores = write.times(scores, shape[-1] ** -0.5 if scale is None else scale)
     return write(aten.matmul.default, write(aten.softmax.int, scores, -1), v)
+
+
+def _hides_nothing(write: _Writer, option: Any) -> bool:
+    """Whether an option is off, or a mask of constants that lets everything through."""
+    if not isinstance(option, fx.Node):
+        return not option
+    while option.target == aten.expand.default:
+        option = option.args[0]
+    mask = write.constant(option)
+    if mask is None:
+        return False
+    return bool(mask.all()) if mask.dtype == torch.bool else not mask.any()
 
 
 def _quotient(write: _Writer, node: fx.Node) -> fx.Node | None:

@@ -78,6 +78,10 @@ def prove_collision(
     norm, unit = known.everywhere.neg().tolist()
     if not norm < torch.inf:
         return _nothing("the bounds are not finite numbers")
+    if judge.seen > norm * (1 + 1e-6):
+        return _nothing(
+            f"the bound, {norm:.3g} of ||f(t)||, is below an error that was seen, {judge.seen:.3g}"
+        )
     return {
         "by": "bounds",
         "share_proved": 1.0,
@@ -251,7 +255,9 @@ class _CollisionJudge(HullJudge):
         last = bounds.at[-1]
         middle, reach = last.middle, last.radius  # (P, K, N)
         alone = self._most(middle, reach)
-        used = (alone > 0).any(1).any(0).nonzero().flatten()  # the others have no error anywhere
+        used = (
+            (~(alone <= 0)).any(1).any(0).nonzero().flatten()
+        )  # the others have no error anywhere
         if not len(used):
             bounds.met = {}
             return alone.new_zeros(len(alone)), alone.new_zeros(len(alone))
@@ -270,7 +276,8 @@ class _CollisionJudge(HullJudge):
         rest = alone.masked_fill(~off[:, None], 0).square().sum(2)
         whole = (together.square() + rest).sqrt()
         error = 1 + 1e-12 * max(1, len(blind) / 1000)  # sums of squares, all of one sign
-        return whole.amax(1) * error, alone.amax((1, 2)) * error
+        found = whole.amax(1) * error, alone.amax((1, 2)) * error
+        return tuple(each.nan_to_num(torch.inf, torch.inf) for each in found)  # type: ignore[return-value]
 
     def _most(self, middle: Tensor, reach: Tensor) -> Tensor:
         """At most how far units (..., N) are off that lie within `reach` of `middle`."""

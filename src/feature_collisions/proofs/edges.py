@@ -331,7 +331,7 @@ def failures(places: Tensor, margins: Tensor) -> Iterator[tuple[float, float]]:
         places: (n,) rising.
         margins: (n, classes - 1), linear between neighbouring places.
     """
-    bad = (margins <= 0).any(1)
+    bad = ~(margins > 0).all(1)  # NaN is bad
     pieces = (bad[:-1] | bad[1:]).nonzero().flatten().tolist()
     open_low: float | None = None
     high = 0.0

@@ -78,6 +78,7 @@ class Bounds:
                 self.at.append(self._plane(step))
             elif isinstance(step, MaxPool):
                 self.at.append(self._max_pool(step))
+            _widen(self.at[-1])
             if number in users and step.bends > 1:
                 self.tighten(number, users[number])
 
@@ -270,6 +271,20 @@ class Bounds:
             halves = Parts(go.piece.repeat_interleave(2), halve(go.inside, *edge))
             cut = Parts(*(torch.cat(both) for both in zip(stay, halves, strict=True)))
         return cut
+
+
+def _widen(found: Enclosure) -> None:
+    """Where bounds overflowed, so that nothing is known, let any value be: never NaN, in place.
+
+    NaN compares as false with everything, and a comparison must not settle what is unknown.
+    """
+    lost = found.middle.isnan() | found.radius.isnan()
+    if not lost.any():
+        return
+    found.middle = found.middle.masked_fill(lost, 0)
+    found.radius = found.radius.masked_fill(lost, torch.inf)
+    found.low = found.low.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    found.high = found.high.nan_to_num(torch.inf, torch.inf, -torch.inf)
 
 
 class Parts(NamedTuple):

@@ -91,7 +91,8 @@ def of_softmax(step: Softmax, x: Values) -> tuple[Plane, Values]:
     upper = s * _most(u, reach)
     lower = -s * _sum_of_pairs(s, d, radius)
     lowest = _box(middle - radius, middle + radius)[0].amin(1)
-    highest = torch.minimum(_box(*ends)[1], shares * (u + reach).amax(1).exp())
+    log = centre.log_softmax(-1)  # a share that underflows, times what overflows
+    highest = torch.minimum(_box(*ends)[1], (log + (u + reach).amax(1)).exp())
     lowest, highest = (lowest * (1 - off)).clamp_min(0), (highest * (1 + off) + off).clamp_max(1)
     error = off[:, None] * (1 + upper - lower + s * (u.abs() + reach))
     upper, lower = upper + error, lower - error
