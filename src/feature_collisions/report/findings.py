@@ -235,7 +235,7 @@ def _sampled(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
             "features of those mixes",
             f"at most {error:.3g} of ||f(t)|| from the target's",
             Evidence.SAMPLED,
-            _seen_behind(result),
+            _seen_behind(result) + _rounded(result, error),
         )
 
 
@@ -276,6 +276,12 @@ def _classes(sample: Sample, result: Evaluation, names: Sequence[str]) -> Iterat
         Evidence.SAMPLED,
         f"the target's own is {result.target_probability:.4f}",
     )
+
+
+def _rounded(result: Evaluation, error: float) -> str:
+    """That a sampled error above the proved largest is the sampler's own rounding."""
+    proved = result.at("proof.collision.feature_relative_max")
+    return "" if proved is None or error <= proved else "; sampled in float32, which rounds"
 
 
 def _past(result: Evaluation) -> str:
@@ -519,7 +525,7 @@ def _distances(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     if (largest := pooled.get("8")) is not None:
         squares = ", ".join(f"{size:.2f} ({n}x{n})" for n, size in pooled.items() if n != "1")
         note = f"relative sizes after averaging squares of pixels: {squares}; " + (
-            "a person sees different pictures"
+            "a person sees different pictures; of what, look at them"
             if largest >= SEEN
             else f"below {SEEN} at 8x8, what differs is largely fine detail"
         )
@@ -642,6 +648,7 @@ def _edges_table(edges: Edges | None) -> Table:
         (
             "{} to {}".format(*edge.corners),
             f"{edge.walked:.4%}",
+            f"{edge.held:.4%}",
             f"{edge.proved:.4%}",
             str(edge.pieces),
             number(edge.margin_min),
@@ -649,7 +656,8 @@ def _edges_table(edges: Edges | None) -> Table:
         )
         for edge in (edges.edges if edges else ())
     ]
-    columns = ("edge", "walked", "class proved", "pieces", "margin at least", "rounding")
+    columns = ("edge", "walked", "class holds", "rounding bounded on", "pieces", "margin at least",
+               "rounding")  # fmt: skip
     return Table("Its edges", columns, rows)
 
 
@@ -669,7 +677,7 @@ def comparison(experiment: str, result: Evaluation, target: str) -> Table:
                "ball of that size (Table 5)")  # fmt: skip
     rows = [_row(case) for case in (here, *CASES.get(experiment, ()))]
     note = "Tables 1 to 5: L2 distances, mixes of the corners, and a ball as large as the hull."
-    return Table("Beside the paper's numbers", columns, rows, note)
+    return Table("Next to the paper's numbers", columns, rows, note)
 
 
 def _row(case: Case) -> list[str]:

@@ -20,7 +20,7 @@ COLUMNS = {
     "accuracy": ("accuracy", ".2%"),
     "accuracy_lower_95": ("at least (95 %)", ".3%"),
     "probability_mean": ("mean probability", ".3f"),
-    "target_probability": ("target's", ".3f"),
+    "target_probability": ("target's probability", ".3f"),
     "cosine_min": ("least cosine", ".4f"),
     "same": ("same", ".2%"),
     "feature_relative_max": ("feature error", ".3f"),

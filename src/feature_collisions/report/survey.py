@@ -20,7 +20,7 @@ _NAMES = {
     "feature_relative_max": ("feature error", ".3f"),
     "accuracy": ("accuracy", ".2%"),
     "probability_mean": ("mean probability", ".3f"),
-    "target_probability": ("target's", ".3f"),
+    "target_probability": ("target's probability", ".3f"),
     "worst_case_probability": ("worst found", ".3f"),
     "cosine_min": ("least cosine", ".4f"),
     "worst_case_cosine": ("worst cosine found", ".4f"),
@@ -73,7 +73,7 @@ def write_survey(
     note = " ".join([f"{_NOTE} All: {budget}.", *(f"{line}." for line in unproved)])
     note += _of_judge(found) + _unequal(found)
     overview = _overview(found, extra, columns, len(pairs), note)
-    paired = _paired(against, reference)
+    paired = _paired(against, reference, _errors(found))
     figure = survey_figure(figures, found, extra)
     for ending in ("png", "pdf"):
         save_figure(figure, directory / f"survey.{ending}")
@@ -108,7 +108,14 @@ def _of_judge(found: Found) -> str:
     )
 
 
+_SIZES = ("relative_size", "pooled_size", "relative_size_proved")
 _UNEQUAL = 2.0  # times the smallest feature error
+
+
+def _errors(found: Found) -> dict[str, float]:
+    """Each network's mean feature error, where it was measured."""
+    every = {network: entries["feature_relative_max"] for network, entries in found.items()}
+    return {network: each.mean for network, each in every.items() if each is not None}
 
 
 def _unequal(found: Found) -> str:
@@ -116,11 +123,7 @@ def _unequal(found: Found) -> str:
 
     A looser tolerance lets a hull be larger, so such sizes say nothing of the networks.
     """
-    errors = {
-        network: each.mean
-        for network, entries in found.items()
-        if (each := entries["feature_relative_max"]) is not None
-    }
+    errors = _errors(found)
     least = min(errors.values(), default=0.0)
     above = [name for name, error in errors.items() if error > _UNEQUAL * least]
     if not above:
@@ -152,14 +155,22 @@ def _mean(name: str, interval: Interval | None) -> str:
     return "-" if interval is None else number(interval.mean, _NAMES[name][1])
 
 
-def _paired(against: Found, reference: str) -> Table:
+def _paired(against: Found, reference: str, errors: Mapping[str, float]) -> Table:
     shown = [name for name in _shown(against) if name != "seconds"]
-    rows = [
-        [network, *(_signed(name, entries[name]) for name in shown)]
-        for network, entries in against.items()
-    ]
+    rows = []
+    for network, entries in against.items():
+        pair = sorted(errors.get(name, 0.0) for name in (network, reference))
+        unequal = pair[1] > _UNEQUAL * pair[0]
+        rows.append([
+            network,
+            *("errors differ" if unequal and name in _SIZES else _signed(name, entries[name])
+              for name in shown),
+        ])  # fmt: skip
     heading = f"Differences to {reference}, pair by pair"
-    note = f"A star: the interval leaves 0 out. {_WARNING}"
+    note = (
+        "* the interval excludes 0. Sizes at feature errors that differ by more than a factor of "
+        f"{_UNEQUAL:g} are not compared. {_WARNING}"
+    )
     return Table(heading, ["network", *(_NAMES[name][0] for name in shown)], rows, note)
 
 

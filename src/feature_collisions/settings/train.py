@@ -178,8 +178,9 @@ class Settings(SearchSettings):
     """`gradient`, or `linear_program`: exact corners, where the layer is affine in the pixels;
     `exact`: pictures that a linear first layer cannot tell from the target."""
     objective: Annotated[str, OneOf(*OBJECTIVES)] = "eq2"
-    """What linear programs find: `eq2`, `unit` (unit i alone), `random` directions, or `near`
-    (quadratic: nearest to the initial image)."""
+    """What exact corners are. Of `linear_program`: `eq2`, `unit` (unit i alone), `random`
+    directions or `near` (quadratic: nearest to the initial image). Of `exact`: `random` (far apart)
+    or `near` (nearest to pictures), which is meant if it is left out."""
 
     def __post_init__(self) -> None:
         self.initial, self.target = home(self.initial), home(self.target)
