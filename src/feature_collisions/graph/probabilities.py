@@ -50,7 +50,7 @@ def check_kind(model: nn.Module, output: str) -> None:
     if encodes is True and output == "classes":
         raise SettingError(
             "output", output, "the network is an encoder, which gives features and no classes",
-            "set classifier.output=features (in Python output='features'), or take a network with a "
+            "set classifier.output=features (in Python output='features'), or take one with a "
             "head",
         )  # fmt: skip
     if encodes is False and output == "features":
