@@ -220,6 +220,7 @@ def test_pixels_have_no_penalty_however_they_are_batched(model: Any, images: Any
         find_corners(
             model, "1", *images, [0, 1], loss=LossSettings.paper(gamma=gamma),
             corners_per_batch=batch, stop=StopSettings(None, 5, 5, None, None, hull_relative=0.3),
+            trainer={"precision": "64-true"},
         ).corners
         for gamma, batch in ((0.0, 2), (3.0, 2), (3.0, 1))
     ]  # fmt: skip
