@@ -1,7 +1,7 @@
 """What collides with networks of today: transformers, smooth activations, encoders, last features.
 
-    PYTHONPATH=DIR python benchmarks/pairs_of_networks.py classes MODULE:NAME... --root IMAGES --size 32
-    PYTHONPATH=DIR python benchmarks/pairs_of_networks.py features MODULE:NAME... --root IMAGES --size 112
+    PYTHONPATH=DIR python benchmarks/today.py classes MODULE:NAME... --root IMAGES --size 32
+    PYTHONPATH=DIR python benchmarks/today.py features MODULE:NAME... --root IMAGES --size 112
 
 Pairs of images at random, of a classifier such as it is right about (`pairs=random:N:0`), five
 corners, 2000 uniform points of each hull, and the defaults of `find_corners`. A line per pair and a
