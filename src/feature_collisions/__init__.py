@@ -51,7 +51,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import PyTorch and Lightning on first use, so that `--help` and a typo answer at once."""
+    """Import PyTorch and Lightning on first use, so `--help` and a typo answer at once."""
     for module, names in _PLACES.items():
         if name in names:
             return getattr(importlib.import_module(f".{module}", __name__), name)
@@ -59,5 +59,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names, so that completion offers them before their first use."""
+    """The public names, so completion offers them before their first use."""
     return sorted(__all__)

@@ -46,7 +46,7 @@ class _State:
 def stopping() -> Iterator[None]:
     """Have SIGINT and SIGTERM raise Stopped within the block; ignored signals stay ignored.
 
-    Stopped leaves the block even where a library turned it into an error of its own.
+    Stopped leaves the block even where a library turned it into its own error.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread is told of signals

@@ -1,6 +1,6 @@
-"""What decided a run's result, stored beside it: a result is reused for the same question only.
+"""What decided a run's result, stored with it: a result is reused for the same question only.
 
-Where files lie, what is logged and how work is distributed is left out; the classifier, the images
+Where files are, what is logged and how work is distributed is left out; the classifier, the images
 and the patches are identified by their hashes, not by their paths.
 """
 

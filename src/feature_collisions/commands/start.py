@@ -51,7 +51,7 @@ def run_command(name: str, task: Callable[[DictConfig], None], conf: Path) -> No
         task: what it runs on the composed config.
         conf: the folder of the config's files.
 
-    A mistake the user can mend ends with one message and exit status 1, without a traceback;
+    A mistake a user can fix ends with one message and exit status 1, without a traceback;
     SIGINT and SIGTERM with one line and the status 130 or 143; a reader of the help who has seen
     enough, quietly with SIGPIPE's, 141.
     """

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 def main(config: DictConfig) -> None:
-    """Run one job of Hydra's; in a sweep errors are raised, so that Hydra runs the next job."""
+    """Run one job of Hydra's; in a sweep errors are raised, so Hydra runs the next job."""
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
     setting = "hydra.sweep.dir=" if sweep else "hydra.run.dir="

@@ -122,7 +122,7 @@ class Subject(NamedTuple):
     def half(self) -> torch.dtype | None:
         """The half precision that searches may take: the one that the user asks for.
 
-        `auto`, which `check_trainer` leaves where the device has bfloat16 arithmetic of its own:
+        `auto`, which `check_trainer` leaves where the device has native bfloat16 arithmetic:
         bfloat16, if the search for the corners had it.
         """
         asked = self.settings.trainer.get("precision", "")

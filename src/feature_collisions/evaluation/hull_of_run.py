@@ -62,7 +62,7 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
             "data.root",
             data_settings.root,
             "the run's data is not there",
-            "say where it lies now with data.root=DIR",
+            "say where it is now with data.root=DIR",
         )
     # Nothing is downloaded to a place that a run directory names.
     download = settings.data.root is not None or data_settings.root is None

@@ -33,7 +33,7 @@ class FirstLayer:
         size: (C, H, W) of an image.
         bias: (N,) its values at the image of zeros.
         activation: what follows, where it is exactly flat on a side and nothing else reads the
-            layer; else none, so that every value counts.
+            layer; else none, so every value counts.
     """
 
     name: str

@@ -171,7 +171,7 @@ class LinearPrograms:
             squared distance from `initial` lets it go, which keeps the picture.
         seed: decides random directions; the other objectives have one answer.
         corner_order: how `corners` count units: `flat`, or `inactive_first`, as `Search` does for
-            pixels, so that a corner has one unit with both.
+            pixels, so a corner has one unit with both.
         nearness: `loss.nearness`, for `near`.
         output, threshold: as `find_corners` takes them.
 

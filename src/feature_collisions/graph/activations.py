@@ -41,7 +41,7 @@ class Activation:
         function: pre-activations to activations, of any shape; one that can be pickled.
         sides: none, one or two.
         inflections: places, kinks included, between which it is convex or concave; None: unknown,
-            so that proofs have no bounds for it.
+            so proofs have no bounds for it.
         off: how far what is computed may be off from a function that is.
     """
 

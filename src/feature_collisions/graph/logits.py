@@ -17,7 +17,7 @@ def ask(model: nn.Module, images: Tensor) -> Tensor:
         images: (B, C, H, W), which go to where its weights lie, in their dtype.
 
     Returns:
-        (B, classes) logits, in the model's dtype and where the images lie.
+        (B, classes) logits, in the model's dtype and where the images are.
 
     Raises:
         SettingError: when it returns no logits.
@@ -32,7 +32,7 @@ def like_weights(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model lies: its first weight's device; the CPU for one without weights."""
+    """Where a model is: its first weight's device; the CPU for one without weights."""
     weight = first_weight(model)
     return torch.device("cpu") if weight is None else weight.device
 

@@ -1,4 +1,4 @@
-"""Operations written with simpler ones, exact in real numbers, so that fewer need to be known.
+"""Operations written with simpler ones, exact in real numbers, so fewer need to be known.
 
 LeakyReLU, PReLU, absolute values, clamps anywhere, maxima of two and Hardsigmoid with rectifiers;
 layer norm, attention and quotients with products; the parts of a split as slices; PyTorch's own

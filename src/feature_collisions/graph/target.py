@@ -56,7 +56,7 @@ class TargetFeatures(nn.Module):
     """The target's features at the target layer, computed once.
 
     On a flat side of the activation later layers do not see how far a unit is beyond the edge e.
-    `oriented` counts from there, z = f0 - e below and e - f0 above, so that whatever the layer
+    `oriented` counts from there, z = f0 - e below and e - f0 above, so whatever the layer
     cannot see is negative, and section 2 and Eq. 2 hold of z as they stand.
 
     Args:
@@ -246,7 +246,7 @@ def explain_forward_errors(size: Sequence[int], where: str = "") -> Iterator[Non
 @torch.no_grad()
 @without_tf32()
 def preactivation_of(graph: Graph, layer: str, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """f0 (B, N) of images (B, C, H, W), computed in `dtype`, where the images lie if that can."""
+    """f0 (B, N) of images (B, C, H, W), computed in `dtype`, where the images are if that can."""
     place = able(images.device, dtype)
     cut = TargetLayer(graph, layer).to(place, dtype)
     return torch.cat([cut(part) for part in images.to(place, dtype).split(_TOGETHER)])

@@ -13,7 +13,7 @@ SIGMA = 4  # pixels, of the Gaussian low-pass, and how far apart its samples are
 def low_pass(images: Tensor) -> Tensor:
     """A Gaussian low-pass of images, sampled every `SIGMA` pixels.
 
-    At this spacing less than a hundredth of what the filter passes is folded, so that the result
+    At this spacing less than a hundredth of what the filter passes is folded, so the result
     does not depend on where the samples lie. At the border the weights inside the image count.
 
     Args:

@@ -155,7 +155,7 @@ class Evaluator:
         return self._threads.results(partial(call, *turn) for turn in turns)
 
     def share(self, count: int) -> int:
-        """How many of `count` points a thread takes at once, so that each has some."""
+        """How many of `count` points a thread takes at once, so each has some."""
         return min(self.batch_size, -(-count // len(self.replicas)))
 
     def pieces(self, count: int) -> Iterator[int]:

@@ -1,6 +1,6 @@
 """The digits' classifier of section 3.1: the one that ships with the package, and its training.
 
-The weights beside this module are those of seed 0 on the bundled digits, written by
+The weights next to this module are those of seed 0 on the bundled digits, written by
 
     python -m feature_collisions.networks.mnist_mlp
 
@@ -49,12 +49,12 @@ class MnistMLP(nn.Module):
         return logits
 
 
-# The first layer learns at the authors' rate, so that it stays close to its draw. With that rate
+# The first layer learns at the authors' rate, so it stays close to its draw. With that rate
 # throughout, the test accuracy ends at 94 %; with decay and a faster rate above it, at 97.9 %.
 _STEPS, _BATCH = 12_000, 128
 _FIRST = {"lr": 1e-3, "weight_decay": 0.0}
 _LATER = {"lr": 1e-2, "weight_decay": 0.1}
-_RECIPE = 2  # raise when the recipe changes, so that cached weights are not used for another
+_RECIPE = 2  # raise when the recipe changes, so cached weights are not used for another
 
 
 def train_mnist_classifier(train: Images, seed: int = 0, steps: int = _STEPS) -> MnistMLP:
@@ -88,7 +88,7 @@ def load_mnist_mlp(train: Images, anew: bool = False, seed: int = 0) -> nn.Modul
     """The classifier of these digits.
 
     Args:
-        train: digits; of the bundled ones the trained classifier is at hand.
+        train: digits; of the bundled ones the trained classifier ships with the package.
         anew: train it all the same.
         seed: of the training.
 

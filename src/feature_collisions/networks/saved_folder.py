@@ -47,7 +47,7 @@ def saved_folder(path: str | None) -> Path:
             "classifier.path",
             folder,
             f"has no weights in safetensors{found}",
-            f"save the network with safetensors, so that {WEIGHTS} is there",
+            f"save the network with safetensors, so {WEIGHTS} is there",
         )
     return folder
 

@@ -426,7 +426,7 @@ def _walk_all(
     """Up to the share that is given; without one, each open edge for its part of the time left."""
     timed = settings.share is None
     share = 1.0 if settings.share is None else settings.share
-    # The least known first, so that each gets its turn in one evaluation or the next.
+    # The least known first, so each gets its turn in one evaluation or the next.
     left = sorted((e for e in edges.items() if e[1].walked < share), key=lambda e: e[1].walked)
     started = saved = time.monotonic()
     pace = 0.0  # seconds for a whole edge, by the last chunk

@@ -29,7 +29,7 @@ from .words import Words
 _COLOURS = _BLUE, _, _VERMILION = "#0072B2", "#E69F00", "#D55E00"  # Okabe and Ito's
 _FROM_INITIAL = "initial_distance_mean"
 _LABELS = {_FROM_INITIAL: "distance from the initial image"}
-_LINE = "#dfe3e8"  # round a picture, so that a white one has an edge
+_LINE = "#dfe3e8"  # round a picture, so a white one has an edge
 _WIDTH = 6.5  # inches, a page's text
 _COLUMNS = 2  # of the user's, in a survey's figure
 _LETTER = 0.057  # inches: one of a title's, of 7 points

@@ -135,7 +135,7 @@ def _exact_to(summary: Summary) -> str:
 
 
 def claims_table(claims: Sequence[Finding], notes: bool = True) -> Table:
-    """The rows as a table of their own, without the fine print if need be."""
+    """The rows as one table, without the fine print if need be."""
     return _table("What is claimed, and how it is known", claims, notes)
 
 

@@ -37,7 +37,7 @@ _PATIENCE = 30.0  # seconds for an answer of W&B's server, which itself would wa
 
 @dataclass(frozen=True)
 class Identity:
-    """What a W&B run is called; kept in `wandb/run.json`, so that it can be continued."""
+    """What a W&B run is called; kept in `wandb/run.json`, so it can be continued."""
 
     id: str
     project: str
@@ -133,11 +133,11 @@ def wandb_run(
     config: dict[str, Any] | None = None,
     tags: Sequence[str] | None = None,
 ) -> "Iterator[wandb.Run]":
-    """A W&B run, new or continued, whose files lie in `directory`.
+    """A W&B run, new or continued, whose files are in `directory`.
 
     Lightning's logger would open one too, but not for an evaluation. It is always finished, because
     the jobs of a sweep share a process. W&B would have git describe
-    the repository that `directory` is or lies in, and a stranger's `.git/config` names commands:
+    the repository that `directory` is or is in, and a stranger's `.git/config` names commands:
     neither git nor the saving of code is left to it.
 
     Raises:
@@ -232,7 +232,7 @@ def run_name(settings: Settings, overrides: Sequence[str]) -> str:
 
 
 class StepLogger(WandbLogger):
-    """Uses the search's steps as W&B's, so that curves and sliders show them."""
+    """Uses the search's steps as W&B's, so curves and sliders show them."""
 
     _silent = False  # since W&B failed
 
@@ -425,7 +425,7 @@ def _log_rows(
     counts: dict[str, int],
     picture: str,
 ) -> str | None:
-    """Log a table, counts and a picture of the directory's, if it is there, in a run of its own."""
+    """Log a table, counts and a picture of the directory's, if it is there, in its own run."""
     first = None if mode == "disabled" else _first([job for run in runs for job in run.jobs])
     if first is None:
         return None

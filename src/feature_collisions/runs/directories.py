@@ -1,4 +1,4 @@
-"""Where runs lie: this run's directory, the checkpoint it continues from, the newest run."""
+"""Where runs are: this run's directory, the checkpoint it continues from, the newest run."""
 
 import warnings
 from collections.abc import Iterator

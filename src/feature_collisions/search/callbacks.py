@@ -176,7 +176,7 @@ class IntermediateImages(CollisionCallback):
 
 
 class Checkpoints(CollisionCallback):
-    """Keeps `last.ckpt`: written beside it and renamed, so that a kill leaves a whole one.
+    """Keeps `last.ckpt`: written beside it and renamed, so a kill leaves a whole one.
 
     Lightning's ModelCheckpoint counts batches (`log.every` steps each), and saves none at a signal.
 

@@ -1,7 +1,7 @@
 """Checkpoints: what one must agree on to be continued from, and how it is written and read.
 
 One file, from one process or from ranks that own some corners each: it is the same whoever wrote
-it, so that any number of them goes on from it. It is read as data.
+it, so any number of them goes on from it. It is read as data.
 """
 
 import hashlib

@@ -110,7 +110,7 @@ class Collision(LightningModule):
     several times an MNIST step. Its batch is ignored: there is no data to iterate over.
 
     Where several ranks run it (`strategy`), each keeps every R-th corner and takes its share of the
-    points between corners. All of them look, decide and write together, so that no rank waits for
+    points between corners. All of them look, decide and write together, so no rank waits for
     one that has gone another way.
 
     Args:

@@ -408,7 +408,7 @@ class Search(SearchSettings):
         return collision_limit(self.graph, self.layer, self.sources is not None)
 
     def _limits(self, found: Tensor, summary: Summary) -> None:
-        """Of composites whose features do not collide: what one corner by itself gets to."""
+        """Of composites whose features do not collide: what a single corner gets to."""
         limit, norm = self.limit, self.module.loss.norm
         ends = self._preactivation(torch.cat([found, found.mean(0, keepdim=True)]))
         largest = float(self.features.error(ends).max()) / norm if norm else 0.0

@@ -6,7 +6,7 @@ value per corner. Corners share nothing there, so the sum over them has each cor
 A new term of the features or of the logits is a function here, and a line in the method of
 `CollisionLoss` that is given what it looks at; a term of the images is one entry of `of_images`.
 The functions take pre-activations as `TargetFeatures.oriented` gives them: units that the layer is
-blind to above a ceiling are mirrored, so that what it cannot see is negative.
+blind to above a ceiling are mirrored, so what it cannot see is negative.
 """
 
 import math

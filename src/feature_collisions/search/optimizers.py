@@ -51,7 +51,7 @@ class SobolevDescent(torch.optim.Optimizer):
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, average: float) -> None:
         super().__init__(parameters, {"lr": lr, "average": average})
-        self.weights: Tensor | None = None  # of frequencies, made where the images lie
+        self.weights: Tensor | None = None  # of frequencies, made where the images are
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]

@@ -69,7 +69,7 @@ class PatchComposite(nn.Module):
         count: number of corners K.
         grid: None for one logit per pixel of a window, (K, M, w, w), as in the paper; or g: what is
             added to Eq. 5's logits is a g x g grid per window, (K, M, g, g), enlarged by bicubic
-            interpolation, so that neighbouring pixels change together.
+            interpolation, so neighbouring pixels change together.
     """
 
     start: Tensor

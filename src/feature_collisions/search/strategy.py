@@ -2,7 +2,7 @@
 
 Corners are independent of each other, so no gradient is averaged over the ranks, as DDP would; what
 ties corners together, and what is decided or written once, goes through Lightning's collectives.
-The ranks are spawned by the process that was started: none runs the command line again, so that a
+The ranks are spawned by the process that was started: none runs the command line again, so a
 sweep cannot begin again in each of them.
 """
 
@@ -91,7 +91,7 @@ class RankLauncher(_Launcher):
 
     @property
     def is_interactive_compatible(self) -> bool:
-        """Whether a notebook may use it: one whose model is imported, so that it can be pickled."""
+        """Whether a notebook may use it: one whose model is imported, so it can be pickled."""
         return True
 
     def launch(

@@ -13,7 +13,7 @@ Samples = Annotated[int, Whole(1, 10**7)]
 
 @dataclass
 class DataPlace:
-    """Where the run's data lies now."""
+    """Where the run's data is now."""
 
     root: str | None = None
     """The folder of the run's data now; null: where the run found it."""
@@ -24,7 +24,7 @@ class DataPlace:
 
 @dataclass
 class ClassifierPlace(Group):
-    """Where the run's classifier lies now."""
+    """Where the run's classifier is now."""
 
     group = "classifier"
     weights: Any = None
@@ -156,7 +156,7 @@ class SurveySettings:
 
 @dataclass
 class EvaluateSettings(Group):
-    """Everything `evaluate.py` can be told."""
+    """All settings of `evaluate.py`."""
 
     run: str | None = None
     """A run's, a sweep's or a survey's directory; null: the newest."""
@@ -182,9 +182,9 @@ class EvaluateSettings(Group):
     sizes: SizeSettings = field(default_factory=SizeSettings)
     """What a hull's size is measured in, beside pixels."""
     data: DataPlace = field(default_factory=DataPlace)
-    """Where the run's data lies now."""
+    """Where the run's data is now."""
     classifier: ClassifierPlace = field(default_factory=ClassifierPlace)
-    """Where the run's classifier lies now."""
+    """Where the run's classifier is now."""
     output: OutputSettings = field(default_factory=OutputSettings)
     """What the user of an encoder does with its features; null: as the run has it."""
     survey: SurveySettings = field(default_factory=SurveySettings)

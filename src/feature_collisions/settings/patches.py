@@ -46,7 +46,7 @@ class PatchSettings(Group):
     """k, the nearest sources per patch that are pasted. 1, as in the paper; more can say more."""
     logits: Annotated[str, OneOf("pixel", "grid")] = "pixel"
     """`pixel`: the paper's control parameters, one per pixel of a window; `grid`: `grid` x `grid`
-    per window, smoothly enlarged, so that neighbouring pixels change together."""
+    per window, smoothly enlarged, so neighbouring pixels change together."""
     grid: Annotated[int, Whole(2, 256)] = 16
     """The side of that grid, in numbers."""
 

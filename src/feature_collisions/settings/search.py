@@ -54,7 +54,7 @@ class LossSettings(Group):
     authors optimise it. The norm ends at a collision, the square near one, with gradients that deep
     networks bear better."""
     normalise: bool = True
-    """Whether features are measured in units of ||f(t)||, so that weights carry from one network to
+    """Whether features are measured in units of ||f(t)||, so weights carry from one network to
     another. The paper's are not."""
     hull: Annotated[int, Whole(0, 10_000)] = 2
     """Number of random interior points at which L_pos is also evaluated at each step; 0 in the
@@ -75,7 +75,7 @@ class LossSettings(Group):
     the image's. null: a Gaussian low-pass, which draws no squares; 1: the pixels themselves."""
     nearness: NonNegative = 0.0
     """The weight of half the squared L2 distance to the initial image, of pixels in [0, 1]: it
-    holds corners near, so that they keep its picture. 0, as in the paper."""
+    holds corners near, so they keep its picture. 0, as in the paper."""
     rectified: bool = True
     """Whether L_pos counts what the ReLU lets through of inactive units above zero, too: later
     layers see it, the paper's Eq. 2 does not."""
@@ -203,7 +203,7 @@ class StopSettings(Group):
     unit. 5 is the paper's on MNIST."""
     min_steps: Annotated[int | None, Whole(0, STEPS)] = None
     """Steps that are taken even where all corners have collided before: sizes go on growing, until
-    the rate has fallen. null: `max_steps`, so that sizes level off; 0: none, as in the paper."""
+    the rate has fallen. null: `max_steps`, so sizes level off; 0: none, as in the paper."""
     max_steps: Steps = 500
     """Steps after which the search ends in any case; the rate falls until then."""
     positive_relative: Limit = 0.1

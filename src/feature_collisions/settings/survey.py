@@ -30,7 +30,7 @@ def tell_of_networks(arguments: list[str], conf: Path) -> list[str]:
         return arguments
     try:
         parsed = OverridesParser.create().parse_overrides(given)
-    except OverrideParseException:  # Hydra has a message of its own for it
+    except OverrideParseException:  # Hydra has its own message for it
         return arguments
     swept = [list(_choices(each, conf)) for each in parsed if each.is_sweep_override()]
     swept = [choices for choices in swept if any(choices)]

@@ -89,7 +89,7 @@ class DataSettings(Group):
     name: str = MISSING
     """The data set: `digits` (ships with the package), `mnist`, `cifar10` or `image_folder`."""
     root: str | None = None
-    """The folder that it lies in; null for what ships."""
+    """The folder that it is in; null for what ships."""
     size: Any = 224
     """The side of images from a folder, in pixels, or [HEIGHT, WIDTH]; null: the classifier's own.
     """
@@ -140,7 +140,7 @@ class WandbSettings(Group):
 
 @dataclass
 class Settings(SearchSettings):
-    """Everything `train.py` can be told."""
+    """All settings of `train.py`."""
 
     name: str = MISSING
     """The experiment's name, which its runs' folder bears."""
@@ -153,7 +153,7 @@ class Settings(SearchSettings):
     initial: Any = MISSING
     """The image every corner starts from: an index, CLASS or CLASS:N, or an image file."""
     target: Any = MISSING
-    """The image whose features are matched, named likewise."""
+    """The image whose features are matched, named in the same way."""
     corner: Any = "0..4"
     """Which of the target's inactive units are pushed down: one index, a list, or a..b with both
     ends."""
@@ -171,7 +171,7 @@ class Settings(SearchSettings):
     """Many pairs in place of `initial` and `target`: FILE.csv, random:N or random:N:P; null: one.
     """
     networks: list[dict[str, str | None]] = field(default_factory=list)
-    """The classifiers that a sweep goes over, so that all of them draw the same pairs; the command
+    """The classifiers that a sweep goes over, so all of them draw the same pairs; the command
     line fills it in."""
 
     solver: Annotated[str, OneOf("gradient", "linear_program", "exact")] = "gradient"
@@ -293,7 +293,7 @@ _GROUPS = ("experiment", "classifier", "data", "optimizer", "trainer")
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Raise SettingError for what Hydra meets without a message of its own.
+    """Raise SettingError for what Hydra meets without its own message.
 
     These are a number that is too long to be read, and one in place of a choice.
     """

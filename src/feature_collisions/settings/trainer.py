@@ -140,7 +140,7 @@ def _check_there(accelerator: str, gpus: int) -> None:
 
 
 def bfloat16_is_fast(accelerator: str) -> bool:
-    """Whether a device has bfloat16 arithmetic of its own; without it, it takes ten times as long.
+    """Whether a device has native bfloat16 arithmetic; without it, it takes ten times as long.
 
     Args:
         accelerator: Lightning's name of it, not `auto`.

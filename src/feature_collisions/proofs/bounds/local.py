@@ -7,7 +7,7 @@ On a piece P with vertices v_1, ..., v_K every value of the network is
 w the weights of a point, j the units that bend on P, and e_j what each deviates from a line: linear
 parts go through the network as images do, and each bend adds one image. So the network on P, and on
 all pieces that P is cut into, is one of some hundreds of units instead of all. It is a list of
-steps itself, so that a part of P can be taken out of it again.
+steps itself, so a part of P can be taken out of it again.
 """
 
 import math
@@ -78,7 +78,7 @@ class _Form(NamedTuple):
 
     @property
     def is_zero(self) -> Tensor:
-        """(...) where values are 0 exactly, so that the windows of a max pool over them tie."""
+        """(...) where values are 0 exactly, so the windows of a max pool over them tie."""
         return (self.size == 0) & (self.error == 0)
 
 

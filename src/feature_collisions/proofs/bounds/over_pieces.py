@@ -1,7 +1,7 @@
 """Sound bounds on a piecewise linear network over pieces of a hull: carried forward and backward.
 
 A piece is the simplex of K images. Every bound is a linear function on it, held by its values at
-the K vertices; its least and its largest value are among these, so that the last step loses
+the K vertices; its least and its largest value are among these, so the last step loses
 nothing. Forward, a bound of every unit goes through the network once (K + 1 images' work). Backward
 (CROWN: Zhang et al. 2018), a linear function of one layer is carried towards the pixels: where it
 meets a bend, by a line below and a line above it; it stops behind the first bends, whose forward
@@ -274,7 +274,7 @@ class Bounds:
 
 
 def _widen(found: Enclosure) -> None:
-    """Where bounds overflowed, so that nothing is known, let any value be: never NaN, in place.
+    """Where bounds overflowed and nothing is known, let any value be: never NaN, in place.
 
     NaN compares as false with everything, and a comparison must not settle what is unknown.
     """

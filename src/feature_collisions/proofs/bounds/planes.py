@@ -75,7 +75,7 @@ def of_softmax(step: Softmax, x: Values) -> tuple[Plane, Values]:
         -s_i sum_j s_j phi(d_j - d_i) <= softmax_i(x) - s_i - s_i u_i <= s_i phi(u_i),
 
     u_i = d_i - sum_j s_j d_j: log softmax_i is concave, 1 / softmax_i is convex and above its
-    tangent, and both give a bound that is convex in x, so that each vertex pays for its own
+    tangent, and both give a bound that is convex in x, so each vertex pays for its own
     interval. Where least and largest values are closer together than that, they are the bounds,
     and rows end there.
     """
