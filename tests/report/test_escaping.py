@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from feature_collisions.errors import SettingError
+from feature_collisions.escaping import for_csv, for_line, for_terminal
 from feature_collisions.networks.weights import read_weights
-from feature_collisions.report.escaping import for_csv, for_line, for_terminal
 from feature_collisions.report.page import runs_page
 from feature_collisions.report.report import write_report
 from feature_collisions.report.tables import Table, as_markdown, as_text

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 
+from feature_collisions.escaping import for_line
 from feature_collisions.evaluation.evaluate import OF_TWO_CORNERS, SAMPLED
-from feature_collisions.report.escaping import for_line
 from feature_collisions.report.findings import MEANINGS, Evidence, claims_table, describe
 from feature_collisions.report.report import write_report
 from feature_collisions.report.tables import as_text

@@ -5,7 +5,7 @@ import io
 
 from ..data.files import opened
 from ..errors import SettingError
-from ..settings.paths import expanded
+from ..paths import expanded
 
 _MOST_BYTES = 10_000_000
 _SHOWN = 60  # characters of a line, in a message

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from ..ends import Stopped
 from ..errors import SettingError
-from ..report.escaping import for_line, for_terminal
+from ..escaping import for_line, for_terminal
 from ..runs.directories import claimed, newest_run
 from ..settings.evaluate import EvaluateSettings
 from ..settings.train import to_settings

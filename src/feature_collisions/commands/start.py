@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .. import __version__
 from ..ends import Stopped, stopping
 from ..errors import CollisionError, SettingError
-from ..report.escaping import for_terminal
+from ..escaping import for_terminal
 from ..settings.conversions import did_you_mean, in_plain_words
 from ..settings.evaluate import EvaluateSettings
 from ..settings.survey import tell_of_networks

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import SettingError
-from ..report.escaping import for_terminal
+from ..escaping import for_terminal
 
 if TYPE_CHECKING:
     from ..evaluation.judge import Judge

@@ -17,7 +17,7 @@ from torchvision.models import SqueezeNet1_1_Weights
 from tqdm import tqdm
 
 from ..errors import SettingError
-from ..settings.paths import expanded
+from ..paths import expanded
 from ..settings.train import DataSettings
 from .image_set import ImageSet
 from .images import averaged, image_endings, load_image, quiet_decoders

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
-from ..settings.paths import path_of
+from ..paths import path_of
 from .images import load_image, pooled_distance
 
 _RULE = "give a class name, a class index, CLASS:N for the class's N-th image, or an image file"

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import SettingError
-from ..settings.paths import expanded
+from ..paths import expanded
 from .files import opened, write_atomically
 
 # Formats whose decoders are Pillow's own: none of them starts a program, as EPS does.

@@ -13,7 +13,7 @@ from torch import nn
 from ..data.files import read_json
 from ..errors import SettingError
 from ..graph.graph import evaluating
-from ..settings.paths import path_of
+from ..paths import path_of
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data.files import DAMAGED, load_saved, load_tensors, opened
 from ..errors import SettingError
-from ..settings.paths import expanded
+from ..paths import expanded
 
 
 def load_weights(model: nn.Module, weights: str | Path) -> None:

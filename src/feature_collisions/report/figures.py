@@ -17,10 +17,10 @@ from matplotlib.transforms import Bbox
 
 from ..data.files import write_atomically
 from ..data.images import to_uint8
+from ..escaping import for_line
 from ..evaluation.survey import Figures, Interval
 from ..hull.statistics import OUTCOMES
 from ..runs.evaluation import Evaluation, Proofs
-from .escaping import for_line
 from .findings import LAWS, settled
 from .sheets import Sheet
 from .tables import number

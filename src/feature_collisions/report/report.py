@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.files import write_text
+from ..escaping import for_markdown
 from ..evaluation.lattice import explored
 from ..hull.hull import Hull
 from ..runs.evaluation import Evaluation
-from .escaping import for_markdown
 from .figures import faces_figure, histogram_figure, save_figure, sheet_figure
 from .findings import Description, claims_table, describe
 from .page import hull_page

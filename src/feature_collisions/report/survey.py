@@ -5,8 +5,8 @@ from itertools import combinations
 from pathlib import Path
 
 from ..data.files import write_text
+from ..escaping import for_markdown
 from ..evaluation.survey import COLUMNS, Figures, Interval, differences, means
-from .escaping import for_markdown
 from .figures import save_figure, survey_figure
 from .page import survey_page
 from .tables import Table, as_csv, as_markdown, number

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from .escaping import for_csv, for_line, for_markdown
+from ..escaping import for_csv, for_line, for_markdown
 
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?%?|-")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.files import load_tensors, read_yaml, refuse_links, save_tensors, write_json
 from ..data.images import PNG_CHANNELS, save_png
 from ..errors import SettingError
-from ..settings.paths import path_of
+from ..paths import path_of
 from .directories import CONFIG, CORNERS, LOCK, is_claimed
 from .records import Summary, impossible, read_record
 

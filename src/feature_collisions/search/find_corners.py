@@ -49,9 +49,9 @@ from ..hull.statistics import collision_limit
 from ..networks.unwrap import unwrap, unwrap_layer
 from ..patches.composite import Sources
 from ..patches.floor import alone, what_limits
+from ..paths import path_of
 from ..runs.records import Summary
 from ..settings.output import check_output
-from ..settings.paths import path_of
 from ..settings.search import SearchSettings, images_per_batch
 from ..settings.train import parse_corners
 from ..settings.trainer import MIXED, check_trainer, devices_of, where

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from ..errors import SettingError
+from ..paths import home
 from .output import OutputSettings
-from .paths import home
 from .rules import STEPS, AtLeast, Group, NonNegative, OneOf, Seed, Share, Steps, WandbMode, Whole
 
 Samples = Annotated[int, Whole(1, 10**7)]

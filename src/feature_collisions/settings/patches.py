@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import Annotated
 
 from ..errors import SettingError
-from .paths import home
+from ..paths import home
 from .rules import SIDE, Group, OneOf, Share, Side, Whole
 
 

@@ -12,10 +12,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import SettingError
+from ..paths import expanded, home
 from .conversions import in_plain_words
 from .output import OUTPUTS, OutputSettings, check_output
 from .patches import PatchSettings
-from .paths import expanded, home
 from .rules import SIDE, Group, OneOf, WandbMode, one_of, whole
 from .search import RateSettings, SearchSettings
 from .solver import OBJECTIVES
