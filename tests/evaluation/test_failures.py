@@ -14,7 +14,7 @@ from feature_collisions.evaluation.evaluate import OF_TWO_CORNERS, SAMPLED, eval
 from feature_collisions.hull.hull import Hull
 from feature_collisions.report.report import write_report
 from feature_collisions.report.runs import row_of
-from feature_collisions.report.words import classes_of
+from feature_collisions.report.words import classes_of, unnamed
 from feature_collisions.runs.directories import newest_run
 from feature_collisions.runs.run import Run
 from helpers.hulls import evaluated, made_hull
@@ -176,6 +176,8 @@ def test_classes_are_numbered_where_the_data_sets_names_are_not_theirs(tmp_path,
     shown = classes_of(names, 4)
     assert list(shown) == ["class 0", "class 1", "class 2", "class 3"]
     assert classes_of(NAMES, 4) is NAMES
+    assert "4 outputs" in unnamed(shown, names)
+    assert unnamed(NAMES, NAMES) == ""
     print_corners(hull.summary, shown, tmp_path, None)
     result = evaluated(hull, tmp_path)
     print_report(tmp_path, write_report(tmp_path, hull, result, shown))

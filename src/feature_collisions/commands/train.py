@@ -140,7 +140,7 @@ def train(
         from ..graph.graph import trace
         from ..networks.classifiers import load_classifier, names_in
         from ..report.wandb_logs import check_login, use_account
-        from ..report.words import names_of
+        from ..report.words import names_of, unnamed
         from ..settings.trainer import single_device
         from .deciding import hashes
 
@@ -159,6 +159,8 @@ def train(
         return
     hull = search_pair(job, directory, checkpoint)
     names = names_of(hull, data.test.class_names, names_in(model))
+    if note := unnamed(names, data.test.class_names):
+        print(note)
     of_images = data.test.mean_distance() if isinstance(data.test, Images) else None
     print_corners(hull.summary, names, directory, settings.classifier.path, of_images)
 

@@ -210,6 +210,16 @@ def names_of(hull: Hull, of_data: Sequence[str], own: Sequence[str] = ()) -> Seq
     return classes_of(of_data, len(hull.output.target), own)
 
 
+def unnamed(names: Sequence[str], of_data: Sequence[str]) -> str:
+    """What to say where neither images nor network name the classes; empty where they do."""
+    if names[:1] != ["class 0"]:
+        return ""
+    return (
+        f"classes: the network has {len(names)} outputs, the images {len(of_data)} classes; if it "
+        "is an encoder, set classifier.output=features"
+    )
+
+
 def classes_of(class_names: Sequence[str], count: int, own: Sequence[str] = ()) -> Sequence[str]:
     """One name for each of the `count` classes of a classifier.
 
