@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.memory import images_at_once
 from ..errors import SettingError
 from ..graph.target import TargetFeatures
 from ..graph.target_layer import TargetLayer
@@ -13,7 +14,7 @@ from ..hull.hull import Hull
 from .first_layer import first_layer
 from .windows import polytope_of
 
-_BATCH = 64  # gradients that are computed at once
+_BATCH = 64  # gradients that are computed at once, where memory holds so many
 _SMALL = 1e-10  # of the largest singular value: 0, but for rounding
 
 
@@ -57,24 +58,30 @@ def _rank(hull: Hull, seconds: float) -> tuple[int, bool]:
     features = TargetFeatures(layer(target[None])[0].detach(), hull.features.activation)
     least = min(target.numel(), int(features.active.sum()))
     rows = torch.zeros(0, target.numel(), dtype=torch.float64)
+    count, looked = min(_BATCH, images_at_once(layer, target[None])), 0
     while len(rows) < least + 1:
-        rows = torch.cat([rows, _gradients(layer, features, target, generator)])
-        if len(rows) & (len(rows) - 1) and len(rows) <= least:
+        rows = torch.cat([rows, _gradients(layer, features, target, count, generator)])
+        late = time.perf_counter() - started > seconds
+        if len(rows) < 2 * looked and len(rows) <= least and not late:
             continue  # the rank is looked at whenever there are twice as many
-        sizes = torch.linalg.svdvals(rows)
+        sizes, looked = torch.linalg.svdvals(rows), len(rows)
         rank = min(least, int((sizes > _SMALL * sizes[0]).sum()))
         if rank < len(rows):
             return rank, True
-        if time.perf_counter() - started > seconds:
+        if late:
             return rank, False
     return least, True
 
 
 def _gradients(
-    layer: TargetLayer, features: TargetFeatures, target: Tensor, generator: torch.Generator
+    layer: TargetLayer,
+    features: TargetFeatures,
+    target: Tensor,
+    count: int,
+    generator: torch.Generator,
 ) -> Tensor:
-    """(B, n) gradients of random combinations of the features."""
-    images = target.repeat(_BATCH, 1, 1, 1).requires_grad_()
+    """(count, n) gradients of random combinations of the features."""
+    images = target.repeat(count, 1, 1, 1).requires_grad_()
     values = features.rectified(layer(images))
     mixed = torch.randn(values.shape, generator=generator, dtype=torch.float64)
     (found,) = torch.autograd.grad((mixed * values).sum(), images)

@@ -72,7 +72,7 @@ class Replica:
 
     @torch.inference_mode(False)
     def on(self, device: torch.device) -> "Replica":
-        """Another one, with modules of its own; on the same device it shares their weights.
+        """Another one with its own modules; on the same device it shares their weights.
 
         Raises:
             SettingError: for a model that cannot be copied.

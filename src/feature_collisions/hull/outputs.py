@@ -389,7 +389,7 @@ def output_of(
         target: (D,) the network's output of the target.
         threshold: of an encoder: `Features`.
         target_class: of the target, where it is known: `Classes`.
-        probability: of that class at the target, likewise.
+        probability: of that class at the target, where it is known.
     """
     if kind == "features":
         return Features(target, threshold)
