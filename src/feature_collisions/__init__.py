@@ -1,6 +1,6 @@
 """Approximate feature collisions: pictures that differ and look the same to a network.
 
-What is listed here is public; the modules below may change.
+The names listed here are public; the modules below may change.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""How a process ends that is told to: SIGINT and SIGTERM become one exception.
+"""Turn SIGINT and SIGTERM into one exception.
 
 A second signal ends the process at once. The commands install this; the Python API does not.
 """
@@ -16,11 +16,11 @@ _ECHO = 0.5  # seconds; `timeout` and some schedulers send each signal twice
 
 
 class Stopped(BaseException):
-    """The process was told to end. No `except Exception` may take it for a failure.
+    """A signal interrupted the process. It is no Exception, so `except Exception` passes it on.
 
     Attributes:
-        signal: which told it.
-        command: what to type to go on, where that is known.
+        signal: the signal's number.
+        command: the command that resumes, if known.
     """
 
     def __init__(self, number: int) -> None:
@@ -31,12 +31,12 @@ class Stopped(BaseException):
 
     @property
     def status(self) -> int:
-        """The exit status by which shells and schedulers know the signal: 130 or 143."""
+        """Exit status for shells and schedulers: 130 or 143."""
         return 128 + self.signal
 
 
 class _State:
-    """Of the process, as signals are."""
+    """State of the process, as signals are per process."""
 
     stopped: Stopped | None = None
     waiting = False
@@ -44,12 +44,12 @@ class _State:
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Have SIGINT and SIGTERM raise Stopped within the block; ignored signals stay ignored.
+    """Raise Stopped on SIGINT and SIGTERM within the block; ignored signals stay ignored.
 
-    Stopped leaves the block even where a library turned it into its own error.
+    Stopped leaves the block even if a library turned it into another error.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is told of signals
+        yield  # only the main thread receives signals
         return
     _State.stopped, _State.waiting = None, False
     before = {each: signal.getsignal(each) for each in _SIGNALS}
@@ -61,7 +61,7 @@ def stopping() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-        stopped, _State.stopped = _State.stopped, None  # a later search is not told of it
+        stopped, _State.stopped = _State.stopped, None  # a later search does not see it
         if stopped is not None:
             raise stopped
 
@@ -73,10 +73,10 @@ def told_to_end() -> bool:
 
 @contextmanager
 def between_steps() -> Iterator[Callable[[], bool]]:
-    """Let a signal wait within the block; gives the question whether one has come.
+    """Defer signals within the block; yields a function that returns whether one has come.
 
-    The block should ask between two steps, where its state is whole, and leave if so. Stopped is
-    raised behind it.
+    Call it between two steps, where the state is consistent, and leave the block if it returns
+    True. Stopped is raised afterwards.
     """
     _State.waiting = True
     try:

@@ -1,12 +1,12 @@
-"""The two kinds of error that a user can fix."""
+"""The two errors that a user can fix."""
 
 
 class SettingError(ValueError):
     """A setting that cannot be used. Its message is `setting=value: rule; remedy`.
 
     Args:
-        setting: its name on the command line, an argument's, or a file.
-        value: what it is; None leaves it out of the message.
+        setting: name of the setting, argument or file.
+        value: its value; None leaves it out of the message.
         rule: what is wrong with it.
         remedy: what to do.
     """
@@ -20,4 +20,4 @@ class SettingError(ValueError):
 
 
 class CollisionError(RuntimeError):
-    """A search that could not go on; what was saved before is kept."""
+    """A search that could not continue; saved files are kept."""

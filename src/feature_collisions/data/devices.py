@@ -1,4 +1,4 @@
-"""What a device lacks, and where that is computed instead."""
+"""Precision and memory of devices, and the CPU as a substitute."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,22 +10,22 @@ from ..errors import SettingError
 
 CPU = torch.device("cpu")
 WITHOUT_FLOAT64 = {"mps"}  # Apple's
-_backends: Any = torch.backends  # its hints lack these
+_backends: Any = torch.backends  # PyTorch's type hints lack these
 _ON_CPU = _backends.mkldnn.matmul, _backends.mkldnn.conv
 
 
 def able(device: torch.device, dtype: torch.dtype = torch.float64) -> torch.device:
-    """`device`, or the CPU where it does not compute in `dtype`."""
+    """Return `device`, or the CPU if it does not support `dtype`."""
     lacking = dtype == torch.float64 and device.type in WITHOUT_FLOAT64
     return CPU if lacking else device
 
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Where float32 has all its bits, not TF32's ten on a GPU or bfloat16's seven on a CPU.
+    """Compute float32 with all its bits: no TF32 (10 bits) on a GPU, no bfloat16 (7) on a CPU.
 
-    cuDNN convolves in TF32 by default; products are reduced where the user says
-    so, as by `torch.set_float32_matmul_precision`.
+    cuDNN's convolutions use TF32 by default. Matrix products do after
+    `torch.set_float32_matmul_precision`.
     """
     kinds = (_backends.cuda.matmul, _backends.cudnn.conv, *_ON_CPU)
     before = [kind.fp32_precision for kind in kinds]
@@ -40,7 +40,7 @@ def without_tf32() -> Iterator[None]:
 
 @contextmanager
 def precision_flags_kept() -> Iterator[None]:
-    """Where torch.export may run: it reads a flag that must not be set by halves, and sets it."""
+    """Make the TF32 flags consistent for torch.export, and restore them afterwards."""
     cudnn = _backends.cudnn.conv, _backends.cudnn.rnn
     kinds = (_backends.cuda.matmul, *cudnn, *_ON_CPU)
     before = [kind.fp32_precision for kind in kinds]
@@ -54,14 +54,14 @@ def precision_flags_kept() -> Iterator[None]:
 
 
 def may_reduce(device: torch.device) -> bool:
-    """Whether products of float32 may be taken with fewer bits than float32 has."""
+    """Whether products of float32 numbers may be computed with fewer bits."""
     allowed = any(kind.fp32_precision in ("tf32", "bf16") for kind in _ON_CPU)
     return device.type != "cpu" or allowed
 
 
 @contextmanager
 def without_cudnn() -> Iterator[None]:
-    """Where convolutions add products up: cuDNN may convolve by a transform."""
+    """Convolve by adding products: cuDNN may use a transform, whose rounding differs."""
     before = torch.backends.cudnn.enabled
     try:
         torch.backends.cudnn.enabled = False
@@ -71,13 +71,13 @@ def without_cudnn() -> Iterator[None]:
 
 
 def in_half(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Where networks compute in half `precision`; None leaves them as they are."""
+    """Run networks in half `precision`; None changes nothing."""
     return nullcontext() if precision is None else torch.autocast(device.type, precision)
 
 
 @contextmanager
 def explain_out_of_memory(device: torch.device) -> Iterator[None]:
-    """Say in a SettingError what to do when the device's memory runs out."""
+    """Turn an out-of-memory error of `device` into a SettingError with a remedy."""
     try:
         yield
     except RuntimeError as error:
@@ -93,6 +93,6 @@ def explain_out_of_memory(device: torch.device) -> Iterator[None]:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch says so, of the CPU or a GPU, or one of CUDA's libraries."""
+    """Whether `error` is an out-of-memory error of PyTorch or a CUDA library."""
     said = ("can't allocate memory", "MPS backend out of memory", "_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in said)

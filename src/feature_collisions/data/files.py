@@ -1,4 +1,4 @@
-"""Files that are always whole, and files that may be a stranger's: read as data, within bounds."""
+"""Atomic writes, and bounded reads of untrusted files, which are never executed."""
 
 import json
 import math
@@ -20,22 +20,22 @@ from torch import Tensor
 from ..errors import SettingError
 from .memory import free_bytes
 
-_TEXT = 2**25  # bytes of a JSON file: a summary of 4096 corners has two million
-_SETTINGS = 2**18  # bytes of a config.yaml: the longest have some ten thousand
-_DEPTH, _LONG = 20, 4096  # of settings within settings; characters of one
+_TEXT = 2**25  # bytes of a JSON file; a summary of 4096 corners has 2 million
+_SETTINGS = 2**18  # bytes of a config.yaml; the longest have about 10,000
+_DEPTH, _LONG = 20, 4096  # nesting depth; characters of one value
 _LARGEST = 2**63  # no integer of a run needs more than 64 bits
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path`; a kill at any moment leaves the old file or the new one.
+    """Write `content` to `path`. A kill at any moment leaves the old file or the new one.
 
-    A link at `path` is replaced, not written through; of linked folders see `refuse_links`.
+    A link at `path` is replaced, not followed. For linked folders see `refuse_links`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:  # x: through no link that is there already
+        with temporary.open("xb") as file:  # x: never follows an existing link
             file.write(content)
         os.replace(temporary, path)
     except OSError as error:  # the user knows `path`, not the temporary file
@@ -50,15 +50,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically; NaN and infinity are refused, for they are not JSON."""
+    """Write indented JSON atomically; NaN and infinity, which are not JSON, are refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def refuse_links(directory: Path) -> None:
-    """Raise SettingError for a linked folder below a run's directory, before that is written to.
+    """Raise SettingError if a folder below a run's directory is a link.
 
-    The directory itself may be reached through a link. W&B's own links in `wandb` are its notes of
-    the newest run, which it replaces.
+    Call it before writing to the directory. The directory itself may be a link. W&B's links in
+    `wandb` are allowed: they name its newest run, and W&B replaces them.
     """
     for place, folders, _ in os.walk(directory):
         for name in folders:
@@ -68,7 +68,7 @@ def refuse_links(directory: Path) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Raise SettingError where `path`, a folder that is to be written to, is a link."""
+    """Raise SettingError if `path`, a folder about to be written to, is a link."""
     if path.is_symlink():
         raise SettingError(
             path, None, "is a link to another folder", "put a folder in its place, or remove it"
@@ -77,17 +77,17 @@ def refuse_link(path: Path) -> None:
 
 @contextmanager
 def opened(path: str | Path, most: int | None = None) -> Iterator[BinaryIO]:
-    """Open a file that may be a stranger's: a regular one, no larger than can be read.
+    """Open an untrusted file; it must be a regular file of limited size.
 
     Args:
         path: the file.
-        most: bytes it may have; None for what the free memory holds.
+        most: largest size in bytes; None for the free memory.
 
     Raises:
-        SettingError: for a pipe, a device or a folder, and for a file that is too large.
-        OSError: when it cannot be opened.
+        SettingError: if it is a pipe, a device or a folder, or too large.
+        OSError: if it cannot be opened.
     """
-    # A pipe without a writer would block for ever; to a regular file the flag means nothing.
+    # Without the flag a pipe without a writer would block for ever.
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         state = os.fstat(number)
@@ -113,10 +113,10 @@ def _kind(mode: int) -> str:
 
 
 def read_text(path: str | Path, most: int | None = _TEXT) -> str:
-    """Read UTF-8 text, without a byte-order mark; `most` as for `opened`.
+    """Read UTF-8 text without its byte-order mark; `most` is as for `opened`.
 
     Raises:
-        SettingError: when it cannot be opened or is not text.
+        SettingError: if it cannot be opened or is not text.
     """
     try:
         with opened(path, most) as file:
@@ -130,10 +130,10 @@ def read_text(path: str | Path, most: int | None = _TEXT) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON: finite numbers, integers of 64 bits.
+    """Read JSON with finite numbers and integers of at most 64 bits.
 
     Raises:
-        SettingError: when the file is missing or damaged.
+        SettingError: if the file is missing or damaged.
     """
     text = read_text(path)
     try:
@@ -147,11 +147,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """Read settings as a run keeps them: resolved, so `${...}` stays text.
+    """Read the resolved settings of a run; `${...}` stays text.
 
     Raises:
-        SettingError: when the file is missing or damaged, or holds an alias, by which few lines
-            can stand for any number.
+        SettingError: if the file is missing or damaged, or has an alias, which could expand a few
+            lines without limit.
     """
     text = read_text(path, _SETTINGS)
     try:
@@ -168,7 +168,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _check_events(text: str) -> None:
-    """Raise ValueError for what a loader could be long at, and no run's settings hold."""
+    """Raise ValueError for YAML that is slow to load; no run's settings contain it."""
     depth = 0
     for event in yaml.parse(text, Loader=_LOADER):
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -189,7 +189,7 @@ def _no_number(name: str) -> None:
 
 
 def _check_plain(value: Any) -> None:
-    """Raise ValueError for what neither file can hold when the tool wrote it."""
+    """Raise ValueError for a value that this program never writes."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
@@ -205,7 +205,7 @@ def _check_plain(value: Any) -> None:
         if not -_LARGEST <= value < _LARGEST:
             raise ValueError("an integer of more than 64 bits")
     elif isinstance(value, str):
-        value.encode()  # half a surrogate pair can be read, and not be written
+        value.encode()  # half a surrogate pair can be read but not written
     elif value is not None:
         raise ValueError(f"{type(value).__name__} is no setting")
 
@@ -217,10 +217,10 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file that fits into memory; nothing in it can execute.
+    """Read a safetensors file that fits into memory; it cannot contain code.
 
     Raises:
-        SettingError: when the file is missing, truncated or of another format.
+        SettingError: if the file is missing, truncated or of another format.
     """
     try:
         with opened(path):
@@ -237,15 +237,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError,
            AttributeError, IndexError, AssertionError, OverflowError, MemoryError)  # fmt: skip
-"""What `load_saved` raises for a file that `torch.save` did not write whole."""
+"""Errors of `load_saved` for a damaged file."""
 
 
 def load_saved(path: Path, mmap: bool = False) -> Any:
-    """Read what `torch.save` wrote, on the CPU: tensors and plain values, nothing that executes.
+    """Read a file of `torch.save` to the CPU: only tensors and plain values, no code.
 
     Raises:
-        SettingError: for what is no regular file, or more than memory holds once it is unpacked.
-        OSError: when it cannot be opened.
+        SettingError: if it is not a regular file, or does not fit into memory when unpacked.
+        OSError: if it cannot be opened.
         Exception: one of `DAMAGED`.
     """
     with opened(path) as file:
@@ -262,7 +262,7 @@ def load_saved(path: Path, mmap: bool = False) -> Any:
                     f"unpacks to {whole:,} bytes, which is more than the free memory holds "
                     f"({free:,})",
                 )
-        # Given a name that ends in .safetensors, torch.load takes the file for one.
+        # torch.load takes any file named *.safetensors for one.
         named = mmap and path.suffix != ".safetensors"
         file.seek(0)
         source: Any = path if named else file

@@ -1,4 +1,4 @@
-"""Folders of images, one per class, as ImageNet is laid out; read when they are asked for."""
+"""Folders of images, one per class, laid out as ImageNet; files are read on access."""
 
 import functools
 import hashlib
@@ -22,27 +22,27 @@ from ..settings.train import DataSettings
 from .image_set import ImageSet
 from .images import averaged, image_endings, load_image, quiet_decoders
 
-# Folders and files that systems and tools leave in any folder; compared in lower case.
+# Folders and files that systems and tools create anywhere; compared in lower case.
 _OF_SYSTEMS = (
     "__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "lost+found",
     "$recycle.bin", "system volume information", "found.000", "__pycache__", "thumbs.db",
     "ehthumbs.db", "desktop.ini", ".ds_store", ".localized", ".directory", "icon\r",
 )  # fmt: skip
-_SIDE = 224  # where nobody says otherwise
+_SIDE = 224  # the default of `data.size`
 _WNID = re.compile(r"n\d{8}")
 
 
 class ImageFolder(ImageSet):
-    """Images below `data.root`/CLASS, where CLASS is one of ImageNet's ids, or any name.
+    """Images in `data.root`/CLASS, where CLASS is an ImageNet id or any other name.
 
-    An id's class index is its rank among all 1000, whichever of them are there. Other names are
-    counted in their own order; names that are all numbers, in numerical order.
+    The class index of an id is its rank among all 1000 ids, even if some are missing. Other names
+    are indexed in alphabetical order, or in numerical order if all are numbers.
 
     Args:
-        settings: `root`, `resize` and the size that images are brought to.
+        settings: `root`, `resize` and `size`.
 
     Raises:
-        SettingError: for a folder without images.
+        SettingError: if the folder has no images.
     """
 
     def __init__(self, settings: DataSettings) -> None:
@@ -97,7 +97,7 @@ class ImageFolder(ImageSet):
         return 3, *self._sides
 
     def __getitem__(self, index: Any) -> Tensor:
-        """One image (C, H, W), or those at a tensor of indices (B, C, H, W), in [0, 1]."""
+        """One image (C, H, W), or the images (B, C, H, W) at a tensor of indices, in [0, 1]."""
         if isinstance(index, Tensor):
             return torch.stack([self[int(i)] for i in index])
         return load_image(self.files[index][0], self.size, self.resize)
@@ -107,21 +107,21 @@ class ImageFolder(ImageSet):
         return load_image(self.files[index][0], (3, side, side), self.resize)
 
     def check_side(self, side: int) -> None:
-        """Nothing to raise: files are read at any size."""
+        """Accept any side: files are resized when they are read."""
 
     def fingerprint(self, members: Tensor) -> str:
-        """A hash of the files' names below the root, their sizes and times, and of `resize`."""
+        """Hash of the files' paths below the root, sizes and times, and of `resize`."""
         digest = hashlib.sha256(self.resize.encode())
         for index in members.tolist():
             digest.update(f"\n{self.name_of(index)}\0{_state(self.files[index][0])}".encode())
         return digest.hexdigest()
 
     def name_of(self, index: int) -> str:
-        """A file's path below the root."""
+        """Path of an image's file below the root."""
         return self.files[index][0].relative_to(self.root).as_posix()
 
     def class_index(self, name: str) -> int | None:
-        """The class called `name`, or of that index, or in the folder `name`."""
+        """Index of the class with this name, index or folder."""
         known = super().class_index(name)
         if known is None and _WNID.fullmatch(name) and name in wnids():
             return wnids().index(name)
@@ -130,9 +130,9 @@ class ImageFolder(ImageSet):
     def mean_distances(
         self, squares: Sequence[int], most: int = 1000, seed: int = 0
     ) -> dict[int, float]:
-        """As of any set (Table 2), from at most 1000 images.
+        """Mean distances as of `ImageSet` (Table 2), from at most 1000 images.
 
-        They are held as 8-bit pixels, and their products are summed up piece by piece.
+        The images are kept as 8-bit pixels; their products are added in chunks.
         """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
         paths = [self.files[index][0] for index in order.tolist()]
@@ -141,14 +141,14 @@ class ImageFolder(ImageSet):
         return _mean_distances(states, self.size, self.resize, fitting)
 
 
-@functools.lru_cache(1)  # hulls that are evaluated in one process mostly share their data
+@functools.lru_cache(1)  # hulls evaluated in one process mostly share their data
 def _mean_distances(
     files: tuple[tuple[Path, str], ...],
     size: tuple[int, int, int],
     resize: str,
     squares: tuple[int, ...],
 ) -> dict[int, float]:
-    """Mean L2 distances between two of the images in `files`, each with its state, by square."""
+    """Mean L2 distance between two images of `files`, (path, state) each, by side of the square."""
     pixels = torch.empty(len(files), *size, dtype=torch.uint8)
 
     def read(row: int) -> None:
@@ -177,20 +177,20 @@ def _mean_pairwise(pixels: Tensor, square: int) -> float:
 
 
 def in_order(folders: list[Path]) -> list[Path]:
-    """Folders by name; by number, where every name is one: 2 comes before 10."""
+    """Sort folders by name, or by number if every name is one: 2 before 10."""
     numbered = all(path.name.isascii() and path.name.isdecimal() for path in folders)
     return sorted(folders, key=lambda path: (int(path.name) if numbered else 0, path.name))
 
 
 def _of_system(path: Path) -> bool:
-    """Whether it is not the user's: a system's by name, or the Mac's notes on another file."""
+    """Whether the system made the file: a known name, or macOS's `._` companion of a file."""
     name = path.name.lower()
     hidden_folder = name[0] == "." and path.is_dir()
     return name in _OF_SYSTEMS or name.startswith("._") or hidden_folder
 
 
 def _said(passed_over: list[Path]) -> str:
-    """How many files were passed over, by ending; files in folders of folders are counted too."""
+    """Count the skipped files by extension, with those in nested folders."""
     endings = Counter[str]()
     for path in passed_over:
         inner = [path]
@@ -214,13 +214,13 @@ def _ending(path: Path) -> str:
 def _state(path: Path) -> str:
     try:
         state = path.stat()
-    except OSError:  # a link to nowhere: reading it says so
+    except OSError:  # a dangling link; the error comes when it is read
         return "missing"
     return f"{state.st_size} bytes, {state.st_mtime_ns}"
 
 
 def _classes(root: Path, folders: list[str]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Each folder's class index, and all classes' names."""
+    """Class index of each folder, and names of all classes."""
     ids = [name for name in folders if _WNID.fullmatch(name)]
     if not ids:
         return {name: i for i, name in enumerate(folders)}, tuple(folders)
@@ -234,10 +234,10 @@ def _classes(root: Path, folders: list[str]) -> tuple[dict[str, int], tuple[str,
 
 
 def class_names() -> tuple[str, ...]:
-    """ImageNet's 1000 names in the order of their indices, as torchvision's weights have them."""
+    """ImageNet's 1000 names in torchvision's order."""
     return tuple(SqueezeNet1_1_Weights.DEFAULT.meta["categories"])
 
 
 def wnids() -> list[str]:
-    """Their WordNet ids, n01440764 first."""
+    """ImageNet's 1000 WordNet ids in the same order, n01440764 first."""
     return (Path(__file__).parent / "imagenet_wnids.txt").read_text().split()

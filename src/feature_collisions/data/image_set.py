@@ -1,4 +1,4 @@
-"""What data sets of images have in common: how an image is named, how far apart two are."""
+"""Base class of data sets: finding an image by name, mean distance between images."""
 
 import difflib
 import hashlib
@@ -16,12 +16,12 @@ from ..paths import path_of
 from .images import load_image, pooled_distance
 
 _RULE = "give a class name, a class index, CLASS:N for the class's N-th image, or an image file"
-_FEW = 20  # class names that a message can list
-_DIGITS = 9  # of an index: Python refuses to read thousands of them
+_FEW = 20  # class names that a message lists
+_DIGITS = 9  # of an index; Python refuses to parse thousands
 
 
 class Found(NamedTuple):
-    """An image (C, H, W) in [0, 1], and its label where the data set knows one."""
+    """An image (C, H, W) in [0, 1] and its label, None if unknown."""
 
     image: Tensor
     label: int | None
@@ -33,7 +33,7 @@ class ImageSet(ABC):
     Attributes:
         class_names: one per class, by index.
         labels: (M,) int64.
-        resize: how a file is brought to `size`.
+        resize: how files are resized to `size`.
     """
 
     class_names: tuple[str, ...]
@@ -59,7 +59,7 @@ class ImageSet(ABC):
         return image
 
     def check_side(self, side: int) -> None:
-        """Raise SettingError unless images can be had at side x side."""
+        """Raise SettingError unless images are available at side x side."""
         if self.size[1:] != (side, side):
             raise SettingError(
                 "patches.size",
@@ -69,25 +69,25 @@ class ImageSet(ABC):
             )
 
     def fingerprint(self, members: Tensor) -> str:
-        """A hash that changes with the images at `members` (M,)."""
+        """Hash of the images at the indices `members` (M,)."""
         digest = hashlib.sha256()
         for part in members.split(1024):
             digest.update(self[part].numpy().tobytes())
         return digest.hexdigest()
 
     def name_of(self, index: int) -> str:
-        """What a list calls one image."""
+        """Name of one image in lists."""
         return f"image {index}"
 
     def find(self, setting: str, choice: Any) -> Found:
-        """The image named by `initial` or `target`, and its label.
+        """Find the image that `initial` or `target` names.
 
         Args:
-            setting: the setting's name, for messages.
-            choice: a class name or index, `CLASS:N`, or an image file's path.
+            setting: name of the setting, for messages.
+            choice: a class name or index, `CLASS:N`, or the path of an image file.
 
         Raises:
-            SettingError: when nothing of that name exists.
+            SettingError: if there is no such image.
         """
         text = str(choice)
         name, _, rank = text.partition(":")
@@ -106,7 +106,7 @@ class ImageSet(ABC):
         return Found(self[int(members[number])], label)
 
     def class_index(self, name: str) -> int | None:
-        """The class called `name`, or of that index."""
+        """Index of the class with this name or index; None if there is none."""
         if name in self.class_names:
             return self.class_names.index(name)
         index = _index(name)
@@ -125,10 +125,10 @@ class ImageSet(ABC):
     def mean_distances(
         self, squares: Sequence[int], most: int = 2000, seed: int = 0
     ) -> dict[int, float]:
-        """The same after averaging over squares of pixels, by the square's side.
+        """Mean L2 distances after averaging over squares of pixels, by side of the square.
 
-        An average of n x n pixels counts n times. A border narrower than a square is left out, and
-        so is a square that is larger than the images.
+        An average of n x n pixels counts n times. Borders narrower than a square are left out, as
+        are squares larger than the images.
         """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
         images = self[order]
@@ -140,7 +140,7 @@ class ImageSet(ABC):
 
 
 def _index(text: str) -> int | None:
-    """The number that is written there; None for none, and for one of more digits than any has."""
+    """Parse a number; None if it is not one or has more than `_DIGITS` digits."""
     return int(text) if text.isdecimal() and len(text) <= _DIGITS else None
 
 

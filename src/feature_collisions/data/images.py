@@ -1,4 +1,4 @@
-"""Image files to and from tensors: float32 in [0, 1], shape (C, H, W)."""
+"""Read and write images: float32 tensors (C, H, W) in [0, 1]."""
 
 import functools
 import io
@@ -17,36 +17,36 @@ from ..errors import SettingError
 from ..paths import expanded
 from .files import opened, write_atomically
 
-# Formats whose decoders are Pillow's own: none of them starts a program, as EPS does.
+# Formats that Pillow decodes itself; others, such as EPS, start a program.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
-_LARGEST_FILE = 2**30  # bytes: as many as the largest image that is decoded has without packing
-_MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # of an image that is read, or asked for
+_LARGEST_FILE = 2**30  # bytes; about the size of the largest image, uncompressed
+_MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # of an image, as read or as resized
 
 
 @functools.cache
 def image_endings() -> frozenset[str]:
-    """The endings of files that `load_image` reads with the Pillow that is installed."""
+    """File extensions that `load_image` reads with the installed Pillow."""
     Image.init()
     known = {end for end, kind in Image.registered_extensions().items() if kind in _FORMATS}
     return frozenset(end for end in known if Image.registered_extensions()[end] in Image.OPEN)
 
 
 def load_image(path: str | Path, size: tuple[int, int, int], resize: str = "warp") -> Tensor:
-    """Read an image file and bring it to `size` = (C, H, W), C being 1 (grey) or 3 (RGB).
+    """Read an image file and resize it to `size` = (C, H, W), C = 1 (grey) or 3 (RGB).
 
-    Orientation tags are applied, transparency is laid on black, 16-bit greys keep their range.
+    Orientation tags are applied. Transparent pixels become black. 16-bit greys keep their range.
 
     Args:
         path: the file.
-        size: of the image wanted.
-        resize: `warp` to the whole size, as the authors do, or `crop`: the short side becomes
-            256/224 of the size, and its middle is cut out.
+        size: (C, H, W) of the result.
+        resize: `warp` ignores the aspect ratio, as the authors do. `crop` scales the short side
+            to 256/224 of the size and cuts out the middle.
 
     Returns:
         (C, H, W) float32 in [0, 1].
 
     Raises:
-        SettingError: when the file is missing or is no image, or when `size` is too large.
+        SettingError: if the file is missing or not an image, or `size` is too large.
     """
     channels, height, width = size
     if height * width > _MOST_PIXELS:
@@ -66,22 +66,21 @@ def load_image(path: str | Path, size: tuple[int, int, int], resize: str = "warp
 
 @contextmanager
 def quiet_decoders() -> Iterator[None]:
-    """Pillow's remarks are ignored, but its refusal of pictures too large to decode.
+    """Ignore Pillow's warnings, except the one for pictures too large to decode.
 
-    The filters belong to the process: enter this around threads that load images, or one thread
-    may put back another's.
+    Warning filters are shared by all threads: enter this outside of threads that load images.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow remarks on tags that do not matter here
+        warnings.simplefilter("ignore")  # about tags that do not matter here
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
 def load_picture(path: str | Path) -> Tensor:
-    """Read an image file at its own size, in colour: (3, H, W) float32 in [0, 1].
+    """Read an image file as RGB without resizing: (3, H, W) float32 in [0, 1].
 
     Raises:
-        SettingError: when the file is missing or is no image.
+        SettingError: if the file is missing or not an image.
     """
     return to_tensor(np.asarray(_read(path).convert("RGB")))
 
@@ -107,7 +106,7 @@ def _read(path: str | Path) -> Image.Image:
             "is no image of a known format",
             f"convert it to one of {', '.join(_FORMATS)}",
         ) from None
-    except Exception as error:  # decoders raise whatever damaged bytes lead them to
+    except Exception as error:  # decoders raise any error for damaged bytes
         reason = _reason(error)
         raise SettingError(
             path, None, f"cannot be read as an image ({reason})", "give another file, or repair it"
@@ -121,10 +120,10 @@ def _reason(error: Exception) -> str:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Bring 16-bit greys to 8 bits and lay transparency on black.
+    """Convert 16-bit greys to 8 bits and transparent pixels to black.
 
     Raises:
-        ValueError: for pixels without a known range.
+        ValueError: if the range of the pixels is unknown.
     """
     if image.mode.startswith(("I", "F")):
         pixels = np.asarray(image).astype(np.float64)
@@ -138,7 +137,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _crop_to_shape(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The middle of the image, 224/256 of what fits, in the shape of (width, height)."""
+    """Cut out the middle: 224/256 of the largest region with the aspect ratio width : height."""
     scale = 224 / 256 * min(image.width / width, image.height / height)
     across, down = width * scale, height * scale
     left, top = (image.width - across) / 2, (image.height - down) / 2
@@ -162,7 +161,7 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
 
 def save_png(path: Path, image: Tensor) -> None:
-    """Write a (C, H, W) image in [0, 1] as 8-bit PNG; none of other than 1 or 3 channels."""
+    """Write a (C, H, W) image in [0, 1] as 8-bit PNG; nothing unless C is 1 or 3."""
     if len(image) not in PNG_CHANNELS:
         return
     buffer = io.BytesIO()
@@ -171,7 +170,7 @@ def save_png(path: Path, image: Tensor) -> None:
 
 
 def check_pair(initial: Tensor, target: Tensor) -> None:
-    """Raise SettingError unless these are two images of one size, (C, H, W) float32 in [0, 1]."""
+    """Raise SettingError unless both are (C, H, W) float32 in [0, 1], of the same size."""
     for name, image in (("initial", initial), ("target", target)):
         if not isinstance(image, Tensor):
             raise SettingError(
@@ -206,11 +205,11 @@ def check_pair(initial: Tensor, target: Tensor) -> None:
         )
 
 
-SQUARES = (1, 2, 4, 8)  # sides in pixels: what differs after averaging over 8x8, a person sees
+SQUARES = (1, 2, 4, 8)  # sides in pixels; differences that remain after 8x8 are plainly visible
 
 
 def averaged(images: Tensor, square: int) -> Tensor:
-    """Means (..., C, H // n, W // n) over squares of n x n pixels; a narrower border is left out.
+    """Mean over squares of n x n pixels, (M, C, H // n, W // n); a narrower border is left out.
 
     Args:
         images: (M, C, H, W).
@@ -220,14 +219,14 @@ def averaged(images: Tensor, square: int) -> Tensor:
 
 
 def pooled_distances(images: Tensor, square: int) -> Tensor:
-    """L2 distances (M (M - 1) / 2,) between images (M, C, H, W), `averaged`.
+    """L2 distances (M (M - 1) / 2,) between `averaged` images (M, C, H, W).
 
-    An average of n x n pixels counts n times, so distances are in pixels of the whole image.
+    An average of n x n pixels counts n times, so distances compare with those of whole images.
     """
     distances: Tensor = F.pdist(averaged(images, square).flatten(1)) * square
     return distances
 
 
 def pooled_distance(images: Tensor, square: int) -> float:
-    """The mean of `pooled_distances`."""
+    """Mean of `pooled_distances`."""
     return float(pooled_distances(images, square).mean())

@@ -1,4 +1,4 @@
-"""How many images fit into memory at once: measured on one of them, before a search or a figure."""
+"""Batch sizes that fit into memory, from a measurement of one image."""
 
 import re
 from pathlib import Path
@@ -6,19 +6,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-_SHARE = 0.7  # of the free memory; the rest is for what a measurement on one corner cannot see
-_WORKSPACE = 2  # gradients and buffers of a backward pass, over what the forward pass kept
+_SHARE = 0.7  # of the free memory; the rest is a margin
+_WORKSPACE = 2  # a backward pass's memory, relative to the tensors that the forward pass saved
 
 
 def corners_that_fit(layer: nn.Module, images: Tensor, inside: int = 0, ranks: int = 1) -> int:
-    """How many of `images` a forward and backward pass of `layer` can hold, at least 1.
+    """Largest number of images that fit in a forward and backward pass of `layer`.
 
     Args:
         layer: the network, on its device.
         images: (K, C, H, W), on that device.
-        inside: points between the corners that may go with them.
-        ranks: processes of this machine that do the same at the same time; they share the memory of
-            a CPU, and each has its own GPU.
+        inside: number of interior points in the same batch.
+        ranks: processes on this machine that run at the same time. They share the memory of a
+            CPU; each has its own GPU.
 
     Returns:
         From 1 to K + `inside`.
@@ -31,21 +31,21 @@ def corners_that_fit(layer: nn.Module, images: Tensor, inside: int = 0, ranks: i
     return max(1, min(count, int(free * _SHARE) // bytes_of_one(layer, images[:1])))
 
 
-_LARGE = 10_000  # numbers an image, over which few of them keep a processor busy
-_BUSY = {"cpu": (256, 16)}  # small images, large ones: more of them take longer each
+_LARGE = 10_000  # values per image, above which a small batch keeps a processor busy
+_BUSY = {"cpu": (256, 16)}  # batch sizes for small, large images; larger batches are slower
 _BUSY_ELSEWHERE = (8192, 256)
 
 
 @torch.inference_mode(False)
 def images_at_once(layer: nn.Module, image: Tensor, beside: int = 1) -> int:
-    """How many images like this one (1, C, H, W) to put through `layer` at once, at least 1.
+    """Batch size for images like this one, at least 1.
 
-    As many as keep the device busy, but no more than a forward and backward pass can hold.
+    It keeps the device busy and fits in a forward and backward pass.
 
     Args:
         layer: the network, on its device.
         image: (1, C, H, W), on that device.
-        beside: threads that do the same at the same time; those of a CPU share its memory.
+        beside: number of threads that run at the same time; on a CPU they share its memory.
     """
     small, large = _BUSY.get(image.device.type, _BUSY_ELSEWHERE)
     most, free = large if image.numel() > _LARGE else small, free_bytes(image.device)
@@ -57,7 +57,7 @@ def images_at_once(layer: nn.Module, image: Tensor, beside: int = 1) -> int:
 
 
 def bytes_of_one(layer: nn.Module, image: Tensor) -> int:
-    """What one image (1, C, H, W) needs in a forward and backward pass, beside the weights."""
+    """Bytes that a forward and backward pass of one image (1, C, H, W) needs, without weights."""
     known = {tensor.untyped_storage().data_ptr() for tensor in layer.state_dict().values()}
     kept: dict[int, int] = {}
 
@@ -76,13 +76,13 @@ def bytes_of_one(layer: nn.Module, image: Tensor) -> int:
 
 
 def free_bytes(device: torch.device, meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Memory that is free on `device`, or None if unknown.
+    """Free memory of `device` in bytes, or None if unknown.
 
-    On a CPU what the machine has left; the limit of a container or a cluster's job is not known.
+    For a CPU it is the machine's free memory; limits of containers and cluster jobs are ignored.
 
     Args:
         device: a CPU or a GPU.
-        meminfo: Linux's table of the machine's memory.
+        meminfo: Linux's memory table.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

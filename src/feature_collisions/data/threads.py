@@ -1,8 +1,7 @@
-"""Calls shared out over threads: one for each device, or for some of a processor's cores.
+"""Run calls in threads: one per device, or one per group of CPU cores.
 
-Threads and no processes: points have nothing to say to each other, PyTorch lets go of Python's lock
-while it computes, and what fails in a thread is raised where its result is asked for. There is no
-process to start, to tell what the caller's model is, or to miss.
+Threads suffice, since PyTorch releases Python's lock while it computes. They start faster than
+processes, share the caller's model, and pass exceptions on.
 """
 
 from collections import deque
@@ -13,24 +12,24 @@ from typing import TypeVar
 
 import torch
 
-_AHEAD = 2  # calls that wait in each thread; what they are given is in memory
+_AHEAD = 2  # calls queued per thread; their arguments are in memory
 
-_MOST = 4  # of a CPU; within a batch PyTorch goes on to use the other cores well
+_MOST = 4  # threads of a CPU; PyTorch uses the other cores within a batch
 
 Result = TypeVar("Result")
 
 
 def threads_of_cpu() -> int:
-    """How many threads to compute in where there is no other device: a core each, up to four."""
+    """Number of threads on a CPU: one per core, at most four."""
     return min(_MOST, torch.get_num_threads())
 
 
 class Threads:
-    """Threads that share calls out; where there is one only, it is the caller's own.
+    """Threads that run calls; a single one is the caller's thread.
 
     Args:
-        count: how many.
-        processor: whether they compute on the CPU, whose cores are then shared out, too.
+        count: number of threads.
+        processor: whether they compute on the CPU; its cores are then divided among them.
     """
 
     def __init__(self, count: int, processor: bool) -> None:
@@ -39,12 +38,12 @@ class Threads:
             cores = torch.get_num_threads()
             for pool in self.pools:
                 pool.submit(_take, max(1, cores // count)).result()
-            torch.set_num_threads(cores)  # it is this thread's own, but also that of later ones
+            torch.set_num_threads(cores)  # for this thread and those it starts later
 
     def results(self, calls: Iterable[Callable[[], Result]]) -> Iterator[Result]:
-        """What the calls give, in their order; call i is made in thread i modulo their number.
+        """Results of the calls, in order; call i runs in thread i modulo `count`.
 
-        Whatever a call raises is raised here, once those that have begun are over.
+        An exception of a call is raised here, after the running calls have finished.
         """
         if not self.pools:
             for call in calls:
@@ -65,6 +64,6 @@ class Threads:
 
 
 def _take(cores: int) -> None:
-    """Have what this thread computes run on so many cores."""
-    torch.get_num_threads()  # first: when asked later, PyTorch would set a new thread up afresh
+    """Let this thread compute on `cores` cores."""
+    torch.get_num_threads()  # first, or PyTorch would initialise the thread again later
     torch.set_num_threads(cores)

@@ -1,4 +1,4 @@
-"""MNIST and CIFAR-10 as torchvision lays them out; downloaded where that is allowed."""
+"""MNIST and CIFAR-10 in torchvision's layout, downloaded if allowed."""
 
 import hashlib
 import pickle
@@ -15,18 +15,18 @@ from .files import opened
 from .image_set import Images
 
 DIGITS = tuple("0123456789")
-_MOST_BYTES = 2**26  # the largest of the files has 47 million
+_MOST_BYTES = 2**26  # the largest file has 47 million
 
 
 def load_mnist(root: str | None, download: bool) -> tuple[Images, Images]:
-    """MNIST's two halves, to train and to test with: (M, 1, 28, 28).
+    """MNIST's training and test images, (M, 1, 28, 28) each.
 
     Args:
-        root: the folder of `MNIST/raw`; the user's cache when None.
-        download: whether it may be downloaded there.
+        root: the folder of `MNIST/raw`; None for the user's cache.
+        download: whether missing files may be downloaded.
 
     Raises:
-        SettingError: for files that are missing, damaged or no digits.
+        SettingError: if files are missing, damaged or not digits.
     """
     from torchvision.datasets import MNIST
 
@@ -58,17 +58,17 @@ def _digits(half: Any, folder: Path) -> Images:
 
 
 def load_cifar10(root: str | None, download: bool) -> tuple[Images, Images]:
-    """CIFAR-10's two halves, to train and to test with: (M, 3, 32, 32).
+    """CIFAR-10's training and test images, (M, 3, 32, 32) each.
 
-    Its files are pickles, which could execute anything: only bytes with the checksums of the
-    published files are unpickled. (torchvision compares them, too, and then reads the file again.)
+    Its files are pickles, which could run any code. Only bytes with the checksums of the
+    published files are unpickled. (torchvision reads the file again after its check.)
 
     Args:
-        root: the folder of `cifar-10-batches-py`; the user's cache when None.
-        download: whether it may be downloaded there (170 MB).
+        root: the folder of `cifar-10-batches-py`; None for the user's cache.
+        download: whether missing files may be downloaded (170 MB).
 
     Raises:
-        SettingError: for files that are missing or not the published ones.
+        SettingError: if files are missing or not the published ones.
     """
     from torchvision.datasets import CIFAR10
 
@@ -96,7 +96,7 @@ def load_cifar10(root: str | None, download: bool) -> tuple[Images, Images]:
 
 
 def _published(path: Path, checksum: str) -> Any:
-    """What is pickled in one of the published files."""
+    """Unpickle one of the published files."""
     with opened(path, _MOST_BYTES) as file:
         content = file.read()
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != checksum:
@@ -111,7 +111,7 @@ def _coloured(batches: Sequence[dict[str, Any]], names: tuple[str, ...]) -> Imag
 
 
 def _folder(title: str, root: str | None, names: Sequence[Path], download: bool) -> Path:
-    """Where a set lies, or may be downloaded to."""
+    """Folder of a data set, or folder to download it to."""
     folder = Path(root) if root else cache_path("data")
     if not (download or all(_is_whole(folder / name) for name in names)):
         raise SettingError(
@@ -125,10 +125,10 @@ def _folder(title: str, root: str | None, names: Sequence[Path], download: bool)
 
 @contextmanager
 def _explained(title: str, folder: Path, cure: str) -> Iterator[None]:
-    """Say in a SettingError what torchvision raises."""
+    """Turn torchvision's errors into a SettingError."""
     try:
         yield
-    except Exception as error:  # whatever its parser and the network meet
+    except Exception as error:  # any error of its parser or the network
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise SettingError(
             "data.root",

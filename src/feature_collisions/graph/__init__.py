@@ -1,1 +1,1 @@
-"""A network as a graph: what it computes, its target layer, and the target's features there."""
+"""A network as a graph: its operations, its target layer, the target's features."""

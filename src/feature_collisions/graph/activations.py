@@ -1,7 +1,7 @@
-"""Activations: what each computes, and on which sides it is flat, exactly or within a tolerance.
+"""Activations: their functions, and the sides on which they are flat, exactly or approximately.
 
-On a flat side every input gives the same value, so later layers cannot see how far a unit is beyond
-the edge. GELU, SiLU and their like only near such a value; within a tolerance they have an edge.
+On a flat side the value is constant, so later layers cannot see how far a unit is beyond the edge.
+GELU, SiLU and similar functions only approach a constant; within a tolerance they have an edge.
 """
 
 import math
@@ -22,9 +22,9 @@ class Side:
     """One flat side of an activation.
 
     Attributes:
-        sign: 1 where it is flat below the edge, -1 where it is flat above.
-        value: what the activation gives there, in the limit.
-        edge: where the side begins; None where the activation nears `value` only in the limit.
+        sign: 1 if flat below the edge, -1 if flat above.
+        value: value of the activation there, or its limit.
+        edge: input at which the side begins; None if `value` is only a limit.
     """
 
     sign: int
@@ -34,15 +34,15 @@ class Side:
 
 @dataclass(frozen=True)
 class Activation:
-    """A function of each unit alone, and the sides on which it is flat.
+    """An elementwise function and its flat sides.
 
     Attributes:
-        name: as summaries give it: `relu`, `gelu`.
-        function: pre-activations to activations, of any shape; one that can be pickled.
+        name: its name in summaries, such as `relu` or `gelu`.
+        function: pre-activations to activations, of any shape; can be pickled.
         sides: none, one or two.
-        inflections: places, kinks included, between which it is convex or concave; None: unknown,
-            so proofs have no bounds for it.
-        off: how far what is computed may be off from a function that is.
+        inflections: points, kinks included, between which it is convex or concave. None if
+            unknown; proofs then have no bounds for it.
+        off: largest difference between the computed function and one with these inflections.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Activation:
 
     @property
     def is_rectifier(self) -> bool:
-        """Whether it is min(max(z, 0), c), c infinity for a ReLU."""
+        """Whether it is min(max(z, 0), c), with c infinite for a ReLU."""
         return self.name in ("relu", "relu6", "clipped_relu", "unknown")
 
     @property
     def ceiling(self) -> float:
-        """The value above which it does not rise; infinity where there is none that it reaches."""
+        """Largest value that it reaches; infinity if there is none."""
         return next((side.value for side in self.sides if side.sign < 0), math.inf)
 
     @property
@@ -67,11 +67,11 @@ class Activation:
         return all(side.edge is not None for side in self.sides)
 
     def within(self, spread: float) -> "Activation":
-        """The same with an edge for every side: beyond it all values are within `spread`.
+        """The same activation with an edge for every side; values beyond it differ by <= `spread`.
 
         Args:
-            spread: by how much the activation may move on a side that is not exactly flat, in
-                its own unit. A side that is not as flat as this within reach is left out.
+            spread: largest change of the activation on a side that is not exactly flat. Sides
+                without such an edge in the range searched are left out.
         """
         sides = (
             side if side.edge is not None else replace(side, edge=self._edge(side, spread))
@@ -80,11 +80,11 @@ class Activation:
         return replace(self, sides=tuple(side for side in sides if side.edge is not None))
 
     def _edge(self, side: Side, spread: float) -> float | None:
-        """The furthest point up to which values from the far end on are within `spread`."""
+        """The edge: the values beyond it, up to the far end, are within `spread`."""
         if spread <= 0:
             return None
         low, high = -_FAR, _FAR
-        for _ in range(2):  # once over all, and once between two neighbours
+        for _ in range(2):  # over the whole range, then between two neighbours
             z = torch.linspace(low, high, _POINTS, dtype=torch.float64)
             values = torch.cat([z.new_tensor([side.value]), self.function(side.sign * z)])
             moved = values.cummax(0).values - values.cummin(0).values
@@ -106,7 +106,7 @@ IDENTITY = Activation("none", _itself)
 
 
 def clipped(low: float = 0.0, high: float = math.inf) -> Activation:
-    """min(max(z, low), high), flat outside: a ReLU, ReLU6, Hardtanh or clamp."""
+    """min(max(z, low), high): a ReLU, ReLU6, Hardtanh or clamp."""
     names = {(0.0, math.inf): "relu", (0.0, 6.0): "relu6"}
     name = names.get((low, high), "clipped_relu" if low == 0 else "clamp")
     sides = [Side(1, low, low)] if low > -math.inf else []
@@ -121,7 +121,7 @@ RELU = clipped()
 
 
 class Range(NamedTuple):
-    """From and to what an operation clips its input; None: it does not, or to no constant."""
+    """Constant limits to which an operation clips its input; None if there are none."""
 
     low: float | None = None
     high: float | None = None
@@ -158,26 +158,26 @@ _RANGES: dict[Any, Callable[[fx.Node], Range]] = {
 
 
 def range_of(node: fx.Node) -> Range:
-    """From and to which constants an operation clips its input."""
+    """Constant limits to which an operation clips its input."""
     return _RANGES[node.target](node) if node.target in _RANGES else Range()
 
 
 def is_clip(node: fx.Node) -> bool:
-    """Whether an operation clips its input, be it to constants or not."""
+    """Whether an operation clips its input, to constants or otherwise."""
     return node.target in _RANGES
 
 
 def ceiling_of(node: fx.Node) -> float | None:
-    """Where a rectifier is clipped: infinity for a ReLU; None for any other operation.
+    """Ceiling of a rectifier: infinity for a ReLU, None for other operations.
 
-    Clipped ReLUs are ReLU6, and Hardtanh and clamp from 0 to a finite, positive ceiling.
+    Clipped ReLUs are ReLU6, and Hardtanh and clamp from 0 to a finite positive ceiling.
     """
     low, high = range_of(node)
     return high if low == 0 and high is not None and high > 0 else None
 
 
 def gelu(z: Tensor, approximate: str = "none") -> Tensor:
-    """z Phi(z), or its form with a tanh."""
+    """z Phi(z), or its approximation with a tanh."""
     return F.gelu(z, approximate=approximate)
 
 
@@ -270,7 +270,7 @@ _NAMES = {
 
 
 def activation_of(node: fx.Node) -> Activation | None:
-    """The activation with a flat side that an operation is, if it is one."""
+    """Activation with a flat side that the operation computes; None if it computes none."""
     low, high = range_of(node)
     if low is not None and high is not None and low < high:
         return clipped(low, high)
@@ -280,7 +280,7 @@ def activation_of(node: fx.Node) -> Activation | None:
 
 
 def curve_of(node: fx.Node) -> Activation | None:
-    """The function of each value alone, smooth but for kinks, that an operation is."""
+    """Elementwise function, smooth except for kinks, that the operation computes, if any."""
     if node.target in _POSITIVE:
         floor = least_of(node.args[0])
         return _POSITIVE[node.target](floor) if floor > 0 else None
@@ -292,7 +292,7 @@ def curve_of(node: fx.Node) -> Activation | None:
 
 
 def least_of(node: Any) -> float:
-    """A number that an operation's values are never below, by the operations it is made of."""
+    """Lower bound on an operation's values, from the operations of its inputs."""
     if not isinstance(node, fx.Node):
         return -math.inf
     if node.target is aten.add.Tensor and isinstance(node.args[1], int | float) and not node.kwargs:
@@ -319,7 +319,7 @@ def _from(z: Tensor, function: Callable[[Tensor], Tensor], floor: float) -> Tens
 
 
 def _positive(name: str, function: Callable[[Tensor], Tensor]) -> Callable[[float], Activation]:
-    """A function of positive numbers, flat below the least that it is given."""
+    """A function of positive numbers, constant below its smallest input."""
     return lambda floor: Activation(
         name, partial(_from, function=function, floor=floor), inflections=(floor,)
     )
@@ -335,17 +335,17 @@ _SQUARE = Activation("square", torch.square, inflections=())
 
 
 def title_of(name: str) -> str:
-    """An activation's name as its authors write it: `GELU` of `gelu`."""
+    """Name of an activation as in its paper: `GELU` for `gelu`."""
     return _NAMES.get(name, name)
 
 
 def base_name(node: fx.Node) -> str:
-    """An operation's name without overload: `relu`, `conv2d`."""
+    """Name of an operation without its overload: `relu`, `conv2d`."""
     return str(getattr(node.target, "__name__", node.target)).split(".")[0]
 
 
 def given_by_name(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
-    """A call's arguments by name."""
+    """Arguments of a call by name."""
     return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
 
 

@@ -1,4 +1,4 @@
-"""The model as its user calls it is the truth: what stands in for it must compute the same."""
+"""Check that the extracted networks compute what the user's model computes."""
 
 import math
 import warnings
@@ -21,14 +21,14 @@ from .logits import ask, device_of, first_weight, like_weights
 from .target_layer import Observed, TargetLayer, joined
 
 _HALF = (torch.float16, torch.bfloat16)
-_REDUCED = 1e-2  # where float32 is multiplied with the ten bits of TF32, as GPUs may
+_REDUCED = 1e-2  # if float32 products use TF32's ten bits
 
 
 def validate_model(model: nn.Module) -> nn.Module:
-    """The model, or, where its weights are half precision, a copy of it in float32.
+    """Return the model, or a float32 copy if its weights are half precision.
 
     Raises:
-        SettingError: for what is no module, or one without values or of TorchScript.
+        SettingError: if it is not a module, has no weights in memory, or is TorchScript.
     """
     if not isinstance(model, nn.Module):
         raise SettingError(
@@ -70,19 +70,18 @@ def check_agreement(
     observed: Observed,
     frozen: Sequence[nn.Module] = (),
 ) -> tuple[str, ...]:
-    """Raise SettingError unless all compute what the model does, beyond rounding.
+    """Raise SettingError unless all compute what the model does, up to rounding.
 
     Args:
-        graph: of the classifier, which is called as its user would, in eval mode.
+        graph: graph of the classifier, which is called in eval mode.
         layer: the target layer.
-        images: (B, C, H, W), on which they are compared.
-        observed: of the model itself, as it is.
-        frozen: what runs in the model's place whatever mode that is in: a `TargetLayer`, an
-            `Observed` or a classifier. Compare it before it is halved or compiled: these round
-            more than a hook need change.
+        images: (B, C, H, W) to compare on.
+        observed: shares the model's weights.
+        frozen: a copy that replaces the model: a `TargetLayer`, an `Observed` or a classifier.
+            Pass it before halving or compiling, whose rounding may hide the effect of a hook.
 
     Returns:
-        What goes past the layer, as `check_hidden` finds it.
+        The operations that bypass the layer, from `check_hidden`.
     """
     model = graph.model
     alike = partial(_check_alike, may_reduce(device_of(model)))
@@ -106,29 +105,29 @@ def check_agreement(
     return check_hidden(graph, layer, images)
 
 
-_EDGE = 1e-3  # how near to what is seen hidden units are pushed, over where they are
-_FURTHER = 8.0  # how far hidden units are pushed, over the layer's largest value
+_EDGE = 1e-3  # distance from the edge to which hidden units are pushed, relative to where they are
+_FURTHER = 8.0  # distance to which hidden units are pushed, relative to the layer's largest value
 
 
 @torch.no_grad()
 def check_hidden(graph: Graph, layer: str, images: Tensor) -> tuple[str, ...]:
-    """Confirm on the model itself what the layer hides, and that everything flows through it.
+    """Check on the model itself what the layer hides, and that everything flows through it.
 
-    Hidden units are pushed further by a hook in the model: its logits must not move, where the
-    activation is exactly flat. Each image is
-    given another one's values at the layer: its logits must be the other's, unless something is
-    known to go past the layer.
+    A hook pushes hidden units further. If the activation is exactly flat, the logits must not
+    change. A second hook gives each image another image's values at the layer. Its logits must
+    become those of the other image, unless the graph shows a bypass.
 
     Args:
-        graph: of the classifier.
-        layer: the target layer. One that is no module of its own is read from the graph alone.
+        graph: graph of the classifier.
+        layer: the target layer. If it is not a module, only the graph is read.
         images: (B, C, H, W), at least two.
 
     Returns:
-        What goes past the layer, as `Following.past`; without a graph, as the numbers show it.
+        The operations that bypass the layer, as `Following.past`; without a graph, those that
+        the logits reveal.
 
     Raises:
-        SettingError: when hidden units move the logits, or the graph misses what goes past.
+        SettingError: if hidden units change the logits, or the graph misses a bypass.
     """
     known, model = following(graph, layer), graph.model
     named = [module_named(model, name) for name in names_of(layer)]
@@ -167,7 +166,7 @@ def check_hidden(graph: Graph, layer: str, images: Tensor) -> tuple[str, ...]:
 
 
 def _moved(activation: Activation, values: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """The values with how far hidden ones are beyond their edge, negative, changed."""
+    """Apply `change` to the (negative) distance of hidden units beyond their edge."""
     moved = values
     for side in activation.sides:
         assert side.edge is not None
@@ -177,7 +176,7 @@ def _moved(activation: Activation, values: Tensor, change: Callable[[Tensor], Te
 
 
 def _read_elsewhere(graph: Graph, layer: str) -> bool:
-    """Whether the graph knows that hidden values move the output: the layer has other readers."""
+    """Whether other operations read the layer's hidden values, so that the output sees them."""
     return graph.network is not None and bool(other_readers(graph, layer))
 
 
@@ -187,7 +186,7 @@ def _with_values(
     images: Tensor,
     change: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The model's logits with modules' outputs changed, at the first call of each."""
+    """Logits of the model with the output of modules changed, at the first call of each."""
     called = set[nn.Module]()
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -211,12 +210,12 @@ def _observed_by(modules: Sequence[nn.Module], hook: Callable[..., Any]) -> Iter
 
 @torch.no_grad()
 def check_graph(model: nn.Module, network: nn.Module, images: Tensor) -> None:
-    """Raise SettingError unless a graph of all images gives what the model does of each alone.
+    """Raise SettingError unless the graph gives for a batch what the model gives image by image.
 
     Args:
-        model: the classifier, called as its user would, in eval mode.
-        network: a copy of it as a graph, in any precision, which returns the logits alone.
-        images: (B, C, H, W), on which they are compared.
+        model: the classifier, in eval mode.
+        network: its graph, in any precision; returns only the logits.
+        images: (B, C, H, W) to compare on.
     """
     with evaluating(model):
         alone = torch.cat([ask(model, image[None]) for image in images])
@@ -229,11 +228,11 @@ def check_graph(model: nn.Module, network: nn.Module, images: Tensor) -> None:
 
 @torch.enable_grad()
 def check_differentiable(model: nn.Module, image: Tensor) -> None:
-    """Raise SettingError for a model that gives no gradient, as under `torch.no_grad()`.
+    """Raise SettingError if the model gives no gradient, for example under `torch.no_grad()`.
 
     Args:
-        model: the classifier, called as its user would, in eval mode.
-        image: (C, H, W), which it takes.
+        model: the classifier, in eval mode.
+        image: (C, H, W), a valid input.
     """
     given = like_weights(model, image[None]).clone().requires_grad_()
     with evaluating(model):
@@ -241,7 +240,7 @@ def check_differentiable(model: nn.Module, image: Tensor) -> None:
             output = ask(model, given)
         except SettingError:
             raise
-        except Exception:  # whatever its forward raises is said where its layer is computed
+        except Exception:  # any error of its forward is reported where its layer is computed
             return
     if not output.requires_grad:
         raise _no_gradient()
@@ -249,7 +248,7 @@ def check_differentiable(model: nn.Module, image: Tensor) -> None:
 
 @torch.enable_grad()
 def check_gradient(network: TargetLayer | Observed, images: Tensor) -> None:
-    """Raise SettingError unless the layer's values can be traced back to the images."""
+    """Raise SettingError unless the layer's values have a gradient with respect to the images."""
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     given = like_weights(network, torch.cat([images, noise])).clone().requires_grad_()
     output = _outputs(network, given)[1]
@@ -271,7 +270,7 @@ def _no_gradient() -> SettingError:
 
 
 def _listened(model: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The model's logits and, where the layer is a module, what that really gave on the way."""
+    """Logits of the model and, if the layer is a module, its output observed by a hook."""
     named = [module_named(model, name) for name in names_of(layer)]
     modules, copies = [each for each in named if each is not None], dict[nn.Module, Tensor]()
 
@@ -313,7 +312,7 @@ def _check_alike(reduced: bool, what: str, expected: Tensor, found: Tensor, caus
             None,
             f"{what}: of shape {tuple(found.shape)}, not {tuple(expected.shape)}. {cause}",
         )
-    here, there = expected.cpu(), found.cpu()  # one of them may be where there is no float64
+    here, there = expected.cpu(), found.cpu()  # one device may lack float64
     difference = float((here - there).abs().max())
     scale = float(torch.maximum(here.abs().max(), there.abs().max()))
     if not difference <= _rounding(reduced, expected, found) * scale:
@@ -325,7 +324,7 @@ def _check_alike(reduced: bool, what: str, expected: Tensor, found: Tensor, caus
 
 
 def _rounding(reduced: bool, *outputs: Tensor) -> float:
-    """What two ways of computing the same may differ by, as a share of the largest value."""
+    """Relative tolerance for two computations of the same values."""
     share = math.sqrt(max(torch.finfo(output.dtype).eps for output in outputs))
     return max(share, _REDUCED) if reduced else share
 
@@ -345,7 +344,7 @@ _BATCH = (
 
 
 def _suspects(model: nn.Module) -> str:
-    """What of a call the cut network may have missed."""
+    """Name the parts of a call that the cut network may have missed."""
     found = []
     for name, module in model.named_modules():
         place = name or "the model itself"

@@ -1,4 +1,4 @@
-"""What flows through a layer: the activation behind it, what goes past, and what `auto` takes."""
+"""Data flow around a layer: its activation, bypasses of it, and the choice of `auto`."""
 
 import difflib
 from collections.abc import Iterable
@@ -17,10 +17,10 @@ class Following(NamedTuple):
     """What follows a layer, read from the graph.
 
     Attributes:
-        activation: the function, with its flat sides: of no sides where nothing flat follows; a
-            ReLU named `unknown` where there is no graph: then numbers must show that it is one.
+        activation: the function with its flat sides, none if nothing flat follows. Without a
+            graph it is a ReLU named `unknown`, which must be checked numerically.
         past: operations through which the output sees more than the activation's values: other
-            readers of the layer, and branches that go past it.
+            readers of the layer, and branches that bypass it.
     """
 
     activation: Activation
@@ -28,22 +28,22 @@ class Following(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The layer that `auto` takes, and why."""
+    """The layer that `auto` chooses, and the reason."""
 
     layer: str
     reason: str
 
 
 def names_of(layer: str) -> list[str]:
-    """The names of several layers that are one target layer: `a,b`."""
+    """Split the name of a target layer made of several layers: `a,b`."""
     return layer.split(",")
 
 
 def following(graph: Graph, layer: str) -> Following:
-    """What follows the layer: the activation that hides its values, and what goes past it.
+    """Find the activation that hides the layer's values, and the operations that bypass it.
 
     Raises:
-        SettingError: for a name that is no layer, or several with different activations.
+        SettingError: if a name is not a layer, or several layers have different activations.
     """
     nodes = nodes_of(graph, layer)
     if nodes is None:
@@ -58,13 +58,13 @@ def following(graph: Graph, layer: str) -> Following:
 
 
 def activations_behind(graph: Graph, layer: str) -> list[fx.Node] | None:
-    """The operation that hides each named layer's values; None where there is none, or no graph."""
+    """Operation that hides each named layer's values; None if there is none, or no graph."""
     nodes = [_hidden_by(node)[1][:1] for node in nodes_of(graph, layer) or []]
     return [each for found in nodes for each in found] if nodes and all(nodes) else None
 
 
 def check_hiding(graph: Graph, layer: str) -> None:
-    """Raise SettingError for a layer before nothing flat: no unit of it can be pushed down."""
+    """Raise SettingError if no flat activation follows the layer: no unit can be pushed down."""
     if not following(graph, layer).activation.sides:
         raise SettingError(
             "layer", layer, "feeds no activation with a flat side, so it hides no unit"
@@ -72,19 +72,19 @@ def check_hiding(graph: Graph, layer: str) -> None:
 
 
 def other_readers(graph: Graph, layer: str) -> list[str]:
-    """Names of what reads the layer's values and hides none of them."""
+    """Names of operations that read the layer's values without hiding any."""
     nodes = nodes_of(graph, layer) or []
     return [each.name for node in nodes for each in _other_readers(node)]
 
 
 def nodes_of(graph: Graph, layer: str) -> list[fx.Node] | None:
-    """The target layer in the graph, one node for each of its names; None where there is no graph.
+    """Nodes of the target layer, one for each of its names; None without a graph.
 
-    A module's name is that of its own operation where an activation with a flat side reads this,
-    and else of what the module gives.
+    The name of a module stands for its own operation if an activation with a flat side reads it,
+    otherwise for the module's output.
 
     Raises:
-        SettingError: for a name that is no layer.
+        SettingError: if a name is not a layer.
     """
     if graph.network is None:
         return None
@@ -108,10 +108,10 @@ def _node(graph: Graph, name: str) -> fx.Node:
 
 
 def _hidden_by(node: fx.Node) -> tuple[Activation | None, list[fx.Node]]:
-    """The activation that takes a node's values, directly or in a new shape alone.
+    """The activation that reads a node's values, at most reshaped, and its nodes.
 
-    With the nodes that compute it. Where clipped ReLUs differ, all are flat below 0 and above the
-    largest ceiling; of other activations that differ, the first counts, and the others see more.
+    If several clipped ReLUs read them, all are flat below 0 and above the largest ceiling. Of
+    other activations the first counts; the rest see more.
     """
     found = [(each, activation_of(each)) for each in _readers(node)]
     flat = [(each, activation) for each, activation in found if activation is not None]
@@ -124,7 +124,7 @@ def _hidden_by(node: fx.Node) -> tuple[Activation | None, list[fx.Node]]:
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:
-    """What reads a node's values, in any shape; sizes are none of them."""
+    """Nodes that read a node's values in any shape, without those that read its size."""
     found: list[fx.Node] = []
     for user in node.users:
         if keeps_values(user):
@@ -135,15 +135,15 @@ def _readers(node: fx.Node) -> list[fx.Node]:
 
 
 def _other_readers(node: fx.Node) -> list[fx.Node]:
-    """What reads a node's values, in any shape, and hides none of them."""
+    """Nodes that read a node's values in any shape without hiding any."""
     hiding = _hidden_by(node)[1]
     return [each for each in _readers(node) if each not in hiding] if hiding else []
 
 
 def _past(graph: Graph, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
-    """Operations through which the output sees more than what is behind the nodes gives.
+    """Operations through which the output sees more than the activations of `nodes`.
 
-    Where nothing flat is behind a node, that is all of its values.
+    A node without a flat activation counts with all its values.
     """
     assert graph.network is not None
     through, readers = set[fx.Node](), list[fx.Node]()
@@ -167,7 +167,7 @@ def _past(graph: Graph, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
 
 
 def _end(graph: Graph) -> fx.Node:
-    """The node that gives the output."""
+    """The node of the output."""
     assert graph.network is not None
     end = next(iter(reversed(graph.network.graph.nodes))).args[0]
     assert isinstance(end, fx.Node)
@@ -180,20 +180,23 @@ def _is_size(node: fx.Node) -> bool:
 
 # auto
 
-_SHARE, _FEW = 1 / 3, 3  # of all linear layers, or their number, that may follow what auto takes
+_SHARE, _FEW = 1 / 3, 3  # share or number of linear layers that may follow the layer of auto
 _BRANCHES = 16
 
 
 def last_layer(graph: Graph, output: str = "classes") -> Chosen:
-    """The last place that everything flows through, and that hides something if possible.
+    """Choose the last layer that everything flows through, one that hides something if possible.
 
-    A layer before an activation with a flat side, with at most a third of the network's linear
-    layers (or three) behind it, and at least one, which an encoder needs not have: a ReLU on the
-    logits is the output, no feature. Several together, the branches of a block; or else the last
-    feature, which the final linear layer reads. Of an encoder that is its output.
+    The choice, in this order:
+
+    - A layer before an activation with a flat side. At most a third of the network's linear layers
+      (or three) follow it, and at least one unless it is an encoder: a ReLU on the logits is not a
+      feature.
+    - Several such layers together, the branches of a block.
+    - The last feature: the input of the final linear layer, or the output of an encoder.
 
     Raises:
-        SettingError: where the network is no graph.
+        SettingError: if the network could not be exported as a graph.
     """
     if graph.network is None:
         raise SettingError(
@@ -217,7 +220,7 @@ def last_layer(graph: Graph, output: str = "classes") -> Chosen:
 
 
 def _late(graph: Graph, least: int) -> set[fx.Node]:
-    """Nodes with few linear layers behind them, and `least` or more."""
+    """Nodes followed by few linear layers, but at least `least`."""
     assert graph.network is not None
     found, passed = set[fx.Node](), 0
     most = max(_FEW, _SHARE * sum(node.target in LAYERS for node in graph.network.graph.nodes))
@@ -229,7 +232,7 @@ def _late(graph: Graph, least: int) -> set[fx.Node]:
 
 
 def _branches(graph: Graph, late: set[fx.Node]) -> list[fx.Node]:
-    """Layers before activations of one kind that everything flows through together, or none."""
+    """Layers before activations of one kind that together form a cut, or []."""
     names = {node: name for name, node in graph.nodes.items()}
     tried = set[str]()
     for last in reversed(graph.nodes.values()):
@@ -256,10 +259,10 @@ def _branches(graph: Graph, late: set[fx.Node]) -> list[fx.Node]:
 
 
 def _last_feature(graph: Graph, output: str) -> Chosen:
-    """What the final linear layer reads, or an encoder's output."""
+    """Input of the final linear layer, or output of an encoder."""
     linear, end = 0, _end(graph)
     names: dict[fx.Node, str] = {}
-    for name, node in graph.nodes.items():  # a dropout that drops nothing has its input's node
+    for name, node in graph.nodes.items():  # an inactive dropout has its input's node
         names.setdefault(node, name)
     for node, name in reversed(names.items()):
         if output == "features":
@@ -278,21 +281,21 @@ def _last_feature(graph: Graph, output: str) -> Chosen:
 
 
 def module_named(model: nn.Module, name: str) -> nn.Module | None:
-    """The module that a layer's name is of, if it is one."""
+    """Module with the name of a layer; None if there is none."""
     return modules_of(model).get(name)
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
-    """A model's modules by the names of layers."""
+    """Modules of a model by layer name."""
     prefix = shell_of(model)
     return {name.removeprefix(prefix): module for name, module in model.named_modules()}
 
 
 def module_of(model: nn.Module, layer: str) -> nn.Module:
-    """The module of that name.
+    """Module with the name of a layer.
 
     Raises:
-        SettingError: where there is none.
+        SettingError: if there is none.
     """
     modules = modules_of(model)
     if layer not in modules:
@@ -305,11 +308,11 @@ def module_of(model: nn.Module, layer: str) -> nn.Module:
     return modules[layer]
 
 
-_MANY = 60  # names that one still looks through
+_MANY = 60  # names that fit in a message
 
 
 def _choices(layer: str, names: list[str]) -> str:
-    """All names, or, of many, those most like the one that was given and the last."""
+    """List all names or, of many, those most similar to `layer` and the last ones."""
     if len(names) <= _MANY:
         return ", ".join(names)
     near = difflib.get_close_matches(layer, names, 10, 0.3)

@@ -1,7 +1,7 @@
-"""One graph per model and image size: what a call of the model computes, as functional operations.
+"""One graph per model and image size: a call of the model as functional operations.
 
-The cut at the target layer, what follows it, the walk and all bounds read this graph and nothing
-else. `torch.export` runs the model's own code, hooks, patched forwards and shape checks included.
+The target layer, the later layers, the walk of edges and all bounds are read from this graph only.
+`torch.export` runs the model's code with its hooks, patched forwards and shape checks.
 """
 
 import contextlib
@@ -24,23 +24,23 @@ from .logits import device_of, first_weight, logits_in
 from .operations import NotPiecewiseLinear, is_no_operation, leave_out_dtype, without_in_place
 from .simpler import write_with_simpler
 
-_EXAMPLES = 2  # images of the example: torch.export takes one alone for a constant
+_EXAMPLES = 2  # images of the example; torch.export takes a batch of one for a constant
 
 
 @dataclass
 class Graph:
-    """What a call of a model does.
+    """A call of a model as a graph.
 
     Attributes:
-        model: whose graph it is.
+        model: the model.
         size: (C, H, W) of the images.
-        network: images (B, C, H, W) to logits. It shares the model's weights. None where the model
-            cannot be exported.
-        nodes: by the names of layers: `classifier.0`, `layer4.2.add`; within a `Classifier`, its
-            network's.
-        ends: the last node of each module of the caller's own, by the module's name.
+        network: images (B, C, H, W) to logits, with the model's weights. None if the model cannot
+            be exported.
+        nodes: nodes by layer name, such as `classifier.0` or `layer4.2.add`; for a `Classifier`,
+            names within its network.
+        ends: last node of each module by the module's name.
         any_batch: whether `network` takes any number of images.
-        reason: why the network cannot be read as a graph, or only for a fixed number of images.
+        reason: why the model cannot be exported, or only for a fixed number of images.
     """
 
     model: nn.Module
@@ -55,7 +55,7 @@ class Graph:
         """The network.
 
         Raises:
-            NotPiecewiseLinear: where it does not hold for any number of images.
+            NotPiecewiseLinear: if it is not valid for any number of images.
         """
         if self.network is None or not self.any_batch:
             raise NotPiecewiseLinear(self.reason)
@@ -63,7 +63,7 @@ class Graph:
 
 
 def trace(model: nn.Module, size: Sequence[int]) -> Graph:
-    """Export what a call of the model in eval mode does with images of `size` (C, H, W)."""
+    """Export a call of the model in eval mode on images of `size` (C, H, W)."""
     graph = Graph(model, torch.Size(size))
     weight = first_weight(model)
     example = torch.zeros(_EXAMPLES, *size)
@@ -73,7 +73,7 @@ def trace(model: nn.Module, size: Sequence[int]) -> Graph:
         try:
             exported = _export(model, example, {0: torch.export.Dim.DYNAMIC})
             graph.any_batch = True
-        except Exception as error:  # whatever the model's own code raises on symbolic sizes
+        except Exception as error:  # any error of the model's code on symbolic sizes
             graph.reason = _reason("its graph holds for one number of images only", error)
             try:
                 exported = _export(model, example.clone(), None)  # the first is marked dynamic
@@ -91,14 +91,14 @@ def trace(model: nn.Module, size: Sequence[int]) -> Graph:
 
 
 def frozen_graph(graph: Graph, dtype: torch.dtype = torch.float64) -> fx.GraphModule:
-    """A frozen copy of the network, computing in `dtype`, for the walk and for bounds.
+    """A frozen copy of the network in `dtype`, for the walk and for bounds.
 
-    What does not move is computed once, and what bends is written with rectifiers.
-
-    It is on the model's device, or on the CPU where that does not compute in `dtype`.
+    Values independent of the images are computed once. Nonlinear operations are written with
+    rectifiers where possible. The copy is on the model's device, or on the CPU if the device does
+    not support `dtype`.
 
     Raises:
-        NotPiecewiseLinear: where the graph does not hold for any number of images.
+        NotPiecewiseLinear: if the graph is not valid for any number of images.
     """
     network = copied(graph.runnable())
     write_with_simpler(network)
@@ -108,7 +108,7 @@ def frozen_graph(graph: Graph, dtype: torch.dtype = torch.float64) -> fx.GraphMo
 
 
 def until(network: fx.GraphModule, outputs: fx.Node | tuple[fx.Node, ...]) -> fx.GraphModule:
-    """The part of a network that computes `outputs`, over the same weights."""
+    """The part of a network that computes `outputs`; it shares the weights."""
     graph = fx.Graph()
     found: dict[fx.Node, fx.Node] = {}
     ends = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -122,7 +122,7 @@ def until(network: fx.GraphModule, outputs: fx.Node | tuple[fx.Node, ...]) -> fx
 
 
 def fold(network: fx.GraphModule) -> None:
-    """Compute what does not depend on the images once, and keep it as a tensor."""
+    """Replace values that do not depend on the images by constants."""
     held: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in network.graph.nodes:
@@ -146,7 +146,7 @@ def fold(network: fx.GraphModule) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Any:
-    """Put every module in eval mode, and each back as it was afterwards."""
+    """Set every module to eval mode within the block, and restore each mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -157,7 +157,7 @@ def evaluating(model: nn.Module) -> Any:
 
 
 def shell_of(model: nn.Module) -> str:
-    """The prefix of a layer's own name, of a model that is only a shell around its network."""
+    """Prefix of layer names that users leave out: the name of a wrapped network."""
     return str(getattr(type(model), "shell", ""))
 
 
@@ -165,18 +165,18 @@ Modules = TypeVar("Modules", bound=nn.Module | tuple[nn.Module, ...])
 
 
 def copied(modules: Modules, shared: Iterable[Tensor] = ()) -> Modules:
-    """A deep copy of a module, or of several that may hold parts of each other.
+    """Deep copy of one module, or of several that may share parts.
 
     Args:
         modules: one or several.
-        shared: tensors that the copy has, too.
+        shared: tensors that are not copied.
 
     Raises:
-        SettingError: for a module that has none.
+        SettingError: if a module cannot be copied.
     """
     try:
         return copy.deepcopy(modules, {id(tensor): tensor for tensor in shared})
-    except Exception as error:  # whatever the user's own attributes raise
+    except Exception as error:  # any error of the user's attributes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingError(
             "model",
@@ -201,7 +201,7 @@ def _is_inference(example: Tensor) -> bool:
 
 
 class _Called(nn.Module):
-    """Calls a model, its hooks and a `__call__` of its class included, and takes its logits."""
+    """Calls a model, with hooks and its class's `__call__`, and takes its logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class _Called(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.export warns of the model's own code, and logs and prints what it then raises."""
+    """Silence torch.export, which warns of the model's code and prints errors before it raises."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -233,7 +233,7 @@ def _reason(what: str, error: Exception) -> str:
 
 
 def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same without writes in place: by renaming where that is enough, else by PyTorch."""
+    """Remove in-place writes: by renaming if that is enough, otherwise by PyTorch."""
     if without_in_place(exported.graph):
         return exported
     functional: torch.export.ExportedProgram = exported.run_decompositions({})
@@ -241,7 +241,7 @@ def _functional(exported: torch.export.ExportedProgram) -> torch.export.Exported
 
 
 def _read(graph: Graph, program: torch.export.ExportedProgram) -> None:
-    """Make a network that gives the logits, and name its nodes."""
+    """Make a network that returns the logits, and name its nodes."""
     end = next(iter(reversed(program.graph.nodes))).args[0][-1]
     tensors = _tensors_of(program)
     found, copies = fx.Graph(), dict[fx.Node, fx.Node]()
@@ -269,7 +269,7 @@ def _read(graph: Graph, program: torch.export.ExportedProgram) -> None:
     found.output(copies[end])
     shell = shell_of(graph.model)
     names, last = _names(program.graph, shell), _ends(program.graph, shell)
-    for node in found.nodes:  # tensors of the export can be neither copied nor pickled
+    for node in found.nodes:  # the export's tensors cannot be copied or pickled
         value = node.meta.get("val")
         kept = {"nn_module_stack": node.meta.get("nn_module_stack", {})}
         node.meta = kept | ({"shape": _shape(value)} if isinstance(value, Tensor) else {})
@@ -282,12 +282,12 @@ def _read(graph: Graph, program: torch.export.ExportedProgram) -> None:
 
 
 def _shape(value: Tensor) -> tuple[int | None, ...]:
-    """None for a size that depends on the number of images."""
+    """Shape of a value, None for sizes that depend on the number of images."""
     return tuple(size if isinstance(size, int) else None for size in value.shape)
 
 
 def _tensors_of(program: torch.export.ExportedProgram) -> dict[str, tuple[str, Any]]:
-    """Names in the network and values of the tensors that are placeholders of a program."""
+    """Names and values of the tensors that are placeholders of a program."""
     held = {**program.constants, **program.state_dict}
     found = {}
     for spec in program.graph_signature.input_specs:
@@ -298,9 +298,9 @@ def _tensors_of(program: torch.export.ExportedProgram) -> dict[str, tuple[str, A
 
 
 def _names(graph: fx.Graph, shell: str) -> dict[str, fx.Node]:
-    """Nodes by name: a layer of PyTorch's gives its own; another operation, where it is called.
+    """Nodes by name: PyTorch layers have their own, other operations the name of their module.
 
-    A second call of a layer has `_1` behind its name, as a second addition in one module has.
+    The second call of a layer, or second addition in a module, gets the suffix `_1`.
     """
     calls: dict[str, tuple[str, fx.Node]] = {}
     for node in graph.nodes:
@@ -341,7 +341,7 @@ def _base_name(target: Any) -> str:
 
 
 def _needed(ends: Sequence[Any]) -> set[fx.Node]:
-    """All nodes that `ends` depend on, themselves included."""
+    """All nodes that `ends` depend on, with `ends`."""
     found, waiting = set[fx.Node](), [end for end in ends if isinstance(end, fx.Node)]
     while waiting:
         node = waiting.pop()
@@ -359,6 +359,6 @@ def _remove_unused(graph: fx.Graph) -> None:
 
 
 def held_by(network: nn.Module, name: str) -> Any:
-    """What a node of `get_attr` gives."""
+    """Value of a `get_attr` node."""
     *path, last = name.split(".")
     return getattr(network.get_submodule(".".join(path)), last)

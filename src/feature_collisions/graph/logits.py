@@ -1,4 +1,4 @@
-"""Logits (B, classes) out of what a classifier returns, asked as its own user would ask it."""
+"""Extract logits (B, classes) from the output of a classifier."""
 
 from itertools import chain
 from typing import Any
@@ -10,17 +10,17 @@ from ..errors import SettingError
 
 
 def ask(model: nn.Module, images: Tensor) -> Tensor:
-    """What `model(images)` gives, its hooks and whatever else a call does included.
+    """Logits of `model(images)`; its hooks run.
 
     Args:
         model: the classifier.
-        images: (B, C, H, W), which go to where its weights lie, in their dtype.
+        images: (B, C, H, W); moved to the device and dtype of its weights.
 
     Returns:
-        (B, classes) logits, in the model's dtype and where the images are.
+        (B, classes) logits in the model's dtype, on the images' device.
 
     Raises:
-        SettingError: when it returns no logits.
+        SettingError: if the model returns no logits.
     """
     return logits_in(model(like_weights(model, images)), len(images)).to(images.device)
 
@@ -32,25 +32,25 @@ def like_weights(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model is: its first weight's device; the CPU for one without weights."""
+    """Device of a model's first weight; the CPU if it has none."""
     weight = first_weight(model)
     return torch.device("cpu") if weight is None else weight.device
 
 
 def first_weight(model: nn.Module) -> Tensor | None:
-    """The first parameter, or else buffer, that is no whole number."""
+    """First floating-point parameter, otherwise buffer."""
     tensors = chain(model.parameters(), model.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
 
 
 def logits_in(output: Any, count: int) -> Tensor:
-    """The logits in what a classifier returned for `count` images.
+    """Find the logits in the output of a classifier for `count` images.
 
-    These are the tensor it returned, what it calls `logits`, or the only one that can be meant:
-    floating, (B, classes).
+    They are the returned tensor, the entry `logits`, or the only floating-point tensor
+    (B, classes).
 
     Raises:
-        SettingError: when there is none, or more than one.
+        SettingError: if there is no such tensor, or more than one.
 
     Example:
         >>> logits_in({"embedding": torch.zeros(2, 7, 4, 4), "classes": torch.ones(2, 3)}, 2)
@@ -61,15 +61,15 @@ def logits_in(output: Any, count: int) -> Tensor:
 
 
 def rows_in(output: Any, count: int, rule: str) -> Tensor:
-    """The one tensor (B, D) that a network returned for `count` images, D at least 2.
+    """Find the only tensor (B, D), D >= 2, in the output of a network for `count` images.
 
     Args:
-        output: what it returned.
+        output: the output.
         count: B.
-        rule: what it must return, for the message.
+        rule: the requirement, for the message.
 
     Raises:
-        SettingError: when there is none, or more than one.
+        SettingError: if there is no such tensor, or more than one.
     """
     if isinstance(output, Tensor):
         found = [output]
@@ -109,7 +109,7 @@ def _cure(output: Any, count: int, rule: str) -> str:
 
 
 def _described(output: Any) -> str:
-    """What a model returned, in a few words: the types and shapes, no values."""
+    """Types and shapes of an output, without values."""
     kind = type(output).__name__
     if isinstance(output, Tensor):
         return f"a tensor of shape {tuple(output.shape)}, {output.dtype}"

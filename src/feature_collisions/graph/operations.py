@@ -1,6 +1,7 @@
-"""The operations of a network's graph: one registry says what each does to values that move.
+"""The operations of a graph: one registry classifies their effect on values that vary.
 
-*Has a flat side* (rectifiers) and *is piecewise linear* (`kinds`) are two questions.
+A value varies if it depends on the images. *Has a flat side* (rectifiers) and *is piecewise linear*
+(`kinds`) are separate questions.
 """
 
 import math
@@ -24,10 +25,10 @@ Kind = Literal["fixed", "affine", "relu", "clipped", "max_pool", "curve", "produ
 
 
 class NotPiecewiseLinear(ValueError):
-    """A part of the network that is not known to be piecewise linear; the message names it."""
+    """The network is not known to be piecewise linear; the message names the operation."""
 
 
-# What each operation does to values that move with the images.
+# Effect of each operation on values that depend on the images.
 
 _CASTS = {aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout}
 _NEW_SHAPE = {
@@ -37,7 +38,7 @@ _NEW_SHAPE = {
     aten.feature_dropout.default, aten.alpha_dropout.default, aten._unsafe_view.default,
 }  # fmt: skip
 _NEW_ORDER = {aten.transpose.int, aten.permute.default, aten.numpy_T.default}
-# Entries of an axis, which must not be that of the images: its place among the arguments.
+# Operations along an axis other than that of the images: position of the axis argument.
 _ALONG: dict[Any, int] = {
     aten.slice.Tensor: 1, aten.select.int: 1, aten.narrow.default: 1, aten.split.Tensor: 2,
     aten.split_with_sizes.default: 2, aten.chunk.default: 2, aten.unbind.int: 1,
@@ -45,7 +46,7 @@ _ALONG: dict[Any, int] = {
     aten.mean.dim: 1, aten.sum.dim_IntList: 1,
 }  # fmt: skip
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int}
-_ALL = 2**63 - 1  # the end of a slice that has none
+_ALL = 2**63 - 1  # the end of a slice without one
 _JOINED = {aten.cat.default, aten.stack.default}
 SUMS = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor, aten.rsub.Scalar, aten.add.Scalar,
         aten.sub.Scalar}  # fmt: skip
@@ -64,8 +65,8 @@ _OF_FIRST = LAYERS | AVERAGES | _NEW_SHAPE | _NEW_ORDER | {
     aten.constant_pad_nd.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
     aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec,
 }  # fmt: skip
-# Values written over a part of others: its axis, which must not be that of the images, is the third
-# argument. PyTorch makes them of writes through views.
+# Values written over a part of others, along an axis (third argument) other than that of the
+# images. PyTorch turns writes through views into these.
 _OVER_PARTS = {aten.slice_scatter.default, aten.select_scatter.default}
 _OVER_ALL = {aten.copy.default, aten.zeros_like.default, aten.ones_like.default,
              aten.full_like.default, aten.fill.Scalar, aten.fill.Tensor}  # fmt: skip
@@ -76,10 +77,10 @@ _OF_SIZES = {operator.add, operator.sub, operator.mul, operator.floordiv, operat
 
 
 def kinds(network: fx.GraphModule) -> dict[fx.Node, Kind]:
-    """What each node does to values that move with the images; `fixed` are those that do not.
+    """Kind of each node; `fixed` if its value does not depend on the images.
 
     Raises:
-        NotPiecewiseLinear: for the first node that is none of these.
+        NotPiecewiseLinear: at the first node of no known kind.
     """
     found: dict[fx.Node, Kind] = {}
     for node in network.graph.nodes:
@@ -94,8 +95,8 @@ def kinds(network: fx.GraphModule) -> dict[fx.Node, Kind]:
 
 
 def affine_part(network: fx.GraphModule) -> set[fx.Node]:
-    """The nodes that are affine in the images, of any network: its first steps."""
-    found: dict[fx.Node, bool] = {}  # of those that move with the images
+    """Nodes that are affine in the images; for any network."""
+    found: dict[fx.Node, bool] = {}  # nodes that depend on the images
     for node in network.graph.nodes:
         moving = [given for given in node.all_input_nodes if given in found]
         if node.op == "placeholder":
@@ -136,7 +137,7 @@ def _kind(node: fx.Node, moving: list[fx.Node]) -> Kind:
 
 
 def _is_product(node: fx.Node, moving: list[fx.Node]) -> bool:
-    """Whether it multiplies two values that move, numbers or matrices of each image."""
+    """Whether it multiplies two varying values, elementwise or as matrices per image."""
     shapes = [given.meta.get("shape") or () for given in moving]
     if node.target not in _PRODUCTS or node.kwargs or not all(g in moving for g in node.args):
         return False
@@ -145,14 +146,14 @@ def _is_product(node: fx.Node, moving: list[fx.Node]) -> bool:
 
 
 def where(node: fx.Node) -> str:
-    """The module that calls an operation, as messages name it."""
+    """Module that calls an operation, for messages."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]).removeprefix("model").removeprefix(".") if stack else ""
     return path if path and not path.startswith("_empty") else node.name
 
 
 def _is_affine(node: fx.Node, moving: list[fx.Node], first: bool) -> bool:
-    """Whether an operation is affine in what moves, and keeps images apart."""
+    """Whether an operation is affine in varying values and treats each image separately."""
     target: Any = node.target
     if target in SUMS | _OVER_ALL:
         return True
@@ -180,12 +181,12 @@ def _is_affine(node: fx.Node, moving: list[fx.Node], first: bool) -> bool:
 
 
 def _is_whole(part: tuple[Any, ...]) -> bool:
-    """Whether a slice (axis, start, end) is all of the images."""
+    """Whether a slice (axis, start, end) contains all images."""
     return part == (0, 0, _ALL)
 
 
 def _axis(node: fx.Node, axis: Any) -> int | None:
-    """An axis counted from the front; None where that is not known."""
+    """Axis counted from the front; None if unknown."""
     if not isinstance(axis, int):
         return None
     if axis >= 0:
@@ -205,7 +206,7 @@ def _keeps_first_axis(node: fx.Node) -> bool:
 
 
 def _draws(node: fx.Node) -> bool:
-    """Whether it is a dropout that drops."""
+    """Whether it is an active dropout."""
     if "dropout" not in base_name(node):
         return False
     given = given_by_name(node, ("input", "p", "train"))
@@ -213,23 +214,23 @@ def _draws(node: fx.Node) -> bool:
 
 
 def is_no_operation(node: fx.Node) -> bool:
-    """Whether a node gives its input as it is: dropout in eval mode, a cast to the same dtype."""
+    """Whether a node returns its input: dropout in eval mode, a cast to the same dtype."""
     if node.target in _CASTS:
         return _keeps_dtype(node)
     return "dropout" in base_name(node) and not _draws(node)
 
 
 def _keeps_dtype(node: fx.Node) -> bool:
-    """Whether a node of an export gives the dtype that it takes."""
+    """Whether output and input of an exported node have the same dtype."""
     values = [each.meta.get("val") for each in (node, *node.all_input_nodes[:1])]
     dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
     return len(values) == 2 and len(dtypes) == 1
 
 
 def leave_out_dtype(copy: fx.Node, node: fx.Node) -> None:
-    """Have a node's copy compute in the dtype of its input, if the node did but named it.
+    """Drop the dtype argument of a node's copy if the original had that dtype anyway.
 
-    A softmax "in float32", say, of a network in float32: in a copy in float64 that would round.
+    For example, a softmax "in float32" of a float32 network would round in a float64 copy.
     """
     if not (isinstance(node.target, torch._ops.OpOverload) and _keeps_dtype(node)):
         return
@@ -246,20 +247,20 @@ def leave_out_dtype(copy: fx.Node, node: fx.Node) -> None:
 
 
 def keeps_values(node: fx.Node) -> bool:
-    """Whether a node gives the numbers it takes, in another shape or order at most."""
+    """Whether a node only reshapes or reorders its input."""
     return node.target in _NEW_SHAPE | _NEW_ORDER and not _draws(node)
 
 
 def is_new_shape(node: fx.Node) -> bool:
-    """Whether a node's numbers are its input's, in the same order."""
+    """Whether a node only reshapes its input, in the same order."""
     return node.target in _NEW_SHAPE and not _draws(node)
 
 
 def size_of(node: Any, images: int) -> int:
-    """The whole number that a node makes of the number of images.
+    """Integer that a node computes from the number of images.
 
     Raises:
-        NotPiecewiseLinear: where it depends on it in another way.
+        NotPiecewiseLinear: if the dependence is of an unknown form.
     """
     if not isinstance(node, fx.Node):
         return int(node)
@@ -289,11 +290,11 @@ _VIEWS = _NEW_SHAPE | _NEW_ORDER | set(_ALONG) | {aten.expand.default, operator.
 
 
 def without_in_place(graph: fx.Graph) -> bool:
-    """Replace operations that write over their whole input by those that do not.
+    """Replace in-place operations by functional ones.
 
     Returns:
-        Whether that was possible: a write through a view of what is read elsewhere is not so
-        simple, and leaves the graph as it was from there on.
+        Whether that was possible. It stops at a write through a view of a tensor that is read
+        elsewhere, and leaves the rest of the graph unchanged.
     """
     for node in list(graph.nodes):
         if not _is_mutable(node):
@@ -309,14 +310,14 @@ def without_in_place(graph: fx.Graph) -> bool:
 
 
 _IN_PLACE = {aten.relu.default: aten.relu_.default, aten.hardtanh.default: aten.hardtanh_.default}
-# Operations whose backward pass does not read what they gave.
+# Operations whose backward pass does not read their output.
 _NOT_READ_AGAIN = LAYERS | SUMS | _JOINED | {BATCH_NORM}
 
 
 def reuse_memory(network: fx.GraphModule) -> None:
-    """Let rectifiers write over values that nothing else reads: fresh memory costs time.
+    """Let rectifiers overwrite values that nothing else reads: allocation costs time.
 
-    For what a search or an evaluation runs; the graph that is read has no writes in place.
+    For networks that a search or an evaluation runs; the graph itself has no in-place writes.
     """
     for node in network.graph.nodes:
         source = node.all_input_nodes[0] if node.target in _IN_PLACE else None
@@ -331,7 +332,7 @@ def _is_mutable(node: fx.Node) -> bool:
 
 
 def _functional_target(node: fx.Node) -> Any:
-    """The operation that gives what an operation writes over its first argument."""
+    """Functional form of an in-place operation, if any."""
     namespace, _, name = node.target._schema.name.partition("::")  # type: ignore[union-attr]
     if not name.endswith("_") or namespace != "aten":
         return None
@@ -344,10 +345,10 @@ def _functional_target(node: fx.Node) -> Any:
 
 
 def _is_seen_elsewhere(node: fx.Node, source: fx.Node) -> bool:
-    """Whether what is written is read later through another tensor over the same memory."""
+    """Whether the written memory is read later through another tensor."""
     later = set(_after(node))
     for alias in _aliases(source):
-        if alias.op != "call_function":  # the caller's own tensor
+        if alias.op != "call_function":  # the caller's tensor
             return True
         if alias is not source and any(user in later for user in alias.users):
             return True
@@ -355,7 +356,7 @@ def _is_seen_elsewhere(node: fx.Node, source: fx.Node) -> bool:
 
 
 def _aliases(source: fx.Node) -> set[fx.Node]:
-    """All tensors that may be over a tensor's memory, itself included."""
+    """All tensors that may share a tensor's memory, with itself."""
     found, waiting = set[fx.Node](), [source]
     while waiting:
         node = waiting.pop()

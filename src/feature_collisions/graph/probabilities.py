@@ -1,4 +1,4 @@
-"""What a network returns: logits, probabilities whose logarithm is taken as logits, or features."""
+"""Outputs of a network: logits, probabilities (converted to logits by a logarithm), or features."""
 
 import copy
 from collections import OrderedDict
@@ -11,13 +11,13 @@ from ..errors import SettingError
 from .graph import evaluating
 from .logits import like_weights, logits_in, rows_in
 
-_NEAR_ONE = 1e-3  # of a row's sum: half precision inside the network rounds this much
-_NOISE = 4  # images of it
+_NEAR_ONE = 1e-3  # error of a row's sum; half precision in the network rounds as much
+_NOISE = 4  # images of noise
 _SIGMOIDS = ("SigmoidBackward0", "HardsigmoidBackward0")
 
 
 def giving(model: nn.Module, images: Tensor, output: str) -> nn.Module:
-    """The model, as `output` reads it: `classes` (`giving_logits`), or an encoder's `features`.
+    """A model that returns logits (`classes`, see `giving_logits`) or an encoder's `features`.
 
     Args:
         model: any network.
@@ -25,7 +25,7 @@ def giving(model: nn.Module, images: Tensor, output: str) -> nn.Module:
         output: `classes` or `features`.
 
     Raises:
-        SettingError: for what returns neither.
+        SettingError: if the model returns neither.
     """
     check_kind(model, output)
     if output == "classes":
@@ -33,17 +33,17 @@ def giving(model: nn.Module, images: Tensor, output: str) -> nn.Module:
     with evaluating(model), torch.no_grad():
         try:
             found = model(like_weights(model, images))
-        except Exception:  # whatever the user's own forward raises: later checks say it
+        except Exception:  # any error of the user's forward; later checks report it
             return model
     rows_in(found, len(images), "features (B, D)")
     return model
 
 
 def check_kind(model: nn.Module, output: str) -> None:
-    """Raise SettingError for an encoder asked for classes, or the reverse, where that is known.
+    """Raise SettingError if `output` does not fit the model: classes of an encoder or the reverse.
 
     Args:
-        model: one of a library's says which it is, by `is_encoder`.
+        model: a library's model has `is_encoder`; any other is accepted.
         output: `classes` or `features`.
     """
     encodes = getattr(model, "is_encoder", None)
@@ -62,18 +62,17 @@ def check_kind(model: nn.Module, output: str) -> None:
 
 
 def giving_logits(model: nn.Module, images: Tensor) -> nn.Module:
-    """The model, or a copy that shares its weights and returns its probabilities' logarithm.
+    """Return the model, or a wrapper of one with probabilities that returns their logarithm.
 
-    Rows that are non-negative and add up to 1 on every image, and on noise, are probabilities.
-    This is decided once, before anything else is made from the model, so everything reads the same
-    logits.
+    Rows are probabilities if they are non-negative and sum to 1 for every image and for noise.
+    This is decided once, first, so that everything else reads the same logits.
 
     Args:
-        model: any classifier. One whose forward fails is given back: later checks say why.
+        model: any classifier. If its forward fails it is returned unchanged; later checks say why.
         images: (B, C, H, W), the initial image and the target.
 
     Raises:
-        SettingError: for sigmoids, which are independent of each other and no classes.
+        SettingError: if the outputs are sigmoids, which are not classes.
     """
     noise = torch.rand(_NOISE, *images.shape[1:], generator=torch.Generator().manual_seed(0))
     images = torch.cat([images, noise.to(images)])  # on two images logits may add up to 1 by chance
@@ -81,7 +80,7 @@ def giving_logits(model: nn.Module, images: Tensor) -> nn.Module:
         with evaluating(model), torch.enable_grad():
             given = like_weights(model, images).detach().clone().requires_grad_()
             rows = logits_in(model(given), len(images))
-    except Exception:  # whatever the user's own forward raises
+    except Exception:  # any error of the user's forward
         return model
     if rows.grad_fn is not None and rows.grad_fn.name() in _SIGMOIDS:
         raise SettingError(
@@ -100,7 +99,7 @@ def giving_logits(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def gives_probabilities(model: nn.Module) -> bool:
-    """Whether `giving_logits` took the logarithm of what this model's class returns."""
+    """Whether `giving_logits` wrapped this model."""
     return _logarithm in model._forward_hooks.values()
 
 

@@ -1,8 +1,8 @@
-"""Operations written with simpler ones, exact in real numbers, so fewer need to be known.
+"""Rewrite operations with simpler ones, exactly in real numbers.
 
-LeakyReLU, PReLU, absolute values, clamps anywhere, maxima of two and Hardsigmoid with rectifiers;
-layer norm, attention and quotients with products; the parts of a split as slices; PyTorch's own
-form of a batch norm as the usual one.
+LeakyReLU, PReLU, absolute values, clamps, maxima of two and Hardsigmoid become rectifiers. Layer
+norm, attention and quotients become products. Parts of a split become slices. PyTorch's internal
+batch norm becomes the usual one.
 """
 
 import math
@@ -36,7 +36,7 @@ def write_with_simpler(network: fx.GraphModule) -> None:
 
 
 class _Writer:
-    """Adds nodes in a node's place, which say where they come from as it does."""
+    """Inserts nodes before a node, with its metadata."""
 
     def __init__(self, network: fx.GraphModule, node: fx.Node) -> None:
         self.network, self.node = network, node
@@ -47,7 +47,7 @@ class _Writer:
         return found
 
     def constant(self, node: fx.Node) -> Tensor | None:
-        """What a node gives, if that does not depend on the images."""
+        """Value of a node, None if it depends on the images."""
         if node.op == "get_attr":
             held: Tensor = operator.attrgetter(str(node.target))(self.network)
             return held
@@ -79,7 +79,7 @@ def _leaky(write: _Writer, node: fx.Node) -> fx.Node:
 
 
 def _prelu(write: _Writer, node: fx.Node) -> fx.Node | None:
-    """relu(x) - s relu(-x), with slopes of one number or one for each channel."""
+    """relu(x) - s relu(-x), with one slope or one per channel."""
     x, slopes = node.args[:2]
     shape = node.meta.get("shape")
     if not isinstance(x, fx.Node) or not isinstance(slopes, fx.Node) or shape is None:
@@ -145,7 +145,7 @@ _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
 def _part(write: _Writer, node: fx.Node) -> fx.Node | None:
-    """One of the tensors that an operation gives."""
+    """One of several outputs of an operation."""
     source, number = node.args[:2]
     if not isinstance(source, fx.Node) or not isinstance(number, int):
         return None
@@ -186,7 +186,7 @@ def _select(write: _Writer, node: fx.Node) -> fx.Node | None:
 
 
 def _selected(write: _Writer, x: Any, axis: Any, number: Any) -> fx.Node:
-    """A part of what is permuted then, which keeps images in front."""
+    """Select after the permutation, so that images stay on the first axis."""
     if x.target is not aten.permute.default or axis != 0 or x.args[1][0] == 0:
         return write(aten.select.int, x, axis, number)
     source, order = x.args
@@ -210,7 +210,7 @@ def _layer_norm(write: _Writer, node: fx.Node) -> fx.Node:
 
 
 def _attention(write: _Writer, node: fx.Node) -> fx.Node | None:
-    """softmax(scale q k^T) v, without a mask, dropout or causality, named or left out."""
+    """softmax(scale q k^T) v; without a mask, dropout or causality."""
     given: Any = node.args
     q, k, v = given[:3]
     shape = q.meta.get("shape")
@@ -225,7 +225,7 @@ def _attention(write: _Writer, node: fx.Node) -> fx.Node | None:
 
 
 def _hides_nothing(write: _Writer, option: Any) -> bool:
-    """Whether an option is off, or a mask of constants that lets everything through."""
+    """Whether an option is off, or a constant mask that masks nothing."""
     if not isinstance(option, fx.Node):
         return not option
     while option.target == aten.expand.default:
@@ -237,7 +237,7 @@ def _hides_nothing(write: _Writer, option: Any) -> bool:
 
 
 def _quotient(write: _Writer, node: fx.Node) -> fx.Node | None:
-    """x (1 / y), of images both."""
+    """x (1 / y), both dependent on the images."""
     x: Any = node.args[0]
     y = node.args[1]
     shape = y.meta.get("shape") if isinstance(y, fx.Node) else None

@@ -1,4 +1,4 @@
-"""The target, and all that a search compares with it: computed once (sec. 2)."""
+"""Features of the target and the error relative to them (sec. 2)."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from .graph import Graph, evaluating
 from .logits import ask
 from .target_layer import TargetLayer
 
-_TOGETHER = 16  # images that go through the network at once
+_TOGETHER = 16  # batch size
 
 
 def positive(
@@ -26,7 +26,7 @@ def positive(
     form: str = "norm",
     rectified: bool = False,
 ) -> Tensor:
-    """L_pos of Eq. 2: how far the target's active units are from their values.
+    """L_pos of Eq. 2, (K,): distance of the target's active units from their values.
 
     Args:
         preactivation: (K, N) f0(x).
@@ -34,8 +34,7 @@ def positive(
         active: (N,) psgn(f0(t)), 1 for active units and 0 for inactive ones.
         form: `norm`, as the paper prints it, or `half_square`, half its square, as the authors
             optimise it. The norm's gradient at an exact collision is 0.
-        rectified: also count what the ReLU lets through of inactive units, which must be nothing:
-            f(x) of Eq. 1 in their place.
+        rectified: also count f(x) of the inactive units, which must be 0 (Eq. 1).
 
     Example:
         >>> target = torch.tensor([3.0, 4.0, -1.0])
@@ -53,23 +52,23 @@ def positive(
 
 
 class TargetFeatures(nn.Module):
-    """The target's features at the target layer, computed once.
+    """The target's features at the target layer.
 
-    On a flat side of the activation later layers do not see how far a unit is beyond the edge e.
-    `oriented` counts from there, z = f0 - e below and e - f0 above, so whatever the layer
-    cannot see is negative, and section 2 and Eq. 2 hold of z as they stand.
+    On a flat side of the activation, later layers do not see how far a unit is beyond the edge e.
+    `oriented` measures from the edge: z = f0 - e if flat below, z = e - f0 if flat above. So hidden
+    values are negative, and section 2 and Eq. 2 apply to z unchanged.
 
     Args:
         preactivation: (N,) f0(t).
-        activation: what follows, with an edge for each of its flat sides (`Activation.within`).
+        activation: the next activation, with an edge for each flat side (`Activation.within`).
 
     Attributes:
         preactivation: (N,) f0(t).
         features: (N,) f(t), after the activation.
-        active: (N,) bool, the units that are seen: where psgn is 1, those at the lower edge too.
+        active: (N,) bool, the active units (psgn 1), with those exactly at the lower edge.
         above: (N,) bool, the units at or above the upper edge.
-        edge: (N,) the edge of each hidden unit's side; 0 of active ones.
-        values: (N,) what z of active units must be, f0(t); 0 for the others.
+        edge: (N,) edge of each hidden unit's side; 0 for active units.
+        values: (N,) required z of active units, f0(t); 0 for the others.
     """
 
     preactivation: Tensor
@@ -101,23 +100,23 @@ class TargetFeatures(nn.Module):
         self._shifts = any(side.edge for side in activation.sides)  # a ReLU's edge is 0
 
     def rectified(self, preactivation: Tensor) -> Tensor:
-        """f of any f0: what later layers see."""
+        """f of f0, both (..., N): the values that later layers see."""
         return self.activation.function(preactivation)
 
     def oriented(self, preactivation: Tensor) -> Tensor:
-        """z (..., N) of any f0: hidden where it is negative, on whichever side that is."""
+        """z (..., N) of f0 (..., N): negative where hidden, on either side."""
         if not self._shifts:
             return preactivation
         return torch.where(self.above, self.edge - preactivation, preactivation - self.edge)
 
     def error(self, preactivation: Tensor) -> Tensor:
-        """||f(x) - f(t)|| (...) of any f0 (..., N): all that later layers can see, Eq. 1."""
+        """||f(x) - f(t)|| (...) of f0(x) (..., N): the error of Eq. 1."""
         error: Tensor = (self.rectified(preactivation) - self.features).norm(dim=-1)
         return error
 
     @property
     def seen_by(self) -> Tensor:
-        """(N,) how far each unit is inside of what the layer sees of it; negative: outside."""
+        """(N,) distance of each unit from the nearest edge: positive if active, else negative."""
         inside = [self.preactivation.new_full((len(self.preactivation),), torch.inf)]
         inside += [
             side.sign * (self.preactivation - side.edge)  # type: ignore[operator]
@@ -127,20 +126,20 @@ class TargetFeatures(nn.Module):
         return torch.stack([*inside, unhidden]).amin(0)
 
     def sides(self, units: Tensor) -> list[str]:
-        """On which side the layer is blind to each of the units (K,): `below` or `above`."""
+        """Hidden side, `below` or `above`, of each of the units (K,)."""
         return ["above" if above else "below" for above in self.above[units].tolist()]
 
     def units(self, corners: Sequence[int], start: Tensor | None = None) -> Tensor:
-        """Flat indices (K,) of the target's inactive units that `corners` count.
+        """Flat indices (K,) of the inactive units of `corners`.
 
         Args:
-            corners: counted in flat order, as the authors do.
-            start: (N,) f0 where the search starts: units already inactive there, on the same side,
-                are counted first. While a unit is seen its push is the same for every corner, for
-                L_neg holds all such units down.
+            corners: ranks among the target's inactive units, in flat order as the authors count.
+            start: (N,) f0 at the start of the search. Units inactive there on the same side come
+                first: the gradient of an active unit is the same for every corner, since L_neg
+                pushes down all active units.
 
         Raises:
-            SettingError: for a corner beyond the number of inactive units.
+            SettingError: if a corner exceeds the number of inactive units.
         """
         inactive = (~self.active).nonzero().flatten()
         if start is not None:
@@ -165,23 +164,23 @@ class TargetFeatures(nn.Module):
 
 
 TOLERANCE = 0.01
-"""Of ||f(t)||: how far all hidden units together may move the features, where that is not 0."""
+"""Default of `loss.tolerance`: largest change of the features by all hidden units, / ||f(t)||."""
 
 
 def target_features(
     graph: Graph, layer: str, target: Tensor, dtype: torch.dtype, tolerance: float = TOLERANCE
 ) -> TargetFeatures:
-    """The features of one image (C, H, W).
+    """Compute the features of one image.
 
     Args:
-        graph: of the network.
+        graph: graph of the network.
         layer: the target layer.
         target: (C, H, W).
-        dtype: that pre-activations are computed in.
-        tolerance: as `with_edges` takes it.
+        dtype: of the pre-activations.
+        tolerance: see `with_edges`.
 
     Raises:
-        SettingError: for a layer that cannot be used, or an image the network cannot take.
+        SettingError: if the layer cannot be used, or the network rejects the image.
     """
     with explain_forward_errors(target.shape, f" as far as {layer}"):
         preactivation = preactivation_of(graph, layer, target[None], dtype)[0]
@@ -190,16 +189,16 @@ def target_features(
 
 
 def with_edges(activation: Activation, preactivation: Tensor, tolerance: float) -> Activation:
-    """The activation with an edge for each side, at a target.
+    """Give each side of an activation an edge, for one target.
 
     Args:
-        activation: what follows the target layer.
+        activation: the activation after the target layer.
         preactivation: (N,) f0(t).
-        tolerance: where a side is not exactly flat, each of the N units may move by this much of
-            ||f(t)|| / sqrt(N) beyond the edge: all of them together by `tolerance` ||f(t)||.
+        tolerance: on a side that is not exactly flat, each of the N units may change by
+            `tolerance` ||f(t)|| / sqrt(N) beyond the edge, so all together by `tolerance` ||f(t)||.
 
     Raises:
-        SettingError: for a tolerance of 0, where that leaves no side.
+        SettingError: if the tolerance is 0 and no side is exactly flat.
     """
     if activation.is_exact:
         return activation
@@ -220,7 +219,7 @@ _OF_SIZE = re.compile(r"shape|size|channels|dimension|elements", re.IGNORECASE)
 
 @contextmanager
 def explain_forward_errors(size: Sequence[int], where: str = "") -> Iterator[None]:
-    """Say in a SettingError what a network raises that cannot take images of this `size`."""
+    """Turn errors of a network on images of `size` (C, H, W) into a SettingError."""
     try:
         yield
     except SettingError:
@@ -246,7 +245,7 @@ def explain_forward_errors(size: Sequence[int], where: str = "") -> Iterator[Non
 @torch.no_grad()
 @without_tf32()
 def preactivation_of(graph: Graph, layer: str, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """f0 (B, N) of images (B, C, H, W), computed in `dtype`, where the images are if that can."""
+    """f0 (B, N) of images (B, C, H, W) in `dtype`, on their device if it supports `dtype`."""
     place = able(images.device, dtype)
     cut = TargetLayer(graph, layer).to(place, dtype)
     return torch.cat([cut(part) for part in images.to(place, dtype).split(_TOGETHER)])
@@ -255,6 +254,6 @@ def preactivation_of(graph: Graph, layer: str, images: Tensor, dtype: torch.dtyp
 @torch.no_grad()
 @without_tf32()
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, classes), in the model's dtype, the model in eval mode."""
+    """Logits (B, classes) of images (B, C, H, W) in the model's dtype and eval mode."""
     with evaluating(model):
         return torch.cat([ask(model, part) for part in images.split(_TOGETHER)])

@@ -1,6 +1,6 @@
-"""The network cut before the target layer's activation, or observed there on its way to the logits.
+"""The network up to the target layer's activation, or observed there on the way to the logits.
 
-With what every step runs of it: a frozen copy, and no more than the loss needs.
+A search step runs a frozen copy, and only the part that the loss needs.
 """
 
 from collections.abc import Sequence
@@ -25,20 +25,20 @@ from .operations import (
 
 
 class TargetLayer(nn.Module):
-    """f0: images to the target layer's pre-activations; what follows is not computed.
+    """f0: images to the target layer's pre-activations; later layers are not computed.
 
-    It holds its own frozen copy of the part of the model it needs, so moving it to another device
-    or to float64 leaves the user's model alone. A model that cannot be exported for any number of
-    images is run until the layer has its output, and stopped there.
+    It is a frozen copy of a part of the model, so moving it to another device or to float64 leaves
+    the user's model unchanged. A model that cannot be exported for any number of images is run
+    and stopped when the layer has its output.
 
     Args:
-        graph: of any classifier.
-        layer: name of a node: `classifier.0`, `layer4.2.add`; within a `Classifier`, a name of its
-            network's. Several, with commas between them, are one layer.
-        behind: to the values behind the layer's activation instead, where there is one.
+        graph: graph of any classifier.
+        layer: name of a node, such as `classifier.0` or `layer4.2.add`; for a `Classifier`, a name
+            within its network. Names separated by commas are one layer.
+        behind: return the values after the layer's activation, if there is one.
 
     Raises:
-        SettingError: for a name that is no layer.
+        SettingError: if a name is not a layer.
     """
 
     def __init__(self, graph: Graph, layer: str, behind: bool = False) -> None:
@@ -54,19 +54,19 @@ class TargetLayer(nn.Module):
             self.network = _frozen(until(graph.network, tuple(nodes)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, N), before the activation, flattened; several layers in a row."""
+        """(B, C, H, W) to (B, N): pre-activations, flattened, several layers concatenated."""
         found = self.network(images)
         return found.flatten(1) if isinstance(found, Tensor) else joined(found)
 
 
 class Observed(nn.Module):
-    """A classifier that gives its logits and the target layer's pre-activations in one pass.
+    """A classifier that returns logits and the target layer's pre-activations in one pass.
 
-    It shares the model's weights and computes what the model does in eval mode.
+    It shares the model's weights and computes in eval mode.
 
     Args:
-        graph: of any classifier.
-        layer: the target layer, as `TargetLayer` takes it.
+        graph: graph of any classifier.
+        layer: the target layer, as for `TargetLayer`.
     """
 
     def __init__(self, graph: Graph, layer: str) -> None:
@@ -88,13 +88,13 @@ class Observed(nn.Module):
 
 
 def joined(values: Sequence[Tensor]) -> Tensor:
-    """Of one layer or several, (B, ...) each, to (B, N)."""
+    """Flatten and concatenate the values (B, ...) of one or more layers to (B, N)."""
     flat = [each.flatten(1) for each in values]
     return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 
 
 def frozen_copy(graph: Graph, layout: torch.memory_format) -> nn.Module:
-    """The whole classifier on its device, in eval mode and without gradients for its weights."""
+    """Copy the classifier in eval mode, on its device, without gradients for its weights."""
     network = graph.network if graph.any_batch and graph.network is not None else graph.model
     return _frozen(network).to(memory_format=layout)
 
@@ -102,14 +102,14 @@ def frozen_copy(graph: Graph, layout: torch.memory_format) -> nn.Module:
 def network_of(
     graph: Graph, layer: str, logits: bool, dtype: torch.dtype, layout: torch.memory_format
 ) -> TargetLayer | Observed:
-    """The classifier up to the target layer, or all of it where the loss compares logits.
+    """The classifier up to the target layer, or all of it if the loss compares logits.
 
     Args:
-        graph: of the classifier.
+        graph: graph of the classifier.
         layer: its target layer.
-        logits: whether the loss compares them.
+        logits: whether the loss compares logits.
         dtype: of images and features.
-        layout: how images and filters are laid out in memory.
+        layout: memory format of images and filters.
     """
     network: TargetLayer | Observed
     if logits:
@@ -125,14 +125,14 @@ def network_of(
 
 
 def halve_weights(network: nn.Module, precision: str) -> None:
-    """Store what a mixed precision would convert at every step: autocast keeps no frozen weights.
+    """Store weights in the half precision that autocast would convert them to at every step.
 
-    Normalisations keep float32, as autocast has it. It rounds, which no comparison with the model
-    allows for.
+    Normalisations keep float32, as in autocast. The rounding exceeds the tolerance of
+    `check_agreement`, so compare the network first.
 
     Args:
         network: the frozen network.
-        precision: Lightning's; only mixed ones change anything.
+        precision: Lightning's name; only mixed precisions change anything.
     """
     if precision not in MIXED:
         return
@@ -153,7 +153,7 @@ def _halve(network: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
 
 
 def check_affine(layer: TargetLayer) -> None:
-    """Raise NotPiecewiseLinear, with the reason, unless every step before the layer is affine."""
+    """Raise NotPiecewiseLinear, with the reason, unless the layer is affine in the images."""
     if not isinstance(layer.network, fx.GraphModule):
         raise NotPiecewiseLinear("torch.export cannot follow the network")
     found = kinds(layer.network).items()
@@ -163,7 +163,7 @@ def check_affine(layer: TargetLayer) -> None:
 
 
 def is_affine(graph: Graph, layer: str) -> bool:
-    """Whether the layer's pre-activations are known to be affine in the pixels."""
+    """Whether the layer's pre-activations are affine in the pixels, as far as known."""
     try:
         check_affine(TargetLayer(graph, layer))
     except NotPiecewiseLinear:
@@ -189,7 +189,7 @@ def _stop(module: nn.Module, inputs: Any, output: Tensor) -> None:
 
 
 class _StopAt(nn.Module):
-    """Runs a model until `layer` has its output; whether a ReLU follows cannot be checked."""
+    """Runs a model until `layer` has its output; the next activation is not checked."""
 
     def __init__(self, model: nn.Module, layer: str) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ class _StopAt(nn.Module):
 
 
 class _ListenAt(nn.Module):
-    """Runs a model and copies the output of `layer` on the way."""
+    """Runs a model and records the output of `layer`."""
 
     def __init__(self, model: nn.Module, layer: str) -> None:
         super().__init__()
