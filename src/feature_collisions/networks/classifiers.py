@@ -1,4 +1,4 @@
-"""The classifiers whose collisions are searched for, by name or from the user's own code."""
+"""Load classifiers by name or from the user's code."""
 
 import importlib
 import os
@@ -25,10 +25,10 @@ from .weights import load_weights
 
 
 def input_size(settings: ClassifierSettings) -> tuple[int, int]:
-    """(H, W) of the images that the classifier was made for, where that is known, or 224x224.
+    """(H, W) of the images that the classifier was trained on; 224x224 if unknown.
 
     Raises:
-        SettingError: for an unknown name, or a folder that holds no network.
+        SettingError: if the name is unknown, or the folder has no network.
     """
     if settings.library == "timm":
         return size_of_timm(settings)
@@ -39,10 +39,10 @@ def input_size(settings: ClassifierSettings) -> tuple[int, int]:
 
 
 def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0) -> nn.Module:
-    """The classifier that `classifier` names: from its weights, the cache, or trained now.
+    """Load the network that `classifier` names from weights or the cache, or train it.
 
     Raises:
-        SettingError: for an unknown name or weights of another architecture.
+        SettingError: if the name is unknown, or the weights do not fit.
     """
     settings = settings.paired()
     if settings.train and (settings.name != "mnist_mlp" or settings.weights):
@@ -67,21 +67,21 @@ def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0
 def load_network(
     library: str, name: str, weights: str | None = None, size: Sequence[int] | None = None
 ) -> nn.Module:
-    """A network of a library, frozen and in eval mode, for images with pixels in [0, 1].
+    """Load a network of a library, frozen and in eval mode, for images with pixels in [0, 1].
 
-    The library's mean, deviation and order of channels are inside it. Reading a folder or a file of
-    weights executes nothing in it.
+    The library's normalisation and order of channels are part of the returned network. No code in
+    a folder or a file of weights is executed.
 
     Args:
         library: `torchvision`, `timm` or `transformers` (Hugging Face).
         name: a name that the library knows, or a folder that the library saved (timm,
             transformers).
-        weights: a file, or the library's own name for weights that it downloads; None for a
-            folder, which holds them.
-        size: (C, H, W) of the images; None for those that the network was trained on, in colour.
+        weights: a file, or the library's name for weights to download; None for a folder, which
+            contains them.
+        size: (C, H, W) of the images; None for the network's training size, in colour.
 
     Raises:
-        SettingError: for an unknown library or name, or weights that do not fit.
+        SettingError: if the library or name is unknown, or the weights do not fit.
 
     Example:
         model = load_network("torchvision", "resnet18", weights="IMAGENET1K_V1")
@@ -102,7 +102,7 @@ _FOLDERS = {"timm": load_timm, "transformers": load_transformers}
 
 
 def names_in(model: nn.Module) -> Sequence[str]:
-    """The names of its classes that a model of a library says; () where it says none."""
+    """Class names of a library's model; () if it has none."""
     return getattr(model, "class_names", ()) if isinstance(model, Classifier) else ()
 
 
@@ -119,7 +119,7 @@ def _mnist_mlp(settings: ClassifierSettings, data: DataSplit, seed: int) -> nn.M
 
 
 def _import_classifier(settings: ClassifierSettings) -> nn.Module:
-    """What `classifier.path` names, which is code: only the user's own command line may name it."""
+    """Import the network of `classifier.path`. It is code: only the command line may name it."""
     rule = "give MODULE:NAME, a classifier or a function that returns one, or MODULE:NAME::WEIGHTS"
     module, _, name = (settings.path or "").partition(":")
     if not (module and name):
@@ -136,7 +136,7 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
     try:
         found = getattr(importlib.import_module(module), name)
         model = found if isinstance(found, nn.Module) or not callable(found) else found()
-    except (Exception, SystemExit) as error:  # whatever the user's own code raises
+    except (Exception, SystemExit) as error:  # any error of the user's code
         raise SettingError("classifier.path", settings.path, _cause(error), rule) from error
     finally:
         if folder in sys.path:
@@ -155,9 +155,9 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
 
 
 def _cause(error: BaseException) -> str:
-    """What the user's own code raised, and in which of its lines."""
+    """Error of the user's code, with its line."""
     reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    if isinstance(error, SyntaxError):  # says itself where it is
+    if isinstance(error, SyntaxError):  # names its line itself
         return reason
     own = [f for f in traceback.extract_tb(error.__traceback__) if not _is_machinery(f.filename)]
     return f"{reason} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else reason

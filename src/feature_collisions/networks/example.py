@@ -1,4 +1,4 @@
-"""The network and the digits that ship with the package, for tutorials and first tries."""
+"""The bundled network and digits, for tutorials and first tries."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from .classifiers import load_classifier
 
 
 class Example(NamedTuple):
-    """What tutorials use: a network, two images, and the data that both are from."""
+    """A network, two images, and the data set of both."""
 
     model: nn.Module
     """Digits (B, 1, 28, 28) in [0, 1] to logits (B, 10); layers `hidden1`, `hidden2`, `output`."""
@@ -19,13 +19,13 @@ class Example(NamedTuple):
     target: Tensor
     """(1, 28, 28), a 7."""
     images: Tensor
-    """(1000, 1, 28, 28), digits that the network was not trained on."""
+    """(1000, 1, 28, 28), digits not used in training."""
     labels: Tensor
     """(1000,) int64."""
 
 
 def load_example() -> Example:
-    """The network and the digits that ship with the package.
+    """Load the network and the digits that ship with the package.
 
     Example:
         model, initial, target, images, labels = load_example()

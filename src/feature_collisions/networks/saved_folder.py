@@ -1,6 +1,6 @@
-"""A folder that a network was saved to: its config and its weights, read as data.
+"""Folders of saved networks: config and weights, read as data.
 
-The folder may come from a stranger. Only JSON and safetensors are read from it, and no code.
+The folder is untrusted. Only JSON and safetensors are read from it; no code is executed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,14 +17,14 @@ from ..paths import path_of
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-_SHARDS = "model.safetensors.index.json"  # names the files of weights that are in several
+_SHARDS = "model.safetensors.index.json"  # index of weights split over several files
 
 
 def saved_folder(path: str | None) -> Path:
-    """The folder that `classifier.path` names.
+    """Check the folder that `classifier.path` names.
 
     Raises:
-        SettingError: when it is no folder, or has no config or no safetensors.
+        SettingError: if it is not a folder, or has no config or no safetensors.
     """
     folder = path_of(path or "")
     if not path or not folder.is_dir():
@@ -56,10 +56,10 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds one object.
+    """Read a JSON file that contains one object.
 
     Raises:
-        SettingError: when it is missing, damaged, or holds something else.
+        SettingError: if it is missing, damaged, or contains something else.
     """
     found = read_json(path)
     if not isinstance(found, dict):
@@ -68,7 +68,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def printable_names(names: Iterable[object]) -> tuple[str, ...]:
-    """Names of classes, without control characters and overlong ones cut."""
+    """Remove control characters from class names and shorten long ones."""
     return tuple(
         "".join(each if each.isprintable() else " " for each in str(name)[:_LONGEST])
         for name in names
@@ -79,13 +79,13 @@ _LONGEST = 200  # characters of a name
 
 
 def check_images(source: str, model: nn.Module, size: Sequence[int], own: Sequence[int]) -> None:
-    """Raise SettingError for images of another size than the model's own that it cannot take.
+    """Raise SettingError if the model rejects images of this size.
 
     Args:
         source: the setting that names the model, for the message.
         model: images in [0, 1] to logits or features.
-        size: (C, H, W) of the images it is going to be given.
-        own: (C, H, W) of those it was trained on.
+        size: (C, H, W) of the images.
+        own: (C, H, W) of the images it was trained on.
     """
     if tuple(size) == tuple(own):
         return
@@ -99,7 +99,7 @@ def check_images(source: str, model: nn.Module, size: Sequence[int], own: Sequen
     try:
         with torch.no_grad(), evaluating(model):
             model(torch.zeros(1, *size))
-    except Exception as error:  # whatever the model's own code raises
+    except Exception as error:  # any error of the model's code
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingError(
             source,

@@ -1,4 +1,4 @@
-"""timm's image classifiers by name, with their own normalisation inside; an optional library."""
+"""timm's image classifiers by name, with their normalisation; an optional library."""
 
 import difflib
 import math
@@ -18,14 +18,14 @@ from .weights import State, fit_weights, read_weights
 
 
 def load_timm(settings: ClassifierSettings, size: Sequence[int]) -> nn.Module:
-    """A timm classifier with the weights that `classifier.weights` names, for images of one size.
+    """Load a timm classifier with the weights of `classifier.weights`, for images of one size.
 
     Args:
-        settings: `name`, and `weights`: a file, or one of timm's tags, which is downloaded.
-        size: (C, H, W) of the images it is going to be given.
+        settings: `name`, and `weights`: a file, or a tag of timm to download.
+        size: (C, H, W) of the images.
 
     Raises:
-        SettingError: where timm is not installed, for an unknown name, or weights that are none, do
+        SettingError: if timm is not installed, the name is unknown, or the weights are damaged, do
             not fit or cannot be downloaded.
     """
     timm, name = _timm(), settings.name
@@ -55,7 +55,7 @@ def size_of_timm(settings: ClassifierSettings) -> tuple[int, int]:
     """(H, W) of the images that a timm classifier was trained on.
 
     Raises:
-        SettingError: where timm is not installed, for an unknown name, or a folder without config.
+        SettingError: if timm is not installed, the name is unknown, or the folder has no config.
     """
     timm = _timm()
     if settings.in_folder:
@@ -68,12 +68,12 @@ def size_of_timm(settings: ClassifierSettings) -> tuple[int, int]:
 
 
 def _of_folder(timm: Any, settings: ClassifierSettings, size: Sequence[int]) -> nn.Module:
-    """The network that timm saved to a folder, as it does for Hugging Face's hub."""
+    """Load a network from a folder in timm's format for Hugging Face's hub."""
     source = f"classifier.path={settings.path}"
     name, own, arguments = _config_of(timm, settings)
     try:
         network = timm.create_model(name, pretrained_cfg=own, **arguments)
-    except Exception as error:  # whatever timm's own code raises of arguments it does not know
+    except Exception as error:  # any error of timm's code on unknown arguments
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingError(
             source,
@@ -93,12 +93,12 @@ def _of_folder(timm: Any, settings: ClassifierSettings, size: Sequence[int]) -> 
 def _config_of(
     timm: Any, settings: ClassifierSettings
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """What a folder's config.json says: an architecture, its data, and arguments to make it."""
+    """Read a folder's config.json: the architecture, its data, and its arguments."""
     source = f"classifier.path={settings.path}"
     folder = saved_folder(settings.path)
     config = read_object(folder / CONFIG)
     try:
-        own = dict(config.get("pretrained_cfg", config))  # in older files they are one
+        own = dict(config.get("pretrained_cfg", config))  # older files have only one level
         classes: Any = config.get("num_classes", own.get("num_classes", 1000))
         arguments: dict[str, Any] = {"num_classes": int(classes)}
         arguments |= config.get("model_args", {})
@@ -133,7 +133,7 @@ _NOT_OF_A_NETWORK = {
 
 
 def _head(timm: Any, name: str, states: dict[str, State]) -> dict[str, int]:
-    """`num_classes=0` where no state has weights for the head: they are an encoder's."""
+    """`num_classes=0` if no state has weights for the head, so the network is an encoder."""
     heads = timm.get_pretrained_cfg(name).classifier or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     ends = tuple(f"{head}.weight" for head in heads)
@@ -192,7 +192,7 @@ def _check_name(timm: Any, name: str, source: str = "") -> None:
 def _downloaded(timm: Any, name: str, source: str) -> nn.Module:
     try:
         network: nn.Module = timm.create_model(name, pretrained=True)
-    except Exception as error:  # whatever the network, the proxy or a damaged file brings up
+    except Exception as error:  # any error of the connection, a proxy or a damaged file
         reason = (str(error).strip().splitlines() or [""])[0]
         raise SettingError(
             source,
@@ -204,9 +204,9 @@ def _downloaded(timm: Any, name: str, source: str) -> nn.Module:
 
 
 class PaddedConv(nn.Conv2d):
-    """A convolution behind zeros of a fixed width: TensorFlow's `same` for images of one size.
+    """A convolution with constant zero padding: TensorFlow's `same` for images of one size.
 
-    timm computes the width anew from each image, in Python, which torch.fx cannot follow.
+    timm computes the padding from each image in Python, which torch.fx cannot trace.
     """
 
     sides: tuple[int, int, int, int]
@@ -218,7 +218,7 @@ class PaddedConv(nn.Conv2d):
 
 
 def _pad_by_constants(network: nn.Module, size: Sequence[int]) -> None:
-    """Turn timm's Conv2dSame, in place, into what does the same for images of this size."""
+    """Replace timm's Conv2dSame, in place, by PaddedConv for images of this size."""
     from timm.layers.conv2d_same import Conv2dSame
 
     sizes: dict[nn.Module, tuple[int, int]] = {}

@@ -1,4 +1,4 @@
-"""torchvision's ImageNet classifiers by name, with their normalisation inside (sec. 3.2)."""
+"""torchvision's ImageNet classifiers by name, with their normalisation (sec. 3.2)."""
 
 import difflib
 import re
@@ -15,16 +15,16 @@ from .weights import fit_weights, read_weights, split_entry
 
 
 class Classifier(nn.Module):
-    """A network behind its own normalisation; layers keep the names they have in `network`.
+    """Normalisation followed by a network; layers keep their names in `network`.
 
     Args:
         network: normalised images to logits.
         mean, std: of each colour channel, on [0, 1] pixels.
     """
 
-    shell = "network."  # what is before a layer's own name
-    class_names: tuple[str, ...] = ()  # where the network itself says them
-    is_encoder = False  # gives features (B, D), and no classes
+    shell = "network."  # prefix of layer names
+    class_names: tuple[str, ...] = ()  # if the network has them
+    is_encoder = False  # returns features (B, D) instead of logits
     mean: Tensor
     std: Tensor
 
@@ -41,10 +41,10 @@ class Classifier(nn.Module):
 
 
 def load_torchvision(settings: ClassifierSettings) -> nn.Module:
-    """A torchvision classifier with the weights that `classifier.weights` names.
+    """Load a torchvision classifier with the weights of `classifier.weights`.
 
     Raises:
-        SettingError: for an unknown name, weights that are none, or that cannot be downloaded.
+        SettingError: if the name is unknown, or the weights are damaged or cannot be downloaded.
     """
     known = models.list_models(module=models)
     if settings.name not in known:
@@ -79,7 +79,7 @@ def load_torchvision(settings: ClassifierSettings) -> nn.Module:
 
 
 def side_of_torchvision(settings: ClassifierSettings) -> int:
-    """The side of the square images that the classifier's ImageNet weights are used with."""
+    """Side of the square images that the classifier's ImageNet weights expect."""
     if settings.name not in models.list_models(module=models):
         return _SIDE
     choices = models.get_model_weights(settings.name)
@@ -93,7 +93,7 @@ _SIDE = 224
 
 
 def is_file(weights: str) -> bool:
-    """Whether `classifier.weights` names a file, there or not, and no download."""
+    """Whether `classifier.weights` names a file, present or not, rather than a download."""
     path, entry = split_entry(weights)
     return bool(entry) or path.is_file() or "/" in weights or path.suffix in _SUFFIXES
 
@@ -106,13 +106,13 @@ def _names(choices: Any) -> str:
 
 
 def _network(name: str, entry: Any) -> nn.Module:
-    """The architecture as the ImageNet weights `entry` were trained on it."""
-    # These two scale the input again, and draw their weights slowly unless they are told not to.
+    """The architecture of the ImageNet weights `entry`."""
+    # By default these two scale the input again, and initialise their weights slowly.
     inceptions = ("googlenet", "inception_v3")
     special: dict[str, Any] = (
         {"init_weights": False, "transform_input": True} if name in inceptions else {}
     )
-    if name.startswith("vit_"):  # which have a position for each patch
+    if name.startswith("vit_"):  # have an embedding per position
         special = {"image_size": entry.meta["min_size"][0]}
     network: nn.Module = models.get_model(name, weights=None, **special)
     return network
@@ -124,7 +124,7 @@ def _download(entry: Any, source: str) -> dict[str, Tensor]:
         state: dict[str, Tensor] = entry.get_state_dict(
             progress=True, check_hash=True, map_location="cpu", weights_only=True
         )
-    except Exception as error:  # whatever the network, the proxy or a damaged file brings up
+    except Exception as error:  # any error of the connection, a proxy or a damaged file
         raise SettingError(
             source,
             None,
@@ -140,5 +140,5 @@ _DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 def _modern(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """DenseNet's files still bear names with a dot that PyTorch no longer allows."""
+    """Rename DenseNet's keys: its files have dots that PyTorch no longer allows."""
     return {_DENSENET.sub(r"\1\2", name): tensor for name, tensor in state.items()}

@@ -23,12 +23,12 @@ _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 class Pixels(NamedTuple):
-    """What an image processor does to pixels.
+    """Normalisation of an image processor.
 
     Attributes:
-        size: (C, H, W) of the images it gives.
-        mean, std: of each channel it gives, on [0, 1] pixels.
-        order: which channel of an image each of these is; BGR is [2, 1, 0].
+        size: (C, H, W) of its output.
+        mean, std: of each output channel, on [0, 1] pixels.
+        order: the image's channel for each output channel; BGR is [2, 1, 0].
     """
 
     size: tuple[int, int, int]
@@ -38,13 +38,13 @@ class Pixels(NamedTuple):
 
 
 class FromTransformers(Classifier):
-    """A Hugging Face model behind its image processor's normalisation: logits, or features.
+    """Image processor's normalisation followed by a Hugging Face model; gives logits or features.
 
     Args:
         network: a `PreTrainedModel`.
-        pixels: what its image processor does.
+        pixels: normalisation of its image processor.
         class_names: of the logits; () for an encoder.
-        pooled: for an encoder: whether its `pooler_output` has trained weights.
+        pooled: for an encoder, whether its `pooler_output` has trained weights.
     """
 
     def __init__(
@@ -70,10 +70,9 @@ class FromTransformers(Classifier):
 
 
 def _features(output: Any, pooled: bool) -> Tensor:
-    """The features (B, D) in what an encoder returns.
+    """Features (B, D) in the output of an encoder.
 
-    They are the pooled output. Without one, they are the first token, which is the class token, or
-    the average of a feature map.
+    They are the pooled output, otherwise the first (class) token or the mean of a feature map.
     """
     if isinstance(output, Tensor):
         return output.flatten(1)
@@ -87,18 +86,18 @@ def _features(output: Any, pooled: bool) -> Tensor:
 
 
 def load_transformers(settings: ClassifierSettings, size: Sequence[int]) -> FromTransformers:
-    """The model in the folder `classifier.path`.
+    """Load the model in the folder `classifier.path`.
 
-    It is an `AutoModelForImageClassification` where the config says so, else an `AutoModel`, which
-    gives features.
+    It is an `AutoModelForImageClassification` if the config says so, otherwise an `AutoModel`,
+    which returns features.
 
     Args:
         settings: `path`.
-        size: (C, H, W) of the images that it is going to be given.
+        size: (C, H, W) of the images.
 
     Raises:
-        SettingError: where transformers is not installed, for a folder without weights, with code,
-            or whose files do not fit each other, and for images that the model does not take.
+        SettingError: if transformers is not installed, the folder lacks weights, needs code or has
+            inconsistent files, or the model rejects the images.
     """
     transformers, folder = _transformers(), _folder(settings)
     source = f"classifier.path={folder}"
@@ -142,10 +141,10 @@ def load_transformers(settings: ClassifierSettings, size: Sequence[int]) -> From
 
 
 def size_of_transformers(settings: ClassifierSettings) -> tuple[int, int]:
-    """(H, W) of the images that the folder's image processor gives.
+    """(H, W) of the folder's image processor.
 
     Raises:
-        SettingError: as `load_transformers`.
+        SettingError: as for `load_transformers`.
     """
     return _pixels(_folder(settings)).size[1:]
 
@@ -168,10 +167,10 @@ def _transformers() -> Any:
 
 
 def _folder(settings: ClassifierSettings) -> Path:
-    """The folder of the model.
+    """Check the folder of the model.
 
     Raises:
-        SettingError: where it is none, or its model needs code from the folder.
+        SettingError: if it is not one, or its model needs code from the folder.
     """
     folder = saved_folder(settings.path)
     for name in (CONFIG, *_PROCESSORS):
@@ -188,7 +187,7 @@ def _folder(settings: ClassifierSettings) -> Path:
 
 
 def _pixels(folder: Path) -> Pixels:
-    """What the folder's image processor does to pixels, found by giving it plain images."""
+    """Measure the normalisation of the folder's image processor on plain images."""
     source = f"classifier.path={folder}"
     if not any((folder / name).is_file() for name in _PROCESSORS):
         raise SettingError(
@@ -224,7 +223,7 @@ _SIDE = 256  # of the plain images
 
 
 def _processed(transformers: Any, folder: Path) -> Any:
-    """Black, white, grey, red, green and blue images as the image processor gives them."""
+    """The image processor's output for black, white, grey, red, green and blue images."""
     colours = [(0, 0, 0), (255, 255, 255), (_GREY,) * 3, (255, 0, 0), (0, 255, 0), (0, 0, 255)]
     images = [np.full((_SIDE, _SIDE, 3), colour, np.uint8) for colour in colours]
     processor = transformers.AutoImageProcessor.from_pretrained(folder, **_OFFLINE)
@@ -232,13 +231,13 @@ def _processed(transformers: Any, folder: Path) -> Any:
 
 
 def _read(source: str, load: Any) -> Any:
-    """What `load` gives, quietly and without a network."""
+    """Call `load` without messages or downloads."""
     try:
         with _quiet():
             return load()
     except SettingError:
         raise
-    except Exception as error:  # whatever a damaged folder brings up
+    except Exception as error:  # any error of a damaged folder
         reason = (str(error).strip().splitlines() or [""])[0]
         raise SettingError(
             source,
@@ -250,7 +249,7 @@ def _read(source: str, load: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Transformers reports progress, and what this module checks itself."""
+    """Silence transformers' progress and warnings; this module checks the same."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

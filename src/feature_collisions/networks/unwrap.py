@@ -1,4 +1,4 @@
-"""The network inside what PyTorch wraps around one: compiled, parallel or averaged models."""
+"""Remove PyTorch's wrappers: compiled, parallel and averaged models."""
 
 import copy
 
@@ -16,12 +16,12 @@ _WRAPPERS: dict[type[nn.Module], str] = {
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network itself: without wrappers, around it or around any module of it.
+    """Remove wrappers around the network and around any of its modules.
 
-    The given model is not changed. It is returned itself where nothing is wrapped.
+    The given model is not changed; without wrappers it is returned.
 
     Raises:
-        SettingError: for an exported program, whose modules are gone.
+        SettingError: if it is an exported program, which has no modules.
     """
     if isinstance(model, torch.export.ExportedProgram) or _is_exported(model):
         raise SettingError(
@@ -34,7 +34,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def unwrap_layer(model: nn.Module, layer: str) -> str:
-    """The name in `unwrap(model)` of a layer that is named in `model`."""
+    """Name in `unwrap(model)` of a layer of `model`."""
     while name := _inner(model):
         layer = layer.removeprefix(f"{name}.")
         model = getattr(model, name)
@@ -42,7 +42,7 @@ def unwrap_layer(model: nn.Module, layer: str) -> str:
 
 
 def _inner(model: nn.Module) -> str | None:
-    """The attribute in which a wrapper keeps the network; None for what is no wrapper."""
+    """Attribute of a wrapper that contains the network; None if it is not a wrapper."""
     return next((name for kind, name in _WRAPPERS.items() if isinstance(model, kind)), None)
 
 
@@ -62,5 +62,5 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _is_exported(model: object) -> bool:
-    """Whether a module came out of torch.export, which takes its `train` away."""
+    """Whether a module is from torch.export, which disables its `train`."""
     return isinstance(model, torch.fx.GraphModule) and "train" in vars(model)

@@ -1,4 +1,4 @@
-"""State dicts: read without executing anything, and fitted to a network key by key."""
+"""Read state dicts without executing code, and fit them to a network key by key."""
 
 import hashlib
 import re
@@ -20,7 +20,7 @@ def load_weights(model: nn.Module, weights: str | Path) -> None:
     """Load a file, safetensors or of `torch.save`, into `model`; see `read_weights`.
 
     Raises:
-        SettingError: when the file cannot be read, or keys or shapes differ; some are named.
+        SettingError: if the file cannot be read, or keys or shapes differ; some are named.
     """
     fit_weights(model, read_weights(weights), f"classifier.weights={weights}")
 
@@ -29,14 +29,14 @@ State = dict[str, Tensor]
 
 
 def read_weights(weights: str | Path) -> dict[str, State]:
-    """The state dicts in a file by the entry that holds them; "" is the file itself.
+    """Read the state dicts of a file, by entry; "" is the file itself.
 
     Args:
         weights: FILE, or FILE::ENTRY for one entry of a checkpoint. The content decides between
-            safetensors and `torch.save`; nothing in the file can execute.
+            safetensors and `torch.save`. No code in the file is executed.
 
     Raises:
-        SettingError: when the file cannot be read, or holds no state dict there.
+        SettingError: if the file cannot be read, or has no state dict there.
     """
     path, entry = split_entry(weights)
     found = _loaded(path)
@@ -55,7 +55,7 @@ def read_weights(weights: str | Path) -> dict[str, State]:
 
 
 def split_entry(weights: str | Path) -> tuple[Path, str]:
-    """The file of `classifier.weights`, and the entry that FILE::ENTRY names, or ""."""
+    """Split FILE::ENTRY of `classifier.weights` into file and entry, or ""."""
     file, _, entry = str(weights).partition("::")
     return Path(expanded(file)), entry
 
@@ -80,7 +80,7 @@ def _loaded(path: Path) -> Any:
     except OSError as error:
         reason = error.strerror or error
         raise SettingError(source, None, f"cannot be read ({reason})") from None
-    except DAMAGED:  # torch's own words advise to execute what is in the file
+    except DAMAGED:  # torch's message advises to execute the file
         raise SettingError(
             source,
             None,
@@ -90,7 +90,7 @@ def _loaded(path: Path) -> Any:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By the first bytes: a header's length and its brace. An unclear file is taken by its name."""
+    """Decide by the first bytes, the header's length and its brace; if unclear, by the name."""
     with opened(path) as file:
         start = file.read(9)
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
@@ -98,11 +98,11 @@ def _is_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors" and not start.startswith(_TORCH)
 
 
-_TORCH = (b"PK\x03\x04", b"\x80\x02")  # what torch.save writes: a zip file, or (old) a pickle
+_TORCH = (b"PK\x03\x04", b"\x80\x02")  # torch.save writes a zip file, formerly a pickle
 
 
 class Unread:
-    """In the place of a value that is no tensor: whatever it was made of is dropped."""
+    """Replaces a value that is not a tensor; its content is dropped."""
 
     def __new__(cls, *_: object) -> Self:
         """Drop the arguments of a constructor."""
@@ -116,7 +116,7 @@ class Unread:
 
 
 def _mapping(*_: object) -> OrderedDict[Any, Any]:
-    """In the place of a dictionary of a class: its items, which follow, are kept."""
+    """Replaces a subclass of dictionary; its items, which follow, are kept."""
     return OrderedDict()
 
 
@@ -130,7 +130,7 @@ _VALUES = {
     "types": ("SimpleNamespace",),
     "builtins": ("set", "frozenset", "slice", "range", "complex", "bytearray", "bytes", "object",
                  "list", "dict", "tuple", "int", "float", "str", "bool"),
-    "_codecs": ("encode",),  # by which bytes are written
+    "_codecs": ("encode",),  # encodes bytes
     "copyreg": ("_reconstructor",),
     "datetime": ("datetime", "date", "time", "timedelta", "timezone"),
     "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"),
@@ -149,11 +149,11 @@ _PLAIN: list[Any] = [
     *((OrderedDict, f"{module}.AttributeDict") for module in _LIGHTNING),
     (_mapping, "collections.defaultdict"),
 ]
-"""What trainers keep next to weights, by name: no class or function named in a file is called."""
+"""Names that trainers save next to weights. No class or function named in a file is called."""
 
 
 def _states(found: Any) -> dict[str, State]:
-    """What could be a network's state: the file's own tensors, and each entry that holds some."""
+    """Possible states of a network: the file's tensors, and each entry with tensors."""
     if not isinstance(found, dict):
         return {}
     states = {"": _tensors(found)}
@@ -186,21 +186,21 @@ def _listed(names: Iterable[Any], most: int = 6) -> str:
 def fit_weights(
     model: nn.Module, states: dict[str, State], source: str, classes: int | None = None
 ) -> None:
-    """Load the one of `states` that fits into `model`.
+    """Load the state that fits into `model`.
 
-    Names may have what wrappers put before them: `module.`, `_orig_mod.`, `model.` or another
-    prefix. Counts of batches, which no classifier reads, may be missing. Of several states that
-    fit, the one that is not an average (EMA) is taken, and the others are named.
+    Names may have a wrapper's prefix: `module.`, `_orig_mod.`, `model.` or another. Counts of
+    batches, which no classifier reads, may be missing. If several states fit, the one that is not
+    an average (EMA) is loaded, and the others are named.
 
     Args:
         model: the network.
-        states: tensors by name, by the entry of the file that holds them.
+        states: tensors by name, by entry of the file.
         source: the setting that named them, for messages.
-        classes: of the network's heads, which are made to the size that the weights have; None:
-            as they are.
+        classes: outputs of the network's heads, which are resized to the weights; None: heads keep
+            their size.
 
     Raises:
-        SettingError: when keys or shapes differ; the first few are named.
+        SettingError: if keys or shapes differ; the first few are named.
     """
     wanted = model.state_dict().keys()
     named = {entry: state for entry in states if (state := _renamed(states[entry], wanted))}
@@ -232,12 +232,12 @@ def fit_weights(
 
 
 _COUNT = "num_batches_tracked"  # PyTorch before 0.4.1 had none
-_BESIDES = ("n_averaged",)  # what wrappers keep next to the network
+_BESIDES = ("n_averaged",)  # a wrapper's own tensors
 _PREFIX = re.compile(r"(module\.|_orig_mod\.|model\.)*")
 
 
 def _renamed(state: State, wanted: Collection[str]) -> State:
-    """The tensors by the network's names, or {} where some of them are not there, or more is."""
+    """Rename tensors to the network's names; {} if some are missing or left over."""
     needed = [name for name in wanted if not name.endswith(_COUNT)]
     plain = {_without_wrappers(name): tensor for name, tensor in state.items()}
     for candidate in (state, plain):
@@ -254,12 +254,12 @@ def _renamed(state: State, wanted: Collection[str]) -> State:
 
 
 def _without_wrappers(name: str) -> str:
-    """A name without the modules that wrappers put in its middle."""
+    """Remove a wrapper's modules from the middle of a name."""
     return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "module"))
 
 
 def _prefixes(state: State, needed: Sequence[str]) -> list[str]:
-    """What may stand before every name: nothing, wrappers' names, then anything that is alone."""
+    """Possible prefixes of all names: none, those of wrappers, then any that is unique."""
     if not needed:
         return [""]
     ends = [name.removesuffix(needed[0]) for name in state if name.endswith(f".{needed[0]}")]
@@ -269,7 +269,7 @@ def _prefixes(state: State, needed: Sequence[str]) -> list[str]:
 
 
 def _likeliest(states: dict[str, State], wanted: Collection[str]) -> str:
-    """The entry that shares most with the network, its last parts of names compared."""
+    """The entry with most names in common with the network, by their last parts."""
     lasts = {name.rpartition(".")[2] for name in wanted}
     return max(states, key=lambda e: sum(n.rpartition(".")[2] in lasts for n in states[e]))
 
@@ -291,7 +291,7 @@ def _misfit(model: nn.Module, state: State, source: str, states: dict[str, State
 
 
 def _closest(state: State, wanted: Collection[str]) -> State:
-    """The tensors without the prefix whose removal gives most of the network's names."""
+    """Remove the prefix that leaves most names in common with the network."""
     ends = {name[: -len(each)] for name in state for each in wanted if name.endswith(f".{each}")}
     named = [
         {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -301,7 +301,7 @@ def _closest(state: State, wanted: Collection[str]) -> State:
 
 
 def _size_heads(model: nn.Module, state: State, classes: int) -> None:
-    """Give each layer of `classes` outputs as many as its weights have, in place."""
+    """Resize each layer with `classes` outputs to its weights, in place."""
     for name, module in model.named_modules():
         weight = state.get(f"{name}.weight")
         if not isinstance(module, nn.Linear | nn.Conv2d) or weight is None or not weight.ndim:
@@ -317,7 +317,7 @@ def _size_heads(model: nn.Module, state: State, classes: int) -> None:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Neither sparse, quantised, complex nor without values: what a layer's weights can be."""
+    """Whether a tensor is dense, real, not quantised and not empty, as a layer's weights are."""
     known = tensor.layout is torch.strided and tensor.device.type == "cpu"
     return known and not (tensor.is_quantized or tensor.is_complex())
 
@@ -327,7 +327,7 @@ def _shape(shape: torch.Size | None) -> str:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """A short SHA-256 of the model's state dict, to tell one classifier from another."""
+    """Short SHA-256 of the model's state dict."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -1,1 +1,1 @@
-"""What a user may set: every dataclass and the rules its values keep."""
+"""All settings: dataclasses and the rules of their values."""

@@ -1,4 +1,4 @@
-"""What OmegaConf says of a value of the wrong type, as one message: setting, value, rule."""
+"""Turn OmegaConf's type errors into one message: setting, value, rule."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ _MISSING = re.compile(r"Structured config of type .* has missing mandatory value
 
 
 def in_plain_words(error: OmegaConfBaseException) -> str:
-    """One message: the setting, its value and what it must be."""
+    """Message with the setting, its value and the required type."""
     name = error.full_key or error.key
     said = (str(error).splitlines() or [""])[0]
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
@@ -42,7 +42,7 @@ def in_plain_words(error: OmegaConfBaseException) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """What may be meant by a name that is unknown; empty where nothing is near.
+    """Suggest a known name for an unknown one; empty if none is similar.
 
     Example:
         >>> did_you_mean("experimnt", ["experiment", "corner"])
@@ -53,7 +53,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _known(name: str, parent: Any) -> str:
-    """The settings that a wrong name may stand for: alike, or of that name in another group."""
+    """Suggest settings with a similar name, or with this name in another group."""
     group, _, key = name.rpartition(".")
     names = [str(each) for each in parent or () if each not in ("hydra", None)]
     if question := did_you_mean(key, names):
@@ -64,7 +64,7 @@ def _known(name: str, parent: Any) -> str:
 
 
 def _all(parent: Any) -> Iterator[str]:
-    """Every setting of the config that `parent` is a part of."""
+    """Names of all settings of the config that contains `parent`."""
     root: Any = parent._get_root() if isinstance(parent, Container) else {}
     for group in map(str, root):
         values = {} if group == "hydra" or OmegaConf.is_missing(root, group) else root[group]

@@ -1,4 +1,4 @@
-"""The settings of `evaluate.py`: their schema and their checks."""
+"""The settings of `evaluate.py` and their checks."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -13,10 +13,10 @@ Samples = Annotated[int, Whole(1, 10**7)]
 
 @dataclass
 class DataPlace:
-    """Where the run's data is now."""
+    """Current location of the run's data."""
 
     root: str | None = None
-    """The folder of the run's data now; null: where the run found it."""
+    """Folder of the run's data; null: as in the run."""
 
     def __post_init__(self) -> None:
         self.root = home(self.root)
@@ -24,24 +24,24 @@ class DataPlace:
 
 @dataclass
 class ClassifierPlace(Group):
-    """Where the run's classifier is now."""
+    """Current location of the run's classifier."""
 
     group = "classifier"
     weights: Any = None
-    """The file of the run's weights now; null: where the run found it. Of a survey a list: each
-    network takes the one that its corners were found with."""
+    """File of the run's weights; null: as in the run. For a survey, a list of files; each network
+    gets the one that its corners were found with."""
     path: Any = None
-    """MODULE:NAME of the classifier's constructor, for a run with one of the user's own: a run
-    directory is data, and names no code to execute. For a network of `transformers` or `timm` the
-    folder that it is in now; null: where the run found it. Of a survey a list, one for each
-    network; MODULE:NAME::FILE names weights, too."""
+    """MODULE:NAME of the classifier's constructor, for a run with the user's own network. It must
+    be given here: a run directory is data, and names no code to execute. For a network of
+    `transformers` or `timm`, its folder; null: as in the run. For a survey, a list with one entry
+    per network; MODULE:NAME::FILE also names weights."""
 
     def __post_init__(self) -> None:
         listed = isinstance(self.weights, list)
         self.weights = list(map(home, self.weights)) if listed else home(self.weights)
 
     def check(self) -> None:
-        """Raise SettingError for what is neither text nor a list of texts."""
+        """Raise SettingError unless values are text or lists of text."""
         for name, form in (("path", "MODULE:NAME"), ("weights", "FILE")):
             value = getattr(self, name)
             if not all(isinstance(text, str) for text in _listed(value)):
@@ -51,28 +51,27 @@ class ClassifierPlace(Group):
 
     @property
     def files(self) -> list[str]:
-        """What `weights` names."""
+        """`weights` as a list."""
         return _listed(self.weights)
 
     @property
     def paths(self) -> list[str]:
-        """What `path` names."""
+        """`path` as a list."""
         return _listed(self.path)
 
 
 def _listed(value: Any) -> list[Any]:
-    """A setting that may be one value or several."""
+    """A setting of one value or several as a list."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 @dataclass
 class WorstCaseSettings(Group):
-    """The search for the worst point of the hull, by projected gradient over its weights."""
+    """Search for the worst point of the hull, by projected gradient over its weights."""
 
     group = "worst_case"
     starts: Annotated[int, Whole(0, 100_000)] = 32
-    """Random points that projected gradient starts from, beside all corners and all edge midpoints.
-    """
+    """Number of random starting points, in addition to all corners and edge midpoints."""
     steps: Steps = 50
     """Steps of each start."""
 
@@ -83,47 +82,47 @@ class PlainSettings(Group):
 
     group = "plain"
     steps: Annotated[int, Whole(0, STEPS)] = 300
-    """Adam steps, at most, for the hull of plain solutions of Eq. 1, which `hull` is compared with;
-    they end when these fit the target as well as the hull's corners. 0 leaves it out."""
+    """Largest number of Adam steps for the hull of plain solutions of Eq. 1, a baseline. They end
+    when these fit the target as well as the hull's corners. 0 skips the baseline."""
 
 
 @dataclass
 class EdgeSettings(Group):
-    """How much of the hull's edges is walked."""
+    """Exact walk along the hull's edges."""
 
     group = "edges"
     share: Annotated[float | None, Share("1 walks every edge to its end")] = None
-    """How much of each edge is walked, in [0, 1]; null: as far as `seconds` allow."""
+    """Share of each edge that is walked, in [0, 1]; null: as far as `seconds` allow."""
     seconds: NonNegative = 10.0
-    """Time for all edges together where `share` is not given."""
+    """Seconds for all edges together, if `share` is null."""
     precision: Annotated[int, OneOf(32, 64)] = 64
-    """Bits of the arithmetic: 64, or 32, which is faster and rounds bends away."""
+    """Bits of the arithmetic: 64, or 32, which is faster and misses some breakpoints."""
     memory: Annotated[float, AtLeast(0.001, 1024)] = 0.25
-    """GiB for the values at all breakpoints of a chunk in any one layer; bounds take as much."""
+    """GiB for one layer's values at all breakpoints of a chunk; bounds take as much again."""
     resume: bool = True
-    """Whether a walk goes on from what an earlier evaluation has kept."""
+    """Whether a walk continues from the saved one of an earlier evaluation."""
 
 
 @dataclass
 class ProofSettings(Group):
-    """What is proved of the whole hull."""
+    """Proofs about the whole hull."""
 
     group = "proof"
     seconds: NonNegative = 5.0
-    """Time for each of two proofs, of the hull's class and of its collision; 0 asks for none."""
+    """Seconds for each of two proofs, of the hull's class and of its collision; 0 skips them."""
     depth: bool = True
     """Whether to compare the corners with Eq. 2's exact optimum, by linear programs."""
 
 
 @dataclass
 class SizeSettings(Group):
-    """What a hull's size is measured in, beside pixels."""
+    """Measures of a hull's size other than pixels."""
 
     group = "sizes"
     judge: str | None = None
-    """A network that the corners were not searched in, of the same classes: how far apart they are
-    in its features, and how many it still gives the initial image's class. A name of torchvision's
-    or MODULE:NAME, with ::FILE for its weights; null: none."""
+    """Another network with the same classes. It measures how far apart the corners are in its
+    features, and how many of them keep the initial image's class. A name of torchvision or
+    MODULE:NAME, with ::FILE for its weights; null: none."""
 
     def __post_init__(self) -> None:
         self.judge = home(self.judge)
@@ -131,24 +130,24 @@ class SizeSettings(Group):
 
 @dataclass
 class WandbPlace(Group):
-    """Weights & Biases, for runs that have been there."""
+    """Weights & Biases, for runs that were logged there."""
 
     group = "wandb"
     mode: WandbMode = "offline"
-    """`offline`, `online` or `disabled`. Whatever the run was made with: a stranger's must not turn
-    an upload on."""
+    """`offline`, `online` or `disabled`. The run's own setting is ignored: someone else's run must
+    not turn on an upload."""
     entity: str | None = None
-    """The account or team that runs belong to; null: your own. Never one that a run names."""
+    """Account or team of the runs; null: your own. The run's own setting is ignored."""
 
 
 @dataclass
 class SurveySettings:
-    """What a table over many networks holds beside what was measured."""
+    """The table of a survey over many networks."""
 
     extra: str | None = None
-    """A CSV file of columns of the user's own, one line per network; null: none."""
+    """CSV file with additional columns, one line per network; null: none."""
     reference: str | None = None
-    """The network that the others are compared to; null: the first by name."""
+    """Network to which the others are compared; null: the first by name."""
 
     def __post_init__(self) -> None:
         self.extra = home(self.extra)
@@ -159,43 +158,42 @@ class EvaluateSettings(Group):
     """All settings of `evaluate.py`."""
 
     run: str | None = None
-    """A run's, a sweep's or a survey's directory; null: the newest."""
+    """Directory of a run, a sweep or a survey; null: the newest."""
     samples: Samples = 2000
-    """Points per sampling law on the corners themselves; 2000 of 2000 says 99.85 % at 95 %
-    confidence, as in the paper."""
+    """Number of points per sampler for the float corners. 2000 of 2000 means at least 99.85 % at
+    95 % confidence, as in the paper."""
     samples_beside: Samples = 300
-    """Points of each set that is measured beside these: the 8-bit corners' laws, balls and other
-    hulls. 300 of 300 says 99 %."""
+    """Number of points for each other set: the samplers on 8-bit corners, balls and baseline hulls.
+    300 of 300 means at least 99 %."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Arguments of Lightning's Trainer that say where to measure: accelerator, devices, precision.
-    """
+    """Arguments of Lightning's Trainer for the device: accelerator, devices, precision."""
     seed: Seed = 0
-    """Of the random points."""
+    """Seed of the random points."""
     worst_case: WorstCaseSettings = field(default_factory=WorstCaseSettings)
-    """The search for the worst point of the hull."""
+    """Search for the worst point of the hull."""
     plain: PlainSettings = field(default_factory=PlainSettings)
-    """The hull of plain Eq. 1 solutions (Table 5)."""
+    """Hull of plain solutions of Eq. 1 (Table 5)."""
     edges: EdgeSettings = field(default_factory=EdgeSettings)
-    """The exact walk along the hull's edges."""
+    """Exact walk along the edges."""
     proof: ProofSettings = field(default_factory=ProofSettings)
     """What is proved of the whole hull."""
     sizes: SizeSettings = field(default_factory=SizeSettings)
     """What a hull's size is measured in, beside pixels."""
     data: DataPlace = field(default_factory=DataPlace)
-    """Where the run's data is now."""
+    """Current location of the run's data."""
     classifier: ClassifierPlace = field(default_factory=ClassifierPlace)
-    """Where the run's classifier is now."""
+    """Current location of the run's classifier."""
     output: OutputSettings = field(default_factory=OutputSettings)
-    """What the user of an encoder does with its features; null: as the run has it."""
+    """Use of an encoder's features; null: as in the run."""
     survey: SurveySettings = field(default_factory=SurveySettings)
-    """What a table over many networks holds beside."""
+    """Additional columns and baseline of a survey's table."""
     wandb: WandbPlace = field(default_factory=WandbPlace)
-    """Whether what is found is logged to the run's W&B run."""
+    """Logging of results to the run's W&B run."""
 
     def __post_init__(self) -> None:
         self.run = home(self.run)
 
     @property
     def beside(self) -> int:
-        """Points of each set beside the laws', which have the most."""
+        """Number of points for each set other than the samplers."""
         return min(self.samples, self.samples_beside)

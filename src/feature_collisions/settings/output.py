@@ -1,4 +1,4 @@
-"""What a network's output is: logits of classes, or the features of an encoder."""
+"""The network's output: logits of classes, or features of an encoder."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,16 +11,16 @@ OUTPUTS = ("classes", "features")
 
 @dataclass
 class OutputSettings(Group):
-    """What the user of an encoder does with its features."""
+    """Use of an encoder's features."""
 
     group = "output"
     threshold: Annotated[float | None, AtLeast(-1, 1)] = None
-    """Two images are the same to the user above this cosine of their features: reports then say the
-    share of a hull that is the same as its target. null: no rule is known."""
+    """Cosine of features above which the encoder's user takes two images for the same. Reports then
+    give the share of a hull that counts as its target. null: unknown."""
 
 
 def check_output(output: str, threshold: float | None) -> None:
-    """Raise SettingError for an unknown output, or a threshold that it has no use for."""
+    """Raise SettingError for an unknown output, or a threshold without an encoder."""
     one_of("output", output, OUTPUTS)
     if threshold is not None and output == "classes":
         raise SettingError(

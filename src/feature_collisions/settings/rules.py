@@ -1,7 +1,7 @@
-"""Rules of settings: each is written once, in the type of its field, and read by one checker.
+"""Rules of settings: each is written once, in the type of its field.
 
-`alpha: Annotated[float, AtLeast(0)]` is a number for Hydra and for a type checker, and a finite one
-of at least 0 for `Group.check`.
+`alpha: Annotated[float, AtLeast(0)]` is a float for Hydra and type checkers. `Group.check` also
+requires it to be finite and at least 0.
 """
 
 import math
@@ -14,9 +14,9 @@ from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 from ..errors import SettingError
 
-STEPS = 10**9  # more than anybody waits for
-SEED = 2**32 - 1  # what every generator takes
-SIDE = 4096  # pixels of an image's side: one of 16,384 takes 3 GB
+STEPS = 10**9  # more than any search takes
+SEED = 2**32 - 1  # the largest seed of all generators
+SIDE = 4096  # pixels of an image's side; an image of 16,384 takes 3 GB
 
 
 def at_least(name: str, value: Any, bound: float, most: float = math.inf) -> None:
@@ -68,7 +68,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Share:
-    """A number in [0, 1], without the ends that are open; `usual` says which to take."""
+    """A number in [0, 1], without open ends; `usual` is a suggestion for the message."""
 
     usual: str
     above_0: bool = False
@@ -84,7 +84,7 @@ class Share:
 
 
 class OneOf:
-    """One of some words or numbers."""
+    """One of several words or numbers."""
 
     def __init__(self, *allowed: Any) -> None:
         self.allowed = allowed
@@ -115,17 +115,17 @@ class Group:
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks the rule of its type.
 
-        What ties settings together is checked by the classes themselves.
+        Subclasses check rules across settings.
         """
         check_fields(self, self.group and f"{self.group}.")
 
 
 def check_fields(settings: object, prefix: str) -> None:
-    """Check a dataclass's fields by their types' rules, and the groups and stages in it.
+    """Check the fields of a dataclass, and of the groups and stages in it, by their types' rules.
 
     Args:
         settings: a dataclass.
-        prefix: of its fields' names on the command line.
+        prefix: prefix of the fields' names on the command line.
     """
     for field, hint in get_type_hints(type(settings), include_extras=True).items():
         value, name = getattr(settings, field), f"{prefix}{field}"
@@ -144,7 +144,7 @@ def check_fields(settings: object, prefix: str) -> None:
 
 
 def check_rising(name: str, stages: Sequence[Any]) -> None:
-    """Raise SettingError unless the stages' steps rise, from 1 or later."""
+    """Raise SettingError unless the stages' steps increase and start at 1 or later."""
     steps = [stage.step for stage in stages]
     if any(step <= before for before, step in pairwise([0, *steps])):
         rule = f"stages begin at steps {steps}"

@@ -1,4 +1,4 @@
-"""The settings of a search: its loss, its optimiser, when it stops, and what it writes."""
+"""The settings of a search: loss, optimiser, stopping and logging."""
 
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Self
@@ -24,74 +24,76 @@ from .rules import (
 
 @dataclass
 class LossStage:
-    """Weights from a step on."""
+    """Weights that start at a step."""
 
     step: Annotated[int, Whole(0, STEPS)] = MISSING
-    """The step that these weights hold from; stages rise, from 1 or later."""
+    """First step with these weights, at least 1; stages increase."""
     alpha: Limit = None
-    """The weight of L_pos from there on; null: as before."""
+    """Weight of L_pos from this step; null: unchanged."""
     beta: Limit = None
-    """The weight of L_neg from there on; null: as before."""
+    """Weight of L_neg from this step; null: unchanged."""
     gamma: Limit = None
-    """The weight of R(P) from there on; null: as before."""
+    """Weight of R(P) from this step; null: unchanged."""
 
 
 @dataclass
 class LossSettings(Group):
-    """The terms of Eq. 4 and 6, and what goes beyond the paper, by their weights."""
+    """Weights of the terms of Eq. 4 and 6, and of terms beyond the paper."""
 
     group = "loss"
     alpha: NonNegative = 100.0
-    """The weight of L_pos, the distance from the target's active units (Eq. 4)."""
+    """Weight of L_pos, the distance from the target's active units (Eq. 4)."""
     beta: NonNegative = 0.1
-    """The weight of L_neg, which pushes one unit per corner down and holds the other inactive ones
-    (Eq. 4)."""
+    """Weight of L_neg, which pushes one unit per corner down and holds the other inactive units
+    near zero (Eq. 4)."""
     gamma: NonNegative = 0.0
-    """The weight of R(P), the roughness of a composite's weights (Eq. 6); 0, for pixels have none.
-    """
+    """Weight of R(P), the total variation of a composite's weights (Eq. 6). 0: pixels have none."""
     positive_form: Annotated[str, OneOf("norm", "half_square")] = "half_square"
-    """L_pos is the `norm`, as the paper prints it, or `half_square`, half its square, as the
-    authors optimise it. The norm ends at a collision, the square near one, with gradients that deep
-    networks bear better."""
+    """Form of L_pos: `norm`, as the paper prints it, or `half_square`, half its square, as the
+    authors optimise it. The norm reaches a collision. The square only comes close, but its
+    gradients suit deep networks better."""
     normalise: bool = True
-    """Whether features are measured in units of ||f(t)||, so weights carry from one network to
-    another. The paper's are not."""
+    """Whether features are measured in units of ||f(t)||, so that the same weights suit different
+    networks. The paper does not."""
     hull: Annotated[int, Whole(0, 10_000)] = 2
     """Number of random interior points at which L_pos is also evaluated at each step; 0 in the
     paper. Without any, good corners of a deep layer can have a bad interior."""
     hull_weight: NonNegative = 2.5
     """Weight of each such point relative to a corner."""
     hull_edges: Annotated[int, Whole(0, 10_000)] = 0
-    """How many of them are taken halfway between two corners, the others anywhere: of a deep layer
-    that is where features go furthest astray, and where few of the others fall. 0."""
+    """Number of these points that are midpoints of two corners; the others are anywhere. In a deep
+    layer features deviate most at midpoints, which few random points are near. 0."""
     output: NonNegative = 0.0
-    """The weight of KL(p(t) || p(x)) of the class probabilities, at the corners and those points: a
-    divergence of 1 nat counts `output` times what an L_pos of ||f(t)|| does. 0, as in the paper."""
+    """Weight of KL(p(t) || p(x)) of the class probabilities, at the corners and those points. A
+    divergence of 1 nat counts `output` times as much as an L_pos of ||f(t)||. 0 as in the paper."""
     distance: NonNegative = 0.0
-    """The reward for the mean L2 distance between two corners, of pixels in [0, 1] as
-    `distance_pooling` averages them: for differences that a person sees. 0, as in the paper."""
+    """Reward for the mean L2 distance between two corners, of pixels in [0, 1] averaged by
+    `distance_pooling`. It favours differences that a person sees. 0 as in the paper."""
     distance_pooling: Annotated[int | None, Whole(1, SIDE)] = None
-    """The side in pixels of the squares whose means `distance` compares, as reports do: it divides
-    the image's. null: a Gaussian low-pass, which draws no squares; 1: the pixels themselves."""
+    """Side in pixels of the squares whose means `distance` compares, as reports do. It must divide
+    the image's side. null: a Gaussian low-pass, which leaves no visible squares; 1: single
+    pixels."""
     nearness: NonNegative = 0.0
-    """The weight of half the squared L2 distance to the initial image, of pixels in [0, 1]: it
-    holds corners near, so they keep its picture. 0, as in the paper."""
+    """Weight of half the squared L2 distance to the initial image, of pixels in [0, 1]. It keeps
+    corners similar to the initial image. 0 as in the paper."""
     rectified: bool = True
-    """Whether L_pos counts what the ReLU lets through of inactive units above zero, too: later
-    layers see it, the paper's Eq. 2 does not."""
+    """Whether L_pos also counts inactive units above zero. Later layers see them; the paper's Eq. 2
+    does not count them."""
     push: Annotated[str, OneOf("auto", "unit", "direction", "apart")] = "auto"
-    """What makes a corner: its `unit` driven down, as in the paper; a smooth random `direction` of
-    its own in the image; or `apart`, away from the other corners. `auto`: the unit where the layer
-    has a flat side, else apart, or a direction for a corner alone, as in a sweep."""
+    """How corners are kept apart: `unit` pushes one unit of each down, as in the paper; `direction`
+    moves each along a smooth random direction of the image; `apart` moves them away from each
+    other. `auto`: unit if the layer has a flat side, otherwise apart, or direction for a single
+    corner, as in a sweep."""
     reach: NonNegative = 5.0
-    """The reward, where no unit is pushed: for the mean root mean square distance between two
-    corners, or for the root mean square along each corner's direction, of pixels in [0, 1]."""
+    """Reward if no unit is pushed: for the mean RMS distance between two corners (`apart`), or the
+    RMS along each corner's direction (`direction`), of pixels in [0, 1]."""
     tolerance: NonNegative = 0.01
-    """How far all hidden units together may move the features, over ||f(t)||, where a flat side is
-    not exactly flat (GELU, SiLU): it decides from which pre-activation on a unit is hidden."""
+    """Largest change of the features by all hidden units together, relative to ||f(t)||, if the
+    activation is only approximately flat (GELU, SiLU). It decides below which pre-activation a unit
+    counts as hidden."""
     stages: list[LossStage] = field(default_factory=list)
-    """Other weights from given steps on, as the authors have them from step 14,000 of their macro
-    runs; none."""
+    """Weights that change at given steps, as the authors' do at step 14,000 of their macro runs;
+    none."""
 
     @classmethod
     def paper(
@@ -102,22 +104,22 @@ class LossSettings(Group):
         positive_form: str = "norm",
         **changed: Any,
     ) -> Self:
-        """Eq. 4 as the paper prints it: in the network's own unit, and of the corners alone.
+        """Eq. 4 as the paper prints it: not normalised, and only of the corners.
 
-        At 0.1 of alpha the norm still is an exact penalty on MNIST: L_pos ends near 0.
+        With beta at 0.1 of alpha the norm is still an exact penalty on MNIST: L_pos ends near 0.
 
         Args:
-            alpha: the weight of L_pos.
-            beta: the weight of L_neg.
-            gamma: the weight of R(P).
-            positive_form: L_pos is the `norm` or `half_square`.
-            **changed: other fields that shall be different.
+            alpha: weight of L_pos.
+            beta: weight of L_neg.
+            gamma: weight of R(P).
+            positive_form: form of L_pos, `norm` or `half_square`.
+            **changed: other fields to change.
         """
         own: dict[str, Any] = {"normalise": False, "rectified": False, "hull": 0}
         return cls(alpha, beta, gamma, positive_form, **own | {"hull_weight": 1.0} | changed)
 
     def check(self) -> None:
-        """Raise SettingError for a weight or form that makes no loss."""
+        """Raise SettingError for an invalid weight or form."""
         super().check()
         check_rising("loss.stages", self.stages)
         if self.hull_edges > self.hull:
@@ -131,36 +133,36 @@ class LossSettings(Group):
 
 @dataclass
 class RateStage:
-    """A rate from a step on."""
+    """A rate that starts at a step."""
 
     step: Annotated[int, Whole(0, STEPS)] = MISSING
-    """The step that this rate holds from."""
+    """First step with this rate."""
     rate: NonNegative = MISSING
-    """The rate from there on, in the parameters' unit per step."""
+    """Rate from this step, in the parameters' unit per step."""
 
 
 @dataclass
 class OptimizerSettings(Group):
-    """How the loss is descended: Adam, Algorithm 1 or smooth gradients, at a rate that falls."""
+    """The optimiser: Adam, Algorithm 1 or smooth gradients, with a decreasing rate."""
 
     group = "optimizer"
     name: Annotated[str, OneOf("adam", "descent", "sobolev")] = "adam"
     """`adam`; `descent`, the paper's Algorithm 1; or `sobolev`, along the Sobolev gradient of the
-    pixels, with a rate of 0.01 and an average of 0.9, say. Adam, since it needs far fewer steps
-    than `descent`; `sobolev` where deep features stay too far off."""
+    pixels, for example with rate 0.01 and average 0.9. Adam needs far fewer steps than `descent`.
+    `sobolev` helps if the feature error of a deep layer stays too large."""
     rate: NonNegative = 0.2
-    """The first rate: Adam's step in pixels of [0, 1], or in logits of a composite; how far pixels
-    move in a step of `sobolev`, in root mean square; what `descent` multiplies the gradient by."""
+    """Initial rate. For `adam` a step in pixels of [0, 1], or in logits of a composite; for
+    `sobolev` the RMS change of pixels per step; for `descent` the factor of the gradient."""
     final_rate: NonNegative = 0.0
-    """The rate at `stop.max_steps`; it falls on a line from `rate`. 0: the search comes to rest."""
+    """Rate at `stop.max_steps`; it decreases linearly from `rate`. 0 lets the search settle."""
     average: Annotated[float, Share("the authors use 0.99", below_1=True)] = 0.0
-    """The share of the earlier gradients that `descent` and `sobolev` keep in their running mean,
-    in [0, 1); the authors use 0.99. 0 takes each gradient as it is."""
+    """Weight of earlier gradients in the running mean of `descent` and `sobolev`, in [0, 1); the
+    authors use 0.99. 0: no averaging."""
     square_average: Annotated[float, Share("0.999 is usual", below_1=True)] = 0.9
-    """Adam's beta_2, in [0, 1): how long it remembers the gradient's size. 0.999 is usual; 0.9
-    suits gradients that shrink tenfold on the way."""
+    """Adam's beta_2, in [0, 1): how long it averages squared gradients. 0.999 is usual; 0.9 suits
+    gradients that shrink tenfold during the search."""
     stages: list[RateStage] = field(default_factory=list)
-    """Other rates from given steps on, in place of the line; none."""
+    """Rates that change at given steps, instead of the linear decrease; none."""
 
     def check(self) -> None:
         """Raise SettingError for an unknown optimiser or a rate out of range."""
@@ -177,15 +179,15 @@ class OptimizerSettings(Group):
 
 @dataclass
 class RateSettings(Group):
-    """The rate that each choice of `optimizer` takes in an experiment: it depends on the loss."""
+    """Rate of each choice of `optimizer` in an experiment; it depends on the loss."""
 
     group = "rates"
     adam: NonNegative = 0.2
-    """The first rate with `optimizer=adam`."""
+    """Initial rate with `optimizer=adam`."""
     paper: NonNegative = 0.002
-    """The rate with `optimizer=paper`, for gradients of this experiment's loss."""
+    """Rate with `optimizer=paper`."""
     paper_stages: list[RateStage] = field(default_factory=list)
-    """The rates that `optimizer=paper` goes on with, from given steps on."""
+    """Later rates with `optimizer=paper`."""
 
     def check(self) -> None:
         """Raise SettingError for a rate out of range, even one that is not chosen."""
@@ -195,30 +197,31 @@ class RateSettings(Group):
 
 @dataclass
 class StopSettings(Group):
-    """When a search ends: once every corner has reached all limits given, or at `max_steps`."""
+    """When a search ends: when every corner has reached all limits, or at `max_steps`."""
 
     group = "stop"
     positive: Limit = None
-    """L_pos (the norm) that every corner must be under; null: any, for it is in the network's own
-    unit. 5 is the paper's on MNIST."""
+    """Limit of L_pos (the norm) for every corner, in the network's unit; null: none. The paper uses
+    5 on MNIST."""
     min_steps: Annotated[int | None, Whole(0, STEPS)] = None
-    """Steps that are taken even where all corners have collided before: sizes go on growing, until
-    the rate has fallen. null: `max_steps`, so sizes level off; 0: none, as in the paper."""
+    """Steps that are taken even if all corners collide earlier: sizes keep growing until the rate
+    has decreased. null: `max_steps`, so sizes level off; 0: none, as in the paper."""
     max_steps: Steps = 500
-    """Steps after which the search ends in any case; the rate falls until then."""
+    """Steps after which the search ends; the rate decreases until then."""
     positive_relative: Limit = 0.1
-    """L_pos over ||f(t)|| that every corner must be under; null: any. A tenth, in any network."""
+    """Limit of L_pos relative to ||f(t)|| for every corner; null: none. 0.1 for any network."""
     probability: Limit = 0.05
-    """How near every corner's probability of the target's class must be to the target's, and the
-    class must be that; with `loss.hull`, at points between the corners, too. null: not asked."""
+    """Largest difference between a corner's and the target's probability of the target's class,
+    which must also be the corner's class. With `loss.hull` also at points between the corners.
+    null: not required."""
     hull_relative: Limit = None
-    """The largest ||f(x) - f(t)|| over ||f(t)|| of a hull's points at which its features are said
-    to collide; it ends no search. null: by the layer, 0.05 where it is affine in the pixels; behind
-    a deeper layer 0.2 for pixels and 0.3 for composites."""
+    """Limit of the feature error ||f(x) - f(t)|| / ||f(t)|| of a hull's points, below which a
+    report calls it a collision. It does not end a search. null: 0.05 for a layer that is affine in
+    the pixels; for deeper layers 0.2 with pixels and 0.3 with composites."""
 
     @property
     def least(self) -> int:
-        """Steps that are taken in any case."""
+        """Minimum number of steps."""
         return self.max_steps if self.min_steps is None else self.min_steps
 
     def check(self) -> None:
@@ -235,46 +238,46 @@ class StopSettings(Group):
 
 @dataclass
 class LogSettings(Group):
-    """How often a search is looked at and written down, in steps."""
+    """Steps between checks, pictures and checkpoints."""
 
     group = "log"
     every: Steps = 50
-    """Steps between rows of the curves, and between looks at whether to stop. A look costs a
-    forward pass."""
+    """Steps between rows of the curves, and between checks of the limits. A check costs a forward
+    pass."""
     images_every: Steps = 250
     """Steps between intermediate pictures."""
     checkpoint_every: Steps = 500
-    """Steps between checkpoints; what a kill can cost."""
+    """Steps between checkpoints; a kill loses at most as many."""
 
 
 @dataclass(kw_only=True)
 class SearchSettings(Group):
-    """What a search is told, from the command line and from Python alike."""
+    """Settings of a search, the same on the command line and in Python."""
 
     loss: LossSettings = field(default_factory=LossSettings)
-    """The terms that are descended."""
+    """Weights of the loss."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    """How they are descended."""
+    """The optimiser and its rate."""
     stop: StopSettings = field(default_factory=StopSettings)
     """When the search ends."""
     log: LogSettings = field(default_factory=LogSettings)
-    """How often curves, pictures and checkpoints are written."""
+    """Steps between curves, pictures and checkpoints."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Arguments of Lightning's Trainer: accelerator, devices, precision. Without the first two
-    `find_corners` searches where the model is."""
+    `find_corners` uses the model's device."""
     corners_per_batch: Any = "auto"
-    """Images in one forward pass, corners and the points of `loss.hull`; `auto`: as many as memory
-    holds."""
+    """Images in one forward pass, corners and the points of `loss.hull`; `auto`: as many as fit in
+    memory."""
     channels_last: bool = False
-    """Whether images and filters lie in memory with the channels last; faster for some networks,
+    """Whether images and filters use the channels-last memory format; faster for some networks,
     slower for others."""
     compile: bool = False
     """Whether the frozen network runs through torch.compile."""
     corner_order: Order = "flat"
-    """How `corner` counts units: `flat`, or `inactive_first`: those inactive at the start come
-    first."""
+    """Order in which `corner` counts units: `flat`, or `inactive_first`, which counts units that
+    are inactive at the start first."""
     seed: Seed = 0
-    """Of all that is drawn at random, from 0 to 2**32 - 1; the same seed gives the same tensors."""
+    """Seed of all random numbers, 0 to 2**32 - 1; the same seed gives the same tensors."""
 
     def check(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
@@ -291,7 +294,7 @@ _DIGITS = 18  # of a number of images
 
 
 def images_per_batch(value: Any) -> int | None:
-    """Read `corners_per_batch`: a number of images, or `auto` (None) for what memory holds."""
+    """Read `corners_per_batch`: a number of images, or `auto` (None)."""
     if value == "auto":
         return None
     text = str(value)

@@ -1,4 +1,4 @@
-"""Which settings a job has a use for: what the command line sets in vain is refused."""
+"""Refuse overrides that have no effect on a job."""
 
 from collections.abc import Sequence
 
@@ -20,18 +20,17 @@ def check_used(
     pairs: str | None = None,
     parameterisation: str = "composite",
 ) -> None:
-    """Raise SettingError for an override that `solver` or `pairs` would leave without effect.
+    """Raise SettingError for an override without effect under this `solver` or `pairs`.
 
-    An experiment's file holds the settings of its search, and linear programs leave them out: with
-    `experiment=mnist solver=linear_program` they solve that experiment's problem. Only what the
-    command line sets beside the solver was meant for it.
+    Only overrides of the command line are checked. An experiment's file may contain settings of a
+    search that linear programs ignore: `experiment=mnist solver=linear_program` is valid.
 
     Args:
         solver: `gradient`, `linear_program` or `exact`.
-        overrides: the command line's, as Hydra takes them.
-        objective: of exact corners; `near` takes `loss.nearness` with linear programs.
-        pairs: that name the images, if any.
-        parameterisation: `pixels` has no use for patches.
+        overrides: those of the command line, in Hydra's form.
+        objective: of exact corners; `near` uses `loss.nearness` with linear programs.
+        pairs: source of the image pairs, if any.
+        parameterisation: `pixels` does not use patches.
 
     Example:
         >>> check_used("linear_program", ["solver=linear_program", "corner_order=inactive_first"])

@@ -1,4 +1,4 @@
-"""A sweep over classifiers is a survey: every job is told of all, to draw the same pairs."""
+"""A sweep over classifiers is a survey: every job gets the list of all, to draw the same pairs."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -13,11 +13,11 @@ from .train import NETWORK
 
 
 def tell_of_networks(arguments: list[str], conf: Path) -> list[str]:
-    """The arguments of a sweep, with `networks` where it goes over classifiers for random pairs.
+    """Add `networks` to the arguments of a sweep over classifiers with random pairs.
 
     Args:
-        arguments: of the command line.
-        conf: the folder of the configuration, for `classifier=NAME,NAME`.
+        arguments: arguments of the command line.
+        conf: the configuration's folder, for `classifier=NAME,NAME`.
 
     Example:
         >>> tell_of_networks(["classifier.path=m:a,m:b", "pairs=random:8"], Path("conf"))[-1]
@@ -30,7 +30,7 @@ def tell_of_networks(arguments: list[str], conf: Path) -> list[str]:
         return arguments
     try:
         parsed = OverridesParser.create().parse_overrides(given)
-    except OverrideParseException:  # Hydra has its own message for it
+    except OverrideParseException:  # Hydra reports it
         return arguments
     swept = [list(_choices(each, conf)) for each in parsed if each.is_sweep_override()]
     swept = [choices for choices in swept if any(choices)]
@@ -44,7 +44,7 @@ def tell_of_networks(arguments: list[str], conf: Path) -> list[str]:
 
 
 def _choices(override: Override, conf: Path) -> Iterator[dict[str, str | None]]:
-    """What each choice of a sweep says of the network; nothing, where it says nothing of it."""
+    """Settings of the network in each choice of a sweep, if any."""
     _, _, key = override.key_or_group.partition("classifier.")
     if not (override.key_or_group == "classifier" or key in NETWORK):
         return

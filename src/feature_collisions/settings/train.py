@@ -1,6 +1,6 @@
-"""The settings of a run: their schema, their checks, and the reading of `corner`.
+"""The settings of a run, their checks, and the parser of `corner`.
 
-YAML in `conf/` holds values; these dataclasses say which keys exist and which values are allowed.
+YAML files in `conf/` contain values; these dataclasses define the keys and the allowed values.
 """
 
 import re
@@ -21,9 +21,9 @@ from .search import RateSettings, SearchSettings
 from .solver import OBJECTIVES
 
 NETWORK = ("library", "name", "path", "weights")
-"""The settings of `classifier` that say which network it is."""
+"""The settings of `classifier` that identify the network."""
 FOLDERS = ("timm", "transformers")
-"""The libraries whose networks are read from the folder `classifier.path`."""
+"""Libraries whose networks can be loaded from a folder, `classifier.path`."""
 
 
 @dataclass
@@ -31,28 +31,28 @@ class ClassifierSettings(Group):
     """A network, its weights, and the layer whose features collide."""
 
     name: str = MISSING
-    """`mnist_mlp`, `file` (imported from `path`), or a name of `library`'s. With a folder as
-    `path`: what reports call the network; the name of the library stands for the folder's."""
+    """`mnist_mlp`, `file` (imported from `path`), or a name that `library` knows. With a folder as
+    `path` it is the network's name in reports; by default the folder's name."""
     weights: str | None = None
-    """A file of weights, or FILE::ENTRY for one entry of a checkpoint, such as an average (EMA);
-    null: the library's own, which may have to be downloaded."""
+    """File of weights, or FILE::ENTRY for one entry of a checkpoint, such as an average (EMA).
+    null: the library's default weights, which may have to be downloaded."""
     layer: Any = MISSING
-    """The target layer, or a list of several that everything flows through together; `auto`: the
-    last that everything flows through, before an activation with a flat side if one is in the last
-    third, and else what the final linear layer reads."""
+    """The target layer, or a list of layers that everything flows through together. `auto`: the
+    last layer in the last third of the network that everything flows through and that feeds an
+    activation with a flat side; if there is none, the input of the final linear layer."""
     path: str | None = None
-    """MODULE:NAME of a constructor on PYTHONPATH, for `name=file`; for `transformers` and `timm`, a
-    folder with config.json and model.safetensors. `path` and `name` may name their weights, too, so
-    that a sweep pairs them: MODULE:NAME::FILE; `weights` is for those without."""
+    """MODULE:NAME of a constructor on PYTHONPATH, for `name=file`. For `transformers` and `timm`, a
+    folder with config.json and model.safetensors. In a sweep, `path` and `name` can include the
+    weights of each network: MODULE:NAME::FILE."""
     train: bool = False
-    """Whether mnist_mlp is trained anew, on the data and with the run's seed, in place of what
-    ships."""
+    """Whether to train mnist_mlp on the data, with the run's seed, instead of using the bundled
+    weights."""
     library: str = "torchvision"
-    """Where `name` is looked up: `torchvision` or `timm`; or, for a folder alone, `transformers`
-    (Hugging Face)."""
+    """Library of `name`: `torchvision` or `timm`. `transformers` (Hugging Face) loads folders
+    only."""
     output: str = "classes"
-    """What the network returns: logits of `classes`, or the `features` (B, D) of an encoder, of
-    which no class is asked anywhere."""
+    """What the network returns: logits of `classes`, or the `features` (B, D) of an encoder, which
+    has no classes."""
 
     def __post_init__(self) -> None:
         self.weights = home(self.weights)
@@ -60,7 +60,7 @@ class ClassifierSettings(Group):
             self.layer = ",".join(map(str, self.layer))
 
     def paired(self) -> "ClassifierSettings":
-        """The same with `weights`, where the name or the path say them as ...::FILE."""
+        """Move weights from ...::FILE of the name or path to `weights`."""
         name, _, of_name = self.name.partition("::")
         path, _, of_path = (self.path or "").partition("::")
         weights = of_path or of_name or self.weights
@@ -70,7 +70,7 @@ class ClassifierSettings(Group):
 
     @property
     def in_folder(self) -> bool:
-        """Whether `path` is a folder that the library saved the network to."""
+        """Whether `path` is a folder of a saved network."""
         return self.library in FOLDERS and bool(self.path)
 
     def check(self) -> None:
@@ -84,17 +84,16 @@ class ClassifierSettings(Group):
 
 @dataclass
 class DataSettings(Group):
-    """Where images come from; `size` and `resize` concern image folders."""
+    """The source of images; `size` and `resize` apply to image folders."""
 
     name: str = MISSING
     """The data set: `digits` (ships with the package), `mnist`, `cifar10` or `image_folder`."""
     root: str | None = None
-    """The folder that it is in; null for what ships."""
+    """Folder of the data set; null: the bundled digits."""
     size: Any = 224
-    """The side of images from a folder, in pixels, or [HEIGHT, WIDTH]; null: the classifier's own.
-    """
+    """Side of images from a folder in pixels, or [HEIGHT, WIDTH]; null: the classifier's size."""
     resize: str = "warp"
-    """How such an image is brought to `size`: `warp`, as the authors do, or `crop`."""
+    """How such images are resized to `size`: `warp`, as the authors do, or `crop`."""
 
     def __post_init__(self) -> None:
         self.root = home(self.root)
@@ -112,7 +111,7 @@ class DataSettings(Group):
 
     @property
     def height_and_width(self) -> tuple[int, int] | None:
-        """Of images from a folder, in pixels."""
+        """Size of images from a folder, in pixels."""
         if self.size is None:
             return None
         height, width = self.size if isinstance(self.size, list | tuple) else [self.size] * 2
@@ -125,15 +124,14 @@ class WandbSettings(Group):
 
     group = "wandb"
     mode: WandbMode = "offline"
-    """`offline` (files in the run directory), `online` or `disabled`. Offline, for it needs no
-    account."""
+    """`offline` (files in the run directory; needs no account), `online` or `disabled`."""
     project: str = "feature_collisions"
-    """The W&B project that runs belong to."""
+    """The W&B project of the runs."""
     entity: str | None = None
-    """The account or team that the project belongs to; null: your own, or WANDB_ENTITY's."""
+    """Account or team of the project; null: your own, or that of WANDB_ENTITY."""
     name: str | None = None
-    """What the run is called in W&B; null: the experiment, its images, its corners and what the
-    command line overrides, which tells the jobs of a sweep apart."""
+    """Name of the run in W&B; null: the experiment, images, corners and overrides, so that jobs of
+    a sweep have different names."""
     tags: list[str] = field(default_factory=list)
     """Tags of the run in W&B."""
 
@@ -143,44 +141,43 @@ class Settings(SearchSettings):
     """All settings of `train.py`."""
 
     name: str = MISSING
-    """The experiment's name, which its runs' folder bears."""
+    """Name of the experiment and of its runs' folder."""
     classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
     """The network and its target layer."""
     output: OutputSettings = field(default_factory=OutputSettings)
-    """What the user of an encoder does with its features."""
+    """Use of an encoder's features."""
     data: DataSettings = field(default_factory=DataSettings)
-    """Where images come from."""
+    """The source of images."""
     initial: Any = MISSING
-    """The image every corner starts from: an index, CLASS or CLASS:N, or an image file."""
+    """The image that every corner starts from: an index, CLASS or CLASS:N, or an image file."""
     target: Any = MISSING
     """The image whose features are matched, named in the same way."""
     corner: Any = "0..4"
-    """Which of the target's inactive units are pushed down: one index, a list, or a..b with both
-    ends."""
+    """Which of the target's inactive units are pushed down: one index, a list, or a..b (both
+    included)."""
     rates: RateSettings = field(default_factory=RateSettings)
-    """The optimiser's rates in this experiment."""
+    """Rates of the optimisers in this experiment."""
     wandb: WandbSettings = field(default_factory=WandbSettings)
     """Weights & Biases."""
     parameterisation: Annotated[str, OneOf("pixels", "composite")] = "pixels"
     """`pixels` (section 3), or `composite`: blends of patches of other images (section 4)."""
     patches: PatchSettings = field(default_factory=PatchSettings)
-    """What composites are made of."""
+    """The patches of composites."""
     ckpt_path: str | None = None
-    """A checkpoint to go on from; `last`: the newest run of this experiment, continued in place."""
+    """Checkpoint to resume; `last`: the newest run of this experiment, resumed in place."""
     pairs: str | None = None
-    """Many pairs in place of `initial` and `target`: FILE.csv, random:N or random:N:P; null: one.
-    """
+    """Many pairs instead of `initial` and `target`: FILE.csv, random:N or random:N:P; null: one."""
     networks: list[dict[str, str | None]] = field(default_factory=list)
-    """The classifiers that a sweep goes over, so all of them draw the same pairs; the command
-    line fills it in."""
+    """All classifiers of a sweep, so that they get the same pairs; filled in by the command
+    line."""
 
     solver: Annotated[str, OneOf("gradient", "linear_program", "exact")] = "gradient"
-    """`gradient`, or `linear_program`: exact corners, where the layer is affine in the pixels;
-    `exact`: pictures that a linear first layer cannot tell from the target."""
+    """`gradient`; `linear_program`: exact corners for a layer that is affine in the pixels;
+    `exact`: pictures with the target's values at a linear first layer."""
     objective: Annotated[str, OneOf(*OBJECTIVES)] = "eq2"
-    """What exact corners are. Of `linear_program`: `eq2`, `unit` (unit i alone), `random`
-    directions or `near` (quadratic: nearest to the initial image). Of `exact`: `random` (far apart)
-    or `near` (nearest to pictures), which is meant if it is left out."""
+    """Objective of exact corners. For `linear_program`: `eq2`, `unit` (only unit i), `random`
+    directions, or `near` (nearest to the initial image, a quadratic program). For `exact`: `random`
+    (far apart) or `near` (nearest to pictures, the default)."""
 
     def __post_init__(self) -> None:
         self.initial, self.target = home(self.initial), home(self.target)
@@ -211,12 +208,12 @@ class Settings(SearchSettings):
                 )
 
     def classifiers(self) -> list[ClassifierSettings]:
-        """The classifiers that get the same pairs: those of a survey, or this job's alone."""
+        """The classifiers that get the same pairs: those of a survey, or only this job's."""
         given: list[dict[str, Any]] = list(map(dict, self.networks)) or [{}]
         return [replace(self.classifier, **each).paired() for each in given]
 
     def paired(self) -> "Settings":
-        """The same, where each network's weights are a setting: what a run keeps."""
+        """Settings with each network's weights in `weights`, as a run saves them."""
         networks = [
             {key: getattr(each, key) for key in NETWORK}
             for each in (self.classifiers() if self.networks else [])
@@ -225,10 +222,10 @@ class Settings(SearchSettings):
 
 
 def to_settings(config: DictConfig) -> Any:
-    """Turn a composed config into its checked dataclass; nothing after this sees a DictConfig.
+    """Turn a composed config into its checked dataclass.
 
     Raises:
-        SettingError: for a setting that is missing, or breaks its rule.
+        SettingError: if a setting is missing or breaks its rule.
     """
     try:
         settings: Any = OmegaConf.to_object(config)
@@ -249,10 +246,10 @@ _CORNER_RULE = (
 
 
 def parse_corners(corner: Any) -> list[int]:
-    """Read `corner`: one index, a list of indices or ranges, or `a..b` with both ends included.
+    """Read `corner`: one index, a list of indices or ranges, or `a..b` (both included).
 
     Raises:
-        SettingError: for a negative, empty, falling, repeated or non-numeric value.
+        SettingError: if it is negative, empty, decreasing, repeated or not numeric.
 
     Example:
         >>> parse_corners(["0..2", 7])
@@ -293,9 +290,9 @@ _GROUPS = ("experiment", "classifier", "data", "optimizer", "trainer")
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Raise SettingError for what Hydra meets without its own message.
+    """Raise SettingError for errors that Hydra does not report well.
 
-    These are a number that is too long to be read, and one in place of a choice.
+    These are a number with too many digits, and a number for a config group.
     """
     for argument in arguments:
         group, _, choice = argument.lstrip("+").partition("=")
@@ -314,7 +311,7 @@ def check_arguments(arguments: list[str]) -> None:
 
 
 def overrides_first(arguments: list[str]) -> list[str]:
-    """Hydra's own order: it takes no override that comes after a flag after an override.
+    """Put overrides before flags: Hydra accepts no other order.
 
     Example:
         >>> overrides_first(["corner=0..1", "-m", "data.root=DIR"])
@@ -328,12 +325,12 @@ def _is_override(argument: str) -> bool:
 
 
 def expand_corner_sweep(arguments: list[str]) -> list[str]:
-    """With `-m`, turn `corner=0..4` into `corner=0,1,2,3,4`, a choice any sweeper understands."""
+    """With `-m`, turn `corner=0..4` into `corner=0,1,2,3,4`, which any sweeper understands."""
     return [_expand(argument) for argument in arguments] if is_sweep(arguments) else arguments
 
 
 def is_sweep(arguments: list[str]) -> bool:
-    """Whether Hydra is told to run several jobs."""
+    """Whether the arguments start several jobs."""
     return not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
 
 

@@ -1,4 +1,4 @@
-"""What `trainer` may ask of a machine."""
+"""Check the arguments of `trainer` against the machine."""
 
 import os
 from typing import Any
@@ -15,11 +15,11 @@ _ALIASES = {"32": "32-true", "64": "64-true"}
 
 
 def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
-    """The Trainer's arguments with their defaults.
+    """Check the Trainer's arguments and add defaults.
 
     Raises:
-        SettingError: for an argument that is not the user's to give, and for a precision or a
-            number of devices that the machine does not have.
+        SettingError: if an argument is not allowed, or the machine lacks the precision or the
+            number of devices.
     """
     for name, value in trainer.items():
         if name not in _ARGUMENTS:
@@ -53,20 +53,20 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
 
 
 def single_device(trainer: dict[str, Any]) -> torch.device | None:
-    """The one device that `trainer`, not yet checked, means; None where it means several."""
+    """The device of an unchecked `trainer`; None if it has several."""
     checked = check_trainer(trainer)
     return devices_of(checked)[0] if len(device_ids(checked)) == 1 else None
 
 
 def where(device: torch.device) -> dict[str, Any]:
-    """The Trainer's arguments that mean `device`."""
+    """The Trainer's arguments for `device`."""
     if device.type == "cuda":
         return {"accelerator": "gpu", "devices": [device.index or 0]}
     return {"accelerator": "mps" if device.type == "mps" else "cpu", "devices": 1}
 
 
 def devices_of(trainer: dict[str, Any]) -> list[torch.device]:
-    """The devices that `check_trainer`'s arguments mean; of CPUs, one as often as there are."""
+    """The devices of checked arguments; a CPU is repeated for each process."""
     ids, accelerator = device_ids(trainer), trainer["accelerator"]
     if accelerator in ("gpu", "cuda"):
         return [torch.device("cuda", each) for each in ids]
@@ -74,13 +74,13 @@ def devices_of(trainer: dict[str, Any]) -> list[torch.device]:
 
 
 def device_ids(trainer: dict[str, Any]) -> list[int]:
-    """The numbers of the devices that a search or an evaluation runs on."""
+    """Indices of the devices that a search or an evaluation runs on."""
     devices = trainer["devices"]
     return list(map(int, devices)) if isinstance(devices, list) else list(range(devices))
 
 
 def _accelerator(asked: Any, gpus: int) -> str:
-    """Lightning's name of the kind of device; of `auto`, what is there."""
+    """Lightning's name of the kind of device; `auto` becomes the available one."""
     if asked not in ("auto", "cpu", "gpu", "cuda", "mps"):
         raise SettingError("trainer.accelerator", asked, "must be one of auto, cpu, gpu, mps")
     found = str(asked)
@@ -91,7 +91,7 @@ def _accelerator(asked: Any, gpus: int) -> str:
 
 
 def _precision(asked: str, accelerator: str, gpus: int) -> str:
-    """Lightning's name of the precision; `auto` stays where the first gradient has to decide."""
+    """Lightning's name of the precision; `auto` is kept if the first gradient must decide."""
     precision = _ALIASES.get(asked, asked)
     if precision not in _PRECISIONS:
         raise SettingError(
@@ -121,7 +121,7 @@ def _apple() -> bool:
 
 
 def _check_there(accelerator: str, gpus: int) -> None:
-    """Raise SettingError for a GPU that is not there, or that PyTorch cannot use."""
+    """Raise SettingError if a GPU is missing, or PyTorch cannot use it."""
     if accelerator in ("gpu", "cuda") and not gpus:
         built = "it was built without CUDA" if torch.version.cuda is None else "none is visible"
         raise SettingError(
@@ -140,7 +140,7 @@ def _check_there(accelerator: str, gpus: int) -> None:
 
 
 def bfloat16_is_fast(accelerator: str) -> bool:
-    """Whether a device has native bfloat16 arithmetic; without it, it takes ten times as long.
+    """Whether a device has native bfloat16 arithmetic; without, bfloat16 takes ten times as long.
 
     Args:
         accelerator: Lightning's name of it, not `auto`.
@@ -202,5 +202,5 @@ def _whole(devices: Any) -> bool:
 
 
 def _numbers(devices: list[Any]) -> bool:
-    """Whether these are numbers of devices, each once."""
+    """Whether these are distinct device indices."""
     return all(map(_whole, devices)) and len(set(map(int, devices))) == len(devices)
