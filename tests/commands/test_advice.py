@@ -5,16 +5,16 @@ import os
 import resource
 import shlex
 import signal
-from types import SimpleNamespace
 
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from feature_collisions.commands.command_line import changed, command, override
 from feature_collisions.commands.start import explain
 from feature_collisions.data.files import write_text
-from feature_collisions.search.callbacks import Checkpoints
+from feature_collisions.search.checkpoints import CheckpointFile
 
 
 def test_what_the_system_refuses_is_one_message_with_the_files_name():
@@ -42,12 +42,8 @@ def test_a_full_disk_is_told_by_the_files_own_name(full):
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(full):
     (full / "last.ckpt").write_text("before")
-    trainer = SimpleNamespace(
-        save_checkpoint=lambda path: path.write_bytes(b"x" * 1000), is_global_zero=True
-    )
-    module = SimpleNamespace(step=1, step_before=0, finished=True)
     with pytest.raises(OSError, match="too large") as caught:
-        Checkpoints(full, 1).look(trainer, module)
+        CheckpointFile().save_checkpoint({"values": torch.zeros(1000)}, full / "last.ckpt")
     assert caught.value.filename == str(full / "last.ckpt")
     assert [path.name for path in full.iterdir()] == ["last.ckpt"]
     assert (full / "last.ckpt").read_text() == "before"

@@ -208,17 +208,9 @@ def test_memory_that_runs_out_is_named_with_what_to_do(tmp_path, monkeypatch):
         hungry()
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["trainer.accelerator=mps"], "trainer.accelerator=mps: PyTorch sees no GPU of Apple's"),
-        (["trainer.accelerator=cpu", "trainer.devices=4096"], "CPU cores here; ask for at most"),
-        (["trainer.accelerator=cpu", "trainer.devices=[0,77]"], "they are counted from 0"),
-        (["trainer.precision=16-mixed", "trainer.accelerator=cpu"], "no float16 arithmetic"),
-    ],
-)
-def test_a_device_or_precision_that_is_not_there_is_refused(command, run, settings, message):
-    assert message in command("evaluate.py", f"run={run}", *settings)
+def test_a_device_that_is_not_there_is_refused(command, run):
+    settings = "trainer.accelerator=cpu", "trainer.devices=4096"
+    assert "CPU cores here" in command("evaluate.py", f"run={run}", *settings)
 
 
 @pytest.mark.skipif(os.cpu_count() < 2, reason="one core is one device")

@@ -14,25 +14,9 @@ def loss(request):
     return LossSettings.paper(10.0, 0.1, positive_form="half_square", output=request.param)
 
 
-@pytest.mark.parametrize(
-    ("trainer", "message"),
-    [
-        ({"devices": 4096}, r"trainer\.devices=4096: there are \d+ CPU cores here"),
-        (
-            {"accelerator": "gpu", "devices": 99},
-            r"devices=99: there are \d+ GPUs here|sees no GPU here",
-        ),
-        ({"devices": 0}, r"trainer\.devices=0: must be a whole number of at least 1"),
-        ({"devices": "two"}, r"trainer\.devices=two: must be a whole number"),
-        ({"precision": "8-true"}, r"trainer\.precision=8-true: must be one of 32-true"),
-        ({"precision": "16-mixed"}, r"the CPU, has no float16 arithmetic; use 32-true"),
-        ({"strategy": "fsdp"}, r"trainer\.strategy=fsdp: must be auto or ddp"),
-        ({"num_nodes": 2}, r"trainer\.num_nodes=2: .* -m hydra/launcher=submitit_slurm"),
-    ],
-)
-def test_what_the_machine_lacks_is_refused(pair, trainer, message):
-    with pytest.raises(SettingError, match=message):
-        search(pair, trainer={"accelerator": "cpu"} | trainer)
+def test_a_trainer_that_cannot_be_is_refused(pair):
+    with pytest.raises(SettingError, match=r"trainer\.strategy=fsdp: must be one of auto, ddp"):
+        search(pair, trainer={"strategy": "fsdp"})
 
 
 @pytest.mark.filterwarnings("ignore:not converged")

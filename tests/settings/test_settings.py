@@ -274,6 +274,23 @@ def test_settings_of_a_job_are_checked_whole():
         ({"accelerator": "cpu", "devices": [0, 0]}, r"trainer\.devices=\[0, 0\]: .*different"),
         ({"accelerator": "cpu", "devices": ["a"]}, r"trainer\.devices=\['a'\]: must be a whole"),
         ({"accelerator": "cpu", "devices": "9" * 5000}, r"trainer\.devices=9+: must be a whole"),
+        ({"accelerator": "cpu", "devices": 4096}, r"devices=4096: there are \d+ CPU cores here"),
+        ({"accelerator": "cpu", "devices": [0, 4096]}, r"\d+ CPU cores here, numbered from 0"),
+        (
+            {"accelerator": "gpu", "devices": 99},
+            r"devices=99: there are \d+ GPUs here|sees no GPU here",
+        ),
+        ({"devices": 0}, r"trainer\.devices=0: must be a whole number of at least 1"),
+        ({"devices": "0"}, r"trainer\.devices=0: must be a whole number of at least 1"),
+        ({"devices": []}, r"trainer\.devices=\[\]: must be a whole number of at least 1"),
+        ({"devices": True}, r"trainer\.devices=True: must be a whole number"),
+        ({"precision": "8-true"}, r"trainer\.precision=8-true: must be one of 32-true"),
+        (
+            {"accelerator": "cpu", "precision": "16-mixed"},
+            r"the CPU has no float16 arithmetic; use 32-true",
+        ),
+        ({"strategy": "fsdp"}, r"trainer\.strategy=fsdp: must be one of auto, ddp"),
+        ({"num_nodes": 2}, r"trainer\.num_nodes=2: .* -m hydra/launcher=submitit_slurm"),
     ],
 )
 def test_what_a_trainer_cannot_be_given_is_refused(trainer, message):

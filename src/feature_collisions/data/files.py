@@ -26,7 +26,7 @@ _DEPTH, _LONG = 20, 4096  # nesting depth; characters of one value
 _LARGEST = 2**63  # no integer of a run needs more than 64 bits
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write `content` to `path`. A kill at any moment leaves the old file or the new one.
 
     A link at `path` is replaced, not followed. For linked folders see `refuse_links`.

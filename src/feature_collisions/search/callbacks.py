@@ -1,7 +1,6 @@
 """What happens between the steps: curves, intermediate images, checkpoints, stopping, the bar."""
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +102,8 @@ def has_row(module: Collision) -> bool:
 class Curves(CollisionCallback):
     """Writes each term of each corner to `metrics.csv`, and to W&B where it is on.
 
+    Lightning's CSVLogger drops the rows of a search that is resumed.
+
     Args:
         path: the CSV file.
         corners: names of the K corners.
@@ -176,7 +177,7 @@ class IntermediateImages(CollisionCallback):
 
 
 class Checkpoints(CollisionCallback):
-    """Keeps `last.ckpt`: written beside it and renamed, so a kill leaves a whole one.
+    """Keeps `last.ckpt`.
 
     Lightning's ModelCheckpoint counts batches (`log.every` steps each), and saves none at a signal.
 
@@ -194,18 +195,8 @@ class Checkpoints(CollisionCallback):
         Raises:
             OSError: when it cannot be written; the one before is still there.
         """
-        if not (due(module, self.every) or module.finished or module.told):
-            return
-        path, temporary = self.folder / "last.ckpt", self.folder / ".last.ckpt.tmp"
-        try:
-            trainer.save_checkpoint(temporary)  # every rank hands its corners on, the first writes
-            if trainer.is_global_zero:
-                os.replace(temporary, path)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-        finally:
-            if trainer.is_global_zero:
-                temporary.unlink(missing_ok=True)
+        if due(module, self.every) or module.finished or module.told:
+            trainer.save_checkpoint(self.folder / "last.ckpt")
 
 
 def callbacks_of(

@@ -5,6 +5,7 @@ it, so any number of them goes on from it. It is read as data.
 """
 
 import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
-from ..data.files import DAMAGED, load_saved
+from ..data.files import DAMAGED, load_saved, write_atomically
 from ..errors import SettingError
 from ..networks.weights import weights_hash
 from ..settings.search import OptimizerSettings
@@ -78,18 +79,18 @@ def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:
 
 
 class CheckpointFile(TorchCheckpointIO):
-    """Writes to the path that it is given, and nowhere else.
+    """Writes beside the path and renames, so a kill leaves a whole checkpoint.
 
-    Lightning's own writes into the system's folder for temporary files first, where a kill leaves
-    it.
+    Lightning's own writes into the system's folder for temporary files, where a kill leaves it.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         """Write `checkpoint`."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, path)
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomically(Path(path), buffer.getbuffer())
 
 
 BY_CORNER = ("state_dict", "optimizer_states")  # every tensor in them has a row per corner

@@ -1,4 +1,4 @@
-"""Check the arguments of `trainer` against the machine."""
+"""Check the arguments of `trainer` against the machine, before Lightning sees them."""
 
 import os
 from typing import Any
@@ -11,7 +11,8 @@ MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _PRECISIONS = ("32-true", "64-true", *MIXED, "auto")
 _ARGUMENTS = ("accelerator", "devices", "precision", "strategy", "num_nodes", "benchmark",
               "deterministic", "detect_anomaly", "profiler")  # fmt: skip
-_ALIASES = {"32": "32-true", "64": "64-true"}
+_DEFAULTS = {"accelerator": "auto", "devices": 1, "precision": "32-true", "strategy": "auto"}
+_GPUS = ("gpu", "cuda")
 
 
 def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
@@ -29,17 +30,8 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
                 "is not an argument of a search",
                 f"known are {', '.join(_ARGUMENTS)}; stop says how long it runs",
             )
-    trainer = {"accelerator": "auto", "devices": 1, "precision": "32-true"} | trainer
-    gpus = torch.cuda.device_count()
-    accelerator = trainer["accelerator"] = _accelerator(trainer["accelerator"], gpus)
-    trainer["precision"] = _precision(str(trainer["precision"]), accelerator, gpus)
-    _check_devices(trainer, gpus)
-    if trainer.setdefault("strategy", "auto") not in ("auto", "ddp"):
-        raise SettingError(
-            "trainer.strategy",
-            trainer["strategy"],
-            "must be auto or ddp, which shares the corners out over the devices",
-        )
+    trainer = _DEFAULTS | trainer
+    _check_one_of("strategy", trainer["strategy"], ("auto", "ddp"))
     if trainer.get("num_nodes", 1) != 1:
         raise SettingError(
             "trainer.num_nodes",
@@ -47,6 +39,9 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
             "a search stays on one machine",
             "sweep over machines with -m hydra/launcher=submitit_slurm",
         )
+    accelerator = trainer["accelerator"] = _accelerator(trainer["accelerator"])
+    trainer["precision"] = _precision(str(trainer["precision"]), accelerator)
+    trainer["devices"] = _devices(trainer["devices"], accelerator)
     if len(device_ids(trainer)) == 1:
         trainer["strategy"] = "auto"
     return trainer
@@ -68,75 +63,15 @@ def where(device: torch.device) -> dict[str, Any]:
 def devices_of(trainer: dict[str, Any]) -> list[torch.device]:
     """The devices of checked arguments; a CPU is repeated for each process."""
     ids, accelerator = device_ids(trainer), trainer["accelerator"]
-    if accelerator in ("gpu", "cuda"):
+    if accelerator in _GPUS:
         return [torch.device("cuda", each) for each in ids]
-    return [torch.device("mps" if accelerator == "mps" else "cpu")] * len(ids)
+    return [torch.device(accelerator)] * len(ids)
 
 
 def device_ids(trainer: dict[str, Any]) -> list[int]:
     """Indices of the devices that a search or an evaluation runs on."""
     devices = trainer["devices"]
-    return list(map(int, devices)) if isinstance(devices, list) else list(range(devices))
-
-
-def _accelerator(asked: Any, gpus: int) -> str:
-    """Lightning's name of the kind of device; `auto` becomes the available one."""
-    if asked not in ("auto", "cpu", "gpu", "cuda", "mps"):
-        raise SettingError("trainer.accelerator", asked, "must be one of auto, cpu, gpu, mps")
-    found = str(asked)
-    if found == "auto":
-        found = "gpu" if gpus else "mps" if _apple() else "cpu"
-    _check_there(found, gpus)
-    return found
-
-
-def _precision(asked: str, accelerator: str, gpus: int) -> str:
-    """Lightning's name of the precision; `auto` is kept if the first gradient must decide."""
-    precision = _ALIASES.get(asked, asked)
-    if precision not in _PRECISIONS:
-        raise SettingError(
-            "trainer.precision", precision, f"must be one of {', '.join(_PRECISIONS)}"
-        )
-    if precision == "16-mixed" and accelerator == "cpu":
-        raise SettingError(
-            "trainer.precision",
-            "16-mixed",
-            "this device, the CPU, has no float16 arithmetic",
-            "use 32-true, or bf16-mixed to save memory",
-        )
-    if precision == "64-true" and accelerator == "mps":
-        raise SettingError(
-            "trainer.precision",
-            "64-true",
-            "this device, Apple's GPU, has no float64 arithmetic",
-            "use 32-true, or trainer.accelerator=cpu",
-        )
-    if precision == "bf16-mixed" and accelerator in ("gpu", "cuda"):
-        _check_bfloat16(gpus)
-    return "32-true" if precision == "auto" and not bfloat16_is_fast(accelerator) else precision
-
-
-def _apple() -> bool:
-    return torch.backends.mps.is_available()
-
-
-def _check_there(accelerator: str, gpus: int) -> None:
-    """Raise SettingError if a GPU is missing, or PyTorch cannot use it."""
-    if accelerator in ("gpu", "cuda") and not gpus:
-        built = "it was built without CUDA" if torch.version.cuda is None else "none is visible"
-        raise SettingError(
-            "trainer.accelerator",
-            accelerator,
-            f"PyTorch sees no GPU here ({built})",
-            "choose auto or cpu",
-        )
-    if accelerator == "mps" and not _apple():
-        raise SettingError(
-            "trainer.accelerator",
-            "mps",
-            "PyTorch sees no GPU of Apple's here",
-            "choose auto or cpu",
-        )
+    return devices if isinstance(devices, list) else list(range(devices))
 
 
 def bfloat16_is_fast(accelerator: str) -> bool:
@@ -147,60 +82,62 @@ def bfloat16_is_fast(accelerator: str) -> bool:
     """
     if accelerator == "cpu":
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return accelerator in ("gpu", "cuda") and torch.cuda.is_bf16_supported(
-        including_emulation=False
-    )
+    return accelerator in _GPUS and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _check_bfloat16(gpus: int) -> None:
-    if gpus and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise SettingError(
-            "trainer.precision",
-            "bf16-mixed",
-            f"{torch.cuda.get_device_name()} has no bfloat16 arithmetic",
-            "use 16-mixed or 32-true",
-        )
+def _check_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise SettingError(f"trainer.{name}", value, f"must be one of {', '.join(known)}")
 
 
-def _check_devices(trainer: dict[str, Any], gpus: int) -> None:
-    accelerator, devices = trainer["accelerator"], trainer["devices"]
-    if devices in ("auto", -1, "-1"):
-        devices = trainer["devices"] = max(1, gpus) if accelerator in ("gpu", "cuda") else 1
-    there = {"cpu": os.cpu_count() or 1, "gpu": gpus, "cuda": gpus, "mps": 1}[accelerator]
-    count = len(devices) if isinstance(devices, list) else int(devices) if _whole(devices) else 0
-    if isinstance(devices, list) and not _numbers(devices):
-        count = 0
-    if count < 1:
+def _accelerator(asked: Any) -> str:
+    """Lightning's name of the kind of device; `auto` becomes the available one."""
+    _check_one_of("accelerator", asked, ("auto", "cpu", *_GPUS, "mps"))
+    gpus, apple = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if asked == "auto":
+        return "gpu" if gpus else "mps" if apple else "cpu"
+    if (asked in _GPUS and not gpus) or (asked == "mps" and not apple):
+        kind = "GPU of Apple's" if asked == "mps" else "GPU"
+        remedy = "choose auto or cpu"
+        raise SettingError("trainer.accelerator", asked, f"PyTorch sees no {kind} here", remedy)
+    return str(asked)
+
+
+def _precision(asked: str, accelerator: str) -> str:
+    """Lightning's name of the precision; `auto` is kept if the first gradient must decide."""
+    asked = {"32": "32-true", "64": "64-true"}.get(asked, asked)
+    _check_one_of("precision", asked, _PRECISIONS)
+    lacking = {
+        ("16-mixed", "cpu"): "the CPU has no float16 arithmetic",
+        ("64-true", "mps"): "Apple's GPU has no float64 arithmetic",
+    }.get((asked, accelerator))
+    if asked == "bf16-mixed" and accelerator in _GPUS and not bfloat16_is_fast(accelerator):
+        lacking = f"{torch.cuda.get_device_name()} has no bfloat16 arithmetic"
+    if lacking:
+        raise SettingError("trainer.precision", asked, lacking, "use 32-true, or another device")
+    return "32-true" if asked == "auto" and not bfloat16_is_fast(accelerator) else asked
+
+
+def _devices(asked: Any, accelerator: str) -> int | list[int]:
+    """The number of devices or their indices; `auto` becomes all GPUs, or one CPU."""
+    there = torch.cuda.device_count() if accelerator in _GPUS else 1
+    if asked in ("auto", -1, "-1"):
+        return there
+    if accelerator == "cpu":
+        there = os.cpu_count() or 1
+    each = asked if isinstance(asked, list) else [asked]
+    whole = all(str(one).isdecimal() and len(str(one)) < 10 for one in each)
+    numbers = [int(one) for one in each] if whole else []
+    if asked in (0, "0") or not numbers or len(set(numbers)) < len(numbers):
         raise SettingError(
             "trainer.devices",
-            devices,
+            asked,
             "must be a whole number of at least 1, auto, or a list of different devices' "
             "numbers, [0,2]",
         )
-    if count > there:
+    listed = isinstance(asked, list)
+    if max(numbers) + listed > there:
         kind = "CPU cores" if accelerator == "cpu" else "GPUs"
-        raise SettingError(
-            "trainer.devices",
-            devices,
-            f"there are {there} {kind} here",
-            "ask for at most that many",
-        )
-    if isinstance(devices, list) and max(map(int, devices)) >= there:
-        raise SettingError(
-            "trainer.devices",
-            devices,
-            f"the last one here is number {there - 1}",
-            "they are counted from 0",
-        )
-    if not isinstance(devices, list):
-        trainer["devices"] = count
-
-
-def _whole(devices: Any) -> bool:
-    text = str(devices)
-    return text.isdecimal() and len(text) < 10 and not isinstance(devices, bool)
-
-
-def _numbers(devices: list[Any]) -> bool:
-    """Whether these are distinct device indices."""
-    return all(map(_whole, devices)) and len(set(map(int, devices))) == len(devices)
+        rule = f"there are {there} {kind} here, numbered from 0"
+        raise SettingError("trainer.devices", asked, rule)
+    return numbers if listed else numbers[0]
