@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from feature_collisions.exact.linear_program import LinearPrograms
+from helpers.exact import linear_programs
 from helpers.runs import CONFIG
 
 
@@ -11,7 +11,7 @@ from helpers.runs import CONFIG
 def exact(classifier, digits, tmp_path_factory):
     """A run of three exact corners."""
     initial, target = (digits.test.find("", digit).image for digit in (3, 7))
-    hull = LinearPrograms(classifier, "hidden1", initial, target, range(3), "unit").run()
+    hull = linear_programs(classifier, "hidden1", initial, target, range(3), "unit").run()
     folder = tmp_path_factory.mktemp("exact") / "run"
     hull = replace(hull, summary=hull.summary | {"classifier": "mnist_mlp"})
     hull.save(folder)

@@ -190,7 +190,7 @@ def test_train_solves_for_exact_corners(command, tmp_path, classifier, objective
 
 def test_exact_corners_of_a_deeper_layer_are_refused(command, classifier):
     answer = command("train.py", "solver=linear_program", "classifier.layer=hidden2")
-    assert "layer hidden2 is not affine in the pixels" in answer
+    assert "layer=hidden2: the pixels pass through" in answer
 
 
 def test_memory_that_runs_out_is_named_with_what_to_do(tmp_path, monkeypatch):

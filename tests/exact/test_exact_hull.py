@@ -9,7 +9,7 @@ from scipy.spatial import HalfspaceIntersection
 from torch import Tensor, nn
 
 from feature_collisions import SettingError, exact_hull
-from feature_collisions.exact import windows
+from feature_collisions.exact import nearest, windows
 from feature_collisions.exact.first_layer import first_layer
 from feature_collisions.exact.windows import Polytope, polytope_of
 from feature_collisions.graph.graph import trace
@@ -79,13 +79,32 @@ def test_no_point_of_the_polytope_is_told_from_the_target(name):
 
 @pytest.mark.parametrize("name", ["patches", "overlapping"])
 def test_rows_that_are_held_and_the_network_itself_say_the_same(name, monkeypatch):
+    """The latter's systems are solved by conjugate gradients."""
     model, target = stem(STEMS[name][0], features=STEMS[name][1]), torch.rand(2, 8, 8)
     picture = torch.rand(2, 128).double()
     held, _ = polytope(model, target).nearest(picture)
     monkeypatch.setattr(windows, "_HELD", 0)
     monkeypatch.setattr(windows, "_windows", lambda layer: None)
-    again, _ = polytope(model, target).nearest(picture)
+    monkeypatch.setattr(nearest, "_solved", None)  # which rows that are not held have no use for
+    found = polytope(model, target)
+    assert found.hidden == HIDDEN[name]
+    again, _ = found.nearest(picture)
     torch.testing.assert_close(again, held, rtol=0, atol=1e-8)
+    the_same(model, target, again)
+
+
+def test_rows_that_depend_on_each_other_are_counted_where_they_are_held(monkeypatch):
+    conv = nn.Conv2d(2, 3, 4, 2, padding=1)
+    with torch.no_grad():
+        conv.weight[2] = 2 * conv.weight[0]
+    model, target = stem(conv, features=48), torch.rand(2, 8, 8)
+    held = polytope(model, target)
+    assert (held.hidden, held.counted) == (96, True)
+    monkeypatch.setattr(windows, "_HELD", 0)
+    found = polytope(model, target)
+    assert (found.hidden, found.counted) == (80, False)  # at least so many
+    near, _ = found.nearest(torch.rand(1, 128).double())
+    the_same(model, target, near)
 
 
 class Tokens(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 from feature_collisions import LossSettings, StopSettings, find_corners
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.evaluate import evaluate
-from feature_collisions.exact.linear_program import LinearPrograms, depth
+from feature_collisions.exact.programs import depth
 from feature_collisions.graph.activations import clipped
 from feature_collisions.graph.target import TargetFeatures
 from feature_collisions.hull.outputs import Classes
@@ -19,6 +19,7 @@ from feature_collisions.proofs.collision import prove_collision
 from feature_collisions.search.find_corners import Search
 from feature_collisions.search.losses import CollisionLoss
 from feature_collisions.settings.evaluate import EvaluateSettings, PlainSettings
+from helpers.exact import linear_programs
 
 
 class Clipped(nn.Module):
@@ -81,7 +82,7 @@ def corner(unit):
 
 
 def test_linear_programs_find_the_closed_forms_corners(network, images):
-    hull = LinearPrograms(network, "hidden", *images, range(5)).run()
+    hull = linear_programs(network, "hidden", *images, range(5)).run()
     assert hull.units.tolist() == BLIND
     for found, unit in zip(hull.corners, BLIND, strict=True):
         assert torch.allclose(found, corner(unit), atol=1e-6)
@@ -95,7 +96,7 @@ def test_linear_programs_find_the_closed_forms_corners(network, images):
 @pytest.mark.filterwarnings("ignore:some corners do not exist on their own")
 def test_unit_alone_and_random_directions_stay_in_the_polytope(network, images):
     for objective in ("unit", "random"):
-        hull = LinearPrograms(network, "hidden", *images, range(5), objective).run()
+        hull = linear_programs(network, "hidden", *images, range(5), objective).run()
         pixels = hull.corners.flatten(1)
         seen = [0, 3, 5, 7]
         assert torch.allclose(pixels[:, seen], TARGET.flatten()[seen], atol=1e-6)
@@ -120,7 +121,7 @@ def test_a_search_finds_them_too_and_the_hull_collides(images):
 
 
 def test_an_evaluation_runs_on_a_clipped_network(images, tmp_path):
-    hull = LinearPrograms(Clipped(nn.Hardtanh(0, 1)), "hidden", *images, range(3)).run()
+    hull = linear_programs(Clipped(nn.Hardtanh(0, 1)), "hidden", *images, range(3)).run()
     settings = EvaluateSettings(samples=50, plain=PlainSettings(20))
     result = evaluate(hull, lambda: {1: 1.0}, settings, tmp_path)
     assert "failed" not in result

@@ -8,7 +8,7 @@ from feature_collisions import Hull, find_corners, load_run
 from feature_collisions.evaluation.evaluate import evaluate
 from feature_collisions.evaluation.lattice import explored
 from feature_collisions.evaluation.survey import measure
-from feature_collisions.exact.linear_program import LinearPrograms, depth
+from feature_collisions.exact.programs import depth
 from feature_collisions.patches import composite_kernel
 from feature_collisions.patches.composite import Sources
 from feature_collisions.patches.database import PatchDatabase
@@ -30,6 +30,7 @@ from feature_collisions.settings.search import (
 from helpers.clocks import count_pieces
 from helpers.defaults import plain_optimizer
 from helpers.elsewhere import DEVICE, Elsewhere, elsewhere, searching_there
+from helpers.exact import linear_programs
 from helpers.hulls import NAMES, collided, evaluated, made_hull
 from helpers.searches import APART
 
@@ -215,8 +216,8 @@ def test_linear_programs_leave_the_hull_where_the_model_lies(other, objective):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 12), nn.ReLU(), nn.Linear(12, 3))
     images = torch.rand(2, 1, 6, 6)
-    here = LinearPrograms(model, "1", *images, range(3), objective).run()
-    there = LinearPrograms(model.to(DEVICE), "1", *images.to(DEVICE), range(3), objective).run()
+    here = linear_programs(model, "1", *images, range(3), objective).run()
+    there = linear_programs(model.to(DEVICE), "1", *images.to(DEVICE), range(3), objective).run()
     assert isinstance(there.corners, Elsewhere)
     assert torch.equal(there.corners.cpu(), here.corners)
     there.summary["solver"] = "gradient"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feature_collisions.exact import affine
-from feature_collisions.exact.affine import affine_map
+from feature_collisions.exact import first_layer as layers
+from feature_collisions.exact.first_layer import first_layer
 from feature_collisions.graph.graph import trace
 from feature_collisions.graph.target_layer import TargetLayer
 from feature_collisions.hull.hull import Hull
@@ -130,18 +130,15 @@ def test_a_counter_example_wins_over_bounds_that_do_not_see_it(
     assert found["share_proved"] < 1
 
 
-def test_the_affine_map_is_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weight_is_found_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 9, 5), nn.ReLU())
-    cut = TargetLayer(trace(model.append(nn.Linear(5, 2)).eval(), (2, 5, 5)), "2").double()
-    whole = affine_map(cut, (2, 5, 5))
-    seen = list[int]()
-    forward = cut.forward
-    cut.forward = lambda x: seen.append(len(x)) or forward(x)  # type: ignore[func-returns-value]
-    monkeypatch.setattr(affine, "_CHUNK", 7 * 50)
-    parts = affine_map(cut, (2, 5, 5))
+    layer = first_layer(trace(model.append(nn.Linear(5, 2)).eval(), (2, 5, 5)), "2")
+    whole, seen = layer.weight(), list[int]()
+    layer.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    monkeypatch.setattr(layers, "_CHUNK", 7 * 50)
+    assert (whole - layer.weight()).abs().max() < 1e-15
     assert max(seen) == 7
-    assert abs(whole.weight - parts.weight).max() < 1e-15
 
 
 @pytest.mark.parametrize("kind", [nn.Dropout(0.9), nn.BatchNorm1d(8)])

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from feature_collisions.data.files import load_tensors
 from feature_collisions.errors import SettingError
-from feature_collisions.exact.linear_program import LinearPrograms, depth
+from feature_collisions.exact.programs import depth
 from feature_collisions.graph.graph import NotPiecewiseLinear
 from feature_collisions.hull.hull import Hull
 from feature_collisions.proofs import splitting
@@ -27,6 +27,7 @@ from feature_collisions.proofs.splitting import Judged, Pieces, Splitting
 from feature_collisions.proofs.whole_hull import ClassJudge, prove_class
 from feature_collisions.simplex import dirichlet
 from helpers.bounds import backward, bounds_of, spread
+from helpers.exact import linear_programs
 from helpers.graphs import traced_for
 from helpers.hulls import collided, hull_of, valley
 from helpers.networks import everything
@@ -485,7 +486,7 @@ def affine_hull(objective: str = "unit") -> Hull:
         nn.Flatten(), nn.Linear(36, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)
     )
     initial, target = torch.rand(2, 1, 6, 6)
-    return LinearPrograms(model, "1", initial, target, range(3), objective).run()
+    return linear_programs(model, "1", initial, target, range(3), objective).run()
 
 
 def test_a_hull_of_exact_corners_collides_and_has_one_class_all_over() -> None:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from ..data.datasets import DataSplit, Found
     from ..exact.exact_hull import ExactCorners
-    from ..exact.linear_program import LinearPrograms
     from ..graph.graph import Graph
     from ..hull.hull import Hull
     from ..patches.composite import Sources
@@ -225,7 +224,7 @@ def with_layer(settings: Settings, graph: Graph) -> Settings:
 
     if settings.classifier.layer != "auto":
         return settings
-    if settings.solver == "exact":
+    if settings.solver != "gradient":
         layer, reason = first_layer(graph).name, "the first, which is linear"
     else:
         layer, reason = last_layer(graph, settings.classifier.output)
@@ -326,7 +325,7 @@ def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
 
 def ready_search(
     job: Job, initial: Tensor, target: Tensor, directory: Path, checkpoint: Path | None
-) -> Search | LinearPrograms | ExactCorners:
+) -> Search | ExactCorners:
     """The objects of a search in plain Python, checked and ready to run.
 
     Args:
@@ -354,13 +353,8 @@ def ready_search(
         "output": settings.classifier.output,
         "threshold": settings.output.threshold,
     }
-    if settings.solver == "exact":
+    if settings.solver != "gradient":
         return exact_corners(job, initial, target)
-    if settings.solver == "linear_program":
-        from ..exact.linear_program import LinearPrograms
-
-        nearness = settings.loss.nearness
-        return LinearPrograms(**problem, objective=settings.objective, nearness=nearness)
     return Search(
         **(settings.of_search | problem),
         directory=directory,
@@ -371,28 +365,37 @@ def ready_search(
 
 
 def exact_corners(job: Job, initial: Tensor, target: Tensor) -> ExactCorners:
-    """Corner 0 near the initial image, the others near images drawn by the seed; or far ones."""
-    import torch
-
+    """Points of the first layer's polytope, as `solver` and `objective` have them."""
     from ..exact.exact_hull import ExactCorners
+    from ..exact.programs import Pushed
 
     settings, numbers = job.settings, parse_corners(job.settings.corner)
-    towards: Tensor | int = len(numbers)
-    if settings.objective != "random":
-        images = job.data.test
-        drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
-        if max(numbers) > len(drawn):
-            raise SettingError(
-                "corner", settings.corner, f"the data set has {len(drawn)} images to be near to",
-                "name fewer corners, or set objective=random",
-            )  # fmt: skip
-        of_data = [images[int(drawn[number - 1])] if number else initial for number in numbers]
-        towards = torch.stack(of_data)
+    towards: Tensor | int | Pushed = len(numbers)
+    if settings.solver == "linear_program":
+        towards = Pushed(numbers, settings.objective, settings.corner_order, settings.loss.nearness)
+    elif settings.objective != "random":
+        towards = pictures(job, initial, numbers)
     return ExactCorners(
         job.model, target, towards, settings.classifier.layer, settings.seed, graph=job.graph,
         initial=initial, numbers=numbers, output=settings.classifier.output,
         threshold=settings.output.threshold,
     )  # fmt: skip
+
+
+def pictures(job: Job, initial: Tensor, numbers: Sequence[int]) -> Tensor:
+    """What corners are near to: 0 to the initial image, the others to images the seed draws."""
+    import torch
+
+    settings, images = job.settings, job.data.test
+    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
+    if max(numbers) > len(drawn):
+        raise SettingError(
+            "corner", settings.corner, f"the data set has {len(drawn)} images to be near to",
+            "name fewer corners, or set objective=random",
+        )  # fmt: skip
+    return torch.stack(
+        [images[int(drawn[number - 1])] if number else initial for number in numbers]
+    )
 
 
 def paste_patches(settings: Settings, data: DataSplit, seed: Tensor, directory: Path) -> Sources:

@@ -169,30 +169,35 @@ def save_png(path: Path, image: Tensor) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def check_image(name: str, image: Tensor) -> None:
+    """Raise SettingError unless it is one image, (C, H, W) float32 in [0, 1]."""
+    if not isinstance(image, Tensor):
+        raise SettingError(
+            name,
+            None,
+            "must be a float32 tensor (C, H, W) with pixels in [0, 1], is a "
+            f"{type(image).__name__}",
+            "read files with feature_collisions.data.images.load_image, turn others with "
+            "torchvision.transforms.functional.to_tensor",
+        )
+    if image.ndim != 3 or image.dtype != torch.float32:
+        raise SettingError(
+            name,
+            None,
+            f"must be a float32 image (C, H, W), is {image.dtype} {tuple(image.shape)}",
+        )
+    if not image.numel():
+        raise SettingError(
+            name, None, f"is empty, {tuple(image.shape)}", "give an image with pixels"
+        )
+    if not (image.isfinite().all() and image.min() >= 0 and image.max() <= 1):
+        raise SettingError(name, None, "pixels must be in [0, 1]", "divide 8-bit pixels by 255")
+
+
 def check_pair(initial: Tensor, target: Tensor) -> None:
-    """Raise SettingError unless both are (C, H, W) float32 in [0, 1], of the same size."""
-    for name, image in (("initial", initial), ("target", target)):
-        if not isinstance(image, Tensor):
-            raise SettingError(
-                name,
-                None,
-                "must be a float32 tensor (C, H, W) with pixels in [0, 1], is a "
-                f"{type(image).__name__}",
-                "read files with feature_collisions.data.images.load_image, turn others with "
-                "torchvision.transforms.functional.to_tensor",
-            )
-        if image.ndim != 3 or image.dtype != torch.float32:
-            raise SettingError(
-                name,
-                None,
-                f"must be a float32 image (C, H, W), is {image.dtype} {tuple(image.shape)}",
-            )
-        if not image.numel():
-            raise SettingError(
-                name, None, f"is empty, {tuple(image.shape)}", "give an image with pixels"
-            )
-        if not (image.isfinite().all() and image.min() >= 0 and image.max() <= 1):
-            raise SettingError(name, None, "pixels must be in [0, 1]", "divide 8-bit pixels by 255")
+    """Raise SettingError unless both are images, as `check_image` has them, of the same size."""
+    check_image("initial", initial)
+    check_image("target", target)
     if initial.shape != target.shape:
         raise SettingError(
             "initial and target differ in size",

@@ -16,7 +16,7 @@ from ..data.files import write_json
 from ..data.images import pooled_distance, save_png
 from ..errors import SettingError
 from ..exact.hidden import hidden_dimensions, rounded
-from ..exact.linear_program import depth
+from ..exact.programs import depth
 from ..hull.distances import mean_width
 from ..hull.hull import Hull
 from ..hull.statistics import limit_of

@@ -9,23 +9,35 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
+from ..data.images import check_image, check_pair
 from ..errors import CollisionError, SettingError
 from ..graph.agreement import validate_model
+from ..graph.flow import following
 from ..graph.graph import Graph, trace
 from ..graph.probabilities import giving
-from ..graph.target import TargetFeatures, explain_forward_errors, logits_of
+from ..graph.target import (
+    TOLERANCE,
+    TargetFeatures,
+    explain_forward_errors,
+    logits_of,
+    with_edges,
+)
 from ..hull.hull import Hull
 from ..hull.outputs import output_of
 from ..hull.statistics import AFFINE
 from ..networks.unwrap import unwrap, unwrap_layer
 from ..networks.weights import weights_hash
+from ..runs.records import Summary
 from ..search.summary import summarise
 from ..settings.rules import SEED, whole
 from .first_layer import FirstLayer, first_layer
+from .programs import Pushed
 from .windows import Polytope, polytope_of
 
 _MOST = 1000  # corners
+_SAME = 1e-4  # corners nearer than this (L2, pixels in [0, 1]) are one
 _EXACT = 1e-9  # of ||W t||: how exact the corners must be in float64
+_OF_PROGRAMS = 1e-7  # HiGHS takes constraints for met; float32 pixels are not nearer
 _MOVED = 1e-6  # of what a picture differs from the target by: less is rounding
 
 
@@ -70,10 +82,12 @@ def exact_hull(
 
 @dataclass
 class ExactCorners:
-    """The problem of `exact_hull`: checked when made, solved by `run`, as `Search` is.
+    """Points of the first layer's polytope: checked when made, found by `run`, as `Search` is.
 
     Args:
-        model, target, towards, layer, seed: as `exact_hull` takes them.
+        model, target, layer: as `exact_hull` takes them.
+        towards: also `Pushed`, for corners that push units.
+        seed: decides random directions.
         graph: of the model, once it gives logits; traced where none is given.
         initial: (C, H, W), for the pictures of the run.
         numbers: of the corners; from 0 where none are given.
@@ -81,12 +95,18 @@ class ExactCorners:
 
     Attributes:
         first: the first layer.
-        polytope: of the images that it cannot tell from the target.
+        features: what it sees of the target.
+        polytope: of the images that have the same features.
+        units: (K,) that the corners push; -1 where none.
+
+    Raises:
+        SettingError: for images that cannot be used, a layer that is not linear in the pixels or
+            hides nothing, or a corner that does not exist.
     """
 
     model: nn.Module
     target: Tensor
-    towards: Tensor | int
+    towards: Tensor | int | Pushed
     layer: str = "auto"
     seed: int = 0
     graph: Graph = None  # type: ignore[assignment]
@@ -97,7 +117,9 @@ class ExactCorners:
 
     def __post_init__(self) -> None:
         whole("seed", self.seed, 0, SEED)
-        _check_image("target", self.target)
+        check_image("target", self.target)
+        if self.initial is not None:
+            check_pair(self.initial, self.target)
         self.target = self.target.detach().cpu()
         self.towards = _checked(self.towards, self.target)
         if self.layer != "auto":
@@ -111,7 +133,17 @@ class ExactCorners:
                 self.graph = trace(self.model, self.target.shape)
             self.first: FirstLayer = first_layer(self.graph, self.layer)
         self.layer = self.first.name
-        self.polytope: Polytope = polytope_of(self.first, self.target)
+        self.features = self.first.features(self.target)
+        if isinstance(self.towards, Pushed):
+            found = following(self.graph, self.layer).activation
+            values = self.features.preactivation
+            self.features = TargetFeatures(values, with_edges(found, values, TOLERANCE))
+            self.units = self.towards.units(self.first, self.features, images[0])
+            self.numbers = self.towards.corners
+        else:
+            number = self.towards if isinstance(self.towards, int) else len(self.towards)
+            self.units = torch.full((number,), -1)
+        self.polytope: Polytope = polytope_of(self.first, self.target, self.features)
         if not self.polytope.hidden:
             count = len(self.first.bias)
             raise SettingError(
@@ -125,77 +157,105 @@ class ExactCorners:
 
     def _pictures(self) -> Tensor:
         """(2, C, H, W): the initial image and the target."""
-        initial = self.initial
-        if initial is None:
-            initial = self.target if isinstance(self.towards, int) else self.towards[0]
-        self.initial = initial.detach().cpu()
+        if self.initial is None:
+            towards = self.towards
+            self.initial = towards[0] if isinstance(towards, Tensor) else self.target
+        self.initial = self.initial.detach().cpu()
         return torch.stack([self.initial, self.target])
 
     def run(self, logger: Logger | None = None) -> Hull:
-        """Find the corners."""
+        """Find the corners.
+
+        Raises:
+            CollisionError: where the target's pixels at 0 or 1 leave no other image.
+        """
         started = time.perf_counter()
-        towards, near = self.towards, isinstance(self.towards, Tensor)
-        if isinstance(towards, Tensor):
-            wanted = float((towards - self.target).abs().max())
-            found, steps = self.polytope.nearest(towards.flatten(1).double())
-        else:
-            generator, wanted = torch.Generator().manual_seed(self.seed), 1.0
-            found, steps = self.polytope.apart(towards, generator)
+        found, steps = self._points()
         seconds = time.perf_counter() - started
         exact = found.view(-1, *self.target.shape)
-        if not (exact - self.target).abs().max() > min(wanted, 1) * _MOVED and wanted:
+        wanted = 1.0
+        if isinstance(self.towards, Tensor):
+            wanted = float((self.towards - self.target).abs().max().clamp_max(1))
+        if not (exact - self.target).abs().max() > wanted * _MOVED and wanted:
             raise CollisionError(
                 f"no image but the target has its values at {self.layer}: the layer hides "
                 f"{self.polytope.hidden} directions, but the target's pixels at 0 or 1 leave none "
                 "of them open; choose another target"
             )
-        residual = float(self.first.residual(exact, self.target).max())
-        converged = residual <= _EXACT
-        if not converged:
-            warnings.warn(
-                f"not converged: the corners' values at {self.layer} are {residual:.2g} of the "
-                f"target's off after {steps} steps, and the layer is too large for the linear "
-                "program that would finish them; choose a target with fewer pixels at 0 or 1",
-                stacklevel=2,
-            )
-        corners = exact.float()
-        values = self.first(self.target[None])[0]
-        units = torch.full((len(corners),), -1)
+        corners, numbers = exact.float(), self.numbers or range(len(exact))
+        _warn_of_same(found, numbers)
+        summary = self._summary(exact, corners, numbers)
+        summary.steps, summary.seconds = steps, seconds
+        summary.seconds_total = time.perf_counter() - started
         assert self.initial is not None
-        logits = logits_of(self.model, self.target[None])[0]
-        summary = summarise(
-            self.graph, self.layer, (self.initial, self.target), corners,
-            self.numbers or range(len(corners)), units,
-            TargetFeatures(values, self.first.activation),
-            output_of(self.output, logits, self.threshold),
-            experiment="exact", classifier_hash=weights_hash(self.model), solver="exact",
-            objective="near" if near else "random", push="direction" if near else "apart",
-            hull_relative=AFFINE, converged=converged, residual=residual, steps=steps,
-            seconds=seconds, seconds_total=time.perf_counter() - started,
-        )  # fmt: skip
         return Hull(
-            self.model, self.layer, corners, self.initial, self.target, units, summary,
+            self.model, self.layer, corners, self.initial, self.target, self.units, summary,
             graph=self.graph,
         )  # fmt: skip
 
+    def _points(self) -> tuple[Tensor, int]:
+        """The corners (K, n) float64, and the steps they took."""
+        if isinstance(self.towards, Tensor):
+            return self.polytope.nearest(self.towards.flatten(1).double())
+        if isinstance(self.towards, int):
+            generator = torch.Generator().manual_seed(self.seed)
+            return self.polytope.apart(self.towards, generator)
+        assert self.initial is not None
+        each = torch.arange(len(self.units))
+        rows = torch.zeros(len(each), len(self.first.bias), dtype=torch.float64)
+        rows[each, self.units] = torch.where(self.features.above[self.units], -1.0, 1.0).double()
+        ways = self.first.back(rows)
+        return self.towards.solve(self.polytope, ways, self.units, self.initial, self.seed)
 
-def _check_image(name: str, image: Tensor) -> None:
-    if not isinstance(image, Tensor) or image.ndim != 3 or image.dtype != torch.float32:
-        given = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else image
-        raise SettingError(name, None, f"must be a float32 image (C, H, W), is {given}")
-    _check_pixels(name, image)
+    def _summary(self, exact: Tensor, corners: Tensor, numbers: Sequence[int]) -> Summary:
+        solver, push, objective = "exact", "direction", "near"
+        features = self.features
+        if isinstance(self.towards, int):
+            push, objective = "apart", "random"
+        elif isinstance(self.towards, Pushed):
+            solver, push, objective = "linear_program", "unit", self.towards.objective
+            if objective == "random":  # a corner's name is then the unit that it has lowest
+                oriented = features.oriented(self.first(corners))
+                self.units = torch.where(features.active, torch.inf, oriented).argmin(1)
+        seen = objective == "eq2"  # which lets hidden units rise
+        residual = float(self.first.residual(exact, features, seen).max())
+        by_programs = solver == "linear_program" and objective != "near"
+        if not (converged := residual <= (_OF_PROGRAMS if by_programs else _EXACT)):
+            warnings.warn(
+                f"not converged: the corners' values at {self.layer} are {residual:.2g} of the "
+                "target's off, more than rounding; choose a target with fewer pixels at 0 or 1",
+                stacklevel=3,
+            )
+        assert self.initial is not None
+        logits = logits_of(self.model, self.target[None])[0]
+        return summarise(
+            self.graph, self.layer, (self.initial, self.target), corners, numbers, self.units,
+            features, output_of(self.output, logits, self.threshold), experiment=solver,
+            classifier_hash=weights_hash(self.model), solver=solver, objective=objective,
+            push=push, hull_relative=AFFINE, converged=converged, residual=residual,
+            steps=0, seconds=0.0, seconds_total=0.0,
+        )  # fmt: skip
 
 
-def _check_pixels(name: str, images: Tensor) -> None:
-    if not (images.numel() and images.isfinite().all() and 0 <= images.min() <= images.max() <= 1):
-        raise SettingError(name, None, "pixels must be in [0, 1]", "divide 8-bit pixels by 255")
+def _warn_of_same(exact: Tensor, numbers: Sequence[int]) -> None:
+    near = torch.cdist(exact, exact) < _SAME
+    pairs = near.triu(1).nonzero().tolist()
+    if pairs:
+        same = ", ".join(f"{numbers[j]} is {numbers[i]}" for i, j in pairs)
+        warnings.warn(
+            f"some corners do not exist on their own: corner {same}; the polytope has fewer "
+            "corners than were asked for",
+            stacklevel=3,
+        )
 
 
-def _checked(towards: Tensor | int, target: Tensor) -> Tensor | int:
+def _checked(towards: Tensor | int | Pushed, target: Tensor) -> Tensor | int | Pushed:
+    if isinstance(towards, Pushed):
+        return towards
     if isinstance(towards, int) and not isinstance(towards, bool):
         whole("towards", towards, 1, _MOST)
         return towards
-    if not isinstance(towards, Tensor) or towards.ndim != 4 or towards.dtype != torch.float32:
+    if not isinstance(towards, Tensor) or towards.ndim != 4:
         given = tuple(towards.shape) if isinstance(towards, Tensor) else type(towards).__name__
         raise SettingError(
             "towards",
@@ -211,9 +271,7 @@ def _checked(towards: Tensor | int, target: Tensor) -> Tensor | int:
             f"{'x'.join(map(str, target.shape))}",
             "resize them to the target's size",
         )
-    if not 1 <= len(towards) <= _MOST:
-        raise SettingError(
-            "towards", None, f"must be 1 to {_MOST} pictures", f"these are {len(towards)}"
-        )
-    _check_pixels("towards", towards)
+    whole("number of pictures in towards", len(towards), 1, _MOST)
+    for picture in towards:
+        check_image("towards", picture)
     return towards.detach().cpu()

@@ -48,21 +48,41 @@ class FirstLayer:
         values: Tensor = self.network(images.to(torch.float64))
         return values.flatten(1)
 
-    def sides(self, target: Tensor) -> "Sides":
-        """What the values of an image must be, for the network to give what it gives this one."""
-        found = TargetFeatures(self(target[None])[0], self.activation)
-        sign = torch.where(found.above, -1.0, 1.0).to(self.bias)
-        edge = torch.where(found.active, found.preactivation, found.edge)
-        return Sides(found.active, sign, sign * (edge - self.bias))
+    @torch.enable_grad()
+    def back(self, rows: Tensor) -> Tensor:
+        """Weights of units (B, N) to those of pixels (B, n): W transposed."""
+        images = torch.zeros(len(rows), *self.size).double().requires_grad_()
+        (found,) = torch.autograd.grad((rows * self(images)).sum(), images)
+        return found.flatten(1)
 
-    def residual(self, images: Tensor, target: Tensor) -> Tensor:
+    @torch.no_grad()
+    def weight(self) -> Tensor:
+        """(N, n) W, by the layer's values at one pixel after another."""
+        pixels = self.size.numel()
+        columns = torch.empty(pixels, len(self.bias), dtype=torch.float64)
+        for part in torch.arange(pixels).split(max(1, _CHUNK // pixels)):
+            units = torch.zeros(len(part), pixels, dtype=torch.float64)
+            units[torch.arange(len(part)), part] = 1
+            columns[part] = self(units.view(-1, *self.size)) - self.bias
+        return columns.mT
+
+    def features(self, target: Tensor) -> TargetFeatures:
+        """What the network sees of an image (C, H, W)."""
+        return TargetFeatures(self(target[None])[0], self.activation)
+
+    def residual(
+        self, images: Tensor, features: TargetFeatures, active_alone: bool = False
+    ) -> Tensor:
         """(B,) how far W x is from what it must be, over ||W t||; of a black target, absolute."""
-        sides = self.sides(target)
+        sides = Sides.of(features, self.bias)
         gap = sides.sign * (self(images) - self.bias) - sides.side
-        gap = torch.where(sides.equal, gap, gap.relu())
-        norm = float((self(target[None])[0] - self.bias).norm())
+        gap = torch.where(sides.equal, gap, 0 if active_alone else gap.relu())
+        norm = float((features.preactivation - self.bias).norm())
         found: Tensor = gap.norm(dim=1) / (norm or 1.0)
         return found
+
+
+_CHUNK = 2**22  # numbers of the images that are computed together: 32 MiB
 
 
 class Sides(NamedTuple):
@@ -77,6 +97,13 @@ class Sides(NamedTuple):
     equal: Tensor
     sign: Tensor
     side: Tensor
+
+    @classmethod
+    def of(cls, target: TargetFeatures, bias: Tensor) -> "Sides":
+        """What the values of an image must be, for the network to give what it gives the target."""
+        sign = torch.where(target.above, -1.0, 1.0).to(bias)
+        edge = torch.where(target.active, target.preactivation, target.edge)
+        return cls(target.active, sign, sign * (edge - bias))
 
 
 @torch.no_grad()
@@ -95,7 +122,7 @@ def first_layer(graph: Graph, layer: str = "auto") -> FirstLayer:
         network = graph.runnable()
     except NotPiecewiseLinear as error:
         raise SettingError(
-            "model", None, str(error), "solver=exact reads the network as a graph"
+            "model", None, str(error), "exact corners need the network as a graph"
         ) from None
     affine = affine_part(network)
     node = _named(graph, layer, affine) if layer != "auto" else _last_layer(graph, affine)

@@ -98,9 +98,10 @@ def rounded(hull: Hull) -> dict[str, Any]:
     """
     if hull.summary.solver != "exact":
         return {}
-    layer, target, corners = first_layer(hull.graph, hull.layer), hull.target.cpu(), hull.corners
+    layer, corners = first_layer(hull.graph, hull.layer), hull.corners
+    features = layer.features(hull.target.cpu())
     pixels = (corners.cpu().double() * 255).round() / 255
     found = {"float64": hull.summary.residual}
     for name, images in (("float32", corners.cpu()), ("uint8", pixels)):
-        found[name] = float(layer.residual(images, target).max())
+        found[name] = float(layer.residual(images, features).max())
     return {"rounding": found}

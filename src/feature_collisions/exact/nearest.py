@@ -9,8 +9,6 @@ import torch
 from scipy.linalg import qr, solve_triangular
 from torch import Tensor
 
-from ..errors import CollisionError
-
 _STEPS = 200
 _TOLERANCE = 1e-12  # of the sides' norm: what float64 leaves
 _SHORTEST = 2.0**-40  # of a step: below it rounding decides
@@ -236,35 +234,3 @@ class Conditioned:
             at = solve_triangular(self._triangle, value[self._order], trans="T")
         rest = (limit - self._tied @ at)[self._kept] / self._lengths[:, None]
         return torch.from_numpy(np.vstack([at, rest]))
-
-
-@dataclass(frozen=True)
-class Constraints:
-    """equal x = value, below x <= limit, 0 <= x <= 1; (M, n) and (L, n) matrices, float64."""
-
-    equal: np.ndarray
-    value: np.ndarray
-    below: np.ndarray
-    limit: np.ndarray
-
-
-_OFF = 1e-9  # of the sides' norm: a polytope that no point comes nearer to is empty
-
-
-def nearest_point(point: np.ndarray, constraints: Constraints) -> tuple[np.ndarray, int]:
-    """The x nearest to one `point` (n,) (`nearest_points`), and the steps it took.
-
-    Raises:
-        CollisionError: when no x fulfils the constraints.
-    """
-    given = Conditioned(constraints.equal, constraints.below)
-    sides = given.sides(constraints.value[:, None], constraints.limit[:, None])
-    found = nearest_points(torch.from_numpy(point)[:, None], given.rows, sides, given.equal)
-    x = found.points[:, 0].numpy()
-    off = np.abs(constraints.equal @ x - constraints.value).max(initial=0)
-    if not (float(found.error) <= _OFF and off <= _OFF * np.abs(constraints.value).max(initial=1)):
-        raise CollisionError(
-            "the polytope is empty, or next to it: no image in [0, 1] was found that has the "
-            "target's features; choose another target"
-        )
-    return x, found.steps

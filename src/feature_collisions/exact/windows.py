@@ -14,7 +14,7 @@ from torch.nn import functional
 from ..graph.activations import aten, given_by_name
 from ..graph.graph import held_by, until
 from ..graph.operations import BATCH_NORM
-from .affine import probed
+from ..graph.target import TargetFeatures
 from .first_layer import FirstLayer, Sides, probe
 from .interior import Interior
 from .nearest import Conditioned, Nearest, Rows, nearest_points
@@ -36,6 +36,7 @@ class Problem:
         equal: (M,) bool, the rows whose values must stay; the others may not rise.
         sides: (M, P) what they must give, or stay below.
         seen: the rank of the equations: how many directions of p a window does not hide.
+        units: (P, m) of the layer, in the order of `given`.
         given: the layer's own weights of a window's pixels and what they must give, before the
             equations are made orthonormal; None where they are too many to be held.
     """
@@ -45,7 +46,8 @@ class Problem:
     equal: Tensor
     sides: Tensor
     seen: int
-    given: "_Given | None" = None
+    units: Tensor
+    given: "Given | None" = None
 
     def nearest(self, points: Tensor, target: Tensor, tolerance: float) -> Nearest:
         """The nearest points of the polytope to points (K, P, p); the result has (p, K P)."""
@@ -65,7 +67,7 @@ class Problem:
         return found
 
 
-class _Given(NamedTuple):
+class Given(NamedTuple):
     """matrix (m, p) times a window's pixels is limit (m, P) where `equal`, and else at most it."""
 
     matrix: np.ndarray
@@ -123,9 +125,12 @@ class Polytope:
 
 
 @torch.no_grad()
-def polytope_of(layer: FirstLayer, target: Tensor) -> Polytope:
-    """The polytope of a target (C, H, W)."""
-    pixels, sides = target.flatten().double(), layer.sides(target)
+def polytope_of(
+    layer: FirstLayer, target: Tensor, features: TargetFeatures | None = None
+) -> Polytope:
+    """The polytope of a target (C, H, W), and of features that have other edges than the layer."""
+    sides = Sides.of(features or layer.features(target), layer.bias)
+    pixels = target.flatten().double()
     windows = _windows(layer)
     if windows is not None:
         return Polytope(pixels, _of_windows(windows, sides))
@@ -134,7 +139,7 @@ def polytope_of(layer: FirstLayer, target: Tensor) -> Polytope:
     return Polytope(pixels, [_of_network(layer, sides)])
 
 
-class _Windows(NamedTuple):
+class Windows(NamedTuple):
     """Values at units (P, M) are matrix (M, p) times the pixels (P, p), and a bias."""
 
     matrix: Tensor
@@ -147,24 +152,24 @@ class _Windows(NamedTuple):
         matrix, side = (sign[:, None] * self.matrix).numpy(), sides.side[self.units].mT.numpy()
         given = Conditioned(matrix[equal], matrix[~equal])
         made = given.sides(side[equal], side[~equal])
-        kept = _Given(matrix, side, equal)
-        return Problem(self.pixels, given.rows, given.equal, made, given.rank, kept)
+        kept = Given(matrix, side, equal)
+        return Problem(self.pixels, given.rows, given.equal, made, given.rank, self.units, kept)
 
 
-def _of_windows(windows: _Windows, sides: Sides) -> list[Problem]:
+def _of_windows(windows: Windows, sides: Sides) -> list[Problem]:
     """One problem of all windows, or, where they see other units, one for each."""
     if sides.equal.all():
         return [windows.problem(sides)]
     parts = range(len(windows.pixels))
     return [
-        _Windows(windows.matrix, windows.pixels[k : k + 1], windows.units[k : k + 1]).problem(sides)
+        Windows(windows.matrix, windows.pixels[k : k + 1], windows.units[k : k + 1]).problem(sides)
         for k in parts
     ]
 
 
 def _of_matrix(layer: FirstLayer, sides: Sides) -> Iterator[Problem]:
     """Problems of pixels and units that no other pixel or unit is connected with."""
-    matrix = torch.from_numpy(probed(layer, layer.size).weight)
+    matrix = layer.weight()
     units, pixels = matrix.nonzero().mT.numpy()
     count = len(matrix)
     shape = (count + matrix.shape[1],) * 2
@@ -172,7 +177,7 @@ def _of_matrix(layer: FirstLayer, sides: Sides) -> Iterator[Problem]:
     _, part = connected_components(joined, directed=False)
     for each in np.unique(part[count:][np.unique(pixels)]):
         own, seen = np.flatnonzero(part[:count] == each), np.flatnonzero(part[count:] == each)
-        window = _Windows(
+        window = Windows(
             matrix[np.ix_(own, seen)], torch.from_numpy(seen)[None], torch.from_numpy(own)[None]
         )
         yield window.problem(sides)
@@ -189,13 +194,9 @@ class _Network(NamedTuple):
         images = points.mT.reshape(-1, *self.layer.size)
         return self.sign[:, None] * (self.layer(images) - self.layer.bias).mT
 
-    @torch.enable_grad()
     def back(self, multipliers: Tensor) -> Tensor:
         """(N, B) to (n, B)."""
-        images = torch.zeros(multipliers.shape[1], *self.layer.size).double().requires_grad_()
-        weighted = (self.sign[:, None] * multipliers).mT * self.layer(images)
-        (found,) = torch.autograd.grad(weighted.sum(), images)
-        return found.flatten(1).mT
+        return self.layer.back((self.sign[:, None] * multipliers).mT).mT
 
 
 def _of_network(layer: FirstLayer, sides: Sides) -> Problem:
@@ -204,10 +205,11 @@ def _of_network(layer: FirstLayer, sides: Sides) -> Problem:
     return Problem(
         torch.arange(count)[None], _Network(layer, sides.sign), sides.equal,
         sides.side[:, None], min(count, int(sides.equal.sum())),
+        torch.arange(len(sides.side))[None],
     )  # fmt: skip
 
 
-def _windows(layer: FirstLayer) -> _Windows | None:
+def _windows(layer: FirstLayer) -> Windows | None:
     """A convolution or linear layer whose windows share no pixel, read from the graph.
 
     Before it, pixels may be scaled, shifted and moved; behind it there may be a batch norm. What is
@@ -232,7 +234,7 @@ def _windows(layer: FirstLayer) -> _Windows | None:
     units = torch.arange(len(pixels) * len(weight))
     of_channels = weight.ndim == 4  # (M, P), where a linear layer gives (P, M)
     units = units.view(len(weight), -1).mT if of_channels else units.view(-1, len(weight))
-    return _as_the_layer(_Windows(weight.flatten(1) * scale[0], pixels, units), layer)
+    return _as_the_layer(Windows(weight.flatten(1) * scale[0], pixels, units), layer)
 
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -267,7 +269,7 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(both[0]), int(both[-1])
 
 
-def _as_the_layer(windows: _Windows, layer: FirstLayer) -> _Windows | None:
+def _as_the_layer(windows: Windows, layer: FirstLayer) -> Windows | None:
     """The windows with a batch norm's scale; None where they do not give the layer's values."""
     images = probe(layer.size, 3)
     values = layer(images) - layer.bias
