@@ -16,6 +16,7 @@ from feature_collisions.report.report import write_report
 from feature_collisions.report.runs import row_of
 from feature_collisions.report.words import classes_of, unnamed
 from feature_collisions.runs.directories import newest_run
+from feature_collisions.runs.evaluation import Evaluation
 from feature_collisions.runs.run import Run
 from helpers.hulls import evaluated, made_hull
 from helpers.runs import FAST
@@ -74,9 +75,12 @@ def test_everything_may_fail(monkeypatch, tmp_path, capsys):
 
 
 def test_a_figure_that_is_no_number_fails_alone(monkeypatch, tmp_path):
-    monkeypatch.setitem(OF_TWO_CORNERS, "looks", lambda *arguments: {"macro_share": float("nan")})
+    monkeypatch.setitem(
+        OF_TWO_CORNERS, "looks", lambda *arguments: Evaluation(macro_share=float("nan"))
+    )
     result = evaluated(made_hull(3), tmp_path)
-    assert list(result["failed"]) == ["looks"]
+    reason = "macro_share=nan: Input should be a finite number"
+    assert result["failed"] == {"looks": reason}
     assert "macro_share" not in result
 
 

@@ -60,14 +60,14 @@ def test_a_judge_compares_features_and_counts_classes(data):
     of_data = torch.nn.functional.avg_pool2d(data.test[torch.arange(30)], 3).flatten(1)
     classes = quarters.argmax(1).tolist()
     initial = int(torch.nn.functional.avg_pool2d(hull.initial, 3).argmax())
-    found = judge_of("judges_of_tests:quarters", data).verdict(hull)["judge"]
+    found = judge_of("judges_of_tests:quarters", data).verdict(hull).entries()
     size = torch.pdist(quarters).mean() / torch.pdist(of_data).mean()
     assert found.pop("size") == pytest.approx(float(size), rel=1e-5)
     assert found == {
         "network": "judges_of_tests:quarters", "corners": 3, "initial_class": initial,
         "initial_kept": classes.count(initial), "target_given": classes.count(1),
     }  # fmt: skip
-    assert judge_of("judges_of_tests:quarters", data).verdict(made_hull(1))["judge"]["size"] is None
+    assert judge_of("judges_of_tests:quarters", data).verdict(made_hull(1)).size is None
     assert judge_of(None, data) is None
 
 

@@ -7,7 +7,7 @@ import torch
 
 from feature_collisions.data.files import write_text
 from feature_collisions.data.images import save_png
-from feature_collisions.evaluation.macro import macro_entries, macro_share, outline
+from feature_collisions.evaluation.macro import macro_share, outline, visible
 from feature_collisions.report.report import write_report
 from feature_collisions.report.sheets import composite_at_start, corners_sheet
 from feature_collisions.report.words import ClassWords
@@ -32,7 +32,7 @@ def test_equal_and_tiny_images_have_no_share() -> None:
 
 def test_entries_of_a_macro_run() -> None:
     hull = made_hull(3, (3, 16, 16))
-    plain = macro_entries(hull)
+    plain = visible(hull)
     assert plain["total_variation"] is None
     distances = [
         float((hull.corners[i] - hull.corners[j]).norm()) for i, j in ((0, 1), (0, 2), (1, 2))
@@ -41,7 +41,7 @@ def test_entries_of_a_macro_run() -> None:
     for k, entry in enumerate(hull.summary["corners"]):
         entry["total_variation"] = 10.0 * k
     hull.corners[:] = hull.target
-    entries = macro_entries(hull)
+    entries = visible(hull)
     assert entries["total_variation"] == 10
     assert entries["ssim_to_target"] == pytest.approx(1, abs=1e-5)
     assert entries["ssim_to_initial"] < 0.9

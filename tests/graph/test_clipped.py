@@ -117,7 +117,7 @@ def test_a_search_finds_them_too_and_the_hull_collides(images):
     proof = prove_collision(hull.problem)
     assert proof["feature_error_max"] < 0.01
     assert proof["inactive_max"] < 0.01
-    assert depth(hull)["depth"]["share"] == pytest.approx([1.0] * 5, abs=0.02)
+    assert depth(hull)["share"] == pytest.approx([1.0] * 5, abs=0.02)
 
 
 def test_an_evaluation_runs_on_a_clipped_network(images, tmp_path):

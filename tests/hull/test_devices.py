@@ -221,4 +221,4 @@ def test_linear_programs_leave_the_hull_where_the_model_lies(other, objective):
     assert isinstance(there.corners, Elsewhere)
     assert torch.equal(there.corners.cpu(), here.corners)
     there.summary["solver"] = "gradient"
-    assert depth(there)["depth"]["share"]
+    assert depth(there)["share"]

@@ -122,9 +122,9 @@ def test_a_processors_threads_have_modules_of_their_own_and_the_same_weights(cor
         assert all(map(lambda a, b: a is b, other.model.parameters(), hull.model.parameters()))
         assert all(map(lambda a, b: a is b, other.observed.parameters(), hull.model.parameters()))
         assert not other.model.training
-    several = hull.sample(600)
+    several = hull.sample(600).entries()
     cores(1)
-    assert alike(several, shared(hull, 1).sample(600))
+    assert alike(several, shared(hull, 1).sample(600).entries())
 
 
 def test_a_model_that_cannot_be_copied_is_measured_in_one_thread(cores):

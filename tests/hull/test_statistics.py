@@ -10,6 +10,7 @@ from feature_collisions.hull.statistics import (
     clopper_pearson_lower,
     counted,
 )
+from feature_collisions.runs.evaluation import Sample
 
 OUTPUT = Classes(torch.zeros(2), 0, 0.7)
 
@@ -59,7 +60,7 @@ def test_a_point_without_a_probability_is_of_no_class():
     statistics.update(
         torch.tensor([[9.0, 1, 1], [math.nan, 1, 1], [1, math.nan, 1]]), torch.ones(3, 2)
     )
-    assert statistics.compute()["accuracy"] == pytest.approx(1 / 3)
+    assert int(statistics.correct) == 1
 
 
 @pytest.mark.parametrize(
@@ -77,18 +78,15 @@ def test_a_point_without_a_probability_is_of_no_class():
     ],
 )
 def test_a_hull_has_one_of_three_outcomes(accuracy, mean, largest, outcome, reasons):
-    sample = {
-        "samples": 1000, "accuracy": accuracy, "probability_mean": mean,
-        "feature_relative_max": largest,
-    }  # fmt: skip
+    sample = Sample.model_construct(
+        samples=1000, accuracy=accuracy, probability_mean=mean, feature_relative_max=largest
+    )
     found = OUTPUT.outcome(sample, 0.3)
     assert (found.name, len(found.reasons)) == (outcome, reasons)
 
 
 def test_a_corner_beyond_the_line_is_no_collision_whatever_was_sampled():
-    sample = {
-        "samples": 10, "accuracy": 1.0, "probability_mean": 0.7, "feature_relative_max": 0.04,
-    }  # fmt: skip
+    sample = Sample(samples=10, accuracy=1.0, probability_mean=0.7, feature_relative_max=0.04)
     assert OUTPUT.outcome(sample, 0.05, at_corners=0.05).name == "features collide"
     found = OUTPUT.outcome(sample, 0.05, at_corners=0.06)
     assert found.name == "class only"

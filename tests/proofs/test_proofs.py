@@ -519,13 +519,13 @@ def test_the_largest_violation_is_the_slow_one_over_many_points_of_the_hull() ->
 def test_a_deeper_layer_is_not_stated_as_proved() -> None:
     deeper = replace(affine_hull(), layer="3")
     assert prove_collision(deeper.problem)["by"] == "bounds"
-    assert depth(deeper) == {}
+    assert depth(deeper) is None
 
 
 def test_depth_is_one_at_eq2s_corners_and_less_elsewhere() -> None:
     hull = affine_hull("eq2")
     hull.summary["solver"] = "gradient"
-    found = depth(hull)["depth"]
+    found = depth(hull)
     assert found["share"] == pytest.approx([1, 1, 1], abs=1e-3)
     hull.corners[1] = (hull.corners[1] + hull.target) / 2
     layer, unit = hull.model[1], int(hull.units[1])  # type: ignore[index]
@@ -534,7 +534,7 @@ def test_depth_is_one_at_eq2s_corners_and_less_elsewhere() -> None:
     held = sum(abs(f0[j]) for j in range(12) if target[j] < 0 and j != unit)
     share = (f0[unit] + held) / found["optimum"][1]
     assert share < 0.9
-    assert depth(hull)["depth"]["share"] == pytest.approx([1, share, 1], abs=1e-3)
+    assert depth(hull)["share"] == pytest.approx([1, share, 1], abs=1e-3)
 
 
 def test_depth_is_of_the_units_that_the_hull_holds() -> None:
@@ -542,4 +542,4 @@ def test_depth_is_of_the_units_that_the_hull_holds() -> None:
     hull.summary["solver"] = "gradient"
     order = [2, 0, 1]  # the same corners, counted otherwise
     hull = replace(hull, corners=hull.corners[order], units=hull.units[order])
-    assert depth(hull)["depth"]["share"] == pytest.approx([1, 1, 1], abs=1e-3)
+    assert depth(hull)["share"] == pytest.approx([1, 1, 1], abs=1e-3)

@@ -122,8 +122,9 @@ def test_every_measurement_has_a_row(hull, tmp_path):
     }
     assert result["pooled_sizes"].keys() == {"1", "2"}
     assert result["pooled_sizes"]["1"] == pytest.approx(result["relative_size"])
-    result = result.with_entries(
-        {
+    result = Evaluation.model_validate(
+        result.entries()
+        | {
             "pooled_sizes": {"1": 1.0, "8": 0.6},
             "rounding": {"float64": 1e-15, "float32": 1e-8, "uint8": 1e-3},
             "plain_accuracy": 0.5,

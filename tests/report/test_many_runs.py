@@ -12,7 +12,7 @@ from feature_collisions.hull.outputs import Classes
 from feature_collisions.hull.statistics import limit_of
 from feature_collisions.report.figures import sizes_figure
 from feature_collisions.report.runs import row_of, runs_table, write_runs
-from feature_collisions.runs.evaluation import Evaluation
+from feature_collisions.runs.evaluation import Evaluation, Sample
 from feature_collisions.runs.records import Summary
 from feature_collisions.runs.run import Run, hulls_below
 from helpers.runs import FAST, QUICK, make_run
@@ -89,7 +89,7 @@ SAMPLE = {
 
 
 def rows_of(alphas, sizes, mean=0.9, largest=0.25):
-    image = torch.zeros(1, 2, 2)
+    image, output = torch.zeros(1, 2, 2), Classes(torch.zeros(2), 0, 0.9)
     rows = []
     for alpha, size in zip(alphas, sizes, strict=True):
         summary = {
@@ -103,7 +103,7 @@ def rows_of(alphas, sizes, mean=0.9, largest=0.25):
         entries = {
             "dirichlet": sample,
             "target_probability": 0.9,
-            "outcome": Classes(torch.zeros(2), 0, 0.9).outcome(sample, limit_of(run.summary)).name,
+            "outcome": output.outcome(Sample(**sample), limit_of(run.summary)).name,
             "relative_size": size,
             "corner_distance_mean": 2.0 * size,
         }  # fmt: skip

@@ -1,7 +1,6 @@
 """What the hull is compared with: balls of its size, turned simplices, plain Eq. 1 (Table 5)."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from ..graph.graph import copied
 from ..graph.target_layer import TargetLayer
 from ..hull.evaluator import Replica, batch_sizes, in_batches
 from ..hull.hull import Hull
+from ..runs.evaluation import Evaluation, Sample
 from ..search.optimizers import make_optimizer, rate_at
 from ..settings.search import OptimizerSettings
 from ..simplex import dirichlet, mixes
@@ -124,30 +124,35 @@ def plain_corners(
     return images.detach()
 
 
-def balls(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
+Draw = Callable[[Tensor, int, torch.Generator], Tensor]
+"""Corners (K, C, H, W) and a number to so many points (n, C, H, W)."""
+
+
+def balls(hull: Hull, samples: int, seed: int) -> Evaluation:
     """Table 5: accuracy on the sphere, not clipped and clipped, and within the corners' span."""
 
-    def points(name: str, draw: Any, clip: bool) -> dict[str, Any]:
+    def points(name: str, draw: Draw, clip: bool) -> Sample:
         generator = torch.Generator().manual_seed(seed)
         pieces = (draw(hull.corners, n, generator) for n in hull.evaluator.pieces(samples))
         batches = in_batches(pieces, hull.evaluator.batch_size)
         images = (batch.clamp(0, 1) if clip else batch for batch in batches)
         return hull.evaluator.measure(images, samples, name)
 
-    return {
-        "ball_radius": radius(hull.corners) * hull.summary.distance_scale,
-        **_share(hull, "ball", points("Ball", on_sphere, False)),
-        **_share(hull, "ball_clipped", points("Ball, clipped", on_sphere, True)),
-        **_share(hull, "ball_span", points("Ball in the corners' span", on_span_sphere, False)),
-    }
+    return (
+        Evaluation(ball_radius=radius(hull.corners) * hull.summary.distance_scale)
+        | _share(hull, "ball", points("Ball", on_sphere, False))
+        | _share(hull, "ball_clipped", points("Ball, clipped", on_sphere, True))
+        | _share(hull, "ball_span", points("Ball in the corners' span", on_span_sphere, False))
+    )
 
 
-def _share(hull: Hull, name: str, found: dict[str, Any]) -> dict[str, Any]:
+def _share(hull: Hull, name: str, found: Sample) -> Evaluation:
     """What a set's points say: the share of the target's class, say, and their feature error."""
-    return {f"{name}_{key}": found[key] for key in hull.output.compared if key in found}
+    compared = {f"{name}_{key}": found[key] for key in hull.output.compared if key in found}
+    return Evaluation(**compared)
 
 
-def simplices(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
+def simplices(hull: Hull, samples: int, seed: int) -> Evaluation:
     """Accuracy within simplices of the hull's size and shape, turned at random."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -164,7 +169,7 @@ def simplices(hull: Hull, samples: int, seed: int) -> dict[str, Any]:
 
 def plain(
     hull: Hull, samples: int, seed: int, steps: int, precision: torch.dtype | None = None
-) -> dict[str, Any]:
+) -> Evaluation:
     """The hull of as many plain Eq. 1 solutions: its size, its corners' and its points' fit.
 
     They are found in `precision`, half precision say, and measured in the model's own.
@@ -176,9 +181,10 @@ def plain(
     norm = float(hull.features.features.norm())
     found = hull.sample(samples, seed=seed, corners=corners, name="Hull of plain Eq. 1")
     distance = float(torch.pdist(corners.flatten(1)).mean())
-    return {
-        **_share(hull, "plain", found),
-        **{f"plain_{key}": found[key] for key in ("probability_mean",) if key in found},
-        "plain_corner_error_relative_max": float(errors.max()) / norm if norm else None,
-        "plain_corner_distance_mean": distance * hull.summary.distance_scale,
-    }
+    result = _share(hull, "plain", found) | Evaluation(
+        plain_corner_error_relative_max=float(errors.max()) / norm if norm else None,
+        plain_corner_distance_mean=distance * hull.summary.distance_scale,
+    )
+    if "probability_mean" in found:
+        result.plain_probability_mean = found.probability_mean
+    return result

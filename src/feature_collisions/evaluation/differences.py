@@ -1,7 +1,6 @@
 """How far apart the corners look: SSIM, LPIPS, and where they differ most (Figure 8 b)."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +9,10 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from ..hull.hull import Hull
+from ..runs.evaluation import Box, Evaluation
 
 _BACKBONE = "squeezenet1_1-b8a52dc0.pth"  # torchvision's name of LPIPS's smallest network
 _SSIM_WINDOW = 11  # pixels: Gaussian, sigma 1.5, as its authors have it
-
-
-class Box(NamedTuple):
-    """A region: its upper left pixel, its size, and its share of the corners' variance."""
-
-    row: int
-    column: int
-    height: int
-    width: int
-    share: float
 
 
 def boxes(corners: Tensor, count: int = 3, part: int = 5) -> list[Box]:
@@ -41,7 +31,7 @@ def boxes(corners: Tensor, count: int = 3, part: int = 5) -> list[Box]:
     while len(found) < count and sums.max() > 0:
         row, column = divmod(int(sums.argmax()), sums.shape[1])
         share = float(sums[row, column]) / total
-        found.append(Box(row, column, height, width, share))
+        found.append(Box(row=row, column=column, height=height, width=width, share=share))
         sums[
             max(0, row - height) : row + height + 1, max(0, column - width) : column + width + 1
         ] = 0
@@ -81,17 +71,17 @@ def lpips_mean(corners: Tensor) -> float | None:
     return float(metric.compute())
 
 
-def differences(hull: Hull) -> dict[str, Any]:
-    """The entries of `evaluation.json`: `corner_ssim_mean`, `corner_lpips_mean`, `boxes`."""
+def differences(hull: Hull) -> Evaluation:
+    """How different the corners look: `corner_ssim_mean`, `corner_lpips_mean`, `boxes`."""
     lpips = lpips_mean(hull.corners)
-    found: dict[str, Any] = {
-        "corner_ssim_mean": ssim_mean(hull.corners),
-        "corner_lpips_mean": lpips,
-        "boxes": [box._asdict() for box in boxes(hull.corners)],
-    }
+    found = Evaluation(
+        corner_ssim_mean=ssim_mean(hull.corners),
+        corner_lpips_mean=lpips,
+        boxes=boxes(hull.corners),
+    )
     if lpips is None:
         small = min(hull.corners.shape[2:]) < 32
-        found["corner_lpips_reason"] = (
+        found.corner_lpips_reason = (
             "images under 32 pixels are too small for LPIPS's network"
             if small
             else f"its weights are missing: put {_BACKBONE} into torch.hub's checkpoints"

@@ -1,14 +1,14 @@
 """What `evaluation.json` holds: each measurement is one function of the hull."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from pydantic import ValidationError
 
 from ..data.caches import cache_path
 from ..data.devices import explain_out_of_memory
@@ -24,14 +24,15 @@ from ..proofs.collision import prove_collision
 from ..proofs.edges import prove_edges
 from ..proofs.faces import prove_faces
 from ..proofs.whole_hull import prove_class
-from ..runs.evaluation import Evaluation
+from ..runs.evaluation import ClassProof, CollisionProof, Edges, Evaluation, Faces, Proof
+from ..runs.records import first_problem
 from ..settings.evaluate import EvaluateSettings
 from ..settings.trainer import MIXED
 from ..simplex import SAMPLERS
 from .baselines import balls, dimension, plain, simplices
 from .differences import differences
 from .judge import Judge
-from .macro import macro_entries
+from .macro import visible
 
 EVALUATION = "evaluation.json"
 _OF_TARGET = ("target_class", "target_probability", "initial_cosine", "threshold")
@@ -78,14 +79,13 @@ def evaluate(
     else:
         result.left_out = dict.fromkeys(asked, "needs two corners")
     if judge is not None:
-        measurements["judge"] = lambda subject: judge.verdict(subject.hull)
+        measurements["judge"] = lambda subject: Evaluation(judge=judge.verdict(subject.hull))
     left = list(measurements)
     for name, measure in measurements.items():
         started = time.perf_counter()
         try:
             with explain_out_of_memory(hull.corners.device):
-                found = measure(Subject(hull, settings, directory, result))
-            result = result.with_entries(json.loads(json.dumps(found, allow_nan=False)))
+                result |= measure(Subject(hull, settings, directory, result))
         except Exception as error:  # whatever it is, the other measurements must not be lost
             result = result.with_failure(name, reason_of(error))
         left.remove(name)
@@ -98,6 +98,8 @@ def evaluate(
 
 def reason_of(error: Exception) -> str:
     """Say in one line of printable characters what went wrong."""
+    if isinstance(error, ValidationError):
+        return first_problem(error)
     line = (str(error).strip().splitlines() or [""])[0]
     text = line if isinstance(error, SettingError) else f"{type(error).__name__}: {line}"
     return "".join(character if character.isprintable() else " " for character in text)[:300]
@@ -133,147 +135,150 @@ class Subject(NamedTuple):
 
 def _dataset_distance(
     distances_of_two: Callable[[], Mapping[int, float]], subject: Subject
-) -> dict[str, Any]:
+) -> Evaluation:
     """None where the data set has no two images."""
     distances = {square: None if math.isnan(d) else d for square, d in distances_of_two().items()}
-    return {
-        "dataset_distance_mean": distances[1],
-        "dataset_distances_pooled": {str(square): d for square, d in distances.items()},
-    }
+    return Evaluation(
+        dataset_distance_mean=distances[1],
+        dataset_distances_pooled={str(square): d for square, d in distances.items()},
+    )
 
 
-def _sample(law: str, uint8: bool, subject: Subject) -> dict[str, Any]:
+def _sample(law: str, uint8: bool, subject: Subject) -> Evaluation:
     """A sampler on the float corners, or on the corners as 8-bit PNGs hold them."""
     settings = subject.settings
     count = settings.beside if uint8 else settings.samples
-    return {_entry(law, uint8): subject.hull.sample(count, law, settings.seed, uint8)}
+    found = subject.hull.sample(count, law, settings.seed, uint8)
+    return Evaluation() | {_entry(law, uint8): found}
 
 
 def _entry(law: str, uint8: bool) -> str:
     return law + ("_uint8" if uint8 else "")
 
 
-def _outcome(subject: Subject) -> dict[str, Any]:
+def _outcome(subject: Subject) -> Evaluation:
     """Which of the three outcomes the hull has, by the uniform sample, and why it is no better."""
     if (sample := subject.known.dirichlet) is None:
-        return {}
-    name, reasons = subject.hull.outcome(sample.entries())
+        return Evaluation()
+    name, reasons = subject.hull.outcome(sample)
     limit = limit_of(subject.hull.summary)
-    return {"outcome": name, "outcome_reasons": reasons, "hull_relative": limit}
+    return Evaluation(outcome=name, outcome_reasons=reasons, hull_relative=limit)
 
 
-def _distances(subject: Subject) -> dict[str, Any]:
+def _distances(subject: Subject) -> Evaluation:
     """How far apart the corners are, also beside the data set's images, and from the initial."""
     hull, other = subject.hull, subject.known.dataset_distance_mean
     mean, scale = float(hull.corner_distances().mean()), hull.summary.distance_scale
-    found: dict[str, Any] = {
-        "corner_distance_mean": mean,
-        "mean_width": mean_width(hull.corners, subject.settings.seed) * scale,
-        "degenerate": dimension(hull.corners) < len(hull.corners) - 1,
-        "initial_distance_mean": float(hull.initial_distances().mean()),
-        "relative_size": mean / other if other else None,
-        "pooled_sizes": {
+    found = Evaluation(
+        corner_distance_mean=mean,
+        mean_width=mean_width(hull.corners, subject.settings.seed) * scale,
+        degenerate=dimension(hull.corners) < len(hull.corners) - 1,
+        initial_distance_mean=float(hull.initial_distances().mean()),
+        relative_size=mean / other if other else None,
+        pooled_sizes={
             square: pooled_distance(hull.corners, int(square)) * scale / distance
             for square, distance in subject.known.dataset_distances_pooled.items()
             if distance
         },
-    }
+    )
     if other == 0:
-        found["relative_size_reason"] = "all images of the data set are equal"
+        found.relative_size_reason = "all images of the data set are equal"
     elif other is None:
-        found["relative_size_reason"] = "the distance between two images of the data set is unknown"
+        found.relative_size_reason = "the distance between two images of the data set is unknown"
     return found
 
 
-def _looks(subject: Subject) -> dict[str, Any]:
+def _looks(subject: Subject) -> Evaluation:
     """How different the corners look."""
-    return differences(subject.hull) | macro_entries(subject.hull)
+    return differences(subject.hull) | visible(subject.hull)
 
 
-def _balls(subject: Subject) -> dict[str, Any]:
+def _balls(subject: Subject) -> Evaluation:
     """Balls of the hull's size (Table 5)."""
     return balls(subject.hull, subject.settings.beside, subject.settings.seed)
 
 
-def _simplices(subject: Subject) -> dict[str, Any]:
+def _simplices(subject: Subject) -> Evaluation:
     """The corners' simplex, turned at random."""
     return simplices(subject.hull, subject.settings.beside, subject.settings.seed)
 
 
-def _plain(subject: Subject) -> dict[str, Any]:
+def _plain(subject: Subject) -> Evaluation:
     """The hull of plain Eq. 1 solutions."""
     hull, settings = subject.hull, subject.settings
-    steps = settings.plain.steps
-    return plain(hull, settings.beside, settings.seed, steps, subject.half) if steps else {}
+    if not (steps := settings.plain.steps):
+        return Evaluation()
+    return plain(hull, settings.beside, settings.seed, steps, subject.half)
 
 
-def _worst_case(subject: Subject) -> dict[str, Any]:
+def _worst_case(subject: Subject) -> Evaluation:
     """The worst point a search found: no proof that there is none worse."""
     given, seed = subject.settings.worst_case, subject.settings.seed
     worst = subject.hull.worst_case(given.starts, given.steps, seed, subject.half)
     save_png(subject.directory / "images" / "worst_case.png", worst.image)
-    found = {"worst_case_weights": worst.weights.tolist()}
+    found = Evaluation(worst_case_weights=worst.weights.tolist())
     if worst.cosine is not None:
-        return found | {
-            "worst_case_cosine": worst.cosine,
-            "worst_case_output_relative": worst.output_relative,
-        }
-    return found | {
-        "worst_case_probability": worst.probability,
-        "worst_case_correct": worst.correct,
-        "worst_case_class": worst.predicted_class,
-    }
+        return found | Evaluation(
+            worst_case_cosine=worst.cosine, worst_case_output_relative=worst.output_relative
+        )
+    return found | Evaluation(
+        worst_case_probability=worst.probability,
+        worst_case_correct=worst.correct,
+        worst_case_class=worst.predicted_class,
+    )
 
 
-def _edges(subject: Subject) -> dict[str, Any]:
+def _edges(subject: Subject) -> Evaluation:
     """The edges between corners, walked as far as the settings allow."""
-    return {"edges": prove_edges(subject.hull.problem, subject.settings.edges, cache_path("edges"))}
+    found = prove_edges(subject.hull.problem, subject.settings.edges, cache_path("edges"))
+    return Evaluation(edges=Edges.model_validate(found))
 
 
-def _proved(subject: Subject, name: str, found: dict[str, Any]) -> dict[str, Any]:
+def _proved(subject: Subject, name: str, found: Proof) -> Evaluation:
     """The entry `proof` with one more statement added, and how large the proved part is."""
-    scale, size = found.get("scale_proved"), subject.known.relative_size
-    if scale is not None:
-        found |= {"relative_size_proved": None if size is None else scale * size}
-    return {"proof": subject.known.proof.entries() | {name: found}}
+    size = subject.known.relative_size
+    if found.scale_proved is not None:
+        found.relative_size_proved = None if size is None else found.scale_proved * size
+    return Evaluation(proof=subject.known.proof | {name: found})
 
 
-def _collision_proof(subject: Subject) -> dict[str, Any]:
+def _collision_proof(subject: Subject) -> Evaluation:
     """What holds of the features at every point of the hull."""
     seconds = subject.settings.proof.seconds
     found = prove_collision(subject.hull.problem, seconds, cache_path("hulls"))
-    return _proved(subject, "collision", found)
+    return _proved(subject, "collision", CollisionProof.model_validate(found))
 
 
-def _class_proof(subject: Subject) -> dict[str, Any]:
+def _class_proof(subject: Subject) -> Evaluation:
     """Whether every point of the hull is the target's class."""
     worst = subject.known.worst_case_weights
     suspects = [] if worst is None else [worst]
     seconds = subject.settings.proof.seconds
     found = prove_class(subject.hull.problem, seconds, cache_path("hulls"), suspects)
-    return _proved(subject, "class", found)
+    return _proved(subject, "class_", ClassProof.model_validate(found))
 
 
-def _faces(subject: Subject) -> dict[str, Any]:
+def _faces(subject: Subject) -> Evaluation:
     """Which parts of the hull's triangles are the target's class, where not all of it is proved."""
     of_class = subject.known.proof.class_
     if len(subject.hull.corners) < 3 or (of_class and of_class.outcome == "proved"):
-        return {}
+        return Evaluation()
     found = prove_faces(subject.hull.problem, subject.settings.proof.seconds)
-    return _proved(subject, "faces", found)
+    return Evaluation(proof=subject.known.proof | {"faces": Faces.model_validate(found)})
 
 
-def _depth(subject: Subject) -> dict[str, Any]:
+def _depth(subject: Subject) -> Evaluation:
     """How deep the corners are."""
-    return depth(subject.hull) if subject.settings.proof.depth else {}
+    found = depth(subject.hull) if subject.settings.proof.depth else None
+    return Evaluation(depth=found) if found else Evaluation()
 
 
-def _hidden(subject: Subject) -> dict[str, Any]:
+def _hidden(subject: Subject) -> Evaluation:
     """How many directions of the pixels the layer hides at the target."""
     return hidden_dimensions(subject.hull, subject.settings.proof.seconds)
 
 
-Measurement = Callable[[Subject], dict[str, Any]]
+Measurement = Callable[[Subject], Evaluation]
 SAMPLED: dict[str, Measurement] = {
     _entry(law, uint8): partial(_sample, law, uint8) for uint8 in (False, True) for law in SAMPLERS
 } | {"outcome": _outcome, "hidden": _hidden, "rounding": lambda subject: rounded(subject.hull)}

@@ -6,7 +6,6 @@ units of the distance between two images of the data set there.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from ..graph.target import explain_forward_errors, logits_of
 from ..graph.target_layer import Observed
 from ..hull.hull import Hull
 from ..networks.classifiers import load_classifier
+from ..runs.evaluation import Judged
 from ..settings.train import ClassifierSettings
 
 See = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -60,8 +60,8 @@ class Judge:
                 "give one with the same classes",
             )
 
-    def verdict(self, hull: Hull) -> dict[str, Any]:
-        """The entry `judge` of `evaluation.json`.
+    def verdict(self, hull: Hull) -> Judged:
+        """What it says of the corners.
 
         `size` is the corners' mean distance in its features over the data set's, None for one
         corner; `initial_kept` and `target_given` count the corners to which it gives the class that
@@ -71,15 +71,14 @@ class Judge:
         logits, features = self.see(torch.cat([hull.initial[None], hull.corners]).to(CPU))
         initial, *given = logits.argmax(1).tolist()
         size = float(F.pdist(features[1:]).mean()) / self.distance if len(given) > 1 else None
-        found = {
-            "network": self.name,
-            "size": size,
-            "corners": len(given),
-            "initial_class": initial,
-            "initial_kept": given.count(initial),
-            "target_given": given.count(hull.target_class),
-        }
-        return {"judge": found}
+        return Judged(
+            network=self.name,
+            size=size,
+            corners=len(given),
+            initial_class=initial,
+            initial_kept=given.count(initial),
+            target_given=given.count(hull.target_class),
+        )
 
 
 def judge_of(name: str | None, data: DataSplit) -> Judge | None:

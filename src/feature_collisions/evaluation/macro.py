@@ -1,13 +1,12 @@
 """Whether a person can tell the corners apart: large-scale differences beside noise (sec. 4)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..data.images import SQUARES, pooled_distance
 from ..hull.distances import low_pass
 from ..hull.hull import Hull
+from ..runs.evaluation import Evaluation
 from .differences import similarity
 
 
@@ -30,22 +29,22 @@ def macro_share(images: Tensor) -> float | None:
     return pooled_distance(images, SQUARES[-1]) / whole if whole > 0 else None
 
 
-def macro_entries(hull: Hull) -> dict[str, Any]:
-    """The entries of `evaluation.json` that tell visible differences from noise.
+def visible(hull: Hull) -> Evaluation:
+    """What tells visible differences from noise.
 
     `total_variation` is the mean over the corners of R(P) (sec. 4.1), of composites only.
     """
     variations = [entry.total_variation for entry in hull.summary.corners]
     known = [value for value in variations if value is not None]
-    return {
-        "corner_distance_min": float(hull.corner_distances().min()),
-        "macro_share": macro_share(hull.corners),
-        "total_variation": sum(known) / len(known) if len(known) == len(variations) else None,
-        "ssim_to_target": similarity(hull.corners, hull.target),
-        "ssim_to_initial": similarity(hull.corners, hull.initial),
-        "outline_of_target": outline(hull.corners, hull.target),
-        "outline_of_initial": outline(hull.corners, hull.initial),
-    }
+    return Evaluation(
+        corner_distance_min=float(hull.corner_distances().min()),
+        macro_share=macro_share(hull.corners),
+        total_variation=sum(known) / len(known) if len(known) == len(variations) else None,
+        ssim_to_target=similarity(hull.corners, hull.target),
+        ssim_to_initial=similarity(hull.corners, hull.initial),
+        outline_of_target=outline(hull.corners, hull.target),
+        outline_of_initial=outline(hull.corners, hull.initial),
+    )
 
 
 def outline(images: Tensor, other: Tensor) -> float | None:

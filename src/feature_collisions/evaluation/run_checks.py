@@ -31,7 +31,7 @@ def check_figures(run: Run, found: Sequence[Corner], norm: float, outputs: Tenso
     output = output_of(summary.output, outputs[1])
     pairs = [
         (name, summary[name], value, 1.0)
-        for name, value in output.of_pair(outputs[0]).items()
+        for name, value in output.of_pair(outputs[0]).figures().items()
         if isinstance(value, float)
     ]
     for said, seen in zip(summary.corners, found, strict=True):

@@ -1,7 +1,6 @@
 """How many directions of the pixels a layer sees at the target, and how many it hides."""
 
 import time
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from ..errors import SettingError
 from ..graph.target import TargetFeatures
 from ..graph.target_layer import TargetLayer
 from ..hull.hull import Hull
+from ..runs.evaluation import Evaluation, Rounding
 from .first_layer import first_layer
 from .windows import polytope_of
 
@@ -18,7 +18,7 @@ _BATCH = 64  # gradients that are computed at once, where memory holds so many
 _SMALL = 1e-10  # of the largest singular value: 0, but for rounding
 
 
-def hidden_dimensions(hull: Hull, seconds: float) -> dict[str, Any]:
+def hidden_dimensions(hull: Hull, seconds: float) -> Evaluation:
     """The directions of the pixels that the layer's active units see and hide at the target.
 
     Of a layer that is affine in the pixels they are counted exactly. Elsewhere it is the rank of
@@ -40,12 +40,12 @@ def hidden_dimensions(hull: Hull, seconds: float) -> dict[str, Any]:
         seen, exact = pixels - polytope.hidden, polytope.counted
     except SettingError:
         seen, exact = _rank(hull, seconds)
-    return {
-        "pixel_dimensions": pixels,
-        "seen_dimensions": seen,
-        "hidden_dimensions": pixels - seen,
-        "hidden_dimensions_exact": exact,
-    }
+    return Evaluation(
+        pixel_dimensions=pixels,
+        seen_dimensions=seen,
+        hidden_dimensions=pixels - seen,
+        hidden_dimensions_exact=exact,
+    )
 
 
 @torch.inference_mode(False)
@@ -89,7 +89,7 @@ def _gradients(
 
 
 @torch.no_grad()
-def rounded(hull: Hull) -> dict[str, Any]:
+def rounded(hull: Hull) -> Evaluation:
     """What rounding does to the first layer's values, where corners are exact: `rounding`.
 
     The largest ||W (c - t)|| over ||W t|| of a corner, so of every mix, which is a convex function:
@@ -97,11 +97,9 @@ def rounded(hull: Hull) -> dict[str, Any]:
     it counts what is beyond the edge.
     """
     if hull.summary.solver != "exact":
-        return {}
+        return Evaluation()
     layer, corners = first_layer(hull.graph, hull.layer), hull.corners
     features = layer.features(hull.target.cpu())
     pixels = (corners.cpu().double() * 255).round() / 255
-    found = {"float64": hull.summary.residual}
-    for name, images in (("float32", corners.cpu()), ("uint8", pixels)):
-        found[name] = float(layer.residual(images, features).max())
-    return {"rounding": found}
+    saved, png = (float(layer.residual(each, features).max()) for each in (corners.cpu(), pixels))
+    return Evaluation(rounding=Rounding(float64=hull.summary.residual, float32=saved, uint8=png))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..errors import CollisionError, SettingError
 from ..graph.target import TargetFeatures
 from ..hull.hull import Hull
+from ..runs.evaluation import Depth
 from ..search.losses import negative
 from ..settings.rules import one_of
 from ..settings.solver import OBJECTIVES
@@ -153,19 +154,19 @@ class Pushed:
         return torch.stack([each.point for each in found]), sum(each.iterations for each in found)
 
 
-def depth(hull: Hull) -> dict[str, Any]:
+def depth(hull: Hull) -> Depth | None:
     """How deep gradient descent's corners are: L_neg as a share of Eq. 2's exact optimum.
 
     Both are of the units that the hull says its corners push down. The optimum is at L_pos = 0, by
-    linear programs. Empty where the layer is not affine, or where the corners are linear programs'
+    linear programs. None where the layer is not affine, or where the corners are linear programs'
     already.
     """
     if hull.summary.solver != "gradient" or hull.summary.push != "unit":
-        return {}
+        return None
     try:
         layer = first_layer(hull.graph, hull.layer)
     except SettingError:
-        return {}
+        return None
     corners, target = hull.corners.cpu(), hull.target.cpu()
     features = TargetFeatures(layer(target[None])[0], hull.features.activation)
     polytope = polytope_of(layer, target, features)
@@ -173,9 +174,9 @@ def depth(hull: Hull) -> dict[str, Any]:
     try:
         optima = [least_of_eq2(polytope, unit).value for unit in units]
     except CollisionError as error:
-        return {"depth": {"reason": str(error)}}
+        return Depth(reason=str(error))
     except SettingError:
-        return {}
+        return None
     found = negative(features.oriented(layer(corners)), ~features.active, hull.units.cpu()).tolist()
     shares = [f / best if best < 0 else None for f, best in zip(found, optima, strict=True)]
-    return {"depth": {"optimum": optima, "share": shares}}
+    return Depth(optimum=optima, share=shares)

@@ -4,20 +4,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import cycle
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.devices import CPU, explain_out_of_memory, in_half, without_tf32
 from ..data.memory import images_at_once
 from ..data.threads import Threads, threads_of_cpu
-from ..errors import SettingError
+from ..errors import CollisionError, SettingError
 from ..graph.graph import copied, evaluating
 from ..graph.logits import ask, like_weights
 from ..graph.target import TargetFeatures
 from ..graph.target_layer import Observed
+from ..runs.evaluation import Sample
+from ..runs.records import first_problem
 from ..settings.rules import one_of
 from ..simplex import SAMPLERS, dirichlet, layout_of, mixes
 from .outputs import Output
@@ -164,7 +167,7 @@ class Evaluator:
 
     def sample(
         self, count: int, law: str, seed: int, uint8: bool, corners: Tensor | None, name: str
-    ) -> dict[str, Any]:
+    ) -> Sample:
         """Measure `count` random points, as `Hull.sample` says."""
         if count < 1:
             raise SettingError("samples", count, "must be at least 1")
@@ -181,7 +184,7 @@ class Evaluator:
     @without_tf32()
     def measure(
         self, batches: Iterable[Tensor], count: int, name: str, corners: Tensor | None = None
-    ) -> dict[str, Any]:
+    ) -> Sample:
         """Ask the network about `count` points, holding few batches in memory.
 
         Args:
@@ -189,6 +192,9 @@ class Evaluator:
             count: how many these are in all.
             name: what the progress bar says.
             corners: (K, C, H, W).
+
+        Raises:
+            CollisionError: where the network's answers are not finite.
         """
         statistics = {id(each): each.output.statistics(each.features) for each in self.replicas}
         worst: dict[int, Seen] = {}
@@ -214,7 +220,12 @@ class Evaluator:
         for each in rest:
             first.merge_state(each.to(first.place))
         self._suspects.extend(seen.weights.to(self.own.device) for seen in worst.values())
-        found: dict[str, Any] = first.compute()
+        try:
+            found: Sample = first.compute()
+        except ValidationError as error:
+            raise CollisionError(
+                f"what the network gives is not finite: {first_problem(error)}"
+            ) from None
         return found
 
     @torch.inference_mode(False)
@@ -251,8 +262,11 @@ class Evaluator:
             ]
             worst = seen[torch.cat(parts).argmin()]
             image = own.points(worst[None])
-            found = own.output.of_worst(ask(own.model, image))
-        return WorstCase(worst, image[0], **found)
+            (said,) = own.output.of_images(ask(own.model, image))
+        return WorstCase(
+            worst, image[0], said.predicted_class, said.probability, own.output.takes(said),
+            said.cosine, said.output_relative,
+        )  # fmt: skip
 
 
 def in_batches(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:

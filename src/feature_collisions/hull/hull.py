@@ -22,6 +22,7 @@ from ..graph.target_layer import Observed
 from ..networks.unwrap import unwrap
 from ..networks.weights import weights_hash
 from ..proofs.problem import Problem
+from ..runs.evaluation import Sample
 from ..runs.records import Summary
 from ..runs.run import Corners, load_run
 from ..settings.rules import at_least
@@ -184,7 +185,7 @@ class Hull(Corners):
         """(D,) what the network returns for the target."""
         return self.output.target
 
-    def outcome(self, sample: dict[str, Any]) -> Outcome:
+    def outcome(self, sample: Sample) -> Outcome:
         """What `sample`, of this hull, says it is: see Outcome."""
         at_corners = self.summary.corner_feature_relative_max
         limit = limit_of(self.summary)
@@ -206,7 +207,7 @@ class Hull(Corners):
         uint8: bool = False,
         corners: Tensor | None = None,
         name: str = "",
-    ) -> dict[str, Any]:
+    ) -> Sample:
         """Ask the network about `count` random points of the hull.
 
         Args:
@@ -219,6 +220,9 @@ class Hull(Corners):
 
         Returns:
             The entries `evaluation.json` has for a sampler. What they claim is sampled, not proved.
+
+        Raises:
+            CollisionError: where the network's answers are not finite.
         """
         return self.evaluator.sample(count, law, seed, uint8, corners, name)
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..data.devices import able
 from ..graph.target import TargetFeatures
+from ..runs.evaluation import Sample
+from ..runs.records import Corner, Summary
 from .statistics import CLASS, FEATURES, NEITHER, HullStatistics, Outcome, clopper_pearson_lower
 
 _BINS = 50
@@ -40,16 +42,19 @@ class Output(ABC):
         return copy
 
     @abstractmethod
-    def of_pair(self, initial: Tensor) -> dict[str, Any]:
-        """What `summary.json` says of the initial image, whose output (D,) is given, and target."""
+    def of_pair(self, initial: Tensor) -> Summary:
+        """What `summary.json` says of the initial image, whose output (D,) is given, and target.
+
+        Its other entries are not set.
+        """
 
     @abstractmethod
-    def of_images(self, outputs: Tensor) -> list[dict[str, Any]]:
-        """What is said of each corner, or of another image."""
+    def of_images(self, outputs: Tensor) -> list[Corner]:
+        """What is said of each corner, or of another image; other entries are not set."""
 
-    def of_worst(self, output: Tensor) -> dict[str, Any]:
-        """What a `WorstCase` says of its image, whose output is (1, D)."""
-        return self.of_images(output)[0]
+    def takes(self, image: Corner) -> bool | None:
+        """Whether an image, of which this is said, is taken for the target; None: no rule says."""
+        return None
 
     @abstractmethod
     def margin(self, outputs: Tensor) -> Tensor:
@@ -68,16 +73,14 @@ class Output(ABC):
         """Takes in points, and says of all of them what `evaluation.json` has of a sampler."""
 
     @abstractmethod
-    def reasons(self, sample: dict[str, Any]) -> list[str]:
+    def reasons(self, sample: Sample) -> list[str]:
         """Why a sample's points are not all taken for the target; none where they are."""
 
     @abstractmethod
     def bars(self, outputs: Tensor) -> Tensor:
         """(B, k) from 0 to 1, what the page's explorer shows of a point."""
 
-    def outcome(
-        self, sample: dict[str, Any], limit: float, at_corners: float | None = None
-    ) -> Outcome:
+    def outcome(self, sample: Sample, limit: float, at_corners: float | None = None) -> Outcome:
         """Which of the three outcomes a hull has; what is claimed is sampled, not proved.
 
         Args:
@@ -87,12 +90,12 @@ class Output(ABC):
                 and a sample seldom comes near one.
 
         Example:
-            >>> sample = {"accuracy": 1.0, "probability_mean": 0.7, "feature_relative_max": 0.4}
+            >>> sample = Sample(accuracy=1.0, probability_mean=0.7, feature_relative_max=0.4)
             >>> Classes(torch.zeros(2), 0, 0.7).outcome(sample, limit=0.3)
             Outcome(name='class only', reasons=['feature error 0.400 ||f(t)||, the limit is 0.3'])
         """
         reasons = self.reasons(sample)
-        name, largest = NEITHER if reasons else self.otherwise, sample["feature_relative_max"]
+        name, largest = NEITHER if reasons else self.otherwise, sample.feature_relative_max
         if largest is None:
             reasons.append("the target has no active unit, so there is no ||f(t)|| to compare with")
         elif not largest <= limit:
@@ -125,26 +128,25 @@ class Classes(Output):
         own = float(target.softmax(0)[self.target_class])
         self.probability = own if probability is None else probability
 
-    def of_pair(self, initial: Tensor) -> dict[str, Any]:
+    def of_pair(self, initial: Tensor) -> Summary:
         """The classes of both, and the target's probability."""
-        return {
-            "initial_class": int(initial.argmax()),
-            "target_class": self.target_class,
-            "target_probability": self.probability,
-        }
+        return Summary.model_construct(
+            initial_class=int(initial.argmax()),
+            target_class=self.target_class,
+            target_probability=self.probability,
+        )
 
-    def of_images(self, outputs: Tensor) -> list[dict[str, Any]]:
+    def of_images(self, outputs: Tensor) -> list[Corner]:
         """The class, and the probability of the target's class."""
         of_target = outputs.softmax(1)[:, self.target_class].tolist()
         return [
-            {"predicted_class": predicted, "probability": probability}
+            Corner.model_construct(predicted_class=predicted, probability=probability)
             for predicted, probability in zip(outputs.argmax(1).tolist(), of_target, strict=True)
         ]
 
-    def of_worst(self, output: Tensor) -> dict[str, Any]:
-        """Also whether it is of the target's class."""
-        found = super().of_worst(output)
-        return found | {"correct": found["predicted_class"] == self.target_class}
+    def takes(self, image: Corner) -> bool:
+        """Whether it is of the target's class."""
+        return image.predicted_class == self.target_class
 
     def margin(self, outputs: Tensor) -> Tensor:
         """The target class's logit over the largest other one."""
@@ -173,12 +175,12 @@ class Classes(Output):
         """Accuracy, probability and divergence."""
         return OfClasses(target, self)
 
-    def reasons(self, sample: dict[str, Any]) -> list[str]:
+    def reasons(self, sample: Sample) -> list[str]:
         """Points of another class, and a mean probability that is far from the target's."""
-        found, mean = [], sample["probability_mean"]
-        if sample["accuracy"] < 1:
-            wrong = sample["samples"] - round(sample["accuracy"] * sample["samples"])
-            found.append(f"{wrong} of {sample['samples']} interpolations are of another class")
+        found, mean = [], sample.probability_mean
+        if sample.accuracy < 1:
+            wrong = sample.samples - round(sample.accuracy * sample.samples)
+            found.append(f"{wrong} of {sample.samples} interpolations are of another class")
         if not abs(mean - self.probability) <= _NEAR:
             found.append(f"mean probability {mean:.3f}, the target's is {self.probability:.3f}")
         return found
@@ -204,17 +206,17 @@ class Features(Output):
         super().__init__(target)
         self.threshold = threshold
 
-    def of_pair(self, initial: Tensor) -> dict[str, Any]:
+    def of_pair(self, initial: Tensor) -> Summary:
         """The cosine between both, and the user's threshold."""
         cosine = float(self.cosines(initial[None])[0])
-        rule = {} if self.threshold is None else {"threshold": self.threshold}
-        return {"output": self.kind, "initial_cosine": cosine} | rule
+        found = Summary.model_construct(output=self.kind, initial_cosine=cosine)
+        return found if self.threshold is None else found | {"threshold": self.threshold}
 
-    def of_images(self, outputs: Tensor) -> list[dict[str, Any]]:
+    def of_images(self, outputs: Tensor) -> list[Corner]:
         """The cosine with the target's features, and the distance from them over their norm."""
         errors, norm = self.errors(outputs).tolist(), float(self.target.norm())
         return [
-            {"cosine": cosine, "output_relative": error / norm if norm else None}
+            Corner.model_construct(cosine=cosine, output_relative=error / norm if norm else None)
             for cosine, error in zip(self.cosines(outputs).tolist(), errors, strict=True)
         ]
 
@@ -244,7 +246,7 @@ class Features(Output):
         """Cosine, relative error, and the share that is the same."""
         return OfFeatures(target, self)
 
-    def reasons(self, sample: dict[str, Any]) -> list[str]:
+    def reasons(self, sample: Sample) -> list[str]:
         """None: what an encoder takes for the target is a matter of its features."""
         return []
 
@@ -294,7 +296,7 @@ class OfClasses(HullStatistics):
         change = (logits - self.target_logits).abs().max()
         self.logit_change_max = torch.maximum(self.logit_change_max, change)
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Sample:
         """Also these: the share of the target's class, and its probability.
 
         `kl_mean` and `kl_max` are the divergence of the points' class probabilities from the
@@ -303,17 +305,16 @@ class OfClasses(HullStatistics):
         class, in equal bins from 0 to 1.
         """
         samples, correct = int(self.samples), int(self.correct)
-        return {
-            "accuracy": correct / samples,
-            "accuracy_lower_95": clopper_pearson_lower(correct, samples),
-            "probability_mean": float(self.probability_sum) / samples,
-            "probability_min": float(self.probability_min),
-            "probability_histogram": self.histogram.tolist(),
-            **super().compute(),
-            "kl_mean": float(self.kl_sum) / samples,
-            "kl_max": float(self.kl_max),
-            "logit_change_max": float(self.logit_change_max),
-        }
+        return super().compute() | Sample(
+            accuracy=correct / samples,
+            accuracy_lower_95=clopper_pearson_lower(correct, samples),
+            probability_mean=float(self.probability_sum) / samples,
+            probability_min=float(self.probability_min),
+            probability_histogram=self.histogram.tolist(),
+            kl_mean=float(self.kl_sum) / samples,
+            kl_max=float(self.kl_max),
+            logit_change_max=float(self.logit_change_max),
+        )
 
 
 class OfFeatures(HullStatistics):
@@ -347,26 +348,23 @@ class OfFeatures(HullStatistics):
         self.cosine_min = torch.minimum(self.cosine_min, cosine.min())
         self.error_max = torch.maximum(self.error_max, self.output.errors(outputs).max().double())
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Sample:
         """Also these: the cosine with the target's output, and the largest relative error of it.
 
         `cosine_histogram` counts points by their cosine, in equal bins from 0 to 1, negative ones
         in the first. `same`: the share above the user's threshold.
         """
         samples, same, norm = int(self.samples), int(self.same), float(self.output.target.norm())
-        found = {
-            "cosine_mean": float(self.cosine_sum) / samples,
-            "cosine_min": float(self.cosine_min),
-            "cosine_histogram": self.histogram.tolist(),
-            "output_relative_max": float(self.error_max) / norm if norm else None,
-            **super().compute(),
-        }
-        if self.output.threshold is not None:
-            found |= {
-                "same": same / samples,
-                "same_lower_95": clopper_pearson_lower(same, samples),
-            }
-        return found
+        found = super().compute() | Sample(
+            cosine_mean=float(self.cosine_sum) / samples,
+            cosine_min=float(self.cosine_min),
+            cosine_histogram=self.histogram.tolist(),
+            output_relative_max=float(self.error_max) / norm if norm else None,
+        )
+        if self.output.threshold is None:
+            return found
+        lower = clopper_pearson_lower(same, samples)
+        return found | Sample(same=same / samples, same_lower_95=lower)
 
 
 def count_in_bins(histogram: Tensor, values: Tensor) -> None:

@@ -12,6 +12,7 @@ from ..data.devices import able
 from ..graph.graph import Graph
 from ..graph.target import TargetFeatures, positive
 from ..graph.target_layer import is_affine
+from ..runs.evaluation import Sample
 from ..runs.records import Summary
 
 
@@ -84,7 +85,7 @@ class HullStatistics(Metric):
         self.positive_max = torch.maximum(self.positive_max, norms.max().double())
         self.kept += ((oriented <= 0) & self.inactive).sum()
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Sample:
         """The entries of one sampler in `evaluation.json`; None where nothing can be said.
 
         `feature_relative_max` is the largest ||f(x) - f(t)|| over ||f(t)||: all that later layers
@@ -93,12 +94,12 @@ class HullStatistics(Metric):
         """
         samples, inactive = int(self.samples), int(self.inactive.sum())
         norm = float(self.target.features.norm())
-        return {
-            "samples": samples,
-            "feature_relative_max": float(self.feature_max) / norm if norm else None,
-            "positive_relative_max": float(self.positive_max) / norm if norm else None,
-            "inactive_kept": float(self.kept) / (samples * inactive) if inactive else None,
-        }
+        return Sample(
+            samples=samples,
+            feature_relative_max=float(self.feature_max) / norm if norm else None,
+            positive_relative_max=float(self.positive_max) / norm if norm else None,
+            inactive_kept=float(self.kept) / (samples * inactive) if inactive else None,
+        )
 
 
 FEATURES, CLASS, NEITHER = OUTCOMES = ("features collide", "class only", "neither")

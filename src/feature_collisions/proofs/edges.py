@@ -416,7 +416,10 @@ def _found(chosen: list[Edge], precision: int) -> dict[str, Any]:
         "share_proved": sum(edge.proved for edge in chosen) / len(chosen),
         "share_held": sum(edge.held for edge in chosen) / len(chosen),
         "share_failed": sum(edge.failed for edge in chosen) / len(chosen),
-        "edges": [asdict(edge) | {"held": edge.held, "proved": edge.proved} for edge in chosen],
+        "edges": [
+            asdict(edge) | {"corners": [*edge.corners], "held": edge.held, "proved": edge.proved}
+            for edge in chosen
+        ],
     }
 
 

@@ -117,7 +117,7 @@ class ClassWords(Words):
     def of_image(self, hull: Hull, output: Tensor) -> str:
         """Its class, and the probability of the target's."""
         said = hull.output.of_images(output)[0]
-        return f"{self.names[said['predicted_class']]}, {said['probability']:.4f}"
+        return f"{self.names[said.predicted_class]}, {said.probability:.4f}"
 
     def of_worst(self, result: Evaluation) -> str:
         """Its class, and the probability of the target's."""
@@ -181,7 +181,7 @@ class FeatureWords(Words):
 
     def of_image(self, hull: Hull, output: Tensor) -> str:
         """Its cosine."""
-        return f"cosine {hull.output.of_images(output)[0]['cosine']:.4f}"
+        return f"cosine {hull.output.of_images(output)[0].cosine:.4f}"
 
     def of_worst(self, result: Evaluation) -> str:
         """Its cosine."""

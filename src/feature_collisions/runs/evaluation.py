@@ -3,7 +3,7 @@
 A new entry is one line here. Entries that nobody knows, of a later version say, are carried along.
 """
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field
 
@@ -137,7 +137,7 @@ class Edges(Found):
 
 
 class Box(Found):
-    """A region where the corners differ most."""
+    """A region: its upper left pixel, its size, and its share of the corners' variance."""
 
     row: Count
     column: Count
@@ -174,7 +174,7 @@ class Judged(Found):
 
 
 class Evaluation(Found):
-    """All that evaluate.py found of a hull."""
+    """All that evaluate.py found of a hull, or what one measurement adds to that (`|`)."""
 
     output: Text = "classes"
     target_class: Count = -1  # none, as with `target_probability`, of an encoder
@@ -249,10 +249,6 @@ class Evaluation(Found):
     left_out: dict[str, str] = Field(default_factory=dict)
     unfinished: list[str] = Field(default_factory=list)
 
-    def with_entries(self, found: dict[str, Any]) -> Self:
-        """This one and further entries, as JSON has them, which are checked."""
-        return self.model_validate(self.entries() | found)
-
     def with_failure(self, name: str, reason: str) -> Self:
         """This one, with a measurement that failed."""
-        return self.with_entries({"failed": self.failed | {name: reason}})
+        return self | Evaluation(failed=self.failed | {name: reason})

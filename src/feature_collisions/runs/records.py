@@ -87,7 +87,12 @@ class Record(BaseModel):
     def __setitem__(self, key: str, value: Any) -> None:
         setattr(self, key, value)
 
-    def __or__(self, changes: dict[str, Any]) -> Self:
+    def __or__(self, changes: "Record | dict[str, Any]") -> Self:
+        if isinstance(changes, Record):
+            known = (
+                name for name in type(changes).model_fields if name in changes.model_fields_set
+            )
+            changes = {name: getattr(changes, name) for name in known} | changes._unknown()
         return self.model_copy(update=changes)
 
 
@@ -103,10 +108,15 @@ def read_record(kind: type[Kind], path: Path) -> Kind:
     try:
         return kind.model_validate(read_json(path))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(map(str, first["loc"])) or "it"
-        given = "" if first["type"] == "missing" else f"={first['input']!a:.60}"
-        raise impossible(path.parent, f"{name}{given} in {path.name}: {first['msg']}") from None
+        raise impossible(path.parent, first_problem(error, f" in {path.name}")) from None
+
+
+def first_problem(error: ValidationError, where: str = "") -> str:
+    """What is wrong with the first entry that is: `accuracy=nan: Input should be ...`."""
+    first = error.errors(include_url=False)[0]
+    name = ".".join(map(str, first["loc"])) or "it"
+    given = "" if first["type"] == "missing" else f"={first['input']!a:.60}"
+    return f"{name}{given}{where}: {first['msg']}"
 
 
 def impossible(directory: Path, rule: str) -> SettingError:

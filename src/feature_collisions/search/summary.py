@@ -48,11 +48,10 @@ def summarise(
     scale = 1 if len(pair[0]) == 1 else 255
     distances = torch.pdist(images.flatten(1)) * scale
     norm, error = float(features.features.norm()), float(features.error(preactivation).max())
-    return Summary(
+    found = Summary.model_construct(
         classifier=type(graph.model).__name__,
         layer=layer,
         returns="probabilities" if gives_probabilities(graph.model) else "logits",
-        **output.of_pair(outputs[0]),
         distance_scale=scale,
         corner_feature_relative_max=error / norm if norm else None,
         corner_distance_mean=float(distances.mean()) if len(distances) else None,
@@ -61,6 +60,7 @@ def summarise(
         ),
         **others,
     )
+    return Summary.model_validate((found | output.of_pair(outputs[0])).entries())
 
 
 def corner_records(
@@ -68,7 +68,7 @@ def corner_records(
     units: Tensor,
     preactivation: Tensor,
     target: TargetFeatures,
-    said: Sequence[dict[str, Any]],
+    said: Sequence[Corner],
 ) -> list[Corner]:
     """Each corner's figures.
 
@@ -87,23 +87,13 @@ def corner_records(
     sides = target.sides(known)
     norm = float(target.features.norm())
 
-    def of_unit(k: int) -> dict[str, Any]:
-        if not pushed:
-            return {}
-        return {
-            "unit": int(units[k]),
-            "side": sides[k],
-            "negative": float(negatives[k]),
-            "unit_preactivation": float(preactivation[k, units[k]]),
-        }
-
-    return [
-        Corner(
-            corner=corner,
-            positive=float(norms[k]),
-            positive_relative=float(norms[k]) / norm if norm else None,
-            **said[k],
-            **of_unit(k),
-        )
-        for k, corner in enumerate(corners)
+    found = [
+        Corner(corner=corner, positive=size, positive_relative=size / norm if norm else None) | each
+        for corner, size, each in zip(corners, norms.tolist(), said, strict=True)
     ]
+    if pushed:
+        for k, entry in enumerate(found):
+            entry.unit, entry.side = int(units[k]), sides[k]
+            entry.negative = float(negatives[k])
+            entry.unit_preactivation = float(preactivation[k, units[k]])
+    return found
