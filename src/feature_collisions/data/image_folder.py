@@ -8,6 +8,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,9 @@ from ..settings.train import DataSettings
 from .image_set import ImageSet
 from .images import averaged, image_endings, load_image, quiet_decoders
 
-# Folders and files that systems and tools create anywhere; compared in lower case.
-_OF_SYSTEMS = (
-    "__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "lost+found",
-    "$recycle.bin", "system volume information", "found.000", "__pycache__", "thumbs.db",
-    "ehthumbs.db", "desktop.ini", ".ds_store", ".localized", ".directory", "icon\r",
-)  # fmt: skip
+# Folders and files that systems create anywhere, beside hidden ones; compared in lower case.
+_OF_SYSTEMS = ("__macosx", "@eadir", "#recycle", "lost+found", "$recycle.bin",
+               "system volume information", "thumbs.db", "desktop.ini")  # fmt: skip
 _SIDE = 224  # the default of `data.size`
 _WNID = re.compile(r"n\d{8}")
 
@@ -53,9 +51,8 @@ class ImageFolder(ImageSet):
         root = Path(expanded(settings.root))
         if not root.is_dir():
             raise SettingError("data.root", root, "there is no such folder", "give an existing one")
-        entries = [path for path in root.iterdir() if not _of_system(path)]
-        folders = [path for path in entries if path.is_dir() and path.name[0] != "."]
-        folders = in_order(folders)
+        entries = _of_user(root)
+        folders = in_order([path for path in entries if path.is_dir()])
         for folder in folders:
             if not folder.name.isprintable():
                 raise SettingError(
@@ -69,8 +66,8 @@ class ImageFolder(ImageSet):
         self._sides = settings.height_and_width or (_SIDE, _SIDE)
         self.files, passed_over = list[tuple[Path, int]](), [p for p in entries if not p.is_dir()]
         for folder in folders:
-            for path in sorted(each for each in folder.iterdir() if not _of_system(each)):
-                if path.suffix.lower() in image_endings() and path.name[0] != ".":
+            for path in _of_user(folder):
+                if path.suffix.lower() in image_endings():
                     self.files.append((path, index[folder.name]))
                 else:
                     passed_over.append(path)
@@ -182,33 +179,24 @@ def in_order(folders: list[Path]) -> list[Path]:
     return sorted(folders, key=lambda path: (int(path.name) if numbered else 0, path.name))
 
 
-def _of_system(path: Path) -> bool:
-    """Whether the system made the file: a known name, or macOS's `._` companion of a file."""
-    name = path.name.lower()
-    hidden_folder = name[0] == "." and path.is_dir()
-    return name in _OF_SYSTEMS or name.startswith("._") or hidden_folder
+def _of_user(folder: Path) -> list[Path]:
+    """Entries of a folder, sorted, without those that systems create."""
+    entries = sorted(folder.iterdir())
+    return [
+        path for path in entries if path.name[0] != "." and path.name.lower() not in _OF_SYSTEMS
+    ]
 
 
 def _said(passed_over: list[Path]) -> str:
-    """Count the skipped files by extension, with those in nested folders."""
-    endings = Counter[str]()
-    for path in passed_over:
-        inner = [path]
-        if path.is_dir():
-            inner = [Path(place, name) for place, _, names in os.walk(path) for name in names]
-        endings.update(_ending(each) for each in inner if not _of_system(each))
-    count = endings.total()
+    """Counts of the ignored files by ending, those of nested folders included."""
+    within = (path.rglob("*") if path.is_dir() else [path] for path in passed_over)
+    endings = Counter(
+        ascii(path.suffix.lower())[1:-1] or "without an ending"
+        for path in chain.from_iterable(within)
+        if not path.is_dir()
+    )
     kinds = ", ".join(f"{number} {ending}" for ending, number in endings.most_common())
-    return f"{count} file{'s' if count > 1 else ''} ({kinds})" if count else ""
-
-
-def _ending(path: Path) -> str:
-    if path.name[0] == ".":
-        return "hidden"
-    ending = path.suffix.lower()
-    if ending in image_endings():
-        return f"{ending} not in a class's own folder"
-    return ascii(ending)[1:-1] or "without an ending"
+    return f"{endings.total()} files ({kinds})" if endings else ""
 
 
 def _state(path: Path) -> str:
