@@ -21,3 +21,8 @@ class SettingError(ValueError):
 
 class CollisionError(RuntimeError):
     """A search that could not continue; saved files are kept."""
+
+
+def first_line(error: object) -> str:
+    """First line of what an error of a library says, or its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..data.files import read_json, write_json, write_text
 from ..data.image_set import ImageSet
-from ..errors import CollisionError, SettingError
+from ..errors import CollisionError, SettingError, first_line
 from ..hull.hull import Hull
 from ..hull.statistics import FEATURES, OUTCOMES, counted
 from ..report.runs import rows_table
@@ -215,8 +215,7 @@ def _searched(
     except Exception as error:  # whatever it is, it must not take the other pairs with it
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        reason = (str(error).splitlines() or [""])[0]
-        return {"outcome": FAILED, "reasons": [f"{type(error).__name__}: {reason}"]}
+        return {"outcome": FAILED, "reasons": [f"{type(error).__name__}: {first_line(error)}"]}
     return outcome
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import SettingError
+from ..errors import SettingError, first_line
 from ..paths import expanded
 from .files import opened, write_atomically
 
@@ -107,16 +107,10 @@ def _read(path: str | Path) -> Image.Image:
             f"convert it to one of {', '.join(_FORMATS)}",
         ) from None
     except Exception as error:  # decoders raise any error for damaged bytes
-        reason = _reason(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise SettingError(
             path, None, f"cannot be read as an image ({reason})", "give another file, or repair it"
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -23,12 +23,7 @@ def corners_that_fit(layer: nn.Module, images: Tensor, inside: int = 0, ranks: i
     Returns:
         From 1 to K + `inside`.
     """
-    count, free = len(images) + inside, free_bytes(images.device)
-    if free is None:
-        return count
-    if images.device.type == "cpu":
-        free //= ranks
-    return max(1, min(count, int(free * _SHARE) // bytes_of_one(layer, images[:1])))
+    return _that_fit(layer, images[:1], len(images) + inside, ranks)
 
 
 _LARGE = 10_000  # values per image, above which a small batch keeps a processor busy
@@ -48,12 +43,17 @@ def images_at_once(layer: nn.Module, image: Tensor, beside: int = 1) -> int:
         beside: number of threads that run at the same time; on a CPU they share its memory.
     """
     small, large = _BUSY.get(image.device.type, _BUSY_ELSEWHERE)
-    most, free = large if image.numel() > _LARGE else small, free_bytes(image.device)
+    return _that_fit(layer, image.clone(), large if image.numel() > _LARGE else small, beside)
+
+
+def _that_fit(layer: nn.Module, image: Tensor, most: int, sharing: int) -> int:
+    """At most `most` images; `sharing` processes or threads divide the memory of a CPU."""
+    free = free_bytes(image.device)
     if free is None:
         return most
     if image.device.type == "cpu":
-        free //= beside
-    return max(1, min(most, int(free * _SHARE) // bytes_of_one(layer, image.clone())))
+        free //= sharing
+    return max(1, min(most, int(free * _SHARE) // bytes_of_one(layer, image)))
 
 
 def bytes_of_one(layer: nn.Module, image: Tensor) -> int:

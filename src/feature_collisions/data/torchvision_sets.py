@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import SettingError
+from ..errors import SettingError, first_line
 from .caches import cache_path
 from .files import opened
 from .image_set import Images
@@ -129,11 +129,11 @@ def _explained(title: str, folder: Path, cure: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # any error of its parser or the network
-        reason = (str(error).splitlines() or ["no reason given"])[0]
         raise SettingError(
             "data.root",
             folder,
-            f"{title} cannot be read or downloaded there ({type(error).__name__}: {reason})",
+            f"{title} cannot be read or downloaded there "
+            f"({type(error).__name__}: {first_line(error)})",
             cure.format(folder=folder),
         ) from None
 

@@ -14,7 +14,7 @@ from ..data.caches import cache_path
 from ..data.devices import explain_out_of_memory
 from ..data.files import write_json
 from ..data.images import pooled_distance, save_png
-from ..errors import SettingError
+from ..errors import SettingError, first_line
 from ..exact.hidden import hidden_dimensions, rounded
 from ..exact.programs import depth
 from ..hull.distances import mean_width
@@ -100,7 +100,7 @@ def reason_of(error: Exception) -> str:
     """Say in one line of printable characters what went wrong."""
     if isinstance(error, ValidationError):
         return first_problem(error)
-    line = (str(error).strip().splitlines() or [""])[0]
+    line = first_line(error)
     text = line if isinstance(error, SettingError) else f"{type(error).__name__}: {line}"
     return "".join(character if character.isprintable() else " " for character in text)[:300]
 

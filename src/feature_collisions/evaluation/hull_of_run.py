@@ -14,7 +14,7 @@ from torch import nn
 
 from ..data.datasets import DataSplit, load_data
 from ..data.devices import CPU, explain_out_of_memory
-from ..errors import SettingError
+from ..errors import SettingError, first_line
 from ..evaluation.run_checks import check_figures, check_units
 from ..graph.graph import evaluating
 from ..graph.logits import device_of
@@ -218,7 +218,7 @@ def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull
             "run",
             run.directory,
             f"images of {tuple(run.target.shape)} do not pass through "
-            f"{run.summary.classifier} ({str(error).splitlines()[0]})",
+            f"{run.summary.classifier} ({first_line(error)})",
         ) from None
     if hull.summary.push == "unit":
         check_units(run.directory, run.units, _numbers(run), hull.features.seen_by.cpu())

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from ..data.devices import able, precision_flags_kept
-from ..errors import SettingError
+from ..errors import SettingError, first_line
 from .logits import device_of, first_weight, logits_in
 from .operations import NotPiecewiseLinear, is_no_operation, leave_out_dtype, without_in_place
 from .simpler import write_with_simpler
@@ -74,16 +74,16 @@ def trace(model: nn.Module, size: Sequence[int]) -> Graph:
             exported = _export(model, example, {0: torch.export.Dim.DYNAMIC})
             graph.any_batch = True
         except Exception as error:  # any error of the model's code on symbolic sizes
-            graph.reason = _reason("its graph holds for one number of images only", error)
+            graph.reason = f"its graph holds for one number of images only ({first_line(error)})"
             try:
                 exported = _export(model, example.clone(), None)  # the first is marked dynamic
             except Exception as other:
-                graph.reason = _reason("torch.export cannot follow the network", other)
+                graph.reason = f"torch.export cannot follow the network ({first_line(other)})"
                 return graph
         try:
             program = _functional(exported)
         except Exception as error:
-            graph.reason = _reason("its writes in place cannot be followed", error)
+            graph.reason = f"its writes in place cannot be followed ({first_line(error)})"
             graph.any_batch = False
             return graph
     _read(graph, program)
@@ -177,11 +177,10 @@ def copied(modules: Modules, shared: Iterable[Tensor] = ()) -> Modules:
     try:
         return copy.deepcopy(modules, {id(tensor): tensor for tensor in shared})
     except Exception as error:  # any error of the user's attributes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingError(
             "model",
             None,
-            f"cannot be copied ({reason})",
+            f"cannot be copied ({first_line(error)})",
             "take what cannot be copied out of it. Weights under "
             "torch.nn.utils.weight_norm or spectral_norm are such: remove it, or use that "
             "of torch.nn.utils.parametrizations",
@@ -225,11 +224,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _reason(what: str, error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{what} ({lines[0]})"
 
 
 def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.devices import able, without_tf32
-from ..errors import SettingError
+from ..errors import SettingError, first_line
 from .activations import RELU, Activation, title_of
 from .flow import following
 from .graph import Graph, evaluating
@@ -225,7 +225,7 @@ def explain_forward_errors(size: Sequence[int], where: str = "") -> Iterator[Non
     except SettingError:
         raise
     except Exception as error:  # whatever the user's own forward raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         shape = "x".join(map(str, size))
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in reason:
             cure = "there is too little memory for it; give smaller images (data.size)"

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from ..data.datasets import DataSplit, Images
-from ..errors import SettingError
+from ..errors import SettingError, first_line
 from ..graph.agreement import validate_model
 from ..graph.probabilities import check_kind
 from ..settings.rules import one_of
@@ -156,7 +156,7 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
 
 def _cause(error: BaseException) -> str:
     """Error of the user's code, with its line."""
-    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    reason = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, SyntaxError):  # names its line itself
         return reason
     own = [f for f in traceback.extract_tb(error.__traceback__) if not _is_machinery(f.filename)]

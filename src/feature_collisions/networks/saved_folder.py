@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..data.files import read_json
-from ..errors import SettingError
+from ..errors import SettingError, first_line
 from ..graph.graph import evaluating
 from ..paths import path_of
 
@@ -100,11 +100,10 @@ def check_images(source: str, model: nn.Module, size: Sequence[int], own: Sequen
         with torch.no_grad(), evaluating(model):
             model(torch.zeros(1, *size))
     except Exception as error:  # any error of the model's code
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingError(
             source,
             None,
-            f"takes images of {_times(own)}, and these are {_times(size)} ({reason})",
+            f"takes images of {_times(own)}, and these are {_times(size)} ({first_line(error)})",
             f"set data.size={_size(own)}",
         ) from None
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import SettingError
+from ..errors import SettingError, first_line
 from ..graph.graph import evaluating
 from ..settings.train import ClassifierSettings
 from .saved_folder import CONFIG, WEIGHTS, check_images, printable_names, read_object, saved_folder
@@ -74,11 +74,10 @@ def _of_folder(timm: Any, settings: ClassifierSettings, size: Sequence[int]) -> 
     try:
         network = timm.create_model(name, pretrained_cfg=own, **arguments)
     except Exception as error:  # any error of timm's code on unknown arguments
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingError(
             source,
             None,
-            f"timm cannot make the {name} that config.json describes ({reason})",
+            f"timm cannot make the {name} that config.json describes ({first_line(error)})",
             "give a folder that timm saved",
         ) from None
     weights = settings.weights or saved_folder(settings.path) / WEIGHTS
@@ -193,11 +192,10 @@ def _downloaded(timm: Any, name: str, source: str) -> nn.Module:
     try:
         network: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as error:  # any error of the connection, a proxy or a damaged file
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise SettingError(
             source,
             None,
-            f"{name} cannot be downloaded or read ({type(error).__name__}: {reason})",
+            f"{name} cannot be downloaded or read ({type(error).__name__}: {first_line(error)})",
             "give a file with classifier.weights=FILE",
         ) from None
     return network

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingError
+from ..errors import SettingError, first_line
 from ..settings.train import ClassifierSettings
 from .saved_folder import CONFIG, check_images, printable_names, read_object, saved_folder
 from .torchvision_models import Classifier
@@ -238,11 +238,10 @@ def _read(source: str, load: Any) -> Any:
     except SettingError:
         raise
     except Exception as error:  # any error of a damaged folder
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise SettingError(
             source,
             None,
-            f"cannot be read by transformers ({type(error).__name__}: {reason})",
+            f"cannot be read by transformers ({type(error).__name__}: {first_line(error)})",
             "give a folder that save_pretrained wrote",
         ) from None
 

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..errors import first_line
+
 _WIDTH = 32  # pixels of a row that one program takes
 _ROWS = 8  # rows of a window too
 
@@ -56,10 +58,9 @@ def works(device: torch.device) -> bool:
         (images.sum() + variation.sum()).backward()
         torch.cuda.synchronize(device)
     except Exception as error:  # of Triton, its compiler or the driver
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(
             f"composites are computed by plain PyTorch, many times slower: Triton cannot compile "
-            f"for {device} ({reason}); it needs a C compiler, named in the variable CC",
+            f"for {device} ({first_line(error)}); it needs a C compiler, named in the variable CC",
             stacklevel=2,
         )
         return False

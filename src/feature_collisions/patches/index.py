@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..data.caches import Cache
 from ..data.files import load_tensors, save_tensors
-from ..errors import SettingError
+from ..errors import SettingError, first_line
 from .build import locked
 from .database import PatchDatabase
 from .windows import Descriptions, basis_of, windows_at
@@ -103,7 +103,7 @@ def _write(index: Any, path: Path) -> None:
         faiss.write_index(index, str(temporary))
         os.replace(temporary, path)
     except RuntimeError as error:  # what faiss raises when the disk is full
-        raise OSError(str(error).splitlines()[0]) from None
+        raise OSError(first_line(error)) from None
     finally:
         temporary.unlink(missing_ok=True)
 

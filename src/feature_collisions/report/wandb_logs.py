@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from ..data.files import read_json, refuse_link, write_json
 from ..data.images import to_uint8
-from ..errors import SettingError
+from ..errors import SettingError, first_line
 from ..hull.hull import Hull
 from ..hull.statistics import OUTCOMES
 from ..runs.evaluation import Evaluation
@@ -116,13 +116,9 @@ def check_login(mode: str) -> None:
 
 def _refused(mode: str, error: object) -> str:
     return (
-        f"wandb.mode={mode}: {_first_line(error)}; log in with `wandb login`, or write files alone "
+        f"wandb.mode={mode}: {first_line(error)}; log in with `wandb login`, or write files alone "
         "with wandb.mode=offline"
     )
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
@@ -180,7 +176,7 @@ def failures_as_warnings(what: str) -> Iterator[None]:
         yield
     except Exception as error:  # whatever it is
         warnings.warn(
-            f"W&B could not {what} ({type(error).__name__}: {_first_line(error)}); the run's own "
+            f"W&B could not {what} ({type(error).__name__}: {first_line(error)}); the run's own "
             "files are whole",
             stacklevel=4,
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data.devices import out_of_memory
 from ..data.memory import corners_that_fit
-from ..errors import CollisionError, SettingError
+from ..errors import CollisionError, SettingError, first_line
 from ..graph.logits import ask
 from ..graph.target_layer import Observed, TargetLayer
 from ..hull.outputs import Output
@@ -227,7 +227,7 @@ class Collision(LightningModule):
             raise SettingError(
                 "compile",
                 "true",
-                f"the network cannot be compiled here ({_first_line(error)})",
+                f"the network cannot be compiled here ({first_line(error)})",
                 "leave compile out",
             ) from error
         except RuntimeError as error:
@@ -439,10 +439,6 @@ class Collision(LightningModule):
         self.step = self.step_before = saved["step"]
         self.seconds, self.resumed = saved["seconds"], True
         self.earlier = saved["seconds_total"]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_scale(scaler: Any, step: int) -> None:
