@@ -48,6 +48,19 @@ def test_what_the_time_does_not_allow_is_at_least():
     assert (short["hidden_dimensions_exact"], whole["hidden_dimensions_exact"]) == (False, True)
 
 
+def test_the_class_of_every_mix_follows_from_the_residual_in_one_piece():
+    """However far the corners are apart, what later layers see of the hull is tiny."""
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 12, 4, stride=4)
+    model = nn.Sequential(stem, nn.GELU(), nn.Conv2d(12, 8, 2), nn.SiLU(), nn.Flatten(),
+                          nn.Linear(72, 3)).eval()  # fmt: skip
+    hull = exact_hull(model, torch.rand(3, 16, 16), 5)
+    proof = hull.prove(seconds=20)["class"]
+    assert (proof["outcome"], proof["pieces"]) == ("proved", 1)
+    ranked = hull.target_logits.sort().values
+    assert proof["margin_min"] == pytest.approx(float(ranked[-1] - ranked[-2]), abs=1e-4)
+
+
 def test_an_exact_hull_says_what_its_layer_sees_and_what_rounding_does():
     torch.manual_seed(0)
     stem = nn.Conv2d(3, 12, 4, stride=4)
@@ -58,8 +71,12 @@ def test_an_exact_hull_says_what_its_layer_sees_and_what_rounding_does():
     rounding = rounded(hull)["rounding"]
     assert rounding["float64"] < 1e-12 < rounding["float32"] < 1e-6 < rounding["uint8"] < 0.02
     with torch.no_grad():
-        off = stem(hull.corners.mul(255).round().div(255)) - stem(hull.target)
-        norm = (stem(hull.target) - stem.bias[:, None, None]).norm()
-    assert abs(float(off.flatten(1).norm(dim=1).max() / norm) - rounding["uint8"]) < 1e-5
+        pngs, target = hull.corners.mul(255).round().div(255), hull.target
+        off = (stem(pngs) - stem(target)).flatten(1).norm(dim=1)
+        off /= (stem(target) - stem.bias[:, None, None]).norm()
+        logits = model(target[None])
+        change = (model(pngs) - logits).norm(dim=1) / logits.norm()
+    assert abs(float(off.max()) - rounding["uint8"]) < 1e-5
+    assert rounding["amplification"] == pytest.approx(float((change / off).max()), rel=1e-2)
     assert 1e-7 < hull.sample(50, uint8=True)["logit_change_max"] < 0.1
     assert hull.sample(50)["logit_change_max"] < 1e-5

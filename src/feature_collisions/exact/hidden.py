@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..data.memory import images_at_once
 from ..errors import SettingError
-from ..graph.target import TargetFeatures
+from ..graph.target import TargetFeatures, logits_of
 from ..graph.target_layer import TargetLayer
 from ..hull.hull import Hull
 from ..runs.evaluation import Evaluation, Rounding
@@ -94,12 +94,24 @@ def rounded(hull: Hull) -> Evaluation:
 
     The largest ||W (c - t)|| over ||W t|| of a corner, so of every mix, which is a convex function:
     in `float64`, as found; in `float32`, as saved; in `uint8`, as PNGs hold them. Of inactive units
-    it counts what is beyond the edge.
+    it counts what is beyond the edge. `amplification` is measured at the PNGs: the relative change
+    of the output, in L2, over that of the first layer's values.
     """
     if hull.summary.solver != "exact":
         return Evaluation()
     layer, corners = first_layer(hull.graph, hull.layer), hull.corners
     features = layer.features(hull.target.cpu())
     pixels = (corners.cpu().double() * 255).round() / 255
-    saved, png = (float(layer.residual(each, features).max()) for each in (corners.cpu(), pixels))
-    return Evaluation(rounding=Rounding(float64=hull.summary.residual, float32=saved, uint8=png))
+    saved, pngs = (layer.residual(images, features) for images in (corners.cpu(), pixels))
+    images = torch.cat([hull.target[None], pixels.to(corners)])
+    target, *others = logits_of(hull.model, images).cpu().double()
+    amplification = None
+    if pngs.any() and target.any():
+        off = (torch.stack(others) - target).norm(dim=1) / target.norm()
+        amplification = float((off / pngs).nan_to_num(0, 0).max())
+    return Evaluation(
+        rounding=Rounding(
+            float64=hull.summary.residual, float32=float(saved.max()), uint8=float(pngs.max()),
+            amplification=amplification,
+        )
+    )  # fmt: skip

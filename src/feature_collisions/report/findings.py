@@ -430,8 +430,18 @@ def _rounding(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         f"{found.float32:.2g} in float32, as saved, {found.uint8:.2g} in 8-bit PNGs",
         Evidence.MEASURED,
         f"{what} of sampled mixes are off by at most {off[0]} in float32 and {off[1]} in 8 bits"
-        f"{unit}: how much later layers amplify the rounding is not bounded here",
+        f"{unit}; {_amplified(result, found.amplification)}",
     )
+
+
+def _amplified(result: Evaluation, measured: float | None) -> str:
+    """What later layers make of the first layer's residual: proved, or measured, and why."""
+    times = f"at the PNGs later layers multiply relative changes by up to {number(measured, '.2g')}"
+    proof = result.proof.class_
+    if proof and proof.outcome == "proved":
+        return f"{times}; the class is proved of all that the float32 residual allows"
+    why = f": {proof.reason}" if proof and proof.reason else ""
+    return f"{times}; what they make of the residual at most has no bound here{why}"
 
 
 def _class_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:

@@ -160,6 +160,7 @@ class Rounding(Found):
     float64: Figure | None = None
     float32: Figure = 0.0
     uint8: Figure = 0.0
+    amplification: Figure | None = None
 
 
 class Judged(Found):
