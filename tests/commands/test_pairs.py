@@ -6,14 +6,12 @@ import torch
 
 from feature_collisions.commands.pairs import (
     OUTCOME,
-    outcome_of,
-    outcomes_table,
     parse_pairs,
+    row_of_sample,
     run_pairs,
 )
 from feature_collisions.commands.random_pairs import Pair
 from feature_collisions.errors import SettingError
-from feature_collisions.report.tables import as_markdown, as_text
 from feature_collisions.search.find_corners import find_corners
 from feature_collisions.settings.search import LossSettings, StopSettings
 from helpers.defaults import stop_at_once
@@ -102,7 +100,7 @@ def hull(shift, shift_images):
 
 def test_a_pairs_outcome_is_that_of_its_interpolations(hull):
     def found(**changed):
-        return outcome_of(replace(hull, summary=hull.summary | changed), 50)
+        return row_of_sample(replace(hull, summary=hull.summary | changed), 50)
 
     mean, largest = (found()[name] for name in ("probability_mean", "feature_relative_max"))
     at_corners = hull.summary.corner_feature_relative_max
@@ -130,11 +128,11 @@ def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull
         return hull
 
     hull.summary["target_probability"] = hull.sample(20)["probability_mean"]
-    outcomes = run_pairs(pairs, tmp_path, search, samples=20)
-    names = [outcome["outcome"] for outcome in outcomes]
+    rows = run_pairs(pairs, tmp_path, search, samples=20)
+    names = [row.outcome for row in rows]
     assert names == ["features collide", "not measured", "features collide"]
-    assert outcomes[1]["reasons"] == ["RuntimeError: the machine"]
-    assert json.loads((tmp_path / "pairs.json").read_text()) == outcomes
+    assert rows[1].reasons == ["RuntimeError: the machine"]
+    assert json.loads((tmp_path / "pairs.json").read_text()) == [row.entries() for row in rows]
     table = (tmp_path / "pairs.md").read_text()
     assert table.startswith(
         "# 2 of 3: features collide; 0: class only; 0: neither; 1: not measured\n"
@@ -144,21 +142,14 @@ def test_a_crash_loses_no_other_pair_and_a_second_start_skips_finished_ones(hull
 
     again = run_pairs(pairs, tmp_path, search, samples=20)
     assert searched[3:] == [pairs[1]]
-    assert {outcome["outcome"] for outcome in again} == {"features collide"}
-    assert again[0] == outcomes[0]
+    assert {row.outcome for row in again} == {"features collide"}
+    assert again[0].entries() == rows[0].entries()
 
     # a pair whose corners are damaged is searched again
     (tmp_path / "000_a_to_b" / "collision.safetensors").write_bytes(b"half")
     run_pairs(pairs[:1], tmp_path, search, samples=20)
     assert searched[4:] == [pairs[0]]
     assert (tmp_path / "002_f_to_g" / OUTCOME).exists()
-
-
-def test_no_pair_is_a_table_without_rows():
-    table = outcomes_table([])
-    assert table.heading == "0 of 0: features collide; 0: class only; 0: neither"
-    assert as_text(table).startswith("initial")
-    assert as_markdown(table).count("\n") == 3  # note, gap, columns, rule
 
 
 @pytest.mark.parametrize("output", [0.0, 0.3])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from feature_collisions.commands.extra_file import read_extra
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.survey import (
-    COLUMNS,
+    MEASURED,
     differences,
     interval_of,
     means,
@@ -23,6 +23,7 @@ from feature_collisions.evaluation.survey import (
 )
 from feature_collisions.report.figures import survey_figure
 from feature_collisions.report.survey import write_survey
+from feature_collisions.runs.rows import Row
 from helpers.commands import run_command
 from helpers.surveys import BOTH, MEASURE, SWEEP, write_networks
 
@@ -324,8 +325,13 @@ def test_intervals_are_those_of_the_mean():
     assert found == interval_of(values.tolist())
 
 
+def row_of_all(value):
+    """A row that has this in every column."""
+    return Row(outcome="neither", **dict.fromkeys(MEASURED, value))
+
+
 def test_the_figure_shows_sizes_against_blind_units_and_the_users_first_two_columns():
-    entry = dict.fromkeys(COLUMNS, 0.5)
+    entry = row_of_all(0.5)
     figures = {"m:a": [entry, entry], "m:b": [entry | {"relative_size": 0.25}] * 2}
     extra = {"m:a": {"x": 1.0, "y": 2.0, "z": 3.0}, "m:b": {"x": 4.0, "y": 5.0, "z": 6.0}}
     figure = survey_figure(figures, means(figures), extra)
@@ -339,11 +345,8 @@ def test_the_figure_shows_sizes_against_blind_units_and_the_users_first_two_colu
 
 def test_labels_of_networks_that_lie_close_together_stay_apart():
     sizes = {"m:first_network": 0.5, "m:second_network": 0.5, "m:third_network": 0.502}
-    figures = {
-        name: [dict.fromkeys(COLUMNS, 0.5) | {"relative_size": size}]
-        for name, size in sizes.items()
-    }
-    figures["m:far"] = [dict.fromkeys(COLUMNS, 0.9)]
+    figures = {name: [row_of_all(0.5) | {"relative_size": size}] for name, size in sizes.items()}
+    figures["m:far"] = [row_of_all(0.9)]
     figure = survey_figure(figures, means(figures), {})
     (axes,) = (axes for axes in figure.axes if axes.get_xlabel() == "share of blind units")
     boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
@@ -353,25 +356,25 @@ def test_labels_of_networks_that_lie_close_together_stay_apart():
 
 
 def test_sizes_at_unequal_feature_errors_are_flagged(tmp_path):
-    entry = dict.fromkeys(COLUMNS, 0.1)
+    entry = row_of_all(0.1)
     figures = {
         "m:a": [entry] * 2,
         "m:b": [entry | {"feature_relative_max": 0.19}] * 2,
         "m:c": [entry | {"feature_relative_max": 0.21}] * 2,
     }
-    write_survey(tmp_path, figures, ["1", "2"], "m:a", {}, "two steps", [])
+    write_survey(tmp_path, figures, "m:a", {}, "two steps")
     for name in ("survey.md", "survey.html"):
         page = (tmp_path / name).read_text()
         assert "Sizes of m:c (0.210) are at feature errors more than 2 times" in page
     del figures["m:c"]
-    write_survey(tmp_path, figures, ["1", "2"], "m:a", {}, "two steps", [])
+    write_survey(tmp_path, figures, "m:a", {}, "two steps")
     assert "do not compare" not in (tmp_path / "survey.md").read_text()
 
 
 def test_differences_are_paired():
     """What varies from pair to pair and is the same in both networks takes no part."""
     base = [0.1, 5.0, 2.0, 9.0, 4.0, 7.0]
-    entry = dict.fromkeys(COLUMNS, 0.0)
+    entry = row_of_all(0.0)
     figures = {
         "a": [entry | {"relative_size": value, "share_proved": None} for value in base],
         "b": [entry | {"relative_size": value + 0.1, "share_proved": 1.0} for value in base],

@@ -13,11 +13,10 @@ from feature_collisions.evaluation import hull_of_run
 from feature_collisions.evaluation.evaluate import OF_TWO_CORNERS, SAMPLED, evaluate
 from feature_collisions.hull.hull import Hull
 from feature_collisions.report.report import write_report
-from feature_collisions.report.runs import row_of
 from feature_collisions.report.words import classes_of, unnamed
 from feature_collisions.runs.directories import newest_run
 from feature_collisions.runs.evaluation import Evaluation
-from feature_collisions.runs.run import Run
+from feature_collisions.runs.rows import row_of
 from helpers.hulls import evaluated, made_hull
 from helpers.runs import FAST
 
@@ -58,11 +57,7 @@ def test_one_measurement_that_fails_leaves_the_others(monkeypatch, tmp_path, cap
         assert "RuntimeError: no memory" in text
         assert "second line" not in text
     assert "left &lt;b&gt;" in (tmp_path / "report.md").read_text()
-    assert row_of("x", run_of(hull), result, NAMES)["outcome"].startswith(f"not measured: {name}")
-
-
-def run_of(hull):
-    return Run(None, hull.corners, hull.initial, hull.target, hull.units, hull.summary, {})
+    assert row_of(hull.summary, result).outcome.startswith(f"not measured: {name}")
 
 
 def test_everything_may_fail(monkeypatch, tmp_path, capsys):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from feature_collisions.evaluation.lattice import explored, lattice
 from feature_collisions.report import report
-from feature_collisions.report.page import runs_page, survey_page
+from feature_collisions.report.page import tables_page
 from feature_collisions.report.tables import Table
 from helpers.hulls import NAMES, NASTY, evaluated, made_hull
 
@@ -279,9 +279,9 @@ def test_tables_on_a_desk_and_on_a_phone_by_day_and_by_night(browser, kind):
     table = Table("3 of 3: features collide", columns, rows, LONG)
     if kind == "runs":
         brief = Table(table.heading, columns[:4], [row[:4] for row in rows], LONG)
-        html = runs_page("a_sweep", brief, table, ["./a/report.html", "", ""], None)
+        html = tables_page("a_sweep", [brief], None, table, ["./a/report.html", "", ""])
     else:
-        html = survey_page("a_survey", [table, table], Figure())
+        html = tables_page("a_survey", [table, table], ("survey", Figure(), "relative sizes"))
     page = browser.new_context(offline=True).new_page()
     page.set_content(html)
     fits_everywhere(page)

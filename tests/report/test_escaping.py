@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from feature_collisions.errors import SettingError
 from feature_collisions.escaping import for_csv, for_line, for_terminal
 from feature_collisions.networks.weights import read_weights
-from feature_collisions.report.page import runs_page
+from feature_collisions.report.page import tables_page
 from feature_collisions.report.report import write_report
 from feature_collisions.report.tables import Table, as_markdown, as_text
 from helpers.hulls import NAMES, evaluated, made_hull
@@ -48,7 +48,7 @@ def test_markdown_html_and_terminal_show_the_same_cells_and_no_markup(rows):
     table = Table("names", ("one", "two"), rows)
     shown = [for_line(cell) for row in (table.columns, *rows) for cell in row]
     markdown = MarkdownIt("commonmark").enable("table").render(as_markdown(table))
-    for page in (markdown, runs_page("names", table, table, (), None)):
+    for page in (markdown, tables_page("names", [table], None, table)):
         found = Cells(page)
         assert [for_line(cell) for cell in found.cells[: len(shown)]] == shown
         assert not {"a", "em", "strong", "code", "img", "script"} & set(found.tags)

@@ -11,9 +11,10 @@ from feature_collisions.errors import SettingError
 from feature_collisions.hull.outputs import Classes
 from feature_collisions.hull.statistics import limit_of
 from feature_collisions.report.figures import sizes_figure
-from feature_collisions.report.runs import row_of, runs_table, write_runs
+from feature_collisions.report.runs import row_of_run, runs_table, write_runs
 from feature_collisions.runs.evaluation import Evaluation, Sample
 from feature_collisions.runs.records import Summary
+from feature_collisions.runs.rows import Row
 from feature_collisions.runs.run import Run, hulls_below
 from helpers.runs import FAST, QUICK, make_run
 
@@ -71,7 +72,7 @@ def test_different_experiments_stand_in_one_table(tmp_path):
     assert refused == {}
     entries = {"dirichlet": SAMPLE, "target_probability": 0.9, "outcome": "neither"}
     result, names = Evaluation.model_validate(entries), tuple("0123456789")
-    rows = [row_of(hull.directory.name, hull, result, names) for hull in hulls]
+    rows = [row_of_run(hull.directory.name, hull, result, names) for hull in hulls]
     write_runs(tmp_path, rows)
     with (tmp_path / "runs.csv").open(newline="") as file:
         a, b = csv.DictReader(file)
@@ -108,12 +109,12 @@ def rows_of(alphas, sizes, mean=0.9, largest=0.25):
             "corner_distance_mean": 2.0 * size,
         }  # fmt: skip
         result = Evaluation.model_validate(entries)
-        rows.append(row_of(f"a{alpha}", run, result, ("<b>|", "=7")))
+        rows.append(row_of_run(f"a{alpha}", run, result, ("<b>|", "=7")))
     return rows
 
 
 def test_the_table_as_markdown_and_csv(tmp_path):
-    rows = [*rows_of([1.0, 10.0], [0.5, 0.25]), {"run": "x", "outcome": "broken | <i>"}]
+    rows = [*rows_of([1.0, 10.0], [0.5, 0.25]), Row(run="x", outcome="broken | <i>")]
     rows += [*rows_of([3.0], [0.1], mean=0.84), *rows_of([4.0], [0.2], largest=0.31)]
     write_runs(tmp_path, rows)
     heading = runs_table(rows).heading
@@ -161,7 +162,7 @@ def test_size_is_drawn_against_the_weights_that_differ():
 def test_what_nearness_costs_is_drawn_beside_it():
     rows = rows_of([1.0, 1.0], [0.5, 0.25])
     for row, nearness, apart in zip(rows, [3.0, 10.0], [8.0, 6.0], strict=True):
-        row |= {"loss.nearness": nearness, "initial_distance_mean": apart}
+        row.loss["nearness"], row.initial_distance_mean = nearness, apart
     weight, distance = sizes_figure(rows).axes
     assert (weight.get_xlabel(), weight.get_xscale()) == ("nearness", "log")
     assert (distance.get_xlabel(), distance.get_xscale()) == (

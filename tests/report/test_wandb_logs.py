@@ -12,20 +12,20 @@ import wandb
 from feature_collisions.data.images import save_png
 from feature_collisions.errors import SettingError
 from feature_collisions.hull.statistics import OUTCOMES
-from feature_collisions.report.runs import row_of
+from feature_collisions.report.runs import OF_RUNS, columns_of, row_of_run
 from feature_collisions.report.wandb_logs import (
     IDENTITY,
     Identity,
     hull_figures,
     keep_identity,
     log_evaluation,
-    log_survey,
-    log_table,
+    log_rows,
     read_identity,
     run_name,
     wandb_run,
 )
 from feature_collisions.runs.evaluation import Evaluation
+from feature_collisions.runs.rows import Row
 from feature_collisions.runs.run import hulls_below, load_run
 from feature_collisions.settings.evaluate import EvaluateSettings
 from helpers.commands import run_command
@@ -218,18 +218,20 @@ def test_nothing_is_logged_unasked(evaluated_run, monkeypatch):
     monkeypatch.setattr("wandb.init", lambda **_: pytest.fail("W&B was asked"))
     assert EvaluateSettings().wandb.mode == "offline"
     assert log_evaluation("disabled", run, result, NAMES) is None
-    assert log_table("disabled", run.directory, [run], []) is None
+    assert log_rows("disabled", run.directory, [run], [], [], "runs", "sizes") is None
     shutil.rmtree(run.directory / "wandb")  # it has never been in W&B
     assert log_evaluation("online", run, result, NAMES) is None
-    assert log_table("online", run.directory, [run], []) is None
+    assert log_rows("online", run.directory, [run], [], [], "runs", "sizes") is None
     assert not (run.directory / "wandb").exists()
 
 
 def test_many_runs_are_a_table_in_a_run_of_its_own(evaluated_run, tmp_path):
     run, result = evaluated_run
-    rows = [row_of("run", run, result, NAMES), {"run": "other", "outcome": "damaged <b>"}]
+    rows = [row_of_run("run", run, result, NAMES), Row(run="other", outcome="damaged <b>")]
+    columns = columns_of(rows, OF_RUNS)
     save_png(tmp_path / "sizes.png", run.target)
-    assert log_table("offline", tmp_path, [run], rows) == f"{tmp_path.name}: 2 runs"
+    name = log_rows("offline", tmp_path, [run], rows, columns, "runs", "sizes")
+    assert name == f"{tmp_path.name}: 2 runs"
     (one,) = told(tmp_path)
     again = keep_identity(tmp_path / "wandb" / "table.json", JOB)  # for the next evaluation
     assert one.id == again.id != JOB.id
@@ -239,24 +241,26 @@ def test_many_runs_are_a_table_in_a_run_of_its_own(evaluated_run, tmp_path):
     assert refused[0] == "other"
     assert "damaged <b>" in refused
     assert one.last("sizes")["_type"] == "image-file"
-    mine = row_of("run", run, result, NAMES)["outcome"]
     assert one.summary["runs"]["nrows"] == 2
     for name in OUTCOMES:
-        assert one.summary[f"runs/{name.replace(' ', '_')}"] == int(name == mine)
+        assert one.summary[f"runs/{name.replace(' ', '_')}"] == int(name == rows[0].outcome)
 
 
 def test_a_survey_is_a_table_of_its_hulls_and_a_picture(evaluated_run, tmp_path):
     run, _ = evaluated_run
     save_png(tmp_path / "survey.png", run.target)
-    figures = {"a": [{"size": 0.5}, {"size": None}], "b": [{"size": 0.25}, {"size": 1.0}]}
-    pairs = ["x to y", "<b> to z"]
-    assert log_survey("disabled", tmp_path, [run], figures, pairs) is None
-    assert log_survey("offline", tmp_path, [run], figures, pairs) == f"{tmp_path.name}: 4 runs"
+    rows = [
+        Row(network="a", pair="x to y", outcome="class only", relative_size=0.5),
+        Row(network="a", pair="<b> to z", outcome="neither", relative_size=None),
+    ]
+    columns = ("network", "pair", "relative_size")
+    name = log_rows("offline", tmp_path, [run], rows, columns, "survey_hulls", "survey")
+    assert name == f"{tmp_path.name}: 2 runs"
     (one,) = told(tmp_path)
     rows = table(tmp_path, one, "survey_hulls")
-    assert rows[:2] == [["a", "x to y", 0.5], ["a", "<b> to z", None]]
+    assert rows == [["a", "x to y", 0.5], ["a", "<b> to z", None]]
     assert one.last("survey")["_type"] == "image-file"
-    assert (one.summary["survey/networks"], one.summary["survey/pairs"]) == (2, 2)
+    assert one.summary["survey_hulls/neither"] == 1
 
 
 def test_what_wandb_refuses_is_one_message(tmp_path, monkeypatch):

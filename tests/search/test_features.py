@@ -13,8 +13,8 @@ from feature_collisions.evaluation.hull_of_run import checked_hull
 from feature_collisions.exact.exact_hull import ExactCorners
 from feature_collisions.hull.hull import Hull
 from feature_collisions.report.report import write_report
-from feature_collisions.report.runs import row_of
 from feature_collisions.report.words import names_of
+from feature_collisions.runs.rows import row_of
 from feature_collisions.runs.run import load_run
 from feature_collisions.settings.evaluate import (
     EvaluateSettings,
@@ -91,7 +91,7 @@ def test_no_class_is_in_what_is_written(hull, tmp_path):
     assert "failed" not in result
     names = names_of(again, ("3", "7"))
     description = write_report(tmp_path, again, result, names)
-    assert row_of("run", run, result, names)["cosine_min"] == result["dirichlet"]["cosine_min"]
+    assert row_of(run.summary, result).cosine_min == result["dirichlet"]["cosine_min"]
     for name in ("summary.json", "evaluation.json"):
         assert not keys_in(json.loads((tmp_path / name).read_text())) & set(OF_CLASSES)
     page = (tmp_path / "report.html").read_text().partition("<header>")[2]

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -72,24 +72,23 @@ def evaluate_survey(
     settings: EvaluateSettings, directory: Path, runs: "list[Run]", refused: dict[str, str]
 ) -> None:
     """Measure the pairs that all networks share, and write tables over them."""
-    from ..report.survey import write_survey
-    from ..report.tables import as_text
-    from ..report.wandb_logs import log_survey
+    from ..report.survey import OF_HULLS, write_survey
+    from ..report.tables import print_table
+    from ..report.wandb_logs import log_rows
     from .survey import read_survey
 
     survey = read_survey(settings, runs)
-    figures, pairs, failed, unproved = survey.measured(settings)
-    tables = write_survey(
-        directory, figures, pairs, survey.reference, survey.extra, survey.budget,
-        unproved, settings.seed,
-    )  # fmt: skip
-    for table in tables:
-        print(for_terminal(f"\n{table.heading}\n"))
-        print(f"{as_text(table)}\n\n{for_line(table.note)}")
+    rows, failed = survey.measured(settings)
+    for table in write_survey(
+        directory, rows, survey.reference, survey.extra, survey.budget, settings.seed
+    ):
+        print_table(table)
     for line in survey.left_out:
         print(for_terminal(f"left out: {line}"))
     print(for_terminal(f"\nsurvey: {directory / 'survey.html'}"))
-    say(settings.wandb.mode, log_survey(settings.wandb.mode, directory, runs, figures, pairs))
+    every = [row for hulls in rows.values() for row in hulls]
+    mode = settings.wandb.mode
+    say(mode, log_rows(mode, directory, runs, every, OF_HULLS, "survey_hulls", "survey"))
     end_with([f"{name}: {reason}" for name, reason in (refused | failed).items()])
 
 
@@ -98,30 +97,28 @@ def evaluate_many(
 ) -> None:
     """Measure the hulls, write their reports and a table over all of them."""
     from ..evaluation.evaluate import reason_of
-    from ..report.runs import row_of, runs_table, write_runs
-    from ..report.tables import as_text
-    from ..report.wandb_logs import log_evaluation, log_table
+    from ..report.runs import OF_RUNS, columns_of, row_of_run, runs_table, write_runs
+    from ..report.tables import print_table
+    from ..report.wandb_logs import log_evaluation, log_rows
+    from ..runs.rows import Row
 
     mode, found = settings.wandb.mode, []
-    rows: list[dict[str, Any]] = [
-        {"run": name, "outcome": reason} for name, reason in refused.items()
-    ]
+    rows = [Row(run=name, outcome=reason) for name, reason in refused.items()]
     for run in runs:
         name = str(run.directory.relative_to(directory))
         print(f"\n{for_line(name)}", flush=True)
         try:
             found.append((run, *measured(settings, run)))
-            rows.append(row_of(name, *found[-1]))
+            rows.append(row_of_run(name, *found[-1]))
         except Exception as error:  # whatever it is, the others' tables must not be lost
             refused[name] = reason_of(error)
-            rows.append({"run": name, "outcome": refused[name]})
+            rows.append(Row(run=name, outcome=refused[name]))
     write_runs(directory, rows)
-    table = runs_table(rows, brief=True)
-    print(f"\n{as_text(table)}\n\n{table.heading}. {for_line(table.note)}")
+    print_table(runs_table(rows, brief=True))
     print(for_terminal(f"table: {directory / 'runs.html'}"))
     for each in found:
         say(mode, log_evaluation(mode, *each))
-    say(mode, log_table(mode, directory, runs, rows))
+    say(mode, log_rows(mode, directory, runs, rows, columns_of(rows, OF_RUNS), "runs", "sizes"))
     reasons = [f"{name}: {reason}" for name, reason in refused.items()]
     for run, result, _ in found:
         reasons += failures(run, result)

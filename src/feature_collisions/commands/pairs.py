@@ -1,7 +1,6 @@
 """Many pairs of images, one run directory each: which outcome each has (`Outcome`), and why."""
 
 import errno
-import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,27 +8,24 @@ from typing import Any
 
 from torch import nn
 
-from ..data.files import read_json, write_json, write_text
+from ..data.files import write_json, write_text
 from ..data.image_set import ImageSet
-from ..errors import CollisionError, SettingError, first_line
+from ..errors import SettingError
+from ..evaluation.evaluate import Subject, measured, reason_of
 from ..hull.hull import Hull
-from ..hull.statistics import FEATURES, OUTCOMES, counted
-from ..report.runs import rows_table
-from ..report.tables import Table, as_markdown
+from ..hull.statistics import OUTCOMES
+from ..report.runs import pairs_table
+from ..report.tables import as_markdown
 from ..runs.directories import CHECKPOINT, CORNERS
+from ..runs.records import read_record
+from ..runs.rows import FAILED, Row, row_of
 from ..runs.run import load_run
+from ..settings.evaluate import EvaluateSettings
 from .csv_lines import csv_lines, shown
 from .deciding import differences_to
 from .random_pairs import Pair, random_pairs
 
 OUTCOME = "outcome.json"
-FAILED = "not measured"
-_OF_SAMPLE = ("accuracy", "probability_mean", "cosine_min", "same")
-_COLUMNS = (
-    "initial", "target", *_OF_SAMPLE[:2], "target_probability", *_OF_SAMPLE[2:],
-    "feature_relative_max", "corner_distance_mean", "steps", "seconds", "outcome",
-)  # fmt: skip
-_SAID = (*_OF_SAMPLE, "target_probability")  # of classes, or of features
 _RULE = (
     "give a CSV file with lines of initial,target, random:N, random:N:0 for images that the "
     "classifier is right about, or random:N:P for targets that it gives a probability above P"
@@ -142,7 +138,7 @@ def run_pairs(
     directory: Path,
     search: Callable[[Pair, Path], Hull],
     samples: int = 2000,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Search all pairs one after another; an error is the pair's outcome, and the next follows.
 
     Pairs that were finished in `directory` are not searched again; `check_earlier` says whether
@@ -155,34 +151,27 @@ def run_pairs(
         samples: interpolations per pair.
 
     Returns:
-        One entry per pair, as `pairs.json` has them.
+        One row per pair, as `pairs.json` has them.
 
     Raises:
         OSError: when the disk is full.
     """
     directories = [_place(directory, number, pair) for number, pair in enumerate(pairs)]
-    known = [_known_outcome(place) for place in directories]
-    if count := sum(outcome is not None for outcome in known):
+    known = [_known(place) for place in directories]
+    if count := sum(row is not None for row in known):
         print(f"{directory}: {count} of {len(pairs)} pairs were found there with these settings",
               flush=True)  # fmt: skip
-    outcomes: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for number, (pair, place) in enumerate(zip(pairs, directories, strict=True)):
-        outcome, earlier = known[number], " (found earlier)"
-        if outcome is None:
-            outcome, earlier = _searched(pair, place, search, samples), ""
-        named = {"initial": pair.initial, "target": pair.target}
-        outcomes.append(named | outcome | {"directory": place.name})
-        verdict = _verdict(outcome) + earlier
-        print(f"pair {number}: {pair.initial} to {pair.target}: {verdict}", flush=True)
-        write_json(directory / "pairs.json", outcomes)
-        table = outcomes_table(outcomes)
+        row, earlier = known[number], " (found earlier)"
+        if row is None:
+            row, earlier = _searched(pair, place, search, samples), ""
+        rows.append(row | {"run": place.name, **pair._asdict()})
+        print(f"pair {number}: {pair.initial} to {pair.target}: {row.verdict}{earlier}", flush=True)
+        write_json(directory / "pairs.json", [each.entries() for each in rows])
+        table = pairs_table(rows)
         write_text(directory / "pairs.md", f"# {table.heading}\n\n{as_markdown(table)}\n")
-    return outcomes
-
-
-def evaluated(outcome: dict[str, Any]) -> bool:
-    """Whether a pair's hull was found and measured, whatever its outcome."""
-    return "samples" in outcome
+    return rows
 
 
 def _place(directory: Path, number: int, pair: Pair) -> Path:
@@ -193,71 +182,32 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)[-60:]
 
 
-def _known_outcome(place: Path) -> dict[str, Any] | None:
+def _known(place: Path) -> Row | None:
     """What was found at `place`; None where it is incomplete and must be searched again."""
-    if not (place / OUTCOME).exists():
-        return None
     try:
         load_run(place)
-        saved = read_json(place / OUTCOME)
+        row = read_record(Row, place / OUTCOME)
     except SettingError:
         return None
-    whole = isinstance(saved, dict) and evaluated(saved) and saved.get("outcome") in OUTCOMES
-    return saved if whole else None
+    return row if row.samples and row.outcome in OUTCOMES else None
 
 
-def _searched(
-    pair: Pair, place: Path, search: Callable[[Pair, Path], Hull], samples: int
-) -> dict[str, Any]:
+def _searched(pair: Pair, place: Path, search: Callable[[Pair, Path], Hull], samples: int) -> Row:
     try:
-        outcome = outcome_of(search(pair, place), samples)
-        write_json(place / OUTCOME, outcome)
+        row = row_of_sample(search(pair, place), samples)
+        write_json(place / OUTCOME, row.entries())
     except Exception as error:  # whatever it is, it must not take the other pairs with it
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        return {"outcome": FAILED, "reasons": [f"{type(error).__name__}: {first_line(error)}"]}
-    return outcome
+        return Row(outcome=FAILED, reasons=[reason_of(error)])
+    return row
 
 
-def outcome_of(hull: Hull, samples: int) -> dict[str, Any]:
-    """Which outcome a hull has, by `samples` uniform interpolations of its corners.
+def row_of_sample(hull: Hull, samples: int) -> Row:
+    """A hull's row, by `samples` uniform interpolations of its corners.
 
     Raises:
         CollisionError: when the classifier's answers are not finite.
     """
-    found = hull.sample(samples)
-    said = {name: found[name] for name in _OF_SAMPLE if name in found}
-    if "target_probability" in hull.summary:
-        said["target_probability"] = hull.summary.target_probability
-    if not all(map(math.isfinite, said.values())):
-        named = ", ".join(f"{name} {value}" for name, value in said.items())
-        raise CollisionError(f"what the network gives is not finite: {named}")
-    name, reasons = hull.outcome(found)
-    if name != FEATURES and hull.summary.limits:
-        reasons.append(hull.summary.limits)
-    distances = hull.corner_distances()
-    return {
-        "outcome": name,
-        "reasons": reasons,
-        "search": hull.summary.unmet,
-        "samples": samples,
-        **said,
-        "corner_distance_mean": float(distances.mean()) if len(distances) else None,
-        "feature_relative_max": found["feature_relative_max"],
-        "steps": hull.summary.steps,
-        "seconds": hull.summary.seconds,
-    }
-
-
-def _verdict(outcome: dict[str, Any]) -> str:
-    reasons = "; ".join(outcome["reasons"])
-    if outcome["outcome"] == FAILED:
-        return reasons
-    return f"{outcome['outcome']} ({reasons})" if reasons else outcome["outcome"]
-
-
-def outcomes_table(outcomes: Sequence[dict[str, Any]]) -> Table:
-    """One row per pair; above them, how many have which outcome."""
-    rows = [outcome | {"outcome": _verdict(outcome)} for outcome in outcomes]
-    columns = [name for name in _COLUMNS if name not in _SAID or any(name in row for row in rows)]
-    return rows_table(counted(outcome["outcome"] for outcome in outcomes), columns, rows)
+    subject = Subject(hull, EvaluateSettings(samples=samples))
+    return row_of(hull.summary, measured(subject, ("dirichlet", "outcome", "distances")))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingError
 from ..escaping import for_terminal
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..evaluation.judge import Judge
-    from ..evaluation.survey import HullFigures
+    from ..runs.rows import Row
     from ..runs.run import Run
     from ..settings.evaluate import EvaluateSettings
 
@@ -49,22 +49,6 @@ def _pair(run: Run) -> str:
     return digest.hexdigest()
 
 
-class Measured(NamedTuple):
-    """What a survey's hulls gave.
-
-    Attributes:
-        figures: by network, one entry per pair.
-        pairs: their names.
-        failed: hulls that could not be measured, and why; their pairs are left out.
-        unproved: of which networks nothing is proved in how many hulls, and why, a line each.
-    """
-
-    figures: dict[str, list[dict[str, float | None]]]
-    pairs: list[str]
-    failed: dict[str, str]
-    unproved: list[str]
-
-
 @dataclass(frozen=True)
 class Survey:
     """The hulls of a survey.
@@ -85,10 +69,13 @@ class Survey:
     budget: str
     left_out: Sequence[str]
 
-    def measured(self, settings: EvaluateSettings) -> Measured:
-        """Every hull's figures, of the pairs that could be measured in all networks.
+    def measured(self, settings: EvaluateSettings) -> tuple[dict[str, list[Row]], dict[str, str]]:
+        """Every hull's row, by network, of the pairs that could be measured in all networks.
 
         What was measured before, on this machine and of the same corners, is not measured again.
+
+        Returns:
+            The rows; and the hulls that could not be measured, and why.
 
         Raises:
             SettingError: when no pair could be.
@@ -98,7 +85,7 @@ class Survey:
         from ..evaluation.hull_of_run import classifier_of
         from ..evaluation.judge import judge_of
 
-        found: dict[str, dict[int, HullFigures]] = {}
+        found: dict[str, dict[int, Row]] = {}
         failed: dict[str, str] = {}
         for name, runs in self.runs.items():
             print(for_terminal(name), flush=True)
@@ -108,7 +95,8 @@ class Survey:
             found[name] = {}
             for number, run in enumerate(runs):
                 try:
-                    found[name][number] = _measured(run, model, distances, settings, judge)
+                    row = _measured(run, model, distances, settings, judge)
+                    found[name][number] = row | {"network": name, "pair": self.pairs[number]}
                 except Exception as error:  # whatever it is, the other hulls must not be lost
                     failed[str(run.directory)] = reason_of(error)
         kept = sorted(set.intersection(*(set(each) for each in found.values())))
@@ -117,10 +105,7 @@ class Survey:
             raise SettingError(
                 "run", None, f"no pair could be measured in all networks. {place}: {reason}"
             )
-        rows = {name: [each[number] for number in kept] for name, each in found.items()}
-        figures = {name: [each.figures for each in row] for name, row in rows.items()}
-        unproved = [line for name, row in rows.items() for line in _unproved(name, row)]
-        return Measured(figures, [self.pairs[number] for number in kept], failed, unproved)
+        return {name: [each[k] for k in kept] for name, each in found.items()}, failed
 
 
 def read_survey(settings: EvaluateSettings, runs: Sequence[Run]) -> Survey:
@@ -229,39 +214,26 @@ def _budget(run: Run) -> str:
     return ", ".join(said)
 
 
-def _unproved(name: str, row: Sequence[HullFigures]) -> list[str]:
-    """Why nothing of a network's hulls is proved, by how many there are of each reason."""
-    counts = Counter(each.unproved for each in row if each.unproved)
-    return [
-        f"{name}: nothing proved of {count} of {len(row)} hulls ({reason})"
-        for reason, count in counts.most_common()
-    ]
-
-
 def _measured(
     run: Run,
-    model: Any,
+    model: nn.Module,
     distances: dict[int, float],
     settings: EvaluateSettings,
     judge: Judge | None,
-) -> HullFigures:
-    """A hull's figures, from the user's cache where they are there."""
+) -> Row:
+    """A hull's row, from the user's cache where it is there."""
     from ..data.caches import Cache
-    from ..data.files import read_json, write_json
+    from ..data.files import write_json
     from ..evaluation.hull_of_run import checked_hull
-    from ..evaluation.survey import COLUMNS, HullFigures, measure
-
-    def load(path: Path) -> HullFigures:
-        found = read_json(path)
-        if not (isinstance(found, dict) and found.keys() == {*COLUMNS, "unproved"}):
-            raise SettingError(path, None, "not what evaluate.py writes")
-        return HullFigures({name: found[name] for name in COLUMNS}, found["unproved"])
+    from ..evaluation.survey import measure
+    from ..runs.records import read_record
+    from ..runs.rows import Row
 
     return Cache("survey", _RECIPE, "a hull's figures").get_or_make(
         _key(run, distances[1], settings, judge),
         lambda: measure(checked_hull(model, run, settings), distances, settings, judge),
-        load,
-        lambda path, found: write_json(path, found.figures | {"unproved": found.unproved}),
+        lambda path: read_record(Row, path),
+        lambda path, row: write_json(path, row.entries()),
     )
 
 
@@ -280,4 +252,4 @@ def _key(run: Run, distance: float, settings: EvaluateSettings, judge: Judge | N
     return digest.hexdigest()[:32]
 
 
-_RECIPE = 5
+_RECIPE = 6

@@ -173,8 +173,9 @@ def train_pairs(job: Job, pairs_setting: str, directory: Path) -> None:
     """
     from ..data.files import write_text
     from ..networks.classifiers import load_classifier
-    from ..report.tables import as_text
-    from .pairs import check_earlier, evaluated, outcomes_table, parse_pairs, run_pairs
+    from ..report.runs import pairs_table
+    from ..report.tables import print_table
+    from .pairs import check_earlier, parse_pairs, run_pairs
 
     settings = job.settings
     others = settings.classifiers() if settings.networks else []
@@ -191,13 +192,13 @@ def train_pairs(job: Job, pairs_setting: str, directory: Path) -> None:
 
     check_earlier(pairs, directory, lambda pair: job.of_pair(pair).deciding())
     write_text(directory / CONFIG, as_yaml(settings))
-    outcomes = run_pairs(pairs, directory, search)
-    table = outcomes_table(outcomes)
-    print(f"\n{as_text(table)}\n\n{table.heading}. {table.note}\nruns: {directory}")
-    if not any(map(evaluated, outcomes)):
+    rows = run_pairs(pairs, directory, search)
+    print_table(pairs_table(rows))
+    print(f"runs: {directory}")
+    if not any(row.samples for row in rows):
         raise CollisionError(
             f"pairs={pairs_setting}: no pair could be evaluated; {directory / 'pairs.md'} says "
-            f"why. The first: {outcomes[0]['reasons'][0]}"
+            f"why. The first: {rows[0].verdict}"
         )
     paths = [each.path for each in others if each.path]
     if paths:  # the survey, once its other jobs are done

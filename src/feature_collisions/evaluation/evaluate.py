@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -72,20 +72,16 @@ def evaluate(
         activation=hull.following.activation.name,
         past=list(hull.following.past),
     )
-    measurements = {"dataset_distance": partial(_dataset_distance, dataset_distances)} | SAMPLED
-    asked = OF_TWO_CORNERS if hull.output.kind == "classes" else OF_FEATURES
-    if len(hull.corners) > 1:
-        measurements |= asked
-    else:
-        result.left_out = dict.fromkeys(asked, "needs two corners")
-    if judge is not None:
-        measurements["judge"] = lambda subject: Evaluation(judge=judge.verdict(subject.hull))
+    if len(hull.corners) == 1:
+        result.left_out = dict.fromkeys(_of_two_corners(hull), "needs two corners")
+    subject = Subject(hull, settings, directory, dataset_distances, judge)
+    measurements = _allowed(subject)
     left = list(measurements)
     for name, measure in measurements.items():
         started = time.perf_counter()
         try:
             with explain_out_of_memory(hull.corners.device):
-                result |= measure(Subject(hull, settings, directory, result))
+                result |= measure(subject._replace(known=result))
         except Exception as error:  # whatever it is, the other measurements must not be lost
             result = result.with_failure(name, reason_of(error))
         left.remove(name)
@@ -111,14 +107,18 @@ class Subject(NamedTuple):
     Attributes:
         hull: the corners and their classifier.
         settings: how many points, and what else to measure.
-        directory: where images go.
+        directory: where images go; None: nothing is kept, proofs in the user's cache neither.
+        distances: as `evaluate` takes them; None: unknown.
+        judge: another network that is asked about the corners.
         known: what was measured before.
     """
 
     hull: Hull
     settings: EvaluateSettings
-    directory: Path
-    known: Evaluation
+    directory: Path | None = None
+    distances: Callable[[], Mapping[int, float]] | None = None
+    judge: Judge | None = None
+    known: Evaluation = Evaluation()
 
     @property
     def half(self) -> torch.dtype | None:
@@ -132,12 +132,47 @@ class Subject(NamedTuple):
             asked = "bf16-mixed"
         return MIXED.get(asked)
 
+    def cache(self, kind: str) -> Path | None:
+        """Where proofs are kept for the next time."""
+        return cache_path(kind) if self.directory else None
 
-def _dataset_distance(
-    distances_of_two: Callable[[], Mapping[int, float]], subject: Subject
-) -> Evaluation:
+
+Measurement = Callable[[Subject], Evaluation]
+
+
+def measured(subject: Subject, names: Collection[str]) -> Evaluation:
+    """What those of the measurements `names` find that the hull allows; one that fails raises."""
+    for name, measure in _allowed(subject).items():
+        if name in names:
+            subject = subject._replace(known=subject.known | measure(subject))
+    return subject.known
+
+
+def _allowed(subject: Subject) -> dict[str, Measurement]:
+    """The measurements of a hull, by their names: fewer of one corner, and without a judge."""
+    found = dict(SAMPLED)
+    if subject.distances:
+        found = {"dataset_distance": _dataset_distance} | found
+    if len(subject.hull.corners) > 1:
+        found |= _of_two_corners(subject.hull)
+    return found | {"judge": _judge} if subject.judge else found
+
+
+def _of_two_corners(hull: Hull) -> Mapping[str, Measurement]:
+    return OF_TWO_CORNERS if hull.output.kind == "classes" else OF_FEATURES
+
+
+def _judge(subject: Subject) -> Evaluation:
+    """What another network says of the corners."""
+    assert subject.judge
+    return Evaluation(judge=subject.judge.verdict(subject.hull))
+
+
+def _dataset_distance(subject: Subject) -> Evaluation:
     """None where the data set has no two images."""
-    distances = {square: None if math.isnan(d) else d for square, d in distances_of_two().items()}
+    assert subject.distances
+    found = subject.distances()
+    distances = {square: None if math.isnan(d) else d for square, d in found.items()}
     return Evaluation(
         dataset_distance_mean=distances[1],
         dataset_distances_pooled={str(square): d for square, d in distances.items()},
@@ -215,7 +250,8 @@ def _worst_case(subject: Subject) -> Evaluation:
     """The worst point a search found: no proof that there is none worse."""
     given, seed = subject.settings.worst_case, subject.settings.seed
     worst = subject.hull.worst_case(given.starts, given.steps, seed, subject.half)
-    save_png(subject.directory / "images" / "worst_case.png", worst.image)
+    if subject.directory:
+        save_png(subject.directory / "images" / "worst_case.png", worst.image)
     found = Evaluation(worst_case_weights=worst.weights.tolist())
     if worst.cosine is not None:
         return found | Evaluation(
@@ -245,7 +281,7 @@ def _proved(subject: Subject, name: str, found: Proof) -> Evaluation:
 def _collision_proof(subject: Subject) -> Evaluation:
     """What holds of the features at every point of the hull."""
     seconds = subject.settings.proof.seconds
-    found = prove_collision(subject.hull.problem, seconds, cache_path("hulls"))
+    found = prove_collision(subject.hull.problem, seconds, subject.cache("hulls"))
     return _proved(subject, "collision", CollisionProof.model_validate(found))
 
 
@@ -254,7 +290,7 @@ def _class_proof(subject: Subject) -> Evaluation:
     worst = subject.known.worst_case_weights
     suspects = [] if worst is None else [worst]
     seconds = subject.settings.proof.seconds
-    found = prove_class(subject.hull.problem, seconds, cache_path("hulls"), suspects)
+    found = prove_class(subject.hull.problem, seconds, subject.cache("hulls"), suspects)
     return _proved(subject, "class_", ClassProof.model_validate(found))
 
 
@@ -278,7 +314,6 @@ def _hidden(subject: Subject) -> Evaluation:
     return hidden_dimensions(subject.hull, subject.settings.proof.seconds)
 
 
-Measurement = Callable[[Subject], Evaluation]
 SAMPLED: dict[str, Measurement] = {
     _entry(law, uint8): partial(_sample, law, uint8) for uint8 in (False, True) for law in SAMPLERS
 } | {"outcome": _outcome, "hidden": _hidden, "rounding": lambda subject: rounded(subject.hull)}

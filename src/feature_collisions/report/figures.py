@@ -18,9 +18,10 @@ from matplotlib.transforms import Bbox
 from ..data.files import write_atomically
 from ..data.images import to_uint8
 from ..escaping import for_line
-from ..evaluation.survey import Figures, Interval
+from ..evaluation.survey import Interval, Rows
 from ..hull.statistics import OUTCOMES
 from ..runs.evaluation import Evaluation, Proofs
+from ..runs.rows import Row
 from .findings import LAWS, settled
 from .sheets import Sheet
 from .tables import number
@@ -163,14 +164,14 @@ def faces_figure(proof: Proofs) -> Figure | None:
 
 
 @_as_shipped
-def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
+def sizes_figure(rows: Sequence[Row]) -> Figure | None:
     """Relative size against every weight of the loss that differs; None where none does.
 
     What nearness costs is seen beside it: the same against the distance from the initial image.
     """
-    known = [row for row in rows if row.get("relative_size") is not None]
-    names = dict.fromkeys(name for row in known for name in row if name.startswith("loss."))
-    differing = [name for name in names if len({row.get(name) for row in known}) > 1]
+    known = [row for row in rows if row.relative_size is not None]
+    names = dict.fromkeys(f"loss.{name}" for row in known for name in row.loss)
+    differing = [name for name in names if len({row.at(name) for row in known}) > 1]
     if not differing:
         return None
     if "loss.nearness" in differing:
@@ -179,11 +180,11 @@ def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
     panels = figure.subplots(1, len(differing), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, differing, strict=True):
         for outcome, colour, marker in zip(OUTCOMES, _COLOURS, "osx", strict=True):
-            chosen = [row for row in known if row["outcome"] == outcome and name in row]
-            weights, sizes = ([row[key] for row in chosen] for key in (name, "relative_size"))
-            if chosen:
-                axes.plot(weights, sizes, marker, color=colour, label=outcome, ms=5)
-        if name != _FROM_INITIAL and all(row.get(name, 1) > 0 for row in known):
+            chosen = [row for row in known if row.outcome == outcome]
+            points = [(row.at(name), row.relative_size) for row in chosen]
+            if points := [point for point in points if point[0] is not None]:
+                axes.plot(*zip(*points, strict=True), marker, color=colour, label=outcome, ms=5)
+        if name != _FROM_INITIAL and all((row.at(name) or 0) > 0 for row in known):
             axes.set_xscale("log")
         axes.set_xlabel(_LABELS.get(name, name.removeprefix("loss.")), fontsize=8)
         _plain(axes)
@@ -201,32 +202,32 @@ def sizes_figure(rows: Sequence[dict[str, Any]]) -> Figure | None:
 
 @_as_shipped
 def survey_figure(
-    figures: Figures,
+    rows: Rows,
     found: Mapping[str, Mapping[str, Interval | None]],
     extra: Mapping[str, Mapping[str, float]],
 ) -> Figure:
     """Each network's sizes, and their means against the blind units and the user's columns.
 
     Args:
-        figures: what was measured, by network.
+        rows: what was measured, by network.
         found: the means over the pairs, with their intervals.
         extra: the user's columns, by network.
     """
-    networks = list(figures)
+    networks = list(rows)
     places: dict[str, dict[str, float | None]] = {
         "share of blind units": {name: _mean(found[name]["blind_share"]) for name in networks}
     }
     for column in list(next(iter(extra.values()), {}))[:_COLUMNS]:
         places[column] = {name: extra[name][column] for name in networks}
     height = max(2.6, 0.24 * len(networks) + 0.9)
-    rows = -(-(1 + len(places)) // 2)
-    figure = _figure(_WIDTH, height * rows)
-    panels = figure.subplots(rows, 2, squeeze=False).flat
+    lines = -(-(1 + len(places)) // 2)
+    figure = _figure(_WIDTH, height * lines)
+    panels = figure.subplots(lines, 2, squeeze=False).flat
     first = next(panels)
-    for row, name in enumerate(networks):
-        sizes = [entry["relative_size"] for entry in figures[name]]
-        first.plot(sizes, [row] * len(sizes), "o", color=_LINE, ms=3, zorder=1)
-        _with_interval(first, found[name]["relative_size"], row, upright=False)
+    for line, name in enumerate(networks):
+        sizes = [row.relative_size for row in rows[name]]
+        first.plot(sizes, [line] * len(sizes), "o", color=_LINE, ms=3, zorder=1)
+        _with_interval(first, found[name]["relative_size"], line, upright=False)
     first.set_yticks(range(len(networks)), [_short(name) for name in networks], fontsize=7)
     first.invert_yaxis()
     first.set_xlabel("relative size", fontsize=8)

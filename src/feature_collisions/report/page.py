@@ -61,25 +61,24 @@ def hull_page(
     )  # fmt: skip
 
 
-def runs_page(
-    title: str, table: Table, whole: Table, links: Sequence[str], figure: Figure | None
+def tables_page(
+    title: str,
+    tables: Sequence[Table],
+    figure: tuple[str, Figure, str] | None = None,
+    whole: Table | None = None,
+    links: Sequence[str] = (),
 ) -> str:
     """The page over many hulls.
 
     Args:
-        title: what stands at its top.
-        table: one row per hull, with the columns that matter.
-        whole: the same with all columns.
-        links: the report of each row, or an empty string where there is none.
-        figure: of the sizes, if any.
+        title: at its top.
+        tables: the first one's heading is below the title.
+        figure: a name, itself, and what it shows.
+        whole: the first table with all columns.
+        links: the report of each row of the first table; empty where there is none.
     """
-    tables = {"table": table, "whole": whole}
-    return _render("runs.html", title=title, **tables, links=links, figure=figure, script="")
-
-
-def survey_page(title: str, tables: Sequence[Table], figure: Figure) -> str:
-    """The page of a survey of several networks."""
-    return _render("survey.html", title=title, tables=tables, figure=figure, script="")
+    return _render("tables.html", title=title, tables=tables, figure=figure, whole=whole,
+                   links=links, script="")  # fmt: skip
 
 
 def data_uri(image: Tensor, most: float) -> str:

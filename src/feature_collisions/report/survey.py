@@ -1,35 +1,20 @@
 """The files of a survey: `survey.html`, `survey.md`, `survey.csv`, its differences and figure."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
 from ..data.files import write_text
-from ..escaping import for_markdown
-from ..evaluation.survey import COLUMNS, Figures, Interval, differences, means
-from .figures import save_figure, survey_figure
-from .page import survey_page
-from .tables import Table, as_csv, as_markdown, number
+from ..evaluation.survey import MEASURED, Interval, Rows, differences, means
+from ..runs.rows import Row
+from .figures import survey_figure
+from .runs import COLUMNS, cell, rows_csv, write_tables
+from .tables import Table, as_csv, number
 
+OF_HULLS = ("network", "pair", *MEASURED)
 Found = Mapping[str, Mapping[str, Interval | None]]
 """By network and column: a mean over the pairs, or of differences."""
-_NAMES = {
-    "relative_size": ("relative size", ".3f"),
-    "pooled_size": ("8x8 pixels averaged", ".3f"),
-    "blind_share": ("blind units", ".1%"),
-    "feature_relative_max": ("feature error", ".3f"),
-    "accuracy": ("accuracy", ".2%"),
-    "probability_mean": ("mean probability", ".3f"),
-    "target_probability": ("target's probability", ".3f"),
-    "worst_case_probability": ("worst found", ".3f"),
-    "cosine_min": ("least cosine", ".4f"),
-    "worst_case_cosine": ("worst cosine found", ".4f"),
-    "share_proved": ("share proved", ".0%"),
-    "relative_size_proved": ("size proved", ".3f"),
-    "judge_size": ("size to the judge", ".3f"),
-    "judge_kept": ("initial class kept", ".0%"),
-    "seconds": ("seconds", ",.1f"),
-}
 _NOTE = (
     "Means over the same pairs. Relative size: mean distance between corners over that between two "
     "images of the data set, the same after averaging 8x8 pixels; feature error: the largest "
@@ -45,56 +30,50 @@ _WARNING = (
 
 def write_survey(
     directory: Path,
-    figures: Figures,
-    pairs: Sequence[str],
+    rows: Rows,
     reference: str,
     extra: Mapping[str, Mapping[str, float]],
     budget: str,
-    unproved: Sequence[str],
     seed: int = 0,
 ) -> list[Table]:
     """Write the survey's files; gives its tables.
 
     Args:
         directory: where.
-        figures: what was measured, by network.
-        pairs: their names, in the order of the figures' entries.
+        rows: what was measured, by network.
         reference: the network that the others are compared with.
         extra: the user's own columns, by network.
         budget: the settings that all searches shared.
-        unproved: of which networks nothing is proved, and why.
         seed: of the bootstrap.
     """
-    found = means(figures, seed)
-    against = {
-        name: differences(figures, name, reference, seed) for name in figures if name != reference
-    }
-    columns = list(next(iter(extra.values()), {}))
-    note = " ".join([f"{_NOTE} All: {budget}.", *(f"{line}." for line in unproved)])
-    note += _of_judge(found) + _unequal(found)
-    overview = _overview(found, extra, columns, len(pairs), note)
-    paired = _paired(against, reference, _errors(found))
-    figure = survey_figure(figures, found, extra)
-    for ending in ("png", "pdf"):
-        save_figure(figure, directory / f"survey.{ending}")
-    tables = [overview, paired]
-    parts = [
-        "# " + for_markdown(overview.heading),
-        as_markdown(overview),
-        "![relative sizes](survey.png)",
-    ]
-    parts += ["## " + for_markdown(paired.heading), as_markdown(paired)]
-    write_text(directory / "survey.md", "\n\n".join(parts) + "\n")
-    write_text(directory / "survey.html", survey_page(directory.name, tables, figure))
-    write_text(directory / "survey.csv", _means_csv(found, extra, columns))
-    write_text(directory / "survey_pairs.csv", _pairs_csv(figures, pairs))
-    write_text(directory / "survey_differences.csv", _differences_csv(figures, seed))
+    found = means(rows, seed)
+    against = {name: differences(rows, name, reference, seed) for name in rows if name != reference}
+    own = list(next(iter(extra.values()), {}))
+    unproved = (line for name, hulls in rows.items() for line in _unproved(name, hulls))
+    note = " ".join([f"{_NOTE} All: {budget}.", *unproved]) + _of_judge(found) + _unequal(found)
+    overview = _overview(found, extra, own, len(rows[reference]), note)
+    tables = [overview, _paired(against, reference, _errors(found))]
+    figure = ("survey", survey_figure(rows, found, extra), "relative sizes of the networks' hulls")
+    write_tables(directory, "survey", tables, figure)
+    every = [row for hulls in rows.values() for row in hulls]
+    write_text(directory / "survey_pairs.csv", rows_csv(OF_HULLS, every))
+    write_text(directory / "survey.csv", _means_csv(found, extra, own))
+    write_text(directory / "survey_differences.csv", _differences_csv(rows, seed))
     return tables
+
+
+def _unproved(name: str, hulls: Sequence[Row]) -> list[str]:
+    """Why nothing of a network's hulls is proved, by how many there are of each reason."""
+    counts = Counter(row.unproved for row in hulls if row.unproved)
+    return [
+        f"{name}: nothing proved of {count} of {len(hulls)} hulls ({reason})."
+        for reason, count in counts.most_common()
+    ]
 
 
 def _shown(found: Found) -> list[str]:
     """The columns of what was measured at all: without a judge, or of features, some are empty."""
-    return [name for name in COLUMNS if any(each[name] is not None for each in found.values())]
+    return [name for name in MEASURED if any(each[name] is not None for each in found.values())]
 
 
 def _of_judge(found: Found) -> str:
@@ -144,15 +123,11 @@ def _overview(
 ) -> Table:
     rows, shown = [], _shown(found)
     for network, entries in found.items():
-        cells = [_mean(name, entries[name]) for name in shown]
+        cells = [cell(name, each and each.mean) for name in shown for each in [entries[name]]]
         rows.append([network, *cells, *(number(extra[network][name]) for name in columns)])
     heading = f"{len(found)} networks, {pairs} pair{'s' if pairs > 1 else ''}"
-    names = [_NAMES[name][0] for name in shown]
+    names = [COLUMNS[name][0] for name in shown]
     return Table(heading, ["network", *names, *columns], rows, note)
-
-
-def _mean(name: str, interval: Interval | None) -> str:
-    return "-" if interval is None else number(interval.mean, _NAMES[name][1])
 
 
 def _paired(against: Found, reference: str, errors: Mapping[str, float]) -> Table:
@@ -171,18 +146,16 @@ def _paired(against: Found, reference: str, errors: Mapping[str, float]) -> Tabl
         "* the interval excludes 0. Sizes at feature errors that differ by more than a factor of "
         f"{_UNEQUAL:g} are not compared. {_WARNING}"
     )
-    return Table(heading, ["network", *(_NAMES[name][0] for name in shown)], rows, note)
+    return Table(heading, ["network", *(COLUMNS[name][0] for name in shown)], rows, note)
 
 
 def _signed(name: str, interval: Interval | None) -> str:
     if interval is None:
         return "-"
-    form = "+" + _NAMES[name][1]
-    text = number(interval.mean, form)
+    mean, low, high = (cell(name, end, "+") for end in interval)
     if interval.low is None:
-        return text
-    star = " *" if interval.decides else ""
-    return f"{text} [{number(interval.low, form)}, {number(interval.high, form)}]{star}"
+        return mean
+    return f"{mean} [{low}, {high}]" + (" *" if interval.decides else "")
 
 
 def _means_csv(
@@ -195,30 +168,20 @@ def _means_csv(
         [network, *_all_ends(entries), *(extra[network][name] for name in columns)]
         for network, entries in found.items()
     ]
-    return as_csv(["network", *_ends(COLUMNS), *columns], rows)
+    return as_csv(["network", *_ends(MEASURED), *columns], rows)
 
 
-def _pairs_csv(figures: Figures, pairs: Sequence[str]) -> str:
-    """A line per hull."""
-    rows = [
-        [network, pair, *(entry[name] for name in COLUMNS)]
-        for network, entries in figures.items()
-        for pair, entry in zip(pairs, entries, strict=True)
-    ]
-    return as_csv(["network", "pair", *COLUMNS], rows)
-
-
-def _differences_csv(figures: Figures, seed: int) -> str:
+def _differences_csv(rows: Rows, seed: int) -> str:
     """A line for every two networks."""
-    rows = [
-        [second, first, *_all_ends(differences(figures, second, first, seed))]
-        for first, second in combinations(figures, 2)
+    lines = [
+        [second, first, *_all_ends(differences(rows, second, first, seed))]
+        for first, second in combinations(rows, 2)
     ]
-    return as_csv(["network", "other", *_ends(COLUMNS)], rows)
+    return as_csv(["network", "other", *_ends(MEASURED)], lines)
 
 
 def _all_ends(entries: Mapping[str, Interval | None]) -> list[float | None]:
-    return [end for name in COLUMNS for end in entries[name] or (None, None, None)]
+    return [end for name in MEASURED for end in entries[name] or (None, None, None)]
 
 
 def _ends(names: Iterable[str]) -> list[str]:

@@ -65,6 +65,11 @@ def as_text(table: Table) -> str:
     return tabulate(rows, head, "simple", disable_numparse=True, colalign=_aligned(table))
 
 
+def print_table(table: Table) -> None:
+    """The table on the terminal, between its heading and its note."""
+    print(f"\n{for_line(table.heading)}\n\n{as_text(table)}\n\n{for_line(table.note)}")
+
+
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Rows of values as CSV: numbers with all their digits, texts that no spreadsheet computes."""
     text = io.StringIO()

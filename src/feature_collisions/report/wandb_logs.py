@@ -21,6 +21,7 @@ from ..hull.hull import Hull
 from ..hull.statistics import OUTCOMES
 from ..runs.evaluation import Evaluation
 from ..runs.records import Corner
+from ..runs.rows import Row
 from ..runs.run import Run
 from ..settings.train import Settings, WandbSettings
 from ..simplex import SAMPLERS
@@ -28,8 +29,6 @@ from .words import words_of
 
 if TYPE_CHECKING:
     import wandb
-
-    from ..evaluation.survey import Figures
 
 IDENTITY = Path("wandb") / "run.json"
 _PATIENCE = 30.0  # seconds for an answer of W&B's server, which itself would wait for 90
@@ -368,74 +367,44 @@ def _media(directory: Path, result: Evaluation, class_names: Sequence[str]) -> d
     return media
 
 
-def log_table(
-    mode: str, directory: Path, runs: Sequence[Run], rows: Sequence[dict[str, Any]]
-) -> str | None:
-    """Log the table over many runs, and relative size against the loss's weights.
-
-    Args:
-        mode: as for `log_evaluation`.
-        directory: which holds the runs, and `sizes.png` where weights differ.
-        runs: the hulls; where no job of theirs has been in W&B, nothing is logged.
-        rows: one per hull or refused run, as `write_runs` takes them.
-
-    Returns:
-        The name of the W&B run, or None.
-    """
-    outcomes = [row["outcome"] for row in rows]
-    counts = {f"runs/{name.replace(' ', '_')}": outcomes.count(name) for name in OUTCOMES}
-    counts["runs/evaluated"] = len(rows)
-    return _log_rows(mode, directory, runs, "runs", rows, counts, "sizes")
-
-
-def log_survey(
-    mode: str, directory: Path, runs: Sequence[Run], figures: "Figures", pairs: Sequence[str]
-) -> str | None:
-    """Log a survey: a row per network and pair, and the figure.
-
-    Args:
-        mode: as for `log_evaluation`.
-        directory: which holds the runs, and `survey.png`.
-        runs: the hulls; where no job of theirs has been in W&B, nothing is logged.
-        figures: what was measured, by network.
-        pairs: their names, in the order of the figures' entries.
-
-    Returns:
-        The name of the W&B run, or None.
-    """
-    rows = [
-        {"network": network, "pair": pair, **entry}
-        for network, entries in figures.items()
-        for pair, entry in zip(pairs, entries, strict=True)
-    ]
-    counts = {"survey/networks": len(figures), "survey/pairs": len(pairs)}
-    return _log_rows(mode, directory, runs, "survey_hulls", rows, counts, "survey")
-
-
-def _log_rows(
+def log_rows(
     mode: str,
     directory: Path,
     runs: Sequence[Run],
+    rows: Sequence[Row],
+    columns: Sequence[str],
     table: str,
-    rows: Sequence[dict[str, Any]],
-    counts: dict[str, int],
     picture: str,
 ) -> str | None:
-    """Log a table, counts and a picture of the directory's, if it is there, in its own run."""
+    """Log a table over many hulls in a run of its own, how many have which outcome, and a picture.
+
+    Args:
+        mode: as for `log_evaluation`.
+        directory: which holds the runs, and the picture where there is one.
+        runs: the hulls; where no job of theirs has been in W&B, nothing is logged.
+        rows: one per hull or refused run.
+        columns: the rows' entries.
+        table: what it is called.
+        picture: the name of a PNG file in the directory.
+
+    Returns:
+        The name of the W&B run, or None.
+    """
     first = None if mode == "disabled" else _first([job for run in runs for job in run.jobs])
     if first is None:
         return None
     import wandb
 
     identity = _own(directory / _TABLE, first, f"{directory.name}: {len(rows)} runs")
-    columns: list[str | int] = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[row.get(str(name)) for name in columns] for row in rows]
-    media: dict[str, Any] = {table: wandb.Table(columns, cells, allow_mixed_types=True)}
-    if (place := directory / f"{picture}.png").exists():
-        media[picture] = wandb.Image(str(place))
+    outcomes = [row.outcome for row in rows]
+    counts = {f"{table}/{name.replace(' ', '_')}": outcomes.count(name) for name in OUTCOMES}
+    cells = [[row.at(name) for name in columns] for row in rows]
+    logs = wandb.Table(list(columns), cells, allow_mixed_types=True)
+    place = directory / f"{picture}.png"
+    pictures = {picture: wandb.Image(str(place))} if place.exists() else {}
     with wandb_run(mode, directory, identity) as logged:
-        logged.log(media)
-        logged.summary.update(counts)
+        logged.log({table: logs, **pictures})
+        logged.summary.update(counts | {f"{table}/evaluated": len(rows)})
     return identity.name
 
 
