@@ -121,7 +121,7 @@ class RankLauncher(_Launcher):
                 _await(ranks, heard, said)
         except (ProcessRaisedException, ProcessExitedException) as error:
             _listen(heard, said)
-            raise _in_own_words(said, error) from None
+            raise in_own_words(said, error) from None
         found = said[0]
         if found is None and not told_to_end():
             raise CollisionError(
@@ -162,8 +162,7 @@ def _run_rank(
     except Stopped:
         return
     except (SettingError, CollisionError, OSError) as error:
-        told = (error.errno, error.strerror, error.filename) if isinstance(error, OSError) else ()
-        _send(reports[rank], [type(error).__name__, list(told or (str(error),))])
+        _send(reports[rank], as_data(error))
         raise
     finally:
         if dist.is_initialized():
@@ -248,15 +247,27 @@ def quiet_lightning() -> Iterator[None]:
         logger.setLevel(level)
 
 
-_MENDABLE = {"SettingError": SettingError, "CollisionError": CollisionError}
+_FIXABLE = {"SettingError": SettingError, "CollisionError": CollisionError}
 
 
-def _in_own_words(said: Sequence[Any], error: Exception) -> Exception:
-    """What the rank that failed said; the others may have failed for want of its answer."""
+def as_data(error: Exception) -> list[Any]:
+    """An error as plain values, from which `in_own_words` makes it again."""
+    if isinstance(error, OSError):
+        return ["OSError", [error.errno, error.strerror, error.filename]]
+    return [type(error).__name__, [str(error)]]
+
+
+def in_own_words(said: Sequence[Any], error: Exception) -> Exception:
+    """The error of the rank that failed; the others may have failed for want of its answer.
+
+    Args:
+        said: by rank, what was found or an error `as_data`; None for a rank that said nothing.
+        error: how the ranks ended.
+    """
     failed = [each for each in said if isinstance(each, list)]
     if failed:
         kind, arguments = failed[0]
-        own: Exception = _MENDABLE.get(kind, OSError)(*arguments)
+        own: Exception = _FIXABLE.get(kind, OSError)(*arguments)
         return own
     last = str(error).strip().splitlines()[-1]
     return CollisionError(
