@@ -241,7 +241,7 @@ def test_a_full_disk_at_the_end_is_one_message(trained, monkeypatch, tmp_path):
 def test_a_killed_run_is_continued_to_the_same_tensors(trained, classifier, tmp_path):
     """SIGKILL after the first checkpoint, then ckpt_path=last."""
     save_tensors(tmp_path / "weights.safetensors", classifier.state_dict())
-    arguments = ("wandb.mode=disabled", "stop.max_steps=2500", "stop.min_steps=2500",
+    arguments = ("wandb.mode=disabled", "stop.max_steps=1500", "stop.min_steps=1500",
                  "log.checkpoint_every=100", "corner=[0,1]",
                  "classifier.weights=weights.safetensors")  # fmt: skip
     assert trained("train.py", *arguments, "hydra.run.dir=whole") is None

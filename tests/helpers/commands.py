@@ -16,6 +16,8 @@ def run_command(folder, script, *arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", [script, *arguments])
+        # Hydra composes the config once more to look for `hydra.mode`; -m says as much.
+        patch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as stop:

@@ -57,6 +57,7 @@ def encoded(figure: Figure, form: str) -> bytes:
     """A figure as a file of the format `form`: png, pdf or svg."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=form, dpi=300)
+    figure.set_layout_engine("none")  # its parts stay where they are, in other formats as well
     return buffer.getvalue()
 
 
