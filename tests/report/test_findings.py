@@ -114,7 +114,9 @@ def test_every_measurement_has_a_row(hull, tmp_path):
         "worst_case": ("worst_case_class",),
         "edges": ("edges",),
         "collision_proof": ("proof",),
+        "collision_check": ("proof",),
         "class_proof": ("proof",),
+        "class_check": ("proof",),
         "faces": ("proof",),
         "depth": ("depth",),
         **{name: (name,) for name in SAMPLED},  # the outcome among them
@@ -157,6 +159,29 @@ def claims_of(**entries):
     found = describe(Summary.of(summary), result, NAMES)
     assert found.warning
     return {claim.label: claim for claim in found.claims}
+
+
+def test_what_the_check_of_a_certificate_shows_is_said():
+    """All, a part with its size, or why not: the latter two are not proved."""
+    proof = {"outcome": "proved", "share_proved": 1.0, "margin_min": 1.0, "probability_min": 0.9}
+    found = {"share_proved": 1.0, "scale_proved": 1.0, "subdomains": 48, "bounds": 70}
+    label = "certificate of the proof (class)"
+
+    def claim(**changed):
+        checked = found | {"seconds": 3.21} | changed
+        return claims_of(proof={"class": proof | {"checked": checked}})[label]
+
+    assert claim().value == "checked on the whole hull"
+    assert claim().known is Evidence.PROVED
+    assert claim().note.endswith("48 subdomains, 70 bounds, 3.2 s")
+    part = claim(share_proved=0.75, scale_proved=0.5, reason="loose")
+    assert (
+        part.value
+        == "checked on 75.00% of the hull's volume, and on all of the hull shrunk to 50 %"
+    )
+    assert part.known is Evidence.NOT_PROVED
+    assert part.note.endswith("; loose")
+    assert claim(share_proved=0.0, reason="gelu").value == "not checked: gelu"
 
 
 def test_what_is_proved_of_a_share_is_said_of_that_share():

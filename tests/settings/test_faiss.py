@@ -10,7 +10,7 @@ from feature_collisions.settings.patches import PatchSettings
 def test_a_missing_faiss_is_named_with_what_to_install(monkeypatch):
     monkeypatch.setattr(patches, "find_spec", lambda name: None)
     with pytest.raises(SettingError, match=r"not installed; .*\[index\].*\[gpu\]"):
-        PatchSettings(search="faiss").check()
-    PatchSettings().check()
+        PatchSettings(search="faiss").validate()
+    PatchSettings().validate()
     monkeypatch.setattr(patches, "find_spec", lambda name: "there")
-    PatchSettings(search="faiss").check()
+    PatchSettings(search="faiss").validate()

@@ -78,7 +78,7 @@ def test_a_number_is_in_range_or_refused_by_name(part):
             if kind not in (int, float) or isinstance(default, bool):
                 continue
             try:
-                changed.check()
+                changed.validate()
             except SettingError as refusal:
                 message = str(refusal)
                 assert ".".join(path) in message
@@ -108,7 +108,7 @@ def test_stages_have_rules_too():
             RateSettings(paper_stages=[RateStage(5, value)]),
         ):
             with pytest.raises(SettingError, match=r"stages\[0\]\.(step|rate)="):
-                part.check()
+                part.validate()
 
 
 def arguments():
@@ -257,10 +257,10 @@ def test_what_hydra_has_no_message_for_is_refused_before(argument):
 def test_settings_of_a_job_are_checked_whole():
     job = Settings(name="x", initial=0, target=1)
     job.classifier.name, job.classifier.layer, job.data.name = "mnist_mlp", "hidden1", "digits"
-    job.check()
+    job.validate()
     job.rates.adam = math.nan
     with pytest.raises(SettingError, match=r"rates\.adam=nan"):
-        job.check()
+        job.validate()
 
 
 @pytest.mark.parametrize(

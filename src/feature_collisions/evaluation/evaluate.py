@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from pydantic import ValidationError
 
+from ..checking.certificate import Kind, Statement, write_certificate
+from ..checking.check import check
 from ..data.caches import cache_path
 from ..data.devices import explain_out_of_memory
 from ..data.files import write_json
@@ -23,6 +25,7 @@ from ..hull.statistics import limit_of
 from ..proofs.collision import prove_collision
 from ..proofs.edges import prove_edges
 from ..proofs.faces import prove_faces
+from ..proofs.splitting import Keep
 from ..proofs.whole_hull import prove_class
 from ..runs.evaluation import ClassProof, CollisionProof, Edges, Evaluation, Faces, Proof
 from ..runs.records import first_problem
@@ -281,7 +284,8 @@ def _proved(subject: Subject, name: str, found: Proof) -> Evaluation:
 def _collision_proof(subject: Subject) -> Evaluation:
     """What holds of the features at every point of the hull."""
     seconds = subject.settings.proof.seconds
-    found = prove_collision(subject.hull.problem, seconds, subject.cache("hulls"))
+    problem, keep = subject.hull.problem, _keep(subject, "collision")
+    found = prove_collision(problem, seconds, subject.cache("hulls"), keep)
     return _proved(subject, "collision", CollisionProof.model_validate(found))
 
 
@@ -290,8 +294,26 @@ def _class_proof(subject: Subject) -> Evaluation:
     worst = subject.known.worst_case_weights
     suspects = [] if worst is None else [worst]
     seconds = subject.settings.proof.seconds
-    found = prove_class(subject.hull.problem, seconds, subject.cache("hulls"), suspects)
+    problem, keep = subject.hull.problem, _keep(subject, "class")
+    found = prove_class(problem, seconds, subject.cache("hulls"), suspects, keep)
     return _proved(subject, "class_", ClassProof.model_validate(found))
+
+
+def _keep(subject: Subject, kind: Kind) -> Keep | None:
+    """Writes the certificate of a proof; None where there is no run directory."""
+    if subject.directory is None:
+        return None
+    return partial(write_certificate, subject.directory, Statement(subject.hull.problem, kind))
+
+
+def _checked(kind: Kind, subject: Subject) -> Evaluation:
+    """What the certificate in the run directory shows to a checker that did not find it."""
+    name = "class_" if kind == "class" else kind
+    proof = getattr(subject.known.proof, name)
+    if not (subject.settings.proof.check and subject.directory and proof):
+        return Evaluation()
+    checked = check(subject.directory, Statement(subject.hull.problem, kind))
+    return Evaluation(proof=subject.known.proof | {name: proof | {"checked": checked}})
 
 
 def _faces(subject: Subject) -> Evaluation:
@@ -320,11 +342,12 @@ SAMPLED: dict[str, Measurement] = {
 OF_TWO_CORNERS: dict[str, Measurement] = {
     "distances": _distances, "looks": _looks, "balls": _balls, "simplices": _simplices,
     "plain": _plain, "worst_case": _worst_case, "edges": _edges,
-    "collision_proof": _collision_proof, "class_proof": _class_proof, "faces": _faces,
+    "collision_proof": _collision_proof, "collision_check": partial(_checked, "collision"),
+    "class_proof": _class_proof, "class_check": partial(_checked, "class"), "faces": _faces,
     "depth": _depth,
 }  # fmt: skip
 OF_FEATURES = {
     name: measure for name, measure in OF_TWO_CORNERS.items()
-    if name not in ("edges", "class_proof", "faces")
+    if name not in ("edges", "class_proof", "class_check", "faces")
 }  # fmt: skip
 """Of an encoder: what asks for no class."""

@@ -152,8 +152,8 @@ def _named(
             "config.yaml does not say which classifier and data were used",
             "evaluate a hull that was made in Python with Hull.sample",
         ) from None
-    data.check()
-    classifier.check()
+    data.validate()
+    classifier.validate()
     alike = sorted(files, key=lambda file: Path(file).name != Path(classifier.weights or "").name)
     networks = [*(replace(classifier, weights=file, train=False) for file in alike), classifier]
     if classifier.library in FOLDERS and (path := named.get("path")):

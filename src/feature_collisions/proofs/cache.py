@@ -13,7 +13,7 @@ from ..data.files import load_tensors, read_json, save_tensors, write_json
 from ..errors import SettingError
 from ..graph.graph import held_by
 
-_METHOD = 10  # raise it when the walk or its judgement changes: what was proved otherwise is stale
+_METHOD = 11  # raise it when the walk or its judgement changes: what was proved otherwise is stale
 
 
 def proof_key(
@@ -121,7 +121,7 @@ class PieceCache(_Kept):
         self.cache.ignore(self.key, reason)
 
 
-_NAMES = {"weights", "volume", "figures", "settled", "numbers"}
+_NAMES = {"weights", "volume", "figures", "settled", "numbers", "done", "held"}
 
 
 def _whole(kept: dict[str, Tensor], corners: int, figures: int) -> bool:
@@ -130,14 +130,17 @@ def _whole(kept: dict[str, Tensor], corners: int, figures: int) -> bool:
         return False
     weights, volume, numbers = kept["weights"], kept["volume"], kept["numbers"]
     count = len(volume) if volume.ndim == 1 else -1
+    done = len(kept["held"]) if kept["held"].ndim == 1 else -1
     shapes = {"weights": (count, corners, corners), "volume": (count,), "figures": (count, figures),
-              "settled": (figures,), "numbers": (5,)}  # fmt: skip
+              "settled": (figures,), "numbers": (5,), "held": (done,),
+              "done": (done, corners, corners)}  # fmt: skip
     if any(kept[name].shape != shape for name, shape in shapes.items()):
         return False
     if kept["figures"].isnan().any() or kept["settled"].isnan().any():
         return False
     if not (numbers.isfinite().all() and (numbers >= 0).all() and (volume > 0).all()):
         return False
+    weights = torch.cat([weights, kept["done"]])
     if not ((weights >= 0).all() and ((weights.sum(2) - 1).abs() < _SLACK).all()):
         return False
     return abs(float(volume.sum() + numbers[0]) - 1) < _SLACK

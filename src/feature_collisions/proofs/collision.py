@@ -20,7 +20,7 @@ from .bounds.relaxation import rounding
 from .bounds.steps import Step
 from .judge import HullJudge, cache_of
 from .problem import Problem
-from .splitting import Judged, Pieces, Splitting
+from .splitting import Judged, Keep, Pieces, Splitting
 
 _UNITS = 2048  # of a target layer whose errors are bounded together
 _HALVINGS = 2  # of a piece for its collision
@@ -32,7 +32,10 @@ _TINY = 1e-200  # stands for 0 in a denominator
 @torch.no_grad()
 @without_cudnn()
 def prove_collision(
-    problem: Problem, seconds: float = 5.0, directory: Path | None = None
+    problem: Problem,
+    seconds: float = 5.0,
+    directory: Path | None = None,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """How far is any point of the hull from colliding with the target, at the target layer?
 
@@ -43,6 +46,7 @@ def prove_collision(
         problem: the hull and its target.
         seconds: for it; bounds that take more than a tenth longer are given up.
         directory: as `prove_class` takes it.
+        keep: as `prove_class` takes it.
 
     Returns:
         `by`: `affine` (`linear` for corners of `exact_hull`) or `bounds`; `share_proved`: 1, for
@@ -64,11 +68,16 @@ def prove_collision(
     try:
         judge = _CollisionJudge(problem)
         if judge.is_affine:
-            return judge.exact()
+            found = judge.exact()
+            if keep:
+                whole = torch.eye(len(problem.corners), dtype=torch.float64)[None]
+                keep(whole, torch.tensor([found["scale_proved"] == 1]))
+            return found
         if not judge.norm:
             return _nothing("no unit is active in the target: f(t) is 0")
         judge.prepare()
         known = Splitting.of(torch.eye(len(problem.corners)), 2, -problem.limit)
+        known.keeps = keep is not None
         cache = cache_of(directory, judge.network, problem, "collision", problem.limit)
         known.run(judge, seconds, cache, "Collision", worst_first=True)
     except NotPiecewiseLinear as error:
@@ -82,6 +91,8 @@ def prove_collision(
         return _nothing(
             f"the bound, {norm:.3g} of ||f(t)||, is below an error that was seen, {judge.seen:.3g}"
         )
+    if keep:
+        keep(*known.subdomains())
     return {
         "by": "bounds",
         "share_proved": 1.0,

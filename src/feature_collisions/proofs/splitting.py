@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -25,6 +25,8 @@ from .bounds.over_pieces import Parts
 from .bounds.steps import OutOfTime, Step
 from .cache import PieceCache
 
+Keep = Callable[[Tensor, Tensor], None]
+"""Takes the weights (n, V, K) of subdomains that cover a hull, and on which a statement holds."""
 _MOST = 64  # pieces at once
 _SHELLS = 32  # of the hull, the inner ones first
 _INSIDE = 0.95  # of the share that holds a point where the statement fails: what is beyond is last
@@ -163,7 +165,8 @@ class Splitting:
         count: how many pieces have been judged.
         seconds: how long that took.
         hopeless: whether even small parts of it are too large for local networks; None: not asked.
-        keeps: whether to keep the weights (n, V, K) of the pieces that are settled, in `done`.
+        keeps: whether to keep the weights (n, V, K) of the pieces that are settled, in `done`, and
+            whether the statement holds on each, in `held`.
     """
 
     open: Pieces
@@ -176,6 +179,7 @@ class Splitting:
     hopeless: bool | None = field(default=None, init=False)
     keeps: bool = False
     done: list[Tensor] = field(default_factory=list, init=False)
+    held: list[Tensor] = field(default_factory=list, init=False)
     regions: dict[int, Region] = field(default_factory=dict, init=False)
     region: int = field(default=0, init=False)
     # Volumes of the last pieces, two at most, that were too large for a local network.
@@ -201,6 +205,11 @@ class Splitting:
     def scale(self) -> float:
         """The share to which the hull can be shrunk so that the statement holds on all of it."""
         return scale_without(self._unverified(self.open), self.reached)
+
+    def subdomains(self) -> tuple[Tensor, Tensor]:
+        """The weights (n, V, K) of all pieces, where they are kept, and on which it holds (n,)."""
+        open_ = self.open.figures[:, 0] > self.line
+        return torch.cat([*self.done, self.open.weights]), torch.cat([*self.held, open_])
 
     def _unverified(self, pieces: Pieces) -> Tensor:
         """The weights (n, V, K) of the pieces on which the statement is not known to hold."""
@@ -314,6 +323,7 @@ class Splitting:
         self.share += float(pieces.volume[settled].sum())
         if self.keeps:
             self.done.append(pieces.weights[settled])
+            self.held.append(pieces.figures[settled][:, 0] > self.line)
         self.reached = scale_without(self._unverified(pieces.at(settled)), self.reached)
         self.settled = torch.cat([figures[settled], self.settled[None]]).amin(0)
         later = torch.ones(len(self.open.volume), dtype=torch.bool).index_fill(0, now, False)
@@ -396,13 +406,16 @@ class Splitting:
         numbers = torch.tensor(known, dtype=torch.float64)
         weights, volume, figures, *_ = self.open
         return {"weights": weights, "volume": volume, "figures": figures,
-                "settled": self.settled, "numbers": numbers}  # fmt: skip
+                "settled": self.settled, "numbers": numbers,
+                "done": torch.cat([*self.done, weights[:0]]),
+                "held": torch.cat([*self.held, volume[:0] > 0]).double()}  # fmt: skip
 
     def _take(self, kept: dict[str, Tensor], judge: Judge) -> None:
         self.open = _unplaced(kept["weights"], kept["volume"], kept["figures"])
         self.settled = kept["settled"]
         self.share, count, self.seconds, judge.seen, self.reached = kept["numbers"].tolist()
         self.count = int(count)
+        self.done, self.held = [kept["done"]], [kept["held"] > 0]
 
 
 def _unplaced(weights: Tensor, volume: Tensor, figures: Tensor) -> Pieces:

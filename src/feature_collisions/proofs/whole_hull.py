@@ -22,7 +22,7 @@ from .collision import prove_collision
 from .judge import HullJudge, cache_of
 from .piecewise import traced
 from .problem import Problem
-from .splitting import Judged, Pieces, Splitting
+from .splitting import Judged, Keep, Pieces, Splitting
 
 _SHORTER = 2  # halvings of each edge that large pieces may be cut by at once
 _SLACK = 1e-9  # of a weight: a point on a piece's face is in the piece
@@ -46,6 +46,7 @@ def prove_class(
     seconds: float = 5.0,
     directory: Path | None = None,
     suspects: Sequence[Sequence[float]] = (),
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Is every point of the hull the target's class? By bounds over pieces of it, or refuted.
 
@@ -55,6 +56,7 @@ def prove_class(
         directory: where what is known is kept between one call and the next. It should be the
             user's own: what a stranger's run directory says would be stated as proved.
         suspects: weights of points to try first, such as the worst that a search has found.
+        keep: is given the subdomains, for a certificate.
 
     Returns:
         `outcome`: `proved`, `refuted` by a `counter_example` (its weights, and the class that the
@@ -81,6 +83,7 @@ def prove_class(
                     "reason": "its corners are of two classes"}  # fmt: skip
         judge.prepare()
         known = Splitting.of(torch.eye(len(problem.corners)), 2)
+        known.keeps = keep is not None
         cache = cache_of(directory, judge.network, problem, "class")
         known.run(judge, seconds, cache, "Class of the hull", worst_first=False)
     except NotPiecewiseLinear as error:
@@ -93,6 +96,8 @@ def prove_class(
                 "pieces": known.count, "seconds": known.seconds,
                 "reason": "a point of the model contradicts the bounds",
                 **judge.found()}  # fmt: skip
+    if keep:
+        keep(*known.subdomains())
     margin, probability = known.settled.tolist()
     return (
         {

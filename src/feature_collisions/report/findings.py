@@ -492,6 +492,30 @@ def _proved_size(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         )
 
 
+def _checked(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
+    """What the proofs' certificates show to the checker."""
+    for name in ("collision", "class"):
+        if (checked := result.at(f"proof.{name}.checked")) is None:
+            continue
+        label = f"certificate of the proof ({name})"
+        if not checked.share_proved:
+            reason = checked.reason or "it shows nothing"
+            yield Finding(label, f"not checked: {reason}", Evidence.NOT_PROVED)
+            continue
+        value = f"checked on {checked.share_proved:.2%} of the hull's volume"
+        if checked.share_proved < 1:
+            scale = math.floor(checked.scale_proved * 1000) / 10
+            value += f", and on all of the hull shrunk to {scale:g} %"
+        yield Finding(
+            label,
+            value if checked.share_proved < 1 else "checked on the whole hull",
+            Evidence.NOT_PROVED if checked.reason else Evidence.PROVED,
+            f"by code that shares none with the search for the proof: {checked.subdomains} "
+            f"subdomains, {checked.bounds} bounds, {checked.seconds:.1f} s"
+            + (f"; {checked.reason}" if checked.reason else ""),
+        )
+
+
 def _faces(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     if (faces := result.proof.faces) is None:
         return
@@ -560,7 +584,7 @@ SEEN = 0.5  # of the data set's distance, after averaging 8x8 pixels: then pictu
 Claim = Callable[[Evaluation, Sequence[str]], Iterator[Finding]]
 CLAIMS: tuple[Claim, ...] = (
     _outcome, _distances, _judge, _not_measured, _features_proof, _rounding, _hidden, _class_proof,
-    _proved_size, _faces, _edges, _worst_case, _sampled, _other_laws,
+    _proved_size, _checked, _faces, _edges, _worst_case, _sampled, _other_laws,
 )  # fmt: skip
 
 

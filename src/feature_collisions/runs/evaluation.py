@@ -48,6 +48,17 @@ class CounterExample(Found):
     class_: Count = Field(alias="class")
 
 
+class Checked(Found):
+    """What a certificate shows to the checker; `reason` is why not all that it claims."""
+
+    share_proved: Figure = 0.0
+    scale_proved: Figure = 0.0
+    subdomains: Count = 0
+    bounds: Count = 0
+    seconds: Figure = 0.0
+    reason: str | None = None
+
+
 class Proof(Found):
     """What both statements of the whole hull have; `reason` is why nothing is stated."""
 
@@ -58,6 +69,7 @@ class Proof(Found):
     pieces: Count = 0
     seconds: Figure = 0.0
     reason: str | None = None
+    checked: Checked | None = None
 
 
 class ClassProof(Proof):

@@ -150,7 +150,7 @@ class Search(SearchSettings):
             raise SettingError(
                 "layer", self.layer, "must be a name, such as 'features.0', or a list of names"
             )
-        self.check()
+        self.validate()
         check_output(self.output, self.threshold)
         if self.loss.output and self.output == "features":
             raise SettingError(

@@ -40,7 +40,7 @@ class ClassifierPlace(Group):
         listed = isinstance(self.weights, list)
         self.weights = list(map(home, self.weights)) if listed else home(self.weights)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError unless values are text or lists of text."""
         for name, form in (("path", "MODULE:NAME"), ("weights", "FILE")):
             value = getattr(self, name)
@@ -110,6 +110,9 @@ class ProofSettings(Group):
     group = "proof"
     seconds: NonNegative = 5.0
     """Seconds for each of two proofs, of the hull's class and of its collision; 0 skips them."""
+    check: bool = False
+    """Whether the certificates in the run directory are checked, by code that shares none with the
+    search for proofs: exact arithmetic for the subdomains, affine arithmetic for their bounds."""
     depth: bool = True
     """Whether to compare the corners with Eq. 2's exact optimum, by linear programs."""
 

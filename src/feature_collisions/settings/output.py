@@ -27,4 +27,4 @@ def check_output(output: str, threshold: float | None) -> None:
             "output.threshold", threshold, "is of cosines between features, and the output is "
             "classes", "leave it out, or set classifier.output=features for an encoder",
         )  # fmt: skip
-    OutputSettings(threshold).check()
+    OutputSettings(threshold).validate()

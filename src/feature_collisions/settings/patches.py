@@ -53,9 +53,9 @@ class PatchSettings(Group):
     def __post_init__(self) -> None:
         self.root = home(self.root)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
-        super().check()
+        super().validate()
         if self.search == "faiss" and find_spec("faiss") is None:
             raise SettingError(
                 "patches.search",

@@ -112,7 +112,7 @@ class Group:
 
     group: ClassVar[str] = ""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that breaks the rule of its type.
 
         Subclasses check rules across settings.
@@ -134,7 +134,7 @@ def check_fields(settings: object, prefix: str) -> None:
                 kind = hint.__name__
                 remedy = f"give feature_collisions.{kind}(...)"
                 raise SettingError(name, str(value), f"must be a {kind}", remedy)
-            value.check()
+            value.validate()
         for number, stage in enumerate(value if isinstance(value, list) else []):
             if is_dataclass(stage):
                 check_fields(stage, f"{name}[{number}].")

@@ -118,9 +118,9 @@ class LossSettings(Group):
         own: dict[str, Any] = {"normalise": False, "rectified": False, "hull": 0}
         return cls(alpha, beta, gamma, positive_form, **own | {"hull_weight": 1.0} | changed)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for an invalid weight or form."""
-        super().check()
+        super().validate()
         check_rising("loss.stages", self.stages)
         if self.hull_edges > self.hull:
             raise SettingError(
@@ -164,9 +164,9 @@ class OptimizerSettings(Group):
     stages: list[RateStage] = field(default_factory=list)
     """Rates that change at given steps, instead of the linear decrease; none."""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for an unknown optimiser or a rate out of range."""
-        super().check()
+        super().validate()
         check_rising("optimizer.stages", self.stages)
         if self.stages and self.final_rate != self.rate:
             raise SettingError(
@@ -189,9 +189,9 @@ class RateSettings(Group):
     paper_stages: list[RateStage] = field(default_factory=list)
     """Later rates with `optimizer=paper`."""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for a rate out of range, even one that is not chosen."""
-        super().check()
+        super().validate()
         check_rising("rates.paper_stages", self.paper_stages)
 
 
@@ -224,9 +224,9 @@ class StopSettings(Group):
         """Minimum number of steps."""
         return self.max_steps if self.min_steps is None else self.min_steps
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for limits that contradict each other."""
-        super().check()
+        super().validate()
         if self.least > self.max_steps:
             raise SettingError(
                 "stop.min_steps",
@@ -279,9 +279,9 @@ class SearchSettings(Group):
     seed: Seed = 0
     """Seed of all random numbers, 0 to 2**32 - 1; the same seed gives the same tensors."""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
-        super().check()
+        super().validate()
         images_per_batch(self.corners_per_batch)
 
     @property

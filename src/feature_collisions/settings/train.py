@@ -73,7 +73,7 @@ class ClassifierSettings(Group):
         """Whether `path` is a folder of a saved network."""
         return self.library in FOLDERS and bool(self.path)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for an unknown library, or a layer without a name."""
         if not (isinstance(self.layer, str) and all(self.layer.split(","))):
             rule = "must be a name, a list of names, or auto"
@@ -98,7 +98,7 @@ class DataSettings(Group):
     def __post_init__(self) -> None:
         self.root = home(self.root)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for an unknown way of resizing, or no size."""
         sides = self.size if isinstance(self.size, list | tuple) else [self.size] * 2
         if len(sides) != 2:
@@ -183,9 +183,9 @@ class Settings(SearchSettings):
         self.initial, self.target = home(self.initial), home(self.target)
         self.ckpt_path, self.pairs = home(self.ckpt_path), home(self.pairs)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that breaks its rule."""
-        super().check()
+        super().validate()
         check_output(self.classifier.output, self.output.threshold)
         if self.solver != "gradient" and self.parameterisation == "composite":
             raise SettingError(
@@ -231,7 +231,7 @@ def to_settings(config: DictConfig) -> Any:
         settings: Any = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise SettingError(in_plain_words(error)) from None
-    settings.check()
+    settings.validate()
     return settings
 
 
