@@ -52,8 +52,8 @@ def told(monkeypatch):
 
 def typed(message):
     """What a pasted line gives the script."""
-    line = next(line for line in message.splitlines() if "To go on: " in line)
-    python, script, *arguments = shlex.split(line.partition("To go on: ")[2])
+    line = next(line for line in message.splitlines() if "To resume: " in line)
+    python, script, *arguments = shlex.split(line.partition("To resume: ")[2])
     assert (python, script) == ("python", str(ROOT / "train.py"))
     return arguments
 
@@ -72,7 +72,7 @@ def test_a_search_goes_on_at_the_step_where_a_signal_ended_it(
     checkpoint = torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["collision"]["step"] == 57
     error = capsys.readouterr().err
-    assert f"stopped by {signal.Signals(number).name}; what was written is kept" in error
+    assert f"interrupted by {signal.Signals(number).name}; written files are kept" in error
     arguments = typed(error)
     assert "ckpt_path=last" in arguments
     assert run_command(tmp_path, "train.py", *arguments) is None
@@ -142,7 +142,7 @@ def test_a_signal_ends_an_evaluation(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("feature_collisions.evaluation.evaluate.evaluate", told)
     assert run_command(tmp_path, "evaluate.py", "samples=10") == 143
-    line = capsys.readouterr().err.partition("To go on: ")[2]
+    line = capsys.readouterr().err.partition("To resume: ")[2]
     assert shlex.split(line)[1:] == [
         str(ROOT / "evaluate.py"), "samples=10", f"run={tmp_path}/runs/a b"
     ]  # fmt: skip
@@ -157,7 +157,7 @@ def test_stopped_leaves_whatever_a_library_makes_of_it():
             raise RuntimeError("a library's own") from None
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match="stopped by SIGTERM"), stopping():
+    with pytest.raises(Stopped, match="interrupted by SIGTERM"), stopping():
         swallow()
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -225,7 +225,7 @@ def test_a_signal_ends_all_processes_of_a_shared_search(tmp_path):
     process.send_signal(signal.SIGTERM)
     output = process.communicate()[0]
     assert process.returncode == 143
-    assert "stopped by SIGTERM; what was written is kept. To go on: " in output
+    assert "interrupted by SIGTERM; written files are kept. To resume: " in output
     assert "Traceback" not in output
     deadline = time.monotonic() + 60
     while alive(process.pid):  # nobody is left of the group; its resource tracker ends last

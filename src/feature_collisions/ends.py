@@ -27,7 +27,7 @@ class Stopped(BaseException):
         self.signal = signal.Signals(number)
         self.command: str | None = None
         self.at = time.monotonic()
-        super().__init__(f"stopped by {self.signal.name}")
+        super().__init__(f"interrupted by {self.signal.name}")
 
     @property
     def status(self) -> int:

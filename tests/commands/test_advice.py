@@ -19,7 +19,7 @@ from feature_collisions.search.checkpoints import CheckpointFile
 
 def test_what_the_system_refuses_is_one_message_with_the_files_name():
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/b")
-    assert explain(error).startswith(f"a/b: {os.strerror(errno.ENOSPC)}; what was written")
+    assert explain(error).startswith(f"a/b: {os.strerror(errno.ENOSPC)}; files written")
 
 
 @pytest.fixture

@@ -143,13 +143,13 @@ MISTAKES = [
     (("los.alpha=1",), "error: los: there is no such setting; did you mean loss?"),
     (("corners=2",), "error: corners: there is no such setting; did you mean corner?"),
     (("max_steps=2",), "error: max_steps: there is no such setting; did you mean stop.max_steps?"),
-    (("zzz=2",), "error: zzz: there is no such setting; known here are "),
+    (("zzz=2",), "error: zzz: there is no such setting; the settings here are "),
     (("data=mnits",), "error: data=mnits: unknown; did you mean mnist? known are cifar10, "),
     (("loss.alfa=1",), "error: loss.alfa: there is no such setting; did you mean loss.alpha"),
     (("loss.alpha=many",), "error: loss.alpha=many: must be a number"),
     (("loss.alpha=-1",), "error: loss.alpha=-1.0: must be a finite number of at least 0"),
-    (("corner=4..0",), "error: corner=4..0: a range must rise; write corner=0..4"),
-    (("corner=4..0", "-m"), "error: corner=4..0: a range must rise; write corner=0..4"),
+    (("corner=4..0",), "error: corner=4..0: a range must increase; write corner=0..4"),
+    (("corner=4..0", "-m"), "error: corner=4..0: a range must increase; write corner=0..4"),
     (("corner=256",), "error: corner=256: the target has "),
     (("corner=-1",), "error: corner=-1: corner counts the target's inactive units from 0"),
     (("corner=[]",), "error: corner=[]: no corner is named"),
@@ -161,7 +161,7 @@ MISTAKES = [
     (("ckpt_path=none",), "error: ckpt_path=none: there is no such file"),
     (("ckpt_path=last",), "error: ckpt_path=last: there is no earlier run in"),
     (("trainer.precision=9",), "error: trainer.precision=9: must be one of 32-true, 64-true"),
-    (("hydra.run.dir=/dev/null/x",), "error: /dev/null/x: Not a directory; what was written"),
+    (("hydra.run.dir=/dev/null/x",), "error: /dev/null/x: Not a directory; files written"),
     (("loss.alpha=1e999",), "error: loss.alpha=inf: must be a finite number"),
     (("loss.alpha=1e308", "optimizer.rate=1e308"), "error: the loss is not finite at step 0"),
 ]
@@ -207,7 +207,7 @@ def test_a_target_that_the_classifier_gets_wrong_is_said(
     assert trained("train.py", *QUICK, *arguments) is None
     summary = json.loads((newest(tmp_path) / "summary.json").read_text())
     assert (summary["target_label"], summary["target_class"]) == (label, seen)
-    assert f"takes the target ({label}) for {seen}" in capsys.readouterr().out
+    assert f"gives the target ({label}) the class {seen}" in capsys.readouterr().out
 
 
 def test_an_image_file_may_be_initial_or_target(trained, digits, tmp_path):
@@ -215,7 +215,7 @@ def test_an_image_file_may_be_initial_or_target(trained, digits, tmp_path):
     assert trained("train.py", *QUICK, "corner=0", "target='my seven.png'") is None
     (tmp_path / "text.png").write_text("hello")
     answer = trained("train.py", *QUICK, "target=text.png")
-    assert answer.startswith("error: text.png: is no image of a known format; convert it")
+    assert answer.startswith("error: text.png: is not an image of a known format; convert it")
 
 
 def test_a_run_is_not_overwritten(trained):
@@ -234,7 +234,7 @@ def test_a_full_disk_at_the_end_is_one_message(trained, monkeypatch, tmp_path):
 
     monkeypatch.setattr(runs, "save_tensors", full)
     answer = trained("train.py", *QUICK, "corner=0", "hydra.run.dir=run")
-    assert "collision.safetensors: No space left on device; what was written before is" in answer
+    assert "collision.safetensors: No space left on device; files written before are" in answer
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 

@@ -47,7 +47,7 @@ def test_pairs_keep_their_settings_and_are_reused_under_the_same_alone(
     # where files lie, what is logged and the pictures' cadence decide nothing
     assert not train(*pairs, "log.images_every=9", "wandb.project=other", "corners_per_batch=1")
     shown = capsys.readouterr().out
-    assert "2 of 2 pairs were found there with these settings" in shown
+    assert "2 of 2 pairs are already there, with these settings" in shown
     assert shown.count("(found earlier)") == 2
     assert "Finding" not in shown
     places = [tmp_path / "pairs" / name for name in ("000_3_to_7", "001_1_to_4")]
@@ -73,7 +73,7 @@ def test_an_unfinished_pair_is_not_gone_on_with_under_other_settings(train, pair
 
 def test_pairs_that_all_fail_are_no_success(train, pairs, tmp_path):
     answer = train(*pairs, "loss.alpha=1e308", "optimizer.rate=1e308")
-    assert answer.startswith("error: pairs=pairs.csv: no pair could be evaluated; ")
+    assert answer.startswith("error: pairs=pairs.csv: no pair could be evaluated (see ")
     assert "CollisionError: the loss is not finite" in answer
     assert (tmp_path / "pairs" / "pairs.md").read_text().startswith("# 0 of 2: features collide")
 
@@ -93,7 +93,7 @@ def test_a_sweep_repeated_is_refused_and_continued_when_asked(train, tmp_path, c
     capsys.readouterr()
     assert train(*sweep, "ckpt_path=last") is None
     shown = capsys.readouterr().out
-    assert shown.count("is finished, with these settings; nothing is searched") == 1
+    assert shown.count("already finished with these settings; skipping it") == 1
     for name, expected in zip("012", whole, strict=True):
         assert torch.equal(corners(tmp_path / "sweep" / name), expected)
     rows = (tmp_path / "sweep" / "1" / "metrics.csv").read_text().splitlines()

@@ -49,7 +49,7 @@ def test_a_file_has_a_pair_a_line(images, tmp_path):
             f"3,{'9' * 5000}\n",
             r"line 1, 3,9+\.\.\.: File name too long",
         ),  # and no number, to Python
-        ("initial,target\n", r"there is no pair in it"),
+        ("initial,target\n", r"it contains no pair"),
     ],
 )
 def test_a_bad_line_is_named_by_its_number(images, tmp_path, text, message):

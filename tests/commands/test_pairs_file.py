@@ -67,14 +67,14 @@ def test_what_cannot_be_read_is_one_message_with_the_line(path, digits, content,
 
 def test_a_pipe_or_a_huge_file_is_not_read(path):
     os.mkfifo(path)
-    with pytest.raises(SettingError, match="is no regular file"):
+    with pytest.raises(SettingError, match="must be a regular file"):
         read_pairs_file(str(path))
     path.unlink()
     with path.open("wb") as file:
         file.truncate(10**12)
     with pytest.raises(SettingError, match=r"its size, 1,000,000,000,000 bytes, is more"):
         read_pairs_file(str(path))
-    with pytest.raises(SettingError, match=r"is no regular file"):
+    with pytest.raises(SettingError, match=r"must be a regular file"):
         read_pairs_file(str(path.parent))
 
 

@@ -203,7 +203,7 @@ def test_a_job_that_slurm_ends_at_its_time_limit_goes_on_in_the_next(place):
     until(lambda: restarts() >= 0 and last.exists())
     before, first = restarts(), step_of(last)
     until(lambda: restarts() > before)
-    assert "stopped by SIGTERM; what was written is kept" in (place / "job.txt").read_text()
+    assert "interrupted by SIGTERM; written files are kept" in (place / "job.txt").read_text()
     kept = step_of(last)
     assert kept > first >= 50
     until(lambda: restarts() > before and step_of(last) > kept)

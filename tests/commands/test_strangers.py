@@ -330,7 +330,7 @@ def test_a_pipe_or_a_device_is_no_picture(tmp_path):
 
     os.mkfifo(tmp_path / "a.png")
     for path in (tmp_path / "a.png", Path("/dev/zero"), tmp_path):
-        with pytest.raises(SettingError, match="is no regular file, but a"):
+        with pytest.raises(SettingError, match="must be a regular file, is a"):
             load_image(path, (1, 2, 2))
     with pytest.raises(SettingError, match=r"data\.size=100000: an image of 100000x100000"):
         load_image(tmp_path / "b.png", (3, 100_000, 100_000))

@@ -124,7 +124,7 @@ def test_a_survey_is_gone_on_with(folder, evaluate, capsys):
         (lost / name).unlink()
     answer = evaluate("run=again")
     assert "not everything was measured" in answer
-    assert "left out: survey_networks:plain: 1 pairs" in capsys.readouterr().out
+    assert "skipped: survey_networks:plain: 1 pairs" in capsys.readouterr().out
     assert (again / "survey.md").read_text().startswith("# 2 networks, 2 pairs")
     answer = run_command(
         folder, "train.py", "experiment=small_pixel", "data=digits", "classifier=file",
@@ -156,7 +156,7 @@ def test_a_signal_keeps_what_was_measured(folder, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "interrupted"))
     stop = 5
     assert run_command(folder, *arguments, BOTH) == 130
-    assert "what was written is kept. To go on: python" in capsys.readouterr().err
+    assert "written files are kept. To resume: python" in capsys.readouterr().err
     assert not (sweep / "survey.csv").exists()
     stop = None
     assert run_command(folder, *arguments, BOTH) is None
@@ -171,13 +171,13 @@ def test_a_signal_keeps_what_was_measured(folder, monkeypatch, capsys):
 def test_why_nothing_is_proved_is_said(folder, evaluate, capsys):
     arguments = ("evaluate.py", "run=sweep", BOTH, *MEASURE)
     assert run_command(folder, *arguments, "proof.seconds=1e-9") is None
-    said = "nothing proved of 3 of 3 hulls (the time is over before the first bounds are there)"
+    said = "nothing proved for 3 of 3 hulls (the time is over before the first bounds are there)"
     shown = capsys.readouterr().out
     for network in ("plain", "clipped"):
         assert f"survey_networks:{network}: {said}." in shown
     assert run_command(folder, *arguments, "proof.seconds=1e-9") is None  # from the cache
     assert shown.count(said) == capsys.readouterr().out.count(said) == 2
-    assert "nothing proved of 3 of 3 hulls" in (folder / "sweep" / "survey.md").read_text()
+    assert "nothing proved for 3 of 3 hulls" in (folder / "sweep" / "survey.md").read_text()
     assert evaluate("run=sweep") is None
     assert "nothing proved" not in capsys.readouterr().out
 
@@ -220,7 +220,7 @@ def test_no_pair_in_common_is_said(folder, evaluate):
 def test_code_that_was_never_named_is_not_imported(folder, evaluate, tmp_path):
     strange = shutil.copytree(folder / "sweep", folder / "strange")
     answer = evaluate("run=strange", path=None)
-    assert "its classifier is code of a user's own" in answer
+    assert "its classifier is a user's code" in answer
     assert "classifier.path=[MODULE:NAME,MODULE:NAME]" in answer
     answer = evaluate("run=strange", path="classifier.path=[survey_networks:clipped]")
     assert "survey_networks:plain, which is not in classifier.path=[survey_networks:c" in answer
@@ -306,7 +306,7 @@ def test_weights_in_a_strangers_path_name_no_code(paired, evaluate):
         for path in strange.rglob("config.yaml"):
             text = (paired / path.relative_to(strange)).read_text()
             path.write_text(text.replace("path: survey_networks:shape\n", f"path: {name}\n"))
-        assert "code of a user's own" in evaluate("run=strange_pair", path=None)
+        assert "a user's code" in evaluate("run=strange_pair", path=None)
         answer = evaluate("run=strange_pair", path=SHAPE)
         assert answer is None or "evil" not in answer
         assert not marker.exists()
@@ -336,7 +336,7 @@ def test_the_figure_shows_sizes_against_blind_units_and_the_users_first_two_colu
     extra = {"m:a": {"x": 1.0, "y": 2.0, "z": 3.0}, "m:b": {"x": 4.0, "y": 5.0, "z": 6.0}}
     figure = survey_figure(figures, means(figures), extra)
     shown = {axes.get_xlabel(): axes for axes in figure.axes if axes.has_data()}
-    assert list(shown) == ["relative size", "share of blind units", "x", "y"]
+    assert list(shown) == ["relative size", "share of inactive units", "x", "y"]
     points = [
         line.get_xydata()[0].tolist() for line in shown["y"].lines if len(line.get_xdata()) == 1
     ]
@@ -348,7 +348,7 @@ def test_labels_of_networks_that_lie_close_together_stay_apart():
     figures = {name: [row_of_all(0.5) | {"relative_size": size}] for name, size in sizes.items()}
     figures["m:far"] = [row_of_all(0.9)]
     figure = survey_figure(figures, means(figures), {})
-    (axes,) = (axes for axes in figure.axes if axes.get_xlabel() == "share of blind units")
+    (axes,) = (axes for axes in figure.axes if axes.get_xlabel() == "share of inactive units")
     boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
     assert set(boxes) == {"first_network", "second_network", "third_network", "far"}
     for one, other in itertools.combinations(boxes, 2):

@@ -74,8 +74,8 @@ def weights(model):
 
 def test_a_classifier_that_cannot_be_kept_is_used_all_the_same(few, no_cache, tmp_path):
     message = (
-        r"the trained classifier is not kept for the next time, for .*cannot be written \(.+\); "
-        "set XDG_CACHE_HOME to a folder that can be written"
+        r"the trained classifier is not cached, for .*cannot be written \(.+\); "
+        "set XDG_CACHE_HOME to a writable folder"
     )
     with pytest.warns(UserWarning, match=message) as caught:
         model = load_classifier(MLP, few, 0)
@@ -94,7 +94,7 @@ def test_a_damaged_classifier_is_trained_again(few, empty_cache):
     (path,) = cache_path("classifiers").iterdir()
     for damage in (b"", path.read_bytes()[:1000], b"\xff" * 100):
         path.write_bytes(damage)
-        with pytest.warns(UserWarning, match="ignored .*; the trained classifier is made anew"):
+        with pytest.warns(UserWarning, match="ignored .*; the trained classifier is made again"):
             again = load_classifier(MLP, few, 0)
         assert torch.equal(weights(again), weights(trained))
         assert path.stat().st_size > 1000
@@ -110,7 +110,7 @@ def patches():
 def test_patches_without_a_cache_are_those_with_one(settings, no_cache, tmp_path, monkeypatch):
     images = patches()
     with pytest.warns(
-        UserWarning, match="the patch database is made in .* and not kept, for "
+        UserWarning, match="the patch database is made in .* and not cached, for "
     ) as c:
         database, found = find_neighbours(images[3], images, settings, 0)
     assert len(c) == 1
@@ -145,13 +145,13 @@ def test_a_database_that_may_only_be_read_is_read(empty_cache, monkeypatch):
     monkeypatch.setattr(patch_index, "save_tensors", lambda *_: Denied("here").acquire())
     found = open_database(SETTINGS, images, 0)
     assert torch.equal(found.images, expected.images)
-    with pytest.warns(UserWarning, match=r"the index of patches is not kept .*Permission denied"):
+    with pytest.warns(UserWarning, match=r"the index of patches is not cached.*Permission denied"):
         index = patch_index.open_index(found, progress=False)
     assert index.index.ntotal == len(found)
 
 
 def test_the_kernel_is_compiled_without_a_cache(no_cache):
-    with pytest.warns(UserWarning, match="the composite's kernel is not kept for the next time"):
+    with pytest.warns(UserWarning, match="the composite's kernel is not cached"):
         library = composite_kernel._library.__wrapped__()
     assert library.blend
 
@@ -160,7 +160,7 @@ def test_what_is_kept_or_not_is_said_with_the_reason(empty_cache, tmp_path):
     def full(path, value):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    message = r"it is not kept for the next time, for .*/x-1 cannot be written \(No space left"
+    message = r"it is not cached, for .*/x-1 cannot be written \(No space left"
     cache = Cache("kind", 1, "it", tmp_path)
     with pytest.warns(UserWarning, match=message) as caught:
         made = [cache.get_or_make("x", lambda: 3, Path.stat, full) for _ in range(2)]
@@ -181,6 +181,6 @@ def test_a_job_without_a_cache_ends_well(few, command, tmp_path, monkeypatch):
         "stop.max_steps=5",
         "stop.min_steps=0",
     )
-    with pytest.warns(UserWarning, match="the trained classifier is not kept"):
+    with pytest.warns(UserWarning, match="the trained classifier is not cached"):
         assert command("train.py", *quick, "classifier.train=true", "hydra.run.dir=run") is None
     assert (tmp_path / "run" / "collision.safetensors").exists()

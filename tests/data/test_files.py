@@ -41,7 +41,7 @@ def test_damaged_tensor_files_are_refused(tmp_path):
         load_tensors(path)
     save_tensors(path, {"a": torch.rand(100)})
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(SettingError, match="not a whole safetensors file"):
+    with pytest.raises(SettingError, match="a damaged safetensors file"):
         load_tensors(path)
 
 

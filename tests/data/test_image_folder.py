@@ -53,10 +53,10 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     (tmp_path / "cat" / "deep").mkdir(parents=True)
     for name in ("notes.txt", "cat/a.HEIC", "cat/b.heic", "cat/README", "cat/deep/c.raw"):
         (tmp_path / name).write_bytes(b"x")
-    with pytest.warns(UserWarning, match=r"data\.root.* passed over 5 files") as said:
+    with pytest.warns(UserWarning, match=r"data\.root.* skipped 5 files") as said:
         made(tmp_path, "cat/1.jpg")
     text = str(said[0].message)
-    for part in ("2 .heic", "1 .txt", "1 without an ending", "1 .raw"):
+    for part in ("2 .heic", "1 .txt", "1 without an extension", "1 .raw"):
         assert part in text
 
 

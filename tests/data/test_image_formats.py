@@ -85,7 +85,11 @@ def floats(path):
     [
         ("broken.jpg", broken, "broken.jpg: cannot be read as an image"),
         ("broken.png", broken, "broken.png: cannot be read as an image"),
-        ("drawing.eps", no_image, "drawing.eps: is no image of a known format; convert it to one"),
+        (
+            "drawing.eps",
+            no_image,
+            "drawing.eps: is not an image of a known format; convert it to one",
+        ),
         ("floats.tif", floats, "floats.tif: .* mode F have no known range"),
         ("missing.png", lambda path: None, "missing.png: there is no such image file"),
     ],

@@ -45,7 +45,7 @@ def test_files_that_are_no_images_are_refused(tmp_path):
     with pytest.raises(SettingError, match=r"none\.png: there is no such image file"):
         load_image(tmp_path / "none.png", (1, 2, 2))
     (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(SettingError, match=r"text\.png: is no image of a known format; conv"):
+    with pytest.raises(SettingError, match=r"text\.png: is not an image of a known format; conv"):
         load_image(tmp_path / "text.png", (1, 2, 2))
     save_png(tmp_path / "half.png", torch.rand(1, 64, 64))
     half = (tmp_path / "half.png").read_bytes()

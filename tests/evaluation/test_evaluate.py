@@ -103,7 +103,7 @@ def test_nothing_is_downloaded_to_a_place_that_a_run_names(command, run, tmp_pat
     place = tmp_path / "elsewhere"
     config = CONFIG.replace("name: digits, root: null", f"name: mnist, root: {place}")
     (run / "config.yaml").write_text(config)
-    assert "elsewhere: the run's data is not there" in command("evaluate.py", "run=run")
+    assert "elsewhere: the run's data is missing" in command("evaluate.py", "run=run")
     assert not place.exists()
 
 
@@ -124,7 +124,7 @@ def test_a_pickled_payload_is_not_read(command, run, tmp_path, write):
         torch.save(Payload(marker), place)
     else:
         place.write_bytes(pickle.dumps(Payload(marker)))
-    assert "not a whole safetensors file" in command("evaluate.py", "run=run")
+    assert "a damaged safetensors file" in command("evaluate.py", "run=run")
     assert not marker.exists()
 
 
@@ -156,7 +156,7 @@ def test_corners_of_another_size_are_refused(command, run, tmp_path):
     small = {k: v[..., :14] if k != "units" else v for k, v in tensors.items()}
     save_tensors(sweep / "1" / "collision.safetensors", small)
     answer = command("evaluate.py", "run=sweep", "samples=20", "plain.steps=0")
-    assert answer.startswith("error: not everything was measured; what was is written. 1: run=")
+    assert answer.startswith("error: some measurements failed; the others are saved. 1: run=")
     table = (sweep / "runs.md").read_text()
     assert "1 of 2: features collide" in table  # each is a hull of its own
     assert "its images are (1, 28, 14), those of its data (1, 28, 28)" in table
@@ -201,7 +201,7 @@ def test_memory_that_runs_out_is_named_with_what_to_do(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(hull), "sample", hungry)
     found = evaluated(hull, tmp_path)
-    assert found["failed"]["dirichlet"].startswith("out of memory on cpu; end what else runs there")
+    assert found["failed"]["dirichlet"].startswith("out of memory on cpu; end other programs there")
     assert found["worst_case_probability"] >= 0  # the others are kept
     message = r"out of memory on cuda:0; .*trainer\.accelerator=cpu"
     with pytest.raises(SettingError, match=message), explain_out_of_memory(torch.device("cuda", 0)):

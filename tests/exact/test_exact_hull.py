@@ -233,14 +233,14 @@ def test_what_cannot_be_used_is_refused():
         (bent, target, 3, "auto", r"pass through 0 \(relu\) before any linear layer"),
         (narrow, target, 3, "2", "layer=2: .*pass through 1"),
         (narrow, target, 3, "nope", "layer=nope: is not a layer"),
-        (Beside(), target, 3, "stem", "layer=stem: .*goes past it"),
+        (Beside(), target, 3, "stem", "layer=stem: .*bypasses it"),
         (narrow, target, torch.rand(2, 1, 4, 4), "auto", "towards: .*1x4x4.*1x8x8"),
         (narrow, target, torch.rand(2, 1, 8, 8) * 2, "auto", r"towards: .*\[0, 1\]"),
         (narrow, target, 0, "auto", "towards=0: must be"),
         (narrow, target, "photos", "auto", "towards: must be pictures"),
         (narrow, target * 2, 3, "auto", r"target: pixels must be in \[0, 1\]"),
         (narrow, target.double(), 3, "auto", "target: must be a float32 image"),
-        (narrow, torch.rand(3, 8, 8), 3, "auto", "image of 3x8x8 does not pass through"),
+        (narrow, torch.rand(3, 8, 8), 3, "auto", "rejects an image of 3x8x8"),
     ):
         with pytest.raises(SettingError, match=message):
             exact_hull(model, given, towards, layer)

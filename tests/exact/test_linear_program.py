@@ -52,7 +52,7 @@ def test_images_that_make_no_problem_are_refused() -> None:
     for initial, target, message in (
         (image, image, "initial and target are the same image"),
         (image, image * 2, r"target: pixels must be in \[0, 1\]"),
-        (torch.rand(1, 5, 5), torch.rand(1, 5, 5), "an image of 1x5x5 does not pass through"),
+        (torch.rand(1, 5, 5), torch.rand(1, 5, 5), "rejects an image of 1x5x5"),
     ):
         with pytest.raises(SettingError, match=message):
             linear_programs(model, "1", initial, target, [0])
@@ -154,7 +154,7 @@ def test_corners_that_coincide_are_named() -> None:
     inactive = (model[1](target.flatten()) < 0).nonzero().flatten()
     model[1].weight.data[inactive[1]] = model[1].weight.data[inactive[0]]
     model[1].bias.data[inactive[1]] = model[1].bias.data[inactive[0]]
-    with pytest.warns(UserWarning, match="do not exist on their own: corner 1 is 0"):
+    with pytest.warns(UserWarning, match="some corners coincide: corner 1 is 0"):
         linear_programs(model, "1", initial, target, [0, 1, 2], "unit").run()
 
 

@@ -194,8 +194,8 @@ class OverBatch(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Dropping, "called twice, it gives other logits: .* randomness"),
-        (Counting, "called twice, it gives other logits: .* a state that calls change"),
+        (Dropping, "a second call gives other logits: .* randomness"),
+        (Counting, "a second call gives other logits: .* a state that calls change"),
         (OverBatch, "its logits of an image depend on the batch: .* normalisation over the batch"),
         (Detaching, "no gradient reaches the image"),
     ],
@@ -257,7 +257,7 @@ def test_a_patched_forward_that_depends_on_values_is_not_stopped_in_a_copy(pair)
     model = toy()
     forward = model.forward
     model.forward = lambda images: forward(images if images.sum() < 0 else images * 2)
-    with pytest.raises(SettingError, match=r"never runs it \(the forward patched on the model"):
+    with pytest.raises(SettingError, match=r"never calls it \(the forward patched on the model"):
         find_corners(model, "1", *pair, range(3), stop=STOP)
 
 
@@ -315,7 +315,9 @@ def test_images_that_fail_anywhere_in_the_network_are_refused_before_the_first_s
     early = nn.Sequential(nn.Flatten(), nn.Linear(65, 32), nn.ReLU(), nn.Linear(32, 4))
     late = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(33, 4))
     for model in (early, late):
-        with pytest.raises(SettingError, match=r"an image of 1x8x8 does not pass .* of the size"):
+        with pytest.raises(
+            SettingError, match=r"rejects an image of 1x8x8 .* of the network's size"
+        ):
             find_corners(model, "1", *pair, range(3))
 
     class Wants(nn.Module):

@@ -93,7 +93,7 @@ def test_linear_programs_find_the_closed_forms_corners(network, images):
     assert [entry["negative"] for entry in hull.summary["corners"]] == pytest.approx([-0.5] * 5)
 
 
-@pytest.mark.filterwarnings("ignore:some corners do not exist on their own")
+@pytest.mark.filterwarnings("ignore:some corners coincide")
 def test_unit_alone_and_random_directions_stay_in_the_polytope(network, images):
     for objective in ("unit", "random"):
         hull = linear_programs(network, "hidden", *images, range(5), objective).run()

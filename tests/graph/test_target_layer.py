@@ -128,7 +128,7 @@ def test_models_that_cannot_be_traced_are_stopped_at_the_layer():
     assert not cut.network.model.went_on
     with pytest.raises(SettingError, match=r"layer=nope: .* its modules are hidden, relu, unused"):
         cut_at(network, "nope", images)
-    with pytest.raises(SettingError, match="the network never runs it"):
+    with pytest.raises(SettingError, match="the network never calls it"):
         cut_at(network, "unused", images)(images)
 
 

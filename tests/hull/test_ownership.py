@@ -48,7 +48,7 @@ def contents(folder):
 
 def test_the_second_run_is_refused_until_the_first_is_killed(tmp_path, drawn, owner):
     run = tmp_path / "run"
-    message = f"error: hydra.run.dir={run}: another process is at work there; wait until it ends"
+    message = f"error: hydra.run.dir={run}: another process is using it; wait until it ends"
     before = contents(run)
     assert run_command(tmp_path, "train.py", *QUICK, "hydra.run.dir=run").startswith(message)
     (run / "config.yaml").write_text("name: mnist\n")
@@ -64,7 +64,7 @@ def test_who_is_at_work_is_said_before_what_lies_there(tmp_path, drawn, owner):
     (tmp_path / "run" / "checkpoints").mkdir()
     (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
     answer = run_command(tmp_path, "train.py", *QUICK, "hydra.run.dir=run")
-    assert "another process is at work there" in answer
+    assert "another process is using it" in answer
 
 
 def test_an_evaluation_is_refused_where_another_process_is_at_work(tmp_path, owner):
@@ -73,7 +73,7 @@ def test_an_evaluation_is_refused_where_another_process_is_at_work(tmp_path, own
     hull.save(tmp_path / "run")
     before = contents(tmp_path / "run")
     answer = run_command(tmp_path, "evaluate.py", "run=run")
-    assert answer.startswith("error: run=run: another process is at work there")
+    assert answer.startswith("error: run=run: another process is using it")
     assert contents(tmp_path / "run") == before
 
 
@@ -85,7 +85,7 @@ def test_a_pair_that_another_process_works_on_is_refused(tmp_path, drawn, capsys
         assert process.stdout.readline() == "owned\n"
         run_command(tmp_path, "train.py", *QUICK, "pairs=pairs.csv", "hydra.run.dir=many")
         process.kill()
-    assert "another process is at work there" in capsys.readouterr().out
+    assert "another process is using it" in capsys.readouterr().out
     assert [path.name for path in place.iterdir()] == [LOCK]
     assert (tmp_path / "many" / "001_1_to_4" / "collision.safetensors").exists()
 
@@ -121,7 +121,7 @@ def test_a_strangers_lock_is_not_opened(tmp_path, kind):
     {"link": lambda: path.symlink_to(victim), "pipe": lambda: os.mkfifo(path),
      "folder": path.mkdir}[kind]()  # fmt: skip
     with (
-        pytest.raises(SettingError, match=r"\.lock: is no plain file"),
+        pytest.raises(SettingError, match=r"\.lock: must be a regular file"),
         claimed(path.parent, "run"),
     ):
         pass

@@ -167,9 +167,9 @@ def test_a_job_that_has_only_just_started_was_not_killed(tmp_path):
                 place_of_run("last", output, sweep=False)
             assert "killed" not in str(error.value)
             assert f"hydra.run.dir={older}" in str(error.value)
-            with pytest.warns(UserWarning, match="still at work"):
+            with pytest.warns(UserWarning, match="still running"):
                 assert newest_run(tmp_path) == older
-            assert "at work" in hulls_below(tmp_path)[1]["2"]
+            assert "a process is using" in hulls_below(tmp_path)[1]["2"]
     assert "ckpt_path=last" in hulls_below(tmp_path)[1]["2"]
     output.mkdir(exist_ok=True)
     with pytest.raises(SettingError, match=r"ckpt_path=last.*killed"):

@@ -42,7 +42,7 @@ def test_it_is_trained_anew_when_asked(digits, tmp_path, monkeypatch):
 )
 def test_only_the_digits_classifier_is_trained_here(digits, settings):
     with pytest.raises(
-        SettingError, match=r"classifier\.train=true: only mnist_mlp is trained here"
+        SettingError, match=r"classifier\.train=true: only mnist_mlp without weights"
     ):
         load_classifier(settings, digits)
 

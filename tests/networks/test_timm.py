@@ -59,7 +59,11 @@ def test_the_number_of_classes_is_that_of_the_weights(tmp_path):
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
-        ("tf_efficientnet_lite", "x.pt", r"is none of timm's classifiers; near it are .*lite0"),
+        (
+            "tf_efficientnet_lite",
+            "x.pt",
+            r"is not one of timm's classifiers; similar names are .*lite0",
+        ),
         ("resnet18", None, r"resnet18 needs weights; give a file, .*downloaded: .*a1_in1k"),
         ("resnet18", "nonsense", r"weights=nonsense: resnet18 needs weights"),
         ("resnet18", "none.safetensors", r"none\.safetensors"),
@@ -98,7 +102,7 @@ def test_grey_images_are_refused(tmp_path):
 def test_images_have_the_classifiers_own_size_where_none_is_given():
     assert size_of_timm(settings("inception_v3", None)) == (299, 299)
     assert size_of_timm(settings("tf_efficientnet_lite0", None)) == (224, 224)
-    with pytest.raises(SettingError, match="near it are"):
+    with pytest.raises(SettingError, match="similar names are"):
         size_of_timm(settings("inception_v33", None))
 
 
@@ -162,10 +166,10 @@ def test_weights_without_a_head_are_an_encoders(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "resnet1"}, "architecture resnet1: is none of timm's classifiers"),
+        ({"architecture": "resnet1"}, "architecture resnet1: is not one of timm's classifiers"),
         ({"model_args": {"checkpoint_path": "x.pt"}}, "model_args of config.json has checkpoint"),
         ({"model_args": {"wings": 2}}, "timm cannot make the test_resnet .*wings"),
-        ({"pretrained_cfg": 3}, "config.json is not one of timm's"),
+        ({"pretrained_cfg": 3}, "config.json is not a config of timm"),
         ({"architecture": "test_vit"}, r"classifier\.weights=.*entries do not fit"),
     ],
 )

@@ -176,7 +176,7 @@ def test_a_folder_that_lacks_something_is_refused(tmp_path):
     with pytest.raises(SettingError, match="preprocessor_config"):
         load_transformers(settings(tmp_path), SIZE)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(SettingError, match="must hold an object"):
+    with pytest.raises(SettingError, match="must contain an object"):
         load_transformers(settings(tmp_path), SIZE)
 
 

@@ -18,7 +18,7 @@ def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_cache_that_cannot_be_written_is_done_without(kernels: Path) -> None:
     kernels.parent.mkdir()
     kernels.write_text("a file where the folder should be")
-    with pytest.warns(UserWarning, match="kernel is not kept for the next time"):
+    with pytest.warns(UserWarning, match="kernel is not cached"):
         assert make() is not None
     assert kernels.read_text() == "a file where the folder should be"
 
@@ -33,7 +33,7 @@ def test_a_damaged_kernel_is_compiled_again(
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(path.read_bytes()[:100])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    with pytest.warns(UserWarning, match="ignored .*the composite's kernel is made anew"):
+    with pytest.warns(UserWarning, match="ignored .*the composite's kernel is made again"):
         assert make() is not None
     assert damaged.stat().st_size == path.stat().st_size
 

@@ -116,7 +116,7 @@ def test_digits_in_memory_are_their_own_database(digits, make):
     assert database.images.shape == (20, 1, 28, 28)
     assert torch.equal(database.images, digits.test.pixels[database.members])
     assert torch.equal(source(database, 3, 28), digits.test[int(database.members[3])])
-    with pytest.raises(SettingError, match=r"patches\.size=32: these images have 28x28"):
+    with pytest.raises(SettingError, match=r"patches\.size=32: these images have only 28x28"):
         open_database(SETTINGS, digits.test, 0)
 
 
@@ -177,7 +177,9 @@ def test_broken_images_are_left_out_and_listed(make, tmp_path):
     whole = open_database(SETTINGS, make(), 0)
     files = [whole.image_set.files[int(member)][0] for member in whole.members]
     files[1].write_bytes(b"no image")
-    with pytest.warns(UserWarning, match=r"1 of 4 images drawn.*broken\.txt lists them.*no image"):
+    with pytest.warns(
+        UserWarning, match=r"1 of 4 images for patches.*broken\.txt lists them.*not an image"
+    ):
         database = open_database(SETTINGS, make(), 0)
     assert database.members.tolist() == whole.members[[0, 2, 3]].tolist()
     assert torch.equal(database.images, whole.images[[0, 2, 3]])
@@ -187,7 +189,7 @@ def test_broken_images_are_left_out_and_listed(make, tmp_path):
         open_database(SETTINGS, make(), 0)
     for file in files:
         file.write_bytes(b"no image")
-    with pytest.raises(SettingError, match=r"no image that was drawn can be read; .*no image of"):
+    with pytest.raises(SettingError, match=r"none of the chosen images can be read; .*no image of"):
         open_database(SETTINGS, make(), 0)
 
 
@@ -206,7 +208,7 @@ def test_a_damaged_database_is_built_again(make, damage):
         entry.unlink()
     else:
         entry.write_text(entry.read_text()[:20])
-    with pytest.warns(UserWarning, match=r"images\.u8: is cut off, or of other images"):
+    with pytest.warns(UserWarning, match=r"images\.u8: is incomplete, or does not match"):
         again = open_database(SETTINGS, make(), 0)
     assert torch.equal(again.images, expected)
 

@@ -90,7 +90,7 @@ def test_an_index_is_whole_or_absent(database, monkeypatch):
         raise RuntimeError("Error in write_index: No space left on device")
 
     monkeypatch.setattr(patch_index.faiss, "write_index", full)
-    with pytest.warns(UserWarning, match=r"the index of patches is not kept .*No space left"):
+    with pytest.warns(UserWarning, match=r"the index of patches is not cached.*No space left"):
         index = patch_index.open_index(database, progress=False)
     assert index.index.ntotal == len(database)
     assert not list(database.folder.glob("*index*"))

@@ -281,7 +281,7 @@ def test_what_is_known_is_kept_and_gone_on_with(tmp_path: Path) -> None:
     assert prove_class(other, 0, tmp_path)["pieces"] == 0
     (kept,) = tmp_path.iterdir()
     kept.write_bytes(kept.read_bytes()[:-8])
-    with pytest.warns(UserWarning, match="ignored .*; the proof over pieces is made anew"):
+    with pytest.warns(UserWarning, match="ignored .*; the proof over pieces is made again"):
         assert prove_class(hull.problem, 0.05, tmp_path)["pieces"] > 0
 
 
@@ -411,7 +411,7 @@ def test_images_that_are_mixed_are_refused() -> None:
             return images.flatten(1).relu() + images.size(0)
 
     image = torch.rand(1, 1, 2, dtype=torch.float64)
-    with pytest.raises(NotPiecewiseLinear, match="how many images"):
+    with pytest.raises(NotPiecewiseLinear, match="number of images"):
         steps_of(traced_for(Mixes(), image), image)
 
 

@@ -216,7 +216,7 @@ def test_a_damaged_cache_is_ignored_with_a_warning(tmp_path: Path, content: str 
     (kept,) = tmp_path.iterdir()
     whole = kept.read_bytes()
     kept.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.warns(UserWarning, match="ignored .*; the walk of the edges is made anew"):
+    with pytest.warns(UserWarning, match="ignored .*; the walk of the edges is made again"):
         found = prove_edges(valley().problem, WHOLE, tmp_path)
     assert found["share_proved"] == pytest.approx(2.975 / 3, abs=1e-6)
     assert kept.read_bytes() == whole
@@ -224,7 +224,7 @@ def test_a_damaged_cache_is_ignored_with_a_warning(tmp_path: Path, content: str 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.warns(UserWarning, match="not kept for the next time") as warned:
+    with pytest.warns(UserWarning, match="is not cached") as warned:
         found = prove_edges(valley().problem, WHOLE, tmp_path / "file" / "edges")
     assert found["share_proved"] == pytest.approx(2.975 / 3, abs=1e-6)
     assert len(warned) == 1

@@ -59,7 +59,7 @@ def test_a_killed_job_of_a_sweep_is_named(tmp_path):
     (hull,), refused = hulls_below(tmp_path)
     assert [entry["corner"] for entry in hull.summary["corners"]] == [0, 2]
     assert list(refused) == ["1"]
-    assert refused["1"].startswith("no corners: the search was not finished; continue it with")
+    assert refused["1"].startswith("no corners: the search did not finish; resume it with")
     (tmp_path / "config.yaml").touch()  # the folder of many pairs has one too
     assert hulls_below(tmp_path)[1] == refused
 

@@ -31,8 +31,8 @@ def test_a_wrong_key_is_said_before_anything_is_done(drawn, tmp_path, monkeypatc
     monkeypatch.setattr("wandb.login", refuse)
     answer = run_command(tmp_path, "train.py", *QUICK, "wandb.mode=online")
     assert answer == (
-        "error: wandb.mode=online: the key is wrong; log in with `wandb login`, or write files "
-        "alone with wandb.mode=offline"
+        "error: wandb.mode=online: the key is wrong; log in with `wandb login`, or write only "
+        "files with wandb.mode=offline"
     )
     assert not (tmp_path / "run").exists()
 
@@ -69,11 +69,11 @@ class Dead:
 
 def test_the_hull_is_kept_where_wandb_dies_on_the_way(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr("wandb.init", lambda **_: Dead())
-    with pytest.warns(UserWarning, match="W&B could not") as warned:
+    with pytest.warns(UserWarning, match="W&B failed to") as warned:
         assert run_command(tmp_path, "train.py", *QUICK) is None
-    told = [str(each.message) for each in warned if "W&B could not" in str(each.message)]
+    told = [str(each.message) for each in warned if "W&B failed to" in str(each.message)]
     assert [each.split(" (")[0] for each in told] == [
-        "W&B could not log", "W&B could not log the corners", "W&B could not finish",
+        "W&B failed to log", "W&B failed to log the corners", "W&B failed to finish",
     ]  # fmt: skip
     assert (tmp_path / "run" / "collision.safetensors").exists()
 
@@ -91,7 +91,7 @@ def test_a_job_goes_on_offline_where_the_server_fails(tmp_path, monkeypatch):
     monkeypatch.setattr("wandb.init", init)
     settings = WandbSettings("online")
     with (
-        pytest.warns(UserWarning, match=r"no answer; .* Going on with wandb\.mode=offline"),
+        pytest.warns(UserWarning, match=r"no answer; .* Continuing with wandb\.mode=offline"),
         wandb_logger(settings, tmp_path, "name", "group", {}) as logger,
     ):
         assert logger is not None

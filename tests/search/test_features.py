@@ -131,7 +131,7 @@ class Maps(nn.Module):
     [
         (Maps(), {}, "must return features"),
         (None, {"output": "logits"}, "output=logits: must be one of"),
-        (None, {"output": "classes", "threshold": 0.5}, "output.threshold=0.5: is of cosines"),
+        (None, {"output": "classes", "threshold": 0.5}, "output.threshold=0.5: is a cosine"),
         (None, {"threshold": 2.0}, "output.threshold=2.0: must be"),
     ],
 )

@@ -88,7 +88,10 @@ def test_where_too_few_units_are_hidden_within_the_tolerance_corners_are_pushed_
 
 @pytest.mark.parametrize(
     ("push", "corners", "rule"),
-    [("unit", range(2), "loss.push=unit.*hidden"), ("apart", range(1), "loss.push=apart.*alone")],
+    [
+        ("unit", range(2), "loss.push=unit.*hidden"),
+        ("apart", range(1), "loss.push=apart.*single corner"),
+    ],
 )
 def test_a_push_that_cannot_be_is_refused(network, pair, push, corners, rule) -> None:
     with pytest.raises(SettingError, match=rule):
@@ -172,5 +175,5 @@ class ThreeBranches(nn.Module):
 
 def test_layers_that_leave_a_way_round_are_refused(pair) -> None:
     torch.manual_seed(0)
-    with pytest.raises(SettingError, match=r"layer=\[a,b\]: these layers leave a way round"):
+    with pytest.raises(SettingError, match=r"layer=\[a,b\]: .* bypasses these layers"):
         find_corners(ThreeBranches(), ["a", "b"], *pair, range(2), stop=STOP)

@@ -27,7 +27,7 @@ def test_corner_is_an_index_a_list_or_a_range(corner, expected):
     ("corner", "message"),
     [
         (-1, r"corner=-1: corner counts the target's inactive units from 0"),
-        ("4..0", r"corner=4..0: a range must rise; write corner=0..4"),
+        ("4..0", r"corner=4..0: a range must increase; write corner=0..4"),
         ([], r"corner=\[\]: no corner is named"),
         ("", r"corner=: corner counts"),
         ("some", r"corner=some: corner counts .* write one index \(2\), a list \(\[0,3,7\]\)"),
@@ -48,7 +48,7 @@ def test_a_range_becomes_a_choice_in_a_sweep_only():
         for given in ("corner=0..2", "corner='0..2'"):
             assert expand_corner_sweep([given, flag]) == ["corner=0,1,2", flag]
         assert expand_corner_sweep(["corner=[0,3]", flag]) == ["corner=[0,3]", flag]
-    with pytest.raises(SettingError, match="a range must rise"):
+    with pytest.raises(SettingError, match="a range must increase"):
         expand_corner_sweep(["corner=2..0", "-m"])
 
 
@@ -61,12 +61,12 @@ def test_a_range_becomes_a_choice_in_a_sweep_only():
         ("loss.stages=[{step:9,beta:-1}]", r"loss.stages\[0\].beta=-1.0: must be a finite number"),
         (
             "loss.stages=[{step:9,beta:1},{step:9,beta:2}]",
-            r"loss.stages: stages begin at steps \[9, 9\]; they must rise, from 1 or later",
+            r"loss.stages: stages begin at steps \[9, 9\]; they must increase",
         ),
         ("optimizer.stages=[{step:0,rate:1}]", r"optimizer.stages: stages begin at steps \[0\]"),
         (
             "optimizer.stages=[{step:9,rate:1}]",
-            "optimizer.final_rate=0.0: with optimizer.stages .*set it to optimizer.rate=0.1",
+            "optimizer.final_rate=0.0: optimizer.stages .*set it to optimizer.rate=0.1",
         ),
         ("optimizer.name=lion", "optimizer.name=lion: must be one of adam, descent"),
         ("optimizer.average=1", r"optimizer.average=1.0: .*must be in \[0, 1\)"),

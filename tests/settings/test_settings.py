@@ -217,8 +217,8 @@ def test_a_seed_is_one_that_every_generator_takes(seed):
         ("seed=true", "seed=True: must be a whole number"),
         ("seed=null", "seed=null: must have a value; leave it out for the default"),
         ("compile=maybe", "compile=maybe: must be true or false"),
-        ("stop=3", r"stop=3: is a group of settings; give one of them, stop.NAME=VALUE"),
-        ("loss=[1]", "loss: takes a list where it is one"),
+        ("stop=3", r"stop=3: is a group of settings; set one of them with stop.NAME=VALUE"),
+        ("loss=[1]", "loss: a list takes a list"),
         ("loss.stages=[{alpha:1}]", r"loss.stages\[0\].step: has no value; give loss.stages\[0\]"),
         ("name=[1]", r"name=\[1\]: must be a word"),
         ("loss.hull=10001", "loss.hull=10001: .* at most 10000"),
@@ -248,7 +248,9 @@ def test_a_flag_may_stand_anywhere():
     "argument", ["seed=" + "9" * 5000, "corner=0.." + "9" * 301, "trainer=3", "data=true"]
 )
 def test_what_hydra_has_no_message_for_is_refused_before(argument):
-    with pytest.raises(SettingError, match=r"digits; none may have more|none of the choices"):
+    with pytest.raises(
+        SettingError, match=r"digits; numbers may have at most|not one of the choices"
+    ):
         check_arguments(["corner=0", argument])
     with pytest.raises(SystemExit, match="error: "):
         expand_or_exit([argument], CONF)
@@ -268,7 +270,7 @@ def test_settings_of_a_job_are_checked_whole():
     [
         (
             {"max_steps": 3},
-            r"trainer\.max_steps=3: is not an argument of a search; .*stop says how long",
+            r"trainer\.max_steps=3: is not an argument of a search; .*set the length of the search",
         ),
         ({"accelerator": "abacus"}, r"trainer\.accelerator=abacus: must be one of auto, cpu"),
         ({"accelerator": "cpu", "devices": [0, 0]}, r"trainer\.devices=\[0, 0\]: .*different"),

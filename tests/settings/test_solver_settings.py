@@ -39,7 +39,9 @@ def test_what_a_solver_uses_it_may_be_told() -> None:
             "pairs=random:2", "hydra.run.dir=x", "name=mine",
         ],
     )  # fmt: skip
-    with pytest.raises(SettingError, match="objective=unit: only linear programs have an obj"):
+    with pytest.raises(
+        SettingError, match="objective=unit: only linear_program and exact have an obj"
+    ):
         check_used("gradient", ["objective=unit"])
 
 

@@ -1,1 +1,1 @@
-"""What train.py and evaluate.py run."""
+"""The commands of train.py and evaluate.py."""

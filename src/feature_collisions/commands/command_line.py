@@ -1,4 +1,4 @@
-"""Commands that are printed for the user to paste: quoted for Hydra, then for the shell."""
+"""Help texts, and printed commands, quoted for Hydra and the shell."""
 
 import shlex
 import sys
@@ -12,7 +12,7 @@ from hydra.errors import OverrideParseException
 
 
 def override(key: str, value: str | Path) -> str:
-    """`key=value` as Hydra's grammar has it: quoted where the bare text would read otherwise.
+    """`key=value` in Hydra's grammar, quoted if necessary.
 
     Example:
         >>> override("run", "a b=c")
@@ -22,7 +22,7 @@ def override(key: str, value: str | Path) -> str:
     bare = f"{key}={text}"
     if _reads_as(bare, text) and "${" not in text:
         return bare
-    text = text.replace("${", r"\${")  # which omegaconf reads as a reference
+    text = text.replace("${", r"\${")  # OmegaConf reads it as a reference
     return f"{key}={QuotedString(text, Quote.double).with_quotes()}"
 
 
@@ -35,7 +35,7 @@ def _reads_as(argument: str, text: str) -> bool:
 
 
 def command(name: str, *arguments: str) -> str:
-    """A line for the shell that starts `train` or `evaluate` as this process was started."""
+    """Shell command that starts `train` or `evaluate` in the same way as this process."""
     running = Path(sys.argv[0])
     if running.name in ("train.py", "evaluate.py"):
         program = ["python", str(running.with_name(f"{name}.py"))]
@@ -77,9 +77,9 @@ The settings that are changed most:
   run=DIR                  the run, or the folder of a sweep or of many runs; default: the newest
   samples=N                points to draw with each sampler
   proof.seconds=S          time for each proof
-  edges.seconds=S          time for the edges between corners, in all
-  data.root=DIR            where the run's images are now, if they were moved
-  trainer.accelerator=gpu  or cpu, mps: where everything is computed
+  edges.seconds=S          time for all edges between corners
+  data.root=DIR            the run's images, if they were moved
+  trainer.accelerator=gpu  the device; or cpu, mps
 
 Examples:
   {command}
@@ -88,18 +88,18 @@ Examples:
 """,
 }
 _ALL = """
-All settings, with the values this command line gives them: {command} --cfg job
-What each means: docs/reference/settings.md. Several values, one job each: NAME=A,B -m.
+All settings, with the values this command line sets: {command} --cfg job
+Their meaning: docs/reference/settings.md. Several values, one job each: NAME=A,B -m.
 Options of Hydra: --hydra-help. Version: --version.
 """
 
 
 def usage(name: str, conf: Path) -> str:
-    """What `--help` prints.
+    """The text of `--help`.
 
     Args:
         name: `train` or `evaluate`.
-        conf: the folder of the config, whose files are the choices.
+        conf: the config's folder; its files are the choices.
     """
     choices = {}
     for group in ("experiment", "classifier"):
@@ -109,10 +109,9 @@ def usage(name: str, conf: Path) -> str:
 
 
 def changed(arguments: Sequence[str], *overrides: str) -> list[str]:
-    """The arguments with `overrides` in place of those of the same keys.
+    """Replace overrides of the same keys in the arguments.
 
-    They follow the last override that is there: between or after two options Hydra would not
-    recognise them.
+    The new ones follow the last override, since Hydra does not recognise overrides between options.
     """
     keys = {each.partition("=")[0] for each in overrides}
     kept = [each for each in arguments if each.partition("=")[0].lstrip("+~") not in keys]

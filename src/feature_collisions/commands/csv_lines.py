@@ -1,4 +1,4 @@
-"""A CSV file of the user's own, as editors and spreadsheets write it: its lines, by number."""
+"""Read the lines of a user's CSV file, as written by editors and spreadsheets."""
 
 import csv
 import io
@@ -12,22 +12,22 @@ _SHOWN = 60  # characters of a line, in a message
 
 
 def csv_lines(setting: str, path: str, rule: str) -> list[tuple[int, list[str]]]:
-    """The fields of each line that has some, stripped of spaces, with the line's number.
+    """The stripped fields of each line that is not empty, with the line's number.
 
-    A byte-order mark is left out.
+    A byte-order mark is removed.
 
     Args:
-        setting: that names the file, for messages.
+        setting: name of the file's setting, for messages.
         path: the file.
-        rule: what to give instead, for messages.
+        rule: the remedy, for messages.
 
     Raises:
-        SettingError: for a file that cannot be read, or is no CSV in UTF-8; the line is numbered.
+        SettingError: if the file cannot be read, or is not CSV in UTF-8; with the line's number.
     """
     try:
         with opened(expanded(path), _MOST_BYTES) as file:
             content = file.read()
-    except SettingError as error:  # which begins with the path
+    except SettingError as error:  # it begins with the path
         raise SettingError(f"{setting}={error}; {rule}") from None
     except OSError as error:
         raise SettingError(setting, path, f"cannot be read ({error.strerror})", rule) from None
@@ -49,7 +49,7 @@ def csv_lines(setting: str, path: str, rule: str) -> list[tuple[int, list[str]]]
 
 
 def shown(fields: list[str]) -> str:
-    """A line as a message can show it: without control characters, and cut where it is long."""
+    """A line for messages: without control characters, and cut if it is long."""
     text = ",".join(fields)
     text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

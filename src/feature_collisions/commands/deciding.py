@@ -1,7 +1,7 @@
-"""What decided a run's result, stored with it: a result is reused for the same question only.
+"""The settings that determine a result, stored with it: only an equal problem reuses a result.
 
-Where files are, what is logged and how work is distributed is left out; the classifier, the images
-and the patches are identified by their hashes, not by their paths.
+Paths, logging and the distribution of work are not among them. The classifier, the images and the
+patches are identified by hashes.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def hashes(settings: Settings, model: nn.Module, data: DataSplit) -> dict[str, A
 def deciding(
     settings: Settings, hashes: dict[str, Any], initial: Tensor, target: Tensor
 ) -> dict[str, Any]:
-    """What decides the result of a search, by the settings' names.
+    """The settings that determine the result of a search, by name.
 
     Args:
         settings: of the run.
@@ -67,19 +67,19 @@ def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def keep(directory: Path, decisive: dict[str, Any]) -> None:
-    """Write what decides the result that `directory` will hold."""
+    """Write the settings that determine the result to `directory`."""
     write_json(directory / SETTINGS, decisive)
 
 
 def differences_to(directory: Path, decisive: dict[str, Any]) -> list[str]:
-    """What decided the result in `directory` and differs now: `loss.alpha was 1.0, is 100.0`.
+    """Differences to the settings in `directory`, such as `loss.alpha was 1.0, is 100.0`.
 
     Raises:
-        SettingError: when what decided it is damaged.
+        SettingError: if the stored settings are damaged.
     """
     path = directory / SETTINGS
     if not path.exists():
-        return ["its settings were not kept"]
+        return ["its settings were not saved"]
     kept = read_json(path)
     if not isinstance(kept, dict):
         raise SettingError(path, None, "not what train.py writes", f"delete {directory}")
@@ -93,26 +93,26 @@ def differences_to(directory: Path, decisive: dict[str, Any]) -> list[str]:
 def finished_run(directory: Path, decisive: dict[str, Any], max_steps: int) -> Run | None:
     """The run in `directory`, if it is complete and was found with the same settings.
 
-    A damaged one is searched again.
+    A damaged run is searched again.
 
     Args:
-        directory: of a run that is continued.
-        decisive: what decides its result now.
+        directory: of a run that is resumed.
+        decisive: the settings that determine its result now.
         max_steps: of the search.
 
     Raises:
-        SettingError: when it was found with other settings, and no step is left to take with these.
+        SettingError: if it was found with other settings, and no step is left to take.
     """
     if not (directory / CORNERS).exists():
         return None
     try:
         run = load_run(directory)
     except SettingError as error:
-        print(f"{error}: it is searched again", flush=True)
+        print(f"{error}: searching again", flush=True)
         return None
     differing = differences_to(directory, decisive)
     if not differing:
-        print(f"{directory}: is finished, with these settings; nothing is searched", flush=True)
+        print(f"{directory}: already finished with these settings; skipping it", flush=True)
         return run
     said = "; ".join(differing)
     if run.summary.steps >= max_steps:
@@ -120,8 +120,8 @@ def finished_run(directory: Path, decisive: dict[str, Any], max_steps: int) -> R
             "ckpt_path",
             "last",
             f"the run in {directory} is finished ({said}) after {run.summary.steps} steps",
-            f"raise stop.max_steps={max_steps}, or leave ckpt_path out to start anew in another "
+            f"raise stop.max_steps={max_steps}, or leave ckpt_path out to start again in another "
             "directory",
         )
-    print(f"{directory}: is continued with other settings ({said})", flush=True)
+    print(f"{directory}: resuming with other settings ({said})", flush=True)
     return None

@@ -39,7 +39,7 @@ def main(config: DictConfig) -> None:
 
 
 def evaluate_all(settings: EvaluateSettings, directory: Path) -> None:
-    """Evaluate each hull in `directory`; more than one are put into one table."""
+    """Evaluate each hull in `directory`; several hulls also get a table."""
     with importing():
         from ..report.wandb_logs import use_account
         from ..runs.run import hulls_below
@@ -84,7 +84,7 @@ def evaluate_survey(
     ):
         print_table(table)
     for line in survey.left_out:
-        print(for_terminal(f"left out: {line}"))
+        print(for_terminal(f"skipped: {line}"))
     print(for_terminal(f"\nsurvey: {directory / 'survey.html'}"))
     every = [row for hulls in rows.values() for row in hulls]
     mode = settings.wandb.mode
@@ -110,7 +110,7 @@ def evaluate_many(
         try:
             found.append((run, *measured(settings, run)))
             rows.append(row_of_run(name, *found[-1]))
-        except Exception as error:  # whatever it is, the others' tables must not be lost
+        except Exception as error:  # of any kind; the other hulls' tables are kept
             refused[name] = reason_of(error)
             rows.append(Row(run=name, outcome=refused[name]))
     write_runs(directory, rows)
@@ -126,24 +126,24 @@ def evaluate_many(
 
 
 def failures(run: "Run", result: "Evaluation") -> list[str]:
-    """What could not be measured of a hull, and why."""
+    """Failed measurements of a hull, with the reason."""
     return [f"{run.directory}: {name} ({reason})" for name, reason in result.failed.items()]
 
 
 def end_with(reasons: list[str]) -> None:
-    """End with a status that is not 0, and the reasons, where not everything was measured."""
+    """Exit with a nonzero status and the reasons, if measurements failed."""
     if reasons:
-        sys.exit(f"error: not everything was measured; what was is written. {'; '.join(reasons)}")
+        sys.exit(f"error: some measurements failed; the others are saved. {'; '.join(reasons)}")
 
 
 def say(mode: str, name: str | None) -> None:
-    """Say which W&B run was added to, if any."""
+    """Print the W&B run that was updated, if any."""
     if name:
         print(f"W&B ({mode}): added to {for_line(name)}")
 
 
 def measured(settings: EvaluateSettings, run: "Run") -> "tuple[Evaluation, Sequence[str]]":
-    """Evaluate a run, as data: nothing it names is executed. Gives the classes' names too."""
+    """Evaluate a run without executing code that it names; also return the class names."""
     with importing():
         from ..data.devices import without_tf32
         from ..data.files import refuse_links, write_json
@@ -172,7 +172,7 @@ def measured(settings: EvaluateSettings, run: "Run") -> "tuple[Evaluation, Seque
         names = names_of(hull, data.test.class_names, names_in(hull.model))
         try:
             description = report.write_report(run.directory, hull, result, names)
-        except Exception as error:  # what was measured stands in evaluation.json
+        except Exception as error:  # results are in evaluation.json
             result = result.with_failure("report", reason_of(error))
             write_json(run.directory / EVALUATION, result.entries())
             description = describe(run.summary, result, names)
@@ -182,7 +182,7 @@ def measured(settings: EvaluateSettings, run: "Run") -> "tuple[Evaluation, Seque
 
 
 def print_report(directory: Path, description: "Description") -> None:
-    """What `evaluate.py` ends with: the claims, how each is known, and where the report is."""
+    """Print the claims, how each is known, and the path of the report."""
     from ..report.findings import claims_table
     from ..report.tables import as_text
 
@@ -192,12 +192,12 @@ def print_report(directory: Path, description: "Description") -> None:
 
 
 def where_time_went(seconds: dict[str, float]) -> str:
-    """The total, and the measurements that most of it went to.
+    """The total time, and the slowest measurements.
 
     Example:
         >>> where_time_went({"balls": 0.1, "edges": 10.0, "plain": 2.5})
-        '12.6 s, of which edges 10.0 s, plain 2.5 s'
+        '12.6 s: edges 10.0 s, plain 2.5 s'
     """
     total, longest = sum(seconds.values()), sorted(seconds.items(), key=lambda each: -each[1])
     parts = [f"{name} {spent:.1f} s" for name, spent in longest[:5] if spent > total / 50]
-    return f"{total:.1f} s, of which {', '.join(parts)}" if parts else f"{total:.1f} s"
+    return f"{total:.1f} s: {', '.join(parts)}" if parts else f"{total:.1f} s"

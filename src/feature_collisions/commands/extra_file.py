@@ -1,4 +1,4 @@
-"""Columns of the user's own for a survey: a CSV file, one line per network."""
+"""A user's additional columns for a survey: a CSV file, one line per network."""
 
 import difflib
 import math
@@ -11,13 +11,13 @@ _RULE = "give a CSV file: network,COLUMN,... in its first line, then a network a
 
 
 def read_extra(path: str, networks: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Each network's entries in the file's columns.
+    """Entries of each network in the file's columns.
 
-    A network may be called by what stands behind its last colon: `cnn_a_adv` for `cifar:cnn_a_adv`.
+    The part after the last colon suffices as a name: `cnn_a_adv` for `cifar:cnn_a_adv`.
 
     Raises:
-        SettingError: for a file that cannot be read, a line that names no network of the survey, a
-            network without a line, or an entry that is no number; the line is numbered.
+        SettingError: if the file cannot be read, a line names no network of the survey, a network
+            has no line, or an entry is not a number; with the line's number.
     """
     where = f"survey.extra={path}"
     lines = csv_lines("survey.extra", path, _RULE)
@@ -53,7 +53,7 @@ def _network(where: str, name: str, networks: Sequence[str]) -> str:
         return called[0]
     near = difflib.get_close_matches(name, networks, 3, 0.5) or networks
     rule = "names several networks" if called else "names no network of the survey"
-    raise SettingError(f"{where}, {name!a:.60}, {rule}; near it are {', '.join(called or near)}")
+    raise SettingError(f"{where}, {name!a:.60}, {rule}; similar: {', '.join(called or near)}")
 
 
 def _number(where: str, column: str, cell: str) -> float:

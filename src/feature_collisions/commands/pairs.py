@@ -1,4 +1,4 @@
-"""Many pairs of images, one run directory each: which outcome each has (`Outcome`), and why."""
+"""Many pairs of images, one run directory each, with their outcomes and reasons."""
 
 import errno
 import re
@@ -42,15 +42,15 @@ def parse_pairs(
     """Read `pairs`: a CSV file, or `random:N`, N pairs of images of two classes.
 
     Args:
-        setting: `random:N:0` draws images that the classifiers are right about, as `random:N` does
-            where there are several; `random:N:P` targets that they give some class more than P.
-        images: where they are drawn from.
-        seed: decides the draw.
+        setting: `random:N:0` draws images that the classifiers get right, as does `random:N` for
+            several classifiers; `random:N:P` draws targets with a probability above P.
+        images: the images to choose from.
+        seed: of the choice.
         models: the classifiers that get these pairs.
-        output: `features`: they are encoders, which are asked for no class.
+        output: `features` for encoders, which have no classes.
 
     Raises:
-        SettingError: for a file without pairs, or a line that names no two images; it is numbered.
+        SettingError: if the file has no pairs, or a line does not name two images; with its number.
     """
     if setting.split(":")[0] == "random":
         form = re.fullmatch(r"random:(\d{1,9})(?::(0|0?\.\d+))?", setting)
@@ -63,7 +63,7 @@ def parse_pairs(
             )
         if form[2] and output == "features":
             raise SettingError(
-                "pairs", setting, "asks for classes, and the output is features",
+                "pairs", setting, "needs classes, but the output is features",
                 f"give random:{form[1]}",
             )  # fmt: skip
         right = form[2] == "0" or (len(models) > 1 and output == "classes")
@@ -80,23 +80,23 @@ def parse_pairs(
                 images.find(name, choice)
         except SettingError as error:
             raise SettingError("pairs", setting, f"line {number}: {error}") from None
-        except OSError as error:  # a name too long, say
+        except OSError as error:  # for example a name that is too long
             raise SettingError(
                 "pairs", setting, f"line {number}, {shown(line)}: {error.strerror}"
             ) from None
         pairs.append(Pair(*line))
     if not pairs:
-        raise SettingError("pairs", setting, "there is no pair in it", _RULE)
+        raise SettingError("pairs", setting, "it contains no pair", _RULE)
     return pairs
 
 
 def read_pairs_file(path: str) -> list[tuple[int, list[str]]]:
     """The fields of each line of a CSV file of pairs, with the line's number.
 
-    A first line of the names initial,target and empty columns after the second are left out.
+    A header initial,target and empty columns after the second are skipped.
 
     Raises:
-        SettingError: as `csv_lines` does.
+        SettingError: as for `csv_lines`.
     """
     lines = csv_lines("pairs", path, _RULE)
     for _, fields in lines:
@@ -109,16 +109,16 @@ def read_pairs_file(path: str) -> list[tuple[int, list[str]]]:
 def check_earlier(
     pairs: Sequence[Pair], directory: Path, decisive: Callable[[Pair], dict[str, Any]]
 ) -> None:
-    """Check what an earlier start left in `directory`.
+    """Check the results of an earlier start in `directory`.
 
     Args:
         pairs: the pairs.
         directory: of `run_pairs`.
-        decisive: what decides a pair's hull, by the settings' names.
+        decisive: the settings that determine a pair's hull, by name.
 
     Raises:
-        SettingError: when a pair was searched there with other settings. Nothing of it is
-            overwritten, and one table never mixes two settings.
+        SettingError: if a pair was searched there with other settings. Nothing is overwritten, and
+            a table never mixes settings.
     """
     for number, pair in enumerate(pairs):
         place = _place(directory, number, pair)
@@ -129,7 +129,7 @@ def check_earlier(
                 "hydra.run.dir",
                 directory,
                 f"{place.name} was searched with other settings ({'; '.join(differing)})",
-                "use those, or choose another directory",
+                "use those settings, or choose another directory",
             )
 
 
@@ -159,7 +159,7 @@ def run_pairs(
     directories = [_place(directory, number, pair) for number, pair in enumerate(pairs)]
     known = [_known(place) for place in directories]
     if count := sum(row is not None for row in known):
-        print(f"{directory}: {count} of {len(pairs)} pairs were found there with these settings",
+        print(f"{directory}: {count} of {len(pairs)} pairs are already there, with these settings",
               flush=True)  # fmt: skip
     rows: list[Row] = []
     for number, (pair, place) in enumerate(zip(pairs, directories, strict=True)):
@@ -183,7 +183,7 @@ def _slug(name: str) -> str:
 
 
 def _known(place: Path) -> Row | None:
-    """What was found at `place`; None where it is incomplete and must be searched again."""
+    """The outcome stored in `place`; None if it is incomplete and must be searched again."""
     try:
         load_run(place)
         row = read_record(Row, place / OUTCOME)
@@ -196,7 +196,7 @@ def _searched(pair: Pair, place: Path, search: Callable[[Pair, Path], Hull], sam
     try:
         row = row_of_sample(search(pair, place), samples)
         write_json(place / OUTCOME, row.entries())
-    except Exception as error:  # whatever it is, it must not take the other pairs with it
+    except Exception as error:  # of any kind; the other pairs continue
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         return Row(outcome=FAILED, reasons=[reason_of(error)])

@@ -1,4 +1,4 @@
-"""Pairs of images drawn at random, the same for every classifier that is to be compared."""
+"""Random pairs of images, the same for all classifiers that are compared."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from ..data.image_set import ImageSet
 from ..errors import SettingError
 from ..search.summary import class_probabilities
 
-_DRAWS = 100  # per pair, before no more are expected
-_TOGETHER = 16  # draws whose images are classified in one go
+_DRAWS = 100  # draws per pair before giving up
+_TOGETHER = 16  # draws classified at once
 
 
 class Pair(NamedTuple):
-    """An initial and a target image, as the settings of these names have them."""
+    """An initial and a target image, in the form of the settings."""
 
     initial: str
     target: str
@@ -32,24 +32,24 @@ def random_pairs(
 ) -> list[Pair]:
     """Draw `count` pairs of images of two classes.
 
-    What is drawn depends on the images and the seed alone; the models only leave draws out, in
-    whatever order they stand.
+    The draws depend only on the images and the seed. Models only reject draws, whatever their
+    order.
 
     Args:
         setting: `pairs`, for messages.
-        count: how many.
-        images: where they are drawn from.
-        seed: decides the draw.
+        count: number of pairs.
+        images: the images to choose from.
+        seed: of the draws.
         models: the classifiers.
-        right: whether each of them must be right about both images.
-        least: what each of them must give some class at the target, if more than 0.
+        right: whether each classifier must get both images right.
+        least: smallest probability of the target's class in each classifier.
 
     Raises:
-        SettingError: when there are no two classes, or not so many pairs.
+        SettingError: if there are fewer than two classes, or not enough pairs.
     """
     labels = images.labels.tolist()
     if len(set(labels)) < 2:
-        raise SettingError("pairs", setting, "needs images of two classes or more")
+        raise SettingError("pairs", setting, "needs images of at least two classes")
     asked = _Asked(setting, images, models)
     pairs: list[Pair] = []
     draws = list(_draws(labels, _DRAWS * count, seed))
@@ -70,11 +70,11 @@ def random_pairs(
     found = f"pairs={setting}: only {len(pairs)} of {_DRAWS * count} draws have"
     if right:
         raise SettingError(f"{found} images that {asked.shares_right()}")
-    raise SettingError(f"{found} such a target, and images of two classes; lower P")
+    raise SettingError(f"{found} such a target and images of two classes; lower P")
 
 
 def _draws(labels: Sequence[int], count: int, seed: int) -> Iterator[tuple[int, int]]:
-    """Those of `count` draws whose images are of two classes, by the images' indices."""
+    """Draws with images of two classes, out of `count`, as pairs of indices."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(count):
         first, second = torch.randint(len(labels), (2,), generator=generator).tolist()
@@ -83,7 +83,7 @@ def _draws(labels: Sequence[int], count: int, seed: int) -> Iterator[tuple[int, 
 
 
 class _Asked:
-    """What each classifier says of images; none is asked about an image twice."""
+    """Cached class probabilities of each classifier."""
 
     def __init__(self, setting: str, images: ImageSet, models: Sequence[nn.Module]) -> None:
         self.setting, self.images, self.models = setting, images, models
@@ -117,7 +117,7 @@ class _Asked:
         return min(float(each.max()) for each in self.known[index])
 
     def shares_right(self) -> str:
-        """How many of the images that were drawn each classifier is right about."""
+        """Share of the drawn images that each classifier gets right, in words."""
         counts = torch.tensor([self._right(index) for index in self.known]).sum(0).tolist()
         drawn, guess = len(self.known), 1 / len(self.images.class_names)
         most = drawn * guess + 3 * (drawn * guess * (1 - guess)) ** 0.5
@@ -133,7 +133,7 @@ class _Asked:
 
 
 def _name(images: ImageSet, labels: Sequence[int], index: int) -> str:
-    """The image as `CLASS`, or `CLASS:N` where it is not the first of its class."""
+    """Name of an image: `CLASS`, or `CLASS:N` if it is not the first of its class."""
     label = labels[index]
     rank = labels[:index].count(label)
     return images.class_names[label] + (f":{rank}" if rank else "")

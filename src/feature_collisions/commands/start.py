@@ -1,4 +1,4 @@
-"""What `train.py` and `evaluate.py` share: Hydra, and one message for a user's mistake."""
+"""Common start of `train.py` and `evaluate.py`: Hydra, and one message for a user's mistake."""
 
 import ctypes
 import gc
@@ -37,7 +37,7 @@ _MENDABLE = (SettingError, CollisionError, HydraException, OmegaConfBaseExceptio
 
 
 def conf_folder() -> Path:
-    """`conf/`: inside the installed package; of an editable install, the checkout's."""
+    """The folder `conf/` of the installed package, or of the checkout of an editable install."""
     package = Path(__file__).parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parents[1] / "conf"
@@ -48,12 +48,11 @@ def run_command(name: str, task: Callable[[DictConfig], None], conf: Path) -> No
 
     Args:
         name: of the command.
-        task: what it runs on the composed config.
+        task: function of the composed config.
         conf: the folder of the config's files.
 
-    A mistake a user can fix ends with one message and exit status 1, without a traceback;
-    SIGINT and SIGTERM with one line and the status 130 or 143; a reader of the help who has seen
-    enough, quietly with SIGPIPE's, 141.
+    A user's mistake ends with one message and exit status 1, without a traceback; SIGINT and
+    SIGTERM end with one line and status 130 or 143; a closed pipe (`--help | head`) with 141.
     """
     register_schemas(ConfigStore.instance())
     asked = {"-h", "--help", "--version"}.intersection(sys.argv[1:])
@@ -63,7 +62,7 @@ def run_command(name: str, task: Callable[[DictConfig], None], conf: Path) -> No
     # Threads that spin while they wait make small networks 50 times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, to be put in our own words
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # pass errors on, to be explained here
     try:
         if asked:
             version = f"feature_collisions {__version__}"
@@ -74,29 +73,28 @@ def run_command(name: str, task: Callable[[DictConfig], None], conf: Path) -> No
             hydra.main(version_base="1.3", **config)(task)()
     except Stopped as stopped:
         go_on = stopped.command or _again(name, sys.argv[1:])
-        print(f"\n{stopped}; what was written is kept. To go on: {go_on}", file=sys.stderr)
+        print(f"\n{stopped}; written files are kept. To resume: {go_on}", file=sys.stderr)
         sys.exit(stopped.status)
-    except BrokenPipeError:  # `train.py --help | head`: as programs end that no handler keeps
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush
+    except BrokenPipeError:  # `train.py --help | head`: end as by SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the remaining flush
         sys.exit(_BROKEN_PIPE)
     except _MENDABLE as error:
         sys.exit(f"error: {explain(error)}")
 
 
 def _again(name: str, arguments: list[str]) -> str:
-    """The command that continues where no job can name it: before the first, or between two."""
+    """The command that resumes, if no job has set it: before the first or between two jobs."""
     if any(each.startswith("hydra.sweep.dir=") for each in arguments):
         arguments = changed(arguments, "ckpt_path=last")
     return command(name, *arguments)
 
 
 def keep_freed_memory() -> None:
-    """Have glibc, where it is used, keep the memory that a step frees for the next step.
+    """Keep glibc from returning freed memory to the system between steps.
 
-    Otherwise each tensor of some megabytes is returned to the system and comes back as fresh pages,
-    which took a third of the time of a SqueezeNet step on composites. Threads share one arena:
-    those that glibc gives them hold 64 MiB and are returned whole, which took a quarter of the time
-    of points that two threads classify.
+    Otherwise tensors of several megabytes are unmapped and mapped again, which took a third of the
+    time of a SqueezeNet step on composites. Threads share one arena: separate arenas hold 64 MiB
+    and are returned whole, which took a quarter of the time of classification on two threads.
     """
     if sys.platform != "linux" or (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is None:
         return
@@ -108,10 +106,10 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Have Python's garbage collector rest while a command imports Lightning and all it brings.
+    """Pause Python's garbage collector while a command imports Lightning.
 
-    Nothing of it becomes garbage, and walking it again and again took a quarter of the time.
-    Afterwards it is left alone. The later jobs of a sweep find everything imported.
+    Modules do not become garbage, and scanning them took a quarter of the time. Afterwards they
+    are excluded from collection. Later jobs of a sweep import nothing.
     """
     if "lightning" in sys.modules:
         yield
@@ -125,15 +123,15 @@ def importing() -> Iterator[None]:
 
 
 def register_schemas(store: ConfigStore) -> None:
-    """Tell Hydra which keys exist and which types they have."""
+    """Register the keys and types of settings with Hydra."""
     store.store("train_schema", Settings)
     store.store("evaluate_schema", EvaluateSettings)
 
 
 def expand_or_exit(arguments: list[str], conf: Path) -> list[str]:
-    """The arguments in Hydra's order, with `corner=0..4` expanded for a sweep.
+    """Sort the arguments for Hydra, and expand `corner=0..4` for a sweep.
 
-    A sweep over classifiers is told of all of them. A mistake in them ends the program.
+    For a sweep over classifiers all are added as `networks`. A mistake ends the program.
     """
     try:
         check_arguments(arguments)
@@ -146,7 +144,7 @@ def expand_or_exit(arguments: list[str], conf: Path) -> list[str]:
 
 
 def explain(error: BaseException) -> str:
-    """Say in one message what is wrong and what may be written instead."""
+    """One message with the mistake and the remedy."""
     return for_terminal(_words_of(error).strip())
 
 
@@ -154,11 +152,11 @@ def _words_of(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         question = did_you_mean(choice, error.options)
-        known = f"known are {', '.join(error.options)}"
+        known = f"the choices are {', '.join(error.options)}"
         return f"{group}={choice}: unknown; {f'{question} ' * bool(question)}{known}"
     if isinstance(error, OverrideParseException):
         return (
-            f"{error.override}: cannot be read; write NAME=VALUE, and quotes within quotes where "
+            f"{error.override}: cannot be read; write NAME=VALUE, with quotes within quotes if "
             "VALUE has spaces, commas or brackets: 'NAME=\"a value\"'"
         )
     cause = error.__cause__ if isinstance(error, HydraException) else error
@@ -166,5 +164,5 @@ def _words_of(error: BaseException) -> str:
         return in_plain_words(cause)
     if isinstance(error, OSError):
         reason = f"{error.filename or 'output'}: {error.strerror or error}"
-        return f"{reason}; what was written before is kept"
+        return f"{reason}; files written before are kept"
     return str(error)

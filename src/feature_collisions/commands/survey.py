@@ -1,4 +1,4 @@
-"""A directory of searches on several networks, read as one survey: the same pairs for each."""
+"""Read a directory of searches on several networks as a survey with the same pairs for each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SAID = ("loss.alpha", "loss.beta", "optimizer.name", "optimizer.rate", "stop.mi
 
 
 def is_survey(runs: Sequence[Run]) -> bool:
-    """Whether the hulls are of several networks that were to get the same pairs, or did."""
+    """Whether the hulls are of several networks with the same pairs."""
     if len(set(map(_network, runs))) < 2:
         return False
     of_pair: dict[str, set[tuple[str, ...]]] = {}
@@ -54,12 +54,12 @@ class Survey:
     """The hulls of a survey.
 
     Attributes:
-        runs: by network: one hull per pair, the same pairs in the same order.
-        pairs: their names.
+        runs: by network, one hull per pair, in the same order of pairs.
+        pairs: names of the pairs.
         reference: the network that others are compared with.
-        extra: the user's own columns, by network.
-        budget: the settings that all searches shared.
-        left_out: what is there and not compared, a line each.
+        extra: the user's columns, by network.
+        budget: the settings that all searches share.
+        left_out: one line per skipped group of hulls.
     """
 
     runs: Mapping[str, Sequence[Run]]
@@ -97,7 +97,7 @@ class Survey:
                 try:
                     row = _measured(run, model, distances, settings, judge)
                     found[name][number] = row | {"network": name, "pair": self.pairs[number]}
-                except Exception as error:  # whatever it is, the other hulls must not be lost
+                except Exception as error:  # of any kind; the other hulls are kept
                     failed[str(run.directory)] = reason_of(error)
         kept = sorted(set.intersection(*(set(each) for each in found.values())))
         if not kept:
@@ -112,8 +112,8 @@ def read_survey(settings: EvaluateSettings, runs: Sequence[Run]) -> Survey:
     """Sort the hulls by network and pair.
 
     Raises:
-        SettingError: where searches had different settings, no pair was searched in all networks,
-            or `survey` names a network that is not there.
+        SettingError: if searches had different settings, no pair was searched in all networks, or
+            `survey` names an unknown network.
     """
     by_network: dict[tuple[str, ...], dict[str, Run]] = {}
     for run in runs:
@@ -128,11 +128,11 @@ def read_survey(settings: EvaluateSettings, runs: Sequence[Run]) -> Survey:
             "run",
             None,
             f"no pair was searched in all networks (pairs of each: {counts})",
-            "search the same pairs, as a sweep over classifiers with pairs=random:N does",
+            "search the same pairs in all, with a sweep over classifiers and pairs=random:N",
         )
     chosen = {names[key]: [found[pair] for pair in order] for key, found in by_network.items()}
     left_out = [
-        f"{names[key]}: {len(found) - len(order)} pairs that not all networks have"
+        f"{names[key]}: {len(found) - len(order)} pairs that other networks lack"
         for key, found in by_network.items()
         if len(found) > len(order)
     ]
@@ -153,9 +153,9 @@ def read_survey(settings: EvaluateSettings, runs: Sequence[Run]) -> Survey:
 
 
 def _names(by_network: Mapping[tuple[str, ...], Mapping[str, Run]]) -> dict[tuple[str, ...], str]:
-    """What each network is called: its path or name, and more where another has the same.
+    """Name of each network: its path or name, with its layer and weights if necessary.
 
-    That is its layer, and its weights, as the command line pairs them, or their hash.
+    Weights are named as on the command line, or by their hash.
     """
     runs = {key: next(iter(found.values())) for key, found in by_network.items()}
     plain = {key: _called(run) for key, run in runs.items()}
@@ -194,13 +194,13 @@ def _check_budget(runs: Sequence[Run]) -> None:
                     None,
                     f"{name} was {first.get(name)} in {runs[0].directory} and {other.get(name)} in "
                     f"{run.directory}",
-                    "sizes compare under the same settings alone: search again, or evaluate the "
-                    "networks one by one",
+                    "sizes are comparable only under the same settings: search again, or evaluate "
+                    "the networks one by one",
                 )
 
 
 def _flat(run: Run) -> dict[str, Any]:
-    found: dict[str, Any] = {"trainer.precision": run.summary.precision}  # what `auto` took
+    found: dict[str, Any] = {"trainer.precision": run.summary.precision}  # the choice of `auto`
     for name in _SHARED:
         value = run.config.get(name)
         inner = value if isinstance(value, dict) else {None: value}
@@ -238,7 +238,7 @@ def _measured(
 
 
 def _key(run: Run, distance: float, settings: EvaluateSettings, judge: Judge | None) -> str:
-    """A hash of all that the figures depend on."""
+    """Hash of everything that the figures depend on."""
     worst = settings.worst_case
     digest = hashlib.sha256()
     for tensor in (run.corners, run.initial, run.target, run.units):

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def main(config: DictConfig) -> None:
-    """Run one job of Hydra's; in a sweep errors are raised, so Hydra runs the next job."""
+    """Run one job of Hydra; in a sweep errors are raised, so Hydra runs the next job."""
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
     setting = "hydra.sweep.dir=" if sweep else "hydra.run.dir="
@@ -77,9 +77,9 @@ def main(config: DictConfig) -> None:
 
 
 def continuing(arguments: list[str], place: Path, sweep: bool, begun: bool, resumable: bool) -> str:
-    """The command that continues the run or sweep at `place`, or starts it again if it is empty.
+    """The command that resumes the run or sweep at `place`, or starts it again if it is empty.
 
-    Linear programs keep no checkpoints; what they have not solved they solve again.
+    Linear programs have no checkpoints; unsolved ones are solved again.
     """
     overrides = [override("hydra.sweep.dir" if sweep else "hydra.run.dir", place)]
     if resumable:
@@ -89,16 +89,16 @@ def continuing(arguments: list[str], place: Path, sweep: bool, begun: bool, resu
 
 @dataclass(frozen=True)
 class Job:
-    """What all searches of a job share.
+    """Data that all searches of a job share.
 
     Attributes:
-        settings: of the search; size and layer have values.
-        data: where its images come from.
-        model: the classifier, where the search runs.
-        graph: of it.
-        hashes: of what the result depends on (`deciding.hashes`).
+        settings: of the search; size and layer are set.
+        data: source of its images.
+        model: the classifier, on the search's device.
+        graph: graph of the classifier.
+        hashes: from `deciding.hashes`.
         group: of the W&B run.
-        overrides: of the command line, which name the W&B run.
+        overrides: of the command line, for the W&B run's name.
     """
 
     settings: Settings
@@ -110,7 +110,7 @@ class Job:
     overrides: Sequence[str]
 
     def of_pair(self, pair: Pair) -> Job:
-        """The same for one of many pairs."""
+        """The job of one of many pairs."""
         return replace(self, settings=replace(self.settings, **pair._asdict(), pairs=None))
 
     def find(self) -> tuple[Found, Found]:
@@ -119,7 +119,7 @@ class Job:
         return find("initial", settings.initial), find("target", settings.target)
 
     def deciding(self) -> dict[str, Any]:
-        """What decides the result, by the settings' names."""
+        """The settings that determine the result, by name."""
         from .deciding import deciding
 
         return deciding(self.settings, self.hashes, *(found.image for found in self.find()))
@@ -133,7 +133,7 @@ def train(
     overrides: Sequence[str],
 ) -> None:
     """Load data and classifier, and search one pair of images or many."""
-    with importing():  # here and not above: it takes seconds
+    with importing():  # here, because it takes seconds
         from ..data.datasets import load_data
         from ..data.image_set import Images
         from ..graph.graph import trace
@@ -148,7 +148,7 @@ def train(
     settings = with_size(settings.paired())
     data = load_data(settings.data)
     model = load_classifier(settings.classifier, data, settings.seed)
-    if place := single_device(settings.trainer):  # the hull is measured there, too
+    if place := single_device(settings.trainer):  # the hull is also measured there
         model.to(place)
     graph = trace(model, data.test.size)
     settings = with_layer(settings, graph)
@@ -165,11 +165,11 @@ def train(
 
 
 def train_pairs(job: Job, pairs_setting: str, directory: Path) -> None:
-    """Search many pairs, one run directory each, and print a table over them.
+    """Search many pairs, one run directory each, and print a table.
 
     Raises:
-        SettingError: for pairs that cannot be read or drawn, or were searched with other settings.
-        CollisionError: when no pair could be evaluated.
+        SettingError: if pairs cannot be read or drawn, or were searched with other settings.
+        CollisionError: if no pair could be evaluated.
     """
     from ..data.files import write_text
     from ..networks.classifiers import load_classifier
@@ -197,18 +197,18 @@ def train_pairs(job: Job, pairs_setting: str, directory: Path) -> None:
     print(f"runs: {directory}")
     if not any(row.samples for row in rows):
         raise CollisionError(
-            f"pairs={pairs_setting}: no pair could be evaluated; {directory / 'pairs.md'} says "
-            f"why. The first: {rows[0].verdict}"
+            f"pairs={pairs_setting}: no pair could be evaluated (see {directory / 'pairs.md'}). "
+            f"The first: {rows[0].verdict}"
         )
     paths = [each.path for each in others if each.path]
-    if paths:  # the survey, once its other jobs are done
+    if paths:  # for the survey, after its other jobs
         print(f"next: {evaluating(directory.parent, *paths)}")
     else:
         print(f"next: {evaluating(directory, settings.classifier.path)}")
 
 
 def with_size(settings: Settings) -> Settings:
-    """The settings with a number, where `data.size` left it to the classifier."""
+    """The settings with `data.size`, by default the classifier's."""
     from ..networks.classifiers import input_size
 
     if settings.data.size is not None:
@@ -219,7 +219,7 @@ def with_size(settings: Settings) -> Settings:
 
 
 def with_layer(settings: Settings, graph: Graph) -> Settings:
-    """The settings with a layer that has a name, where `classifier.layer=auto` left it open."""
+    """The settings with a named layer in place of `classifier.layer=auto`."""
     from ..exact.first_layer import first_layer
     from ..graph.flow import last_layer
 
@@ -234,7 +234,7 @@ def with_layer(settings: Settings, graph: Graph) -> Settings:
 
 
 def as_yaml(settings: Settings) -> str:
-    """What a run keeps as `config.yaml`."""
+    """The content of `config.yaml`."""
     values = asdict(settings)
     text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=math.inf)
     return text
@@ -247,14 +247,14 @@ def print_corners(
     path: str | None,
     of_images: float | None = None,
 ) -> None:
-    """The table `train.py` ends with, how well and how far apart, and where the run is.
+    """Print the table of corners, feature error, distance, and the path of the run.
 
     Args:
         summary: of the run.
         class_names: one per class.
         directory: of the run.
-        path: `classifier.path`, which evaluate.py is given.
-        of_images: mean distance of two images of the data set, where it is known.
+        path: `classifier.path`, for the command of evaluate.py.
+        of_images: mean distance between two images of the data set, if known.
     """
     from ..report.findings import collision_line, corners_table, distance_line
     from ..report.tables import as_text
@@ -266,11 +266,11 @@ def print_corners(
     for line in (collision_line(summary), distance_line(summary, of_images)):
         if line:
             print(line)
-    label = summary.target_label  # of the data set; a class where their numbers agree
+    label = summary.target_label  # of the data set; a class if the numbers of classes agree
     if label is not None and label != summary.target_class:
         target = class_names[summary.target_class]
         print(
-            f"note: the classifier takes the target ({class_names[label]}) for {target}; "
+            f"note: the classifier gives the target ({class_names[label]}) the class {target}; "
             f"the corners collide with {target}"
         )
     if not summary.converged:
@@ -279,7 +279,7 @@ def print_corners(
 
 
 def evaluating(directory: Path, *paths: str | None) -> str:
-    """The command that measures what is in `directory`; it names the user's own code."""
+    """The command that evaluates `directory`, with the user's code."""
     own = list(dict.fromkeys(filter(None, paths)))
     named = [override("classifier.path", own[0])] if len(own) == 1 else []
     if len(own) > 1:
@@ -288,7 +288,7 @@ def evaluating(directory: Path, *paths: str | None) -> str:
 
 
 def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
-    """Find the corners and write them; a run that is finished there is read."""
+    """Find and write the corners, or read a finished run."""
     started = time.perf_counter()
     from ..data.files import refuse_links, write_text
     from ..hull.hull import Hull
@@ -311,7 +311,7 @@ def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
         classes = data.test.class_names
         summary = hull.summary
         summary.experiment, summary.classifier = settings.name, settings.classifier.name
-        # Of another number of classes: a label then names no class of the classifier.
+        # If the numbers of classes differ, a label is not a class of the classifier.
         same = hull.output.kind == "classes" and len(classes) == len(hull.target_logits)
         summary.target_label = target.label if same else None
         summary.seconds_total += built - started
@@ -327,14 +327,14 @@ def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
 def ready_search(
     job: Job, initial: Tensor, target: Tensor, directory: Path, checkpoint: Path | None
 ) -> Search | ExactCorners:
-    """The objects of a search in plain Python, checked and ready to run.
+    """Make the Search of a job.
 
     Args:
-        job: what it shares with others.
+        job: the job.
         initial: (C, H, W).
         target: (C, H, W).
         directory: of the run.
-        checkpoint: what it goes on from.
+        checkpoint: checkpoint to resume, if any.
     """
     from ..search.find_corners import Search
 
@@ -391,7 +391,7 @@ def pictures(job: Job, initial: Tensor, numbers: Sequence[int]) -> Tensor:
     drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
     if max(numbers) > len(drawn):
         raise SettingError(
-            "corner", settings.corner, f"the data set has {len(drawn)} images to be near to",
+            "corner", settings.corner, f"the data set has only {len(drawn)} images",
             "name fewer corners, or set objective=random",
         )  # fmt: skip
     return torch.stack(
@@ -400,7 +400,7 @@ def pictures(job: Job, initial: Tensor, numbers: Sequence[int]) -> Tensor:
 
 
 def paste_patches(settings: Settings, data: DataSplit, seed: Tensor, directory: Path) -> Sources:
-    """What composites are made of; some of the matches are drawn as Figure 4 shows them."""
+    """Find and paste the sources of composites, and draw some matches as in Figure 4."""
     from ..patches.database import patch_images
     from ..patches.paste import find_neighbours, paste
     from ..report.figures import save_figure, sheet_figure

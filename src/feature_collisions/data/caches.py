@@ -18,7 +18,7 @@ from ..errors import SettingError
 T = TypeVar("T")
 Save = Callable[[Path, T], object]
 
-_ADVICE = "set XDG_CACHE_HOME to a folder that can be written"
+_ADVICE = "set XDG_CACHE_HOME to a writable folder"
 
 
 def cache_path(*parts: str) -> Path:
@@ -75,7 +75,7 @@ class Cache:
 
     def ignore(self, key: str, reason: str) -> None:
         """Warn that the file of `key` is not used."""
-        message = f"{self.path(key)}: ignored ({reason}); {self.what} is made anew"
+        message = f"{self.path(key)}: ignored ({reason}); {self.what} is made again"
         warnings.warn(message, stacklevel=4)
 
     def save(self, key: str, value: T, save: Save[T]) -> None:
@@ -87,9 +87,7 @@ class Cache:
         except OSError as error:
             self._full = True
             reason = _reason(self.path(key), error)
-            warnings.warn(
-                f"{self.what} is not kept for the next time, {reason}; {_ADVICE}", stacklevel=3
-            )
+            warnings.warn(f"{self.what} is not cached, {reason}; {_ADVICE}", stacklevel=3)
 
 
 def writable_folder(what: str, folder: Path, whole: str) -> Path:
@@ -111,7 +109,7 @@ def writable_folder(what: str, folder: Path, whole: str) -> Path:
         place = Path(_temporary().name) / folder.name
         place.mkdir(exist_ok=True)
         warnings.warn(
-            f"{what} is made in {place.parent} and not kept, {_reason(folder, error)}; {_ADVICE}",
+            f"{what} is made in {place.parent} and not cached, {_reason(folder, error)}; {_ADVICE}",
             stacklevel=3,
         )
         return place

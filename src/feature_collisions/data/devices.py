@@ -87,7 +87,7 @@ def explain_out_of_memory(device: torch.device) -> Iterator[None]:
             "" if device.type == "cpu" else ", or measure on the CPU: trainer.accelerator=cpu"
         )
         raise SettingError(
-            f"out of memory on {device}; end what else runs there{elsewhere}. What was measured "
+            f"out of memory on {device}; end other programs there{elsewhere}. What was measured "
             "before is kept"
         ) from error
 

@@ -92,8 +92,8 @@ def opened(path: str | Path, most: int | None = None) -> Iterator[BinaryIO]:
     try:
         state = os.fstat(number)
         if not stat.S_ISREG(state.st_mode):
-            raise SettingError(path, None, f"is no regular file, but {_kind(state.st_mode)}")
-        bound, rule = most, "is more than such a file can have"
+            raise SettingError(path, None, f"must be a regular file, is {_kind(state.st_mode)}")
+        bound, rule = most, "is more than such a file may have"
         if bound is None:
             bound, rule = free_bytes(torch.device("cpu")), "is more than the free memory holds"
         if bound is not None and state.st_size > bound:
@@ -228,10 +228,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise SettingError(path, None, "the file is missing") from None
     except (SafetensorError, OSError) as error:
-        raise SettingError(path, None, f"not a whole safetensors file ({error})") from None
+        raise SettingError(path, None, f"a damaged safetensors file ({error})") from None
     except (KeyError, ValueError, RuntimeError, OverflowError) as error:  # of types unknown here
         raise SettingError(
-            path, None, f"its tensors cannot be read here ({type(error).__name__}: {error})"
+            path, None, f"its tensors cannot be read ({type(error).__name__}: {error})"
         ) from None
 
 

@@ -23,7 +23,7 @@ from ..settings.train import DataSettings
 from .image_set import ImageSet
 from .images import averaged, image_endings, load_image, quiet_decoders
 
-# Folders and files that systems create anywhere, beside hidden ones; compared in lower case.
+# Folders and files that systems create anywhere, in addition to hidden ones; compared in lower case.
 _OF_SYSTEMS = ("__macosx", "@eadir", "#recycle", "lost+found", "$recycle.bin",
                "system volume information", "thumbs.db", "desktop.ini")  # fmt: skip
 _SIDE = 224  # the default of `data.size`
@@ -46,7 +46,7 @@ class ImageFolder(ImageSet):
     def __init__(self, settings: DataSettings) -> None:
         if settings.root is None:
             raise SettingError(
-                "data.root", "null", "give the folder that holds one folder per class"
+                "data.root", "null", "give the folder that contains one folder per class"
             )
         root = Path(expanded(settings.root))
         if not root.is_dir():
@@ -77,13 +77,13 @@ class ImageFolder(ImageSet):
                 "data.root",
                 root,
                 "no image in the folders below it",
-                "give a folder that is laid out as ImageNet is, "
+                "give a folder laid out as ImageNet, "
                 f"CLASS/IMAGE.JPEG{said and f' (there: {said})'}",
             )
         if said:
             warnings.warn(
-                f"data.root={root}: passed over {said}; images are files in the class's own folder "
-                f"that end in {', '.join(sorted(image_endings()))}",
+                f"data.root={root}: skipped {said}; images must be in their class's folder "
+                f"and end in {', '.join(sorted(image_endings()))}",
                 stacklevel=2,
             )
         self.labels = torch.tensor([label for _, label in self.files])
@@ -191,7 +191,7 @@ def _said(passed_over: list[Path]) -> str:
     """Counts of the ignored files by ending, those of nested folders included."""
     within = (path.rglob("*") if path.is_dir() else [path] for path in passed_over)
     endings = Counter(
-        ascii(path.suffix.lower())[1:-1] or "without an ending"
+        ascii(path.suffix.lower())[1:-1] or "without an extension"
         for path in chain.from_iterable(within)
         if not path.is_dir()
     )
@@ -216,7 +216,7 @@ def _classes(root: Path, folders: list[str]) -> tuple[dict[str, int], tuple[str,
     other = [name for name in folders if name not in rank]
     if other:
         raise SettingError(
-            "data.root", root, f"{other[0]} is none of ImageNet's 1000 class ids", "move it away"
+            "data.root", root, f"{other[0]} is not one of ImageNet's 1000 class ids", "move it away"
         )
     return rank, class_names()
 

@@ -64,7 +64,7 @@ class ImageSet(ABC):
             raise SettingError(
                 "patches.size",
                 side,
-                f"these images have {self.size[1]}x{self.size[2]} pixels only",
+                f"these images have only {self.size[1]}x{self.size[2]} pixels",
                 f"set patches.size={self.size[1]} patches.reduction=1, or use an image folder",
             )
 

@@ -54,7 +54,7 @@ def load_image(path: str | Path, size: tuple[int, int, int], resize: str = "warp
             "data.size",
             max(height, width),
             f"an image of {height}x{width} has more than {_MOST_PIXELS:,} pixels",
-            "ask for a smaller one",
+            "choose a smaller size",
         )
     image = _read(path).convert("L" if channels == 1 else "RGB")
     if resize == "crop":
@@ -103,7 +103,7 @@ def _read(path: str | Path) -> Image.Image:
         raise SettingError(
             path,
             None,
-            "is no image of a known format",
+            "is not an image of a known format",
             f"convert it to one of {', '.join(_FORMATS)}",
         ) from None
     except Exception as error:  # decoders raise any error for damaged bytes
@@ -122,7 +122,9 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         pixels = np.asarray(image).astype(np.float64)
         if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError(f"pixels of mode {image.mode} have no known range: store 8 or 16 bits")
+            raise ValueError(
+                f"pixels of mode {image.mode} have an unknown range; store 8 or 16 bits"
+            )
         return Image.fromarray((pixels / 257).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -171,7 +173,7 @@ def check_image(name: str, image: Tensor) -> None:
             None,
             "must be a float32 tensor (C, H, W) with pixels in [0, 1], is a "
             f"{type(image).__name__}",
-            "read files with feature_collisions.data.images.load_image, turn others with "
+            "read files with feature_collisions.data.images.load_image, convert others with "
             "torchvision.transforms.functional.to_tensor",
         )
     if image.ndim != 3 or image.dtype != torch.float32:
@@ -199,9 +201,7 @@ def check_pair(initial: Tensor, target: Tensor) -> None:
             f"{tuple(initial.shape)}, {tuple(target.shape)}",
         )
     if torch.equal(initial, target):
-        raise SettingError(
-            "initial and target are the same image, which collides with itself; choose another"
-        )
+        raise SettingError("initial and target are the same image; choose another")
 
 
 SQUARES = (1, 2, 4, 8)  # sides in pixels; differences that remain after 8x8 are plainly visible

@@ -117,8 +117,8 @@ def _folder(title: str, root: str | None, names: Sequence[Path], download: bool)
         raise SettingError(
             "data.root",
             folder,
-            f"{title} is not there, and nothing is downloaded at a run's word",
-            "give its folder, or one to download it to, with data.root=DIR",
+            f"{title} is missing, and a run directory cannot start a download",
+            "give its folder, or a folder to download to, with data.root=DIR",
         )
     return folder
 

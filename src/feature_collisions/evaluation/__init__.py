@@ -1,1 +1,1 @@
-"""Measuring a hull, and what it is compared with (Tables 1 to 5, appendix B)."""
+"""Measurements of a hull and its baselines (Tables 1 to 5, appendix B)."""

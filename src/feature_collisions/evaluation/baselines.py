@@ -1,4 +1,4 @@
-"""What the hull is compared with: balls of its size, turned simplices, plain Eq. 1 (Table 5)."""
+"""Baselines: balls of the hull's size, rotated simplices, plain Eq. 1 (Table 5)."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,12 +16,12 @@ from ..search.optimizers import make_optimizer, rate_at
 from ..settings.search import OptimizerSettings
 from ..simplex import dirichlet, mixes
 
-_SIMPLICES = 20  # how many simplices share the samples
-_LOOK = 10  # steps between looks at whether plain Eq. 1 is solved well enough
+_SIMPLICES = 20  # simplices among which the samples are divided
+_LOOK = 10  # steps between checks whether plain Eq. 1 is solved well enough
 
 
 def radius(corners: Tensor) -> float:
-    """The authors' ball: from the mean of the corners to the nearest one (appendix B)."""
+    """Radius of the authors' ball: from the mean of the corners to the nearest (appendix B)."""
     return float((corners - corners.mean(0)).flatten(1).norm(dim=1).min())
 
 
@@ -32,7 +32,7 @@ def on_sphere(corners: Tensor, count: int, generator: torch.Generator) -> Tensor
 
 
 def on_span_sphere(corners: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """The same within the corners' affine span, where the hull lies too: the fair ball."""
+    """The same in the corners' affine span, which contains the hull: the fair comparison."""
     basis = _basis(corners)
     coordinates = torch.randn(count, len(basis), generator=generator).to(corners)
     directions = (coordinates @ basis).view(count, *corners.shape[1:])
@@ -40,9 +40,9 @@ def on_span_sphere(corners: Tensor, count: int, generator: torch.Generator) -> T
 
 
 def turned(corners: Tensor, generator: torch.Generator) -> Tensor:
-    """The corners' simplex (K, C, H, W), turned about its centre by a uniform (Haar) rotation.
+    """The corners' simplex (K, C, H, W), rotated about its centre uniformly at random (Haar).
 
-    All distances between corners stay as they were; the pixels are not clipped.
+    Distances between corners are preserved; pixels are not clipped.
     """
     basis, centre = _basis(corners), corners.mean(0)
     frame = torch.randn(basis.shape[1], len(basis), generator=generator).to(corners)
@@ -55,15 +55,15 @@ def turned(corners: Tensor, generator: torch.Generator) -> Tensor:
 
 def _unit(directions: Tensor) -> Tensor:
     length: Tensor = directions.flatten(1).norm(dim=1)
-    length = torch.where(length > 0, length, 1)  # corners that all coincide span no direction
+    length = torch.where(length > 0, length, 1)  # 0 if all corners coincide
     return directions / length.view(-1, 1, 1, 1)
 
 
 def _basis(corners: Tensor) -> Tensor:
-    """(dimension, C H W) orthonormal rows that span the corners' differences.
+    """Orthonormal rows (dimension, C H W) that span the corners' differences.
 
-    There are fewer than K - 1 where corners coincide or lie on a line: what is smaller than the
-    rounding of the corners' own pixels is no direction.
+    There are fewer than K - 1 if corners coincide or are collinear: directions below the rounding
+    of the pixels are dropped.
     """
     wide = corners.flatten(1).to(able(corners.device)).double()
     _, lengths, rows = torch.linalg.svd(wide[1:] - wide[0], full_matrices=False)
@@ -73,7 +73,7 @@ def _basis(corners: Tensor) -> Tensor:
 
 
 def dimension(corners: Tensor) -> int:
-    """Of the corners' affine span: K - 1, or less where they coincide or lie on a line."""
+    """Dimension of the corners' affine span: K - 1, or less if they coincide or are collinear."""
     return len(_basis(corners))
 
 
@@ -82,11 +82,10 @@ def plain_corners(
 ) -> Tensor:
     """Images (count, C, H, W) of plain Eq. 1, without L_neg, from random starts.
 
-    The search ends when all of them fit the target as well as the hull's corners do, and after
-    `steps` at the latest.
+    The search ends when all fit the target as well as the hull's corners, or after `steps`.
 
-    Active units are compared before the ReLU: Eq. 1 as printed has the same zeros, but no
-    gradient where such a unit is off, and stays half the features' norm away on MNIST.
+    Active units are compared before the ReLU. Eq. 1 as printed has the same zeros, but no gradient
+    if such a unit is negative; on MNIST its error stays at half the features' norm.
     """
     evaluator, generator = hull.evaluator, torch.Generator().manual_seed(seed)
     layout = evaluator.own.layout
@@ -117,7 +116,7 @@ def plain_corners(
         error, gradient = (torch.cat(each) for each in zip(*found, strict=True))
         if step % _LOOK == 0 and (error <= enough).all():
             break
-        images.grad = gradient.contiguous(memory_format=layout)  # as fused Adam takes it to be
+        images.grad = gradient.contiguous(memory_format=layout)  # as fused Adam assumes
         optimizer.step()
         with torch.no_grad():
             images.clamp_(0, 1)
@@ -147,13 +146,13 @@ def balls(hull: Hull, samples: int, seed: int) -> Evaluation:
 
 
 def _share(hull: Hull, name: str, found: Sample) -> Evaluation:
-    """What a set's points say: the share of the target's class, say, and their feature error."""
+    """Entries of a baseline's points: share of the target's class, feature error, and so on."""
     compared = {f"{name}_{key}": found[key] for key in hull.output.compared if key in found}
     return Evaluation(**compared)
 
 
 def simplices(hull: Hull, samples: int, seed: int) -> Evaluation:
-    """Accuracy within simplices of the hull's size and shape, turned at random."""
+    """Accuracy in randomly rotated simplices of the hull's size and shape."""
     generator = torch.Generator().manual_seed(seed)
 
     def images() -> Iterator[Tensor]:
@@ -170,9 +169,9 @@ def simplices(hull: Hull, samples: int, seed: int) -> Evaluation:
 def plain(
     hull: Hull, samples: int, seed: int, steps: int, precision: torch.dtype | None = None
 ) -> Evaluation:
-    """The hull of as many plain Eq. 1 solutions: its size, its corners' and its points' fit.
+    """The hull of as many plain solutions of Eq. 1: its size, and the fit of corners and points.
 
-    They are found in `precision`, half precision say, and measured in the model's own.
+    They are searched in `precision`, for example half, and measured in the model's.
     """
     corners = plain_corners(hull, len(hull.corners), steps, seed, precision)
     with torch.no_grad():

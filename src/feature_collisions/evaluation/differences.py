@@ -1,4 +1,4 @@
-"""How far apart the corners look: SSIM, LPIPS, and where they differ most (Figure 8 b)."""
+"""Visible differences of corners: SSIM, LPIPS, and regions that differ most (Figure 8 b)."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from ..hull.hull import Hull
 from ..runs.evaluation import Box, Evaluation
 
-_BACKBONE = "squeezenet1_1-b8a52dc0.pth"  # torchvision's name of LPIPS's smallest network
-_SSIM_WINDOW = 11  # pixels: Gaussian, sigma 1.5, as its authors have it
+_BACKBONE = "squeezenet1_1-b8a52dc0.pth"  # LPIPS's smallest network, by torchvision's name
+_SSIM_WINDOW = 11  # pixels: Gaussian, sigma 1.5, as in the SSIM paper
 
 
 def boxes(corners: Tensor, count: int = 3, part: int = 5) -> list[Box]:
@@ -20,8 +20,8 @@ def boxes(corners: Tensor, count: int = 3, part: int = 5) -> list[Box]:
 
     Args:
         corners: two images or more.
-        count: how many boxes at most.
-        part: a box's side is this part of the image's.
+        count: largest number of boxes.
+        part: side of the image divided by that of a box.
     """
     spread = corners.var(0).sum(0)
     total = float(spread.sum())
@@ -55,7 +55,7 @@ def similarity(images: Tensor, others: Tensor) -> float | None:
 
 
 def lpips_weights() -> Path:
-    """Where torchvision keeps the weights that LPIPS needs; they are never downloaded here."""
+    """Path of the weights for LPIPS in torchvision's cache; they are never downloaded here."""
     return Path(torch.hub.get_dir()) / "checkpoints" / _BACKBONE
 
 

@@ -1,4 +1,4 @@
-"""What `evaluation.json` holds: each measurement is one function of the hull."""
+"""The measurements of `evaluation.json`: each is one function of the hull."""
 
 import math
 import time
@@ -51,22 +51,21 @@ def evaluate(
 ) -> Evaluation:
     """Measure a hull (Tables 1 to 5).
 
-    `evaluation.json` is written after each measurement; while some are still to come, they are
-    named in its `unfinished`.
+    `evaluation.json` is written after each measurement; `unfinished` lists the remaining ones.
 
     Args:
         hull: the corners and their classifier.
-        dataset_distances: gives the mean distances between two images of the data set, in the same
-            units, after averaging over squares of pixels, by the squares' side; NaN where it has
-            no two.
-        settings: how many points, and what else to measure.
-        directory: where `evaluation.json` and images go.
-        seconds: is filled with each measurement's time.
-        judge: another network that is asked about the corners.
+        dataset_distances: returns the mean distances between two images of the data set, in the
+            same units, after averaging over squares of pixels, by side of the square; NaN if there
+            are no two images.
+        settings: number of points, and further settings.
+        directory: folder for `evaluation.json` and images.
+        seconds: filled with the time of each measurement.
+        judge: another network that judges the corners.
 
     Returns:
-        What `evaluation.json` holds. A measurement that a hull of one corner does not allow is
-        left out, and named in `left_out`; one that fails is named in `failed`, with the reason.
+        The content of `evaluation.json`. `left_out` lists measurements that need more than one
+        corner; `failed` lists those that failed, with the reason.
     """
     result = Evaluation(
         output=hull.output.kind,
@@ -85,7 +84,7 @@ def evaluate(
         try:
             with explain_out_of_memory(hull.corners.device):
                 result |= measure(subject._replace(known=result))
-        except Exception as error:  # whatever it is, the other measurements must not be lost
+        except Exception as error:  # of any kind; the other measurements are kept
             result = result.with_failure(name, reason_of(error))
         left.remove(name)
         if seconds is not None:
@@ -96,7 +95,7 @@ def evaluate(
 
 
 def reason_of(error: Exception) -> str:
-    """Say in one line of printable characters what went wrong."""
+    """Describe an error in one line of printable characters."""
     if isinstance(error, ValidationError):
         return first_problem(error)
     line = first_line(error)
@@ -125,10 +124,10 @@ class Subject(NamedTuple):
 
     @property
     def half(self) -> torch.dtype | None:
-        """The half precision that searches may take: the one that the user asks for.
+        """Half precision for searches: the user's choice.
 
-        `auto`, which `check_trainer` leaves where the device has native bfloat16 arithmetic:
-        bfloat16, if the search for the corners had it.
+        For `auto`, which `check_trainer` keeps if the device has native bfloat16 arithmetic, it is
+        bfloat16 if the search for the corners used it.
         """
         asked = self.settings.trainer.get("precision", "")
         if asked == "auto" and self.hull.summary.precision == "bf16-mixed":
@@ -172,7 +171,7 @@ def _judge(subject: Subject) -> Evaluation:
 
 
 def _dataset_distance(subject: Subject) -> Evaluation:
-    """None where the data set has no two images."""
+    """Mean distance between two images of the data set; None if there are no two."""
     assert subject.distances
     found = subject.distances()
     distances = {square: None if math.isnan(d) else d for square, d in found.items()}
@@ -183,7 +182,7 @@ def _dataset_distance(subject: Subject) -> Evaluation:
 
 
 def _sample(law: str, uint8: bool, subject: Subject) -> Evaluation:
-    """A sampler on the float corners, or on the corners as 8-bit PNGs hold them."""
+    """Sample the hull of the float corners, or of the corners in the 8-bit PNGs."""
     settings = subject.settings
     count = settings.beside if uint8 else settings.samples
     found = subject.hull.sample(count, law, settings.seed, uint8)
@@ -195,7 +194,7 @@ def _entry(law: str, uint8: bool) -> str:
 
 
 def _outcome(subject: Subject) -> Evaluation:
-    """Which of the three outcomes the hull has, by the uniform sample, and why it is no better."""
+    """Outcome of the hull by the uniform sample, and reasons against a better one."""
     if (sample := subject.known.dirichlet) is None:
         return Evaluation()
     name, reasons = subject.hull.outcome(sample)
@@ -204,7 +203,7 @@ def _outcome(subject: Subject) -> Evaluation:
 
 
 def _distances(subject: Subject) -> Evaluation:
-    """How far apart the corners are, also beside the data set's images, and from the initial."""
+    """Distances between corners, relative to the data set's, and from the initial image."""
     hull, other = subject.hull, subject.known.dataset_distance_mean
     mean, scale = float(hull.corner_distances().mean()), hull.summary.distance_scale
     found = Evaluation(
@@ -227,7 +226,7 @@ def _distances(subject: Subject) -> Evaluation:
 
 
 def _looks(subject: Subject) -> Evaluation:
-    """How different the corners look."""
+    """Visible differences of the corners."""
     return differences(subject.hull) | visible(subject.hull)
 
 
@@ -237,12 +236,12 @@ def _balls(subject: Subject) -> Evaluation:
 
 
 def _simplices(subject: Subject) -> Evaluation:
-    """The corners' simplex, turned at random."""
+    """The corners' simplex, rotated at random."""
     return simplices(subject.hull, subject.settings.beside, subject.settings.seed)
 
 
 def _plain(subject: Subject) -> Evaluation:
-    """The hull of plain Eq. 1 solutions."""
+    """The hull of plain solutions of Eq. 1."""
     hull, settings = subject.hull, subject.settings
     if not (steps := settings.plain.steps):
         return Evaluation()
@@ -250,7 +249,7 @@ def _plain(subject: Subject) -> Evaluation:
 
 
 def _worst_case(subject: Subject) -> Evaluation:
-    """The worst point a search found: no proof that there is none worse."""
+    """The worst point that a search found; there may be a worse one."""
     given, seed = subject.settings.worst_case, subject.settings.seed
     worst = subject.hull.worst_case(given.starts, given.steps, seed, subject.half)
     if subject.directory:
@@ -274,7 +273,7 @@ def _edges(subject: Subject) -> Evaluation:
 
 
 def _proved(subject: Subject, name: str, found: Proof) -> Evaluation:
-    """The entry `proof` with one more statement added, and how large the proved part is."""
+    """The entry `proof` with another statement, and the size of its proved part."""
     size = subject.known.relative_size
     if found.scale_proved is not None:
         found.relative_size_proved = None if size is None else found.scale_proved * size
@@ -282,7 +281,7 @@ def _proved(subject: Subject, name: str, found: Proof) -> Evaluation:
 
 
 def _collision_proof(subject: Subject) -> Evaluation:
-    """What holds of the features at every point of the hull."""
+    """Bound on the feature error at every point of the hull."""
     seconds = subject.settings.proof.seconds
     problem, keep = subject.hull.problem, _keep(subject, "collision")
     found = prove_collision(problem, seconds, subject.cache("hulls"), keep)
@@ -290,7 +289,7 @@ def _collision_proof(subject: Subject) -> Evaluation:
 
 
 def _class_proof(subject: Subject) -> Evaluation:
-    """Whether every point of the hull is the target's class."""
+    """Whether every point of the hull is of the target's class."""
     worst = subject.known.worst_case_weights
     suspects = [] if worst is None else [worst]
     seconds = subject.settings.proof.seconds
@@ -317,7 +316,7 @@ def _checked(kind: Kind, subject: Subject) -> Evaluation:
 
 
 def _faces(subject: Subject) -> Evaluation:
-    """Which parts of the hull's triangles are the target's class, where not all of it is proved."""
+    """Status of the hull's triangles, if the class is not proved on the whole hull."""
     of_class = subject.known.proof.class_
     if len(subject.hull.corners) < 3 or (of_class and of_class.outcome == "proved"):
         return Evaluation()
@@ -326,13 +325,13 @@ def _faces(subject: Subject) -> Evaluation:
 
 
 def _depth(subject: Subject) -> Evaluation:
-    """How deep the corners are."""
+    """L_neg of the corners as a share of Eq. 2's optimum."""
     found = depth(subject.hull) if subject.settings.proof.depth else None
     return Evaluation(depth=found) if found else Evaluation()
 
 
 def _hidden(subject: Subject) -> Evaluation:
-    """How many directions of the pixels the layer hides at the target."""
+    """Number of directions of the pixels that the layer hides at the target."""
     return hidden_dimensions(subject.hull, subject.settings.proof.seconds)
 
 
@@ -350,4 +349,4 @@ OF_FEATURES = {
     name: measure for name, measure in OF_TWO_CORNERS.items()
     if name not in ("edges", "class_proof", "class_check", "faces")
 }  # fmt: skip
-"""Of an encoder: what asks for no class."""
+"""Measurements for an encoder, which has no classes."""

@@ -1,8 +1,7 @@
-"""The hull of a run that was read, with its classifier and its data: what a run says is checked.
+"""The hull of a run directory, with its classifier and data; the run is untrusted and checked.
 
-The run's settings choose among the known classifiers and data sets by name, and can name nothing
-else; it may be a stranger's. Which network and weights the corners belong to is decided by their
-hash: of several that may be meant, the one that has it is taken.
+The run's settings can only choose known classifiers and data sets by name. The hash of the weights
+decides which of several candidate networks the corners belong to.
 """
 
 from collections.abc import Sequence
@@ -30,22 +29,22 @@ from ..settings.trainer import devices_of
 
 
 def hull_of(run: Run, settings: EvaluateSettings) -> tuple[Hull, DataSplit]:
-    """The hull of a run that was read, with its classifier and its data (`classifier_of`)."""
+    """The hull of a run, and its data (`classifier_of`)."""
     model, data = classifier_of(run, settings)
     return checked_hull(model, run, settings), data
 
 
 def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, DataSplit]:
-    """The classifier and the data of a run that was read.
+    """Load the classifier and the data of a run.
 
     Args:
         run: the run.
-        settings: where data, weights and the user's own classifier lie now, where that is not as
-            the run says; and `trainer`, as `check_trainer` leaves it: on which devices the hull is
-            measured, and in which precision. Empty: on the CPU, in the model's own.
+        settings: current paths of data, weights and the user's classifier, if they differ from the
+            run's; and `trainer` from `check_trainer`, with devices and precision. Empty: the CPU,
+            in the model's precision.
 
     Raises:
-        SettingError: when the classifier is not the one the corners were found with.
+        SettingError: if the corners were not found with this classifier.
     """
     data_settings, classifiers, seed = _named(run, settings)
     expected = run.summary.classifier_hash
@@ -53,18 +52,18 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
         raise SettingError(
             "run",
             run.directory,
-            "summary.json has no classifier_hash, so nothing tells which weights the "
+            "summary.json has no classifier_hash, so it is unknown which weights the "
             "corners belong to",
-            "make the run again",
+            "search again",
         )
     if data_settings.root and not Path(data_settings.root).is_dir():
         raise SettingError(
             "data.root",
             data_settings.root,
-            "the run's data is not there",
-            "say where it is now with data.root=DIR",
+            "the run's data is missing",
+            "give its folder with data.root=DIR",
         )
-    # Nothing is downloaded to a place that a run directory names.
+    # Nothing is downloaded to a folder that a run directory names.
     download = settings.data.root is not None or data_settings.root is None
     data = load_data(data_settings, download=download)
     if run.target.shape != data.test.size:
@@ -72,7 +71,7 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
             "run",
             run.directory,
             f"its images are {tuple(run.target.shape)}, those of its data {data.test.size}",
-            "put back the config.yaml that belongs to these corners",
+            "restore the config.yaml of these corners",
         )
     model = _matching(run, classifiers, data, seed)
     place, double = _places(settings)[0], settings.trainer.get("precision") == "64-true"
@@ -84,17 +83,17 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
 
 
 def _places(settings: EvaluateSettings) -> list[torch.device]:
-    """The devices that share a hull's points."""
+    """The devices among which a hull's points are divided."""
     return devices_of(settings.trainer) if settings.trainer else [CPU]
 
 
 def _matching(
     run: Run, classifiers: Sequence[ClassifierSettings], data: DataSplit, seed: int
 ) -> nn.Module:
-    """The first of the classifiers that has the weights that the corners were found with.
+    """The first classifier with the weights that the corners were found with.
 
     Raises:
-        SettingError: when none has, with the first one's reason.
+        SettingError: if there is none, with the reason of the first one.
     """
     expected, first = run.summary.classifier_hash, None
     for classifier in classifiers:
@@ -119,9 +118,9 @@ def _matching(
 def _named(
     run: Run, settings: EvaluateSettings
 ) -> tuple[DataSettings, list[ClassifierSettings], int]:
-    """The data, the classifiers that may be meant, and the seed.
+    """The data, the candidate classifiers, and the seed.
 
-    As the run says, but for what the user says.
+    The user's settings take precedence over the run's.
     """
     files = settings.classifier.files
     try:
@@ -166,13 +165,13 @@ def _named(
 
 
 def _own_code(run: Run, path: str | None, given: str | list[str] | None) -> list[str]:
-    """Which of the user's names belong to this run; a run directory names no code to execute.
+    """The user's names that match this run; a run directory names no code to execute.
 
     Args:
-        run: names it in messages.
-        path: MODULE:NAME, as the run has it.
-        given: what the user names, each with or without ::FILE: one for every network, or a list
-            that has the run's.
+        run: for messages.
+        path: MODULE:NAME in the run.
+        given: the user's names, each with or without ::FILE: one for all networks, or a list that
+            contains the run's.
     """
     named = given if isinstance(given, list) else [given] if given else []
     found = [each for each in named if each.partition("::")[0] == path]
@@ -189,19 +188,19 @@ def _own_code(run: Run, path: str | None, given: str | list[str] | None) -> list
     raise SettingError(
         "run",
         run.directory,
-        "its classifier is code of a user's own",
+        "its classifier is a user's code",
         "name it with classifier.path=MODULE:NAME, or those of a survey with "
         "classifier.path=[MODULE:NAME,MODULE:NAME]",
     )
 
 
 def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull:
-    """The hull, once the run's classifier has been asked whether the summary can be true.
+    """The hull, after the classifier has confirmed the summary.
 
     Args:
-        model: of `classifier_of`.
+        model: from `classifier_of`.
         run: the run.
-        settings: `trainer` says which devices share its points.
+        settings: `trainer` has the devices.
     """
     layer = run.summary.layer
     if run.config.get("channels_last") is True:
@@ -233,6 +232,6 @@ def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull
 
 
 def _numbers(run: Run) -> list[int] | None:
-    """The corners' numbers where they count the target's inactive units in flat order."""
+    """The corners' indices, if they count the target's inactive units in flat order."""
     flat = run.config.get("corner_order", "flat") == "flat"
     return run.summary.numbers if flat and run.summary.objective != "random" else None

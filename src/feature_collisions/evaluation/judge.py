@@ -1,7 +1,7 @@
-"""An independent network as the judge of a hull: does it see what the network cannot?
+"""Another network as the judge of a hull: does it distinguish the corners?
 
-It is the metamer literature's question. Features are compared at the layer that `auto` takes, in
-units of the distance between two images of the data set there.
+Metamers are evaluated in this way. Features are compared at the layer that `auto` chooses, in units
+of the distance between two images of the data set there.
 """
 
 from collections.abc import Callable
@@ -25,19 +25,19 @@ from ..settings.train import ClassifierSettings
 
 See = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images (B, C, H, W) to logits (B, classes) and features (B, N)."""
-_IMAGES = 200  # of the data set, whose mean distance is the judge's unit
-_TOGETHER = 16  # images that go through it at once
+_IMAGES = 200  # images of the data set; their mean distance is the unit
+_TOGETHER = 16  # batch size
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A network that the corners were not searched in.
+    """A network in which the corners were not searched.
 
     Attributes:
-        name: what the user calls it.
-        see: its logits and features of any images.
-        classes: how many it has.
-        distance: mean distance between two images of the data set, in its features.
+        name: its name in `sizes.judge`.
+        see: returns its logits and features of images.
+        classes: number of its classes.
+        distance: mean distance between two images of the data set in its features.
     """
 
     name: str
@@ -46,10 +46,10 @@ class Judge:
     distance: float
 
     def check(self, hull: Hull) -> None:
-        """Raise SettingError where it has not the same classes as the hull's network."""
+        """Raise SettingError unless it has as many classes as the hull's network."""
         if hull.output.kind != "classes":
             raise SettingError(
-                "sizes.judge", self.name, "compares classes, and an encoder has none",
+                "sizes.judge", self.name, "compares classes, and an encoder has no classes",
                 "leave it out",
             )  # fmt: skip
         if self.classes != (own := len(hull.target_logits)):
@@ -63,9 +63,9 @@ class Judge:
     def verdict(self, hull: Hull) -> Judged:
         """What it says of the corners.
 
-        `size` is the corners' mean distance in its features over the data set's, None for one
-        corner; `initial_kept` and `target_given` count the corners to which it gives the class that
-        it gives the initial image, and the class that the hull's network gives the target.
+        `size` is the corners' mean distance in its features relative to the data set's; None for
+        one corner. `initial_kept` counts corners with the class that it gives the initial image,
+        `target_given` those with the class that the hull's network gives the target.
         """
         self.check(hull)
         logits, features = self.see(torch.cat([hull.initial[None], hull.corners]).to(CPU))
@@ -82,21 +82,20 @@ class Judge:
 
 
 def judge_of(name: str | None, data: DataSplit) -> Judge | None:
-    """The judge that `sizes.judge` names; None where it names none.
+    """Load the judge that `sizes.judge` names; None without a name.
 
     Args:
-        name: torchvision's of a network, or MODULE:NAME, which is code of the user's own; ::FILE
-            after it names its weights.
-        data: whose images are its unit.
+        name: a network of torchvision, or MODULE:NAME for the user's code; ::FILE adds weights.
+        data: data set for the unit of distance.
 
     Raises:
-        SettingError: for a network that cannot be loaded, takes no images of this size, or sees no
-            difference between them.
+        SettingError: if the network cannot be loaded, rejects images of this size, or gives all of
+            them the same features.
     """
     if name is None:
         return None
     named = ClassifierSettings(name, None, "auto")
-    if ":" in name.partition("::")[0]:  # the user's own code
+    if ":" in name.partition("::")[0]:  # the user's code
         named = ClassifierSettings("file", None, "auto", path=name)
     try:
         network = load_classifier(named, data)
@@ -115,7 +114,7 @@ def judge_of(name: str | None, data: DataSplit) -> Judge | None:
 
 
 def _seeing(network: nn.Module, size: tuple[int, int, int]) -> See:
-    """How a network sees images of `size` (C, H, W), on the CPU and few at once."""
+    """Logits and features of a network for images of `size` (C, H, W), on the CPU in batches."""
     graph = trace(network, size)
     layer = last_layer(graph).layer
     observed, function = Observed(graph, layer), following(graph, layer).activation.function

@@ -1,4 +1,4 @@
-"""The hull on a lattice of its simplex, for the page on which it is explored."""
+"""The hull on a lattice of its simplex, for the page's explorer."""
 
 import itertools
 import math
@@ -19,11 +19,11 @@ _MOST_POINTS = 750
 _FINEST = 100
 _MOST_CLASSES = 20
 _LEAST_CLASSES = 5
-_STEPS = 1_000_000  # probabilities are kept as multiples of 1 / _STEPS
+_STEPS = 1_000_000  # probabilities are stored as multiples of 1 / _STEPS
 
 
 def fineness(corners: int) -> int:
-    """How many steps the lattice makes along an edge: as many as keep its points under 750."""
+    """Steps of the lattice along an edge, such that it has fewer than 750 points."""
     fits = (n for n in range(_FINEST, 1, -1) if math.comb(n + corners - 1, n) <= _MOST_POINTS)
     return next(fits, 1)
 
@@ -33,7 +33,7 @@ def lattice(corners: int, steps: int) -> Tensor:
 
     Returns:
         (comb(steps + K - 1, K - 1), K) float64. A point with partial sums s_0 <= s_1 <= ... of
-        `steps` times its weights is at place sum_j comb(s_j + j, j + 1), which `page.js` relies on.
+        `steps` times its weights has index sum_j comb(s_j + j, j + 1); `page.js` relies on this.
     """
     sums = itertools.combinations_with_replacement(range(steps + 1), corners - 1)
     ordered = torch.tensor(sorted(sums, key=lambda s: s[::-1]), dtype=torch.float64)
@@ -43,13 +43,12 @@ def lattice(corners: int, steps: int) -> Tensor:
 
 @torch.inference_mode()
 def explored(hull: Hull, class_names: Sequence[str]) -> dict[str, Any]:
-    """Ask the network about the lattice.
+    """Evaluate the network on the lattice.
 
     Returns:
-        What the page's explorer needs: `corners` (their names), `steps` of the lattice, `classes`
-        (names, the target's first, then those the classifier gives on the lattice, then the next
-        likely), `scale` and, point by point, `values`: the classes' probabilities times `scale`. Of
-        an encoder the cosine stands in their place.
+        Data of the page's explorer: `corners` (names), `steps` of the lattice, `classes` (names:
+        the target's, then those on the lattice, then the next likely), `scale`, and `values`, each
+        point's class probabilities times `scale`. An encoder has the cosine instead.
     """
     count = len(hull.corners)
     steps = fineness(count)
@@ -69,7 +68,7 @@ def explored(hull: Hull, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def _listed(hull: Hull, found: Tensor) -> list[int]:
-    """The target's class, then those the classifier gives on the lattice, then the next likely."""
+    """The target's class, then classes on the lattice, then the next likely ones."""
     given = Counter(found.argmax(1).tolist())
     likely = found.mean(0).argsort(descending=True)[:_LEAST_CLASSES].tolist()
     ranked = [hull.target_class, *(k for k, _ in given.most_common(_MOST_CLASSES))]
@@ -82,5 +81,5 @@ def _listed(hull: Hull, found: Tensor) -> list[int]:
 
 @torch.inference_mode()
 def _bars(replica: Replica, weights: Tensor) -> Tensor:
-    """(B, classes) on the CPU."""
+    """Bars (B, k) on the CPU."""
     return replica.output.bars(ask(replica.model, replica.points(weights))).cpu()

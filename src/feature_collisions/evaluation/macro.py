@@ -1,4 +1,4 @@
-"""Whether a person can tell the corners apart: large-scale differences beside noise (sec. 4)."""
+"""Whether a person sees the corners' differences: large-scale differences or noise (sec. 4)."""
 
 import torch
 from torch import Tensor
@@ -11,17 +11,16 @@ from .differences import similarity
 
 
 def macro_share(images: Tensor) -> float | None:
-    """How much of the mean distance between two images is left over 8x8 pixels' averages.
+    """Share of the mean distance between two images that averages over 8x8 pixels preserve.
 
-    Averages of images whose differences are constant over such squares are 8 times closer than the
-    images, so their distance is taken times 8: 1 for those, near 0.1 for noise, 0.5 and more for a
-    visible change.
+    The distance of averages is multiplied by 8, so the share is 1 if differences are constant over
+    such squares. It is near 0.1 for noise, and at least 0.5 for a visible change.
 
     Args:
         images: (K, C, H, W), two or more.
 
     Returns:
-        The share, or None for equal images, and for images under 8 pixels.
+        The share; None if images are equal or smaller than 8 pixels.
     """
     if min(images.shape[2:]) < SQUARES[-1]:
         return None
@@ -48,13 +47,13 @@ def visible(hull: Hull) -> Evaluation:
 
 
 def outline(images: Tensor, other: Tensor) -> float | None:
-    """Mean correlation of low-passed images (K, C, H, W) with another, (C, H, W): 1 for the same.
+    """Mean correlation of low-passed images (K, C, H, W) with another, (C, H, W); at most 1.
 
-    None where a picture is of one colour.
+    None if a picture has only one colour.
     """
     flat = low_pass(torch.cat([other[None], images])).flatten(1)
     flat = flat - flat.mean(1, keepdim=True)
     norms = flat.norm(dim=1)
-    if not bool((norms > 1e-5).all()):  # rounding leaves a little
+    if not bool((norms > 1e-5).all()):  # rounding may leave a little
         return None
     return float(((flat[1:] @ flat[0]) / (norms[1:] * norms[0])).mean())

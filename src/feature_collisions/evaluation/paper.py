@@ -1,10 +1,10 @@
-"""What the paper measured: the rows of its Tables 1 to 5, beside which a run's own stands."""
+"""The rows of the paper's Tables 1 to 5, to compare a run with."""
 
 from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """One row of the paper's tables; distances are L2, on its own pixel scale."""
+    """One row of the paper's tables; distances are L2, on the paper's pixel scale."""
 
     name: str
     images_distance: float | None
@@ -37,4 +37,4 @@ CASES = {
     "vgg_macro": _MACRO,
     "squeezenet_macro": _MACRO,
 }
-"""The rows of the paper that an experiment stands for; other experiments have none."""
+"""The paper's rows by experiment; other experiments have none."""

@@ -1,6 +1,6 @@
-"""What a run directory says must be what its classifier gives: it may be a stranger's.
+"""Check that an untrusted run directory agrees with its classifier.
 
-Whether its files are possible, and agree, is checked when they are read (`runs.run`).
+Whether its files agree with each other is checked when they are read (`runs.run`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,15 @@ from ..hull.outputs import output_of
 from ..runs.records import Corner, impossible
 from ..runs.run import Run
 
-_ROUNDING = 0.01  # of ||f(t)||, and of probabilities: what devices and precisions differ by
+_ROUNDING = 0.01  # relative to ||f(t)||, and of probabilities: devices and precisions differ
 
 
 def check_figures(run: Run, found: Sequence[Corner], norm: float, outputs: Tensor) -> None:
-    """Raise SettingError unless the classifier gives what the summary says, up to rounding.
+    """Raise SettingError unless the classifier confirms the summary, up to rounding.
 
     Args:
-        run: its summary is compared.
-        found: what the classifier gives now, for the same corners.
+        run: the run with the summary.
+        found: figures of the same corners, computed now.
         norm: ||f(t)||.
         outputs: (2 + K, D) of the initial image, the target and the corners.
     """
@@ -50,7 +50,7 @@ def check_figures(run: Run, found: Sequence[Corner], norm: float, outputs: Tenso
 
 
 def _check_classes(run: Run, probabilities: Tensor) -> None:
-    """Raise SettingError unless the classifier gives the classes that the summary says."""
+    """Raise SettingError unless the classifier gives the summary's classes."""
     summary, classes = run.summary, probabilities.shape[1]
     named = [summary.initial_class, summary.target_class]
     named += [entry.predicted_class for entry in summary.corners]
@@ -68,7 +68,7 @@ def _check_classes(run: Run, probabilities: Tensor) -> None:
 
 
 def _figures(said: Corner, seen: Corner, norm: float) -> Iterator[tuple[str, float, float, float]]:
-    """A corner's figures: name, what is said, what is true, and what it is compared with."""
+    """A corner's figures: name, value in the summary, true value, and scale."""
     yield "probability", said.probability, seen.probability, 1
     yield "cosine", said.cosine or 0.0, seen.cosine or 0.0, 1
     yield "output_relative", said.output_relative or 0.0, seen.output_relative or 0.0, 1
@@ -82,14 +82,14 @@ def _figures(said: Corner, seen: Corner, norm: float) -> Iterator[tuple[str, flo
 def check_units(
     directory: Path, units: Tensor, numbers: list[int] | None, preactivation: Tensor
 ) -> None:
-    """Raise SettingError unless these are inactive units of the target, those that corners count.
+    """Raise SettingError unless these are the inactive units of the target that corners count.
 
     Args:
-        directory: the run's, for the message.
+        directory: of the run, for the message.
         units: (K,) flat indices.
-        numbers: of the corners, where these count inactive units in flat order.
-        preactivation: (N,) how far f0(t) is within what the layer sees (`TargetFeatures.seen_by`).
-            Units next to zero may be inactive or not: devices differ.
+        numbers: indices of the corners, if they count inactive units in flat order.
+        preactivation: (N,) distance of f0(t) from the edge (`TargetFeatures.seen_by`). Units near
+            zero may be active or inactive: devices differ.
     """
     count = len(preactivation)
     if units.max() >= count:

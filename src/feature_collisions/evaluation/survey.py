@@ -1,4 +1,4 @@
-"""A survey: how large is what each of several networks cannot tell from the same targets?"""
+"""A survey: sizes of hulls of several networks for the same pairs."""
 
 import math
 import warnings
@@ -20,7 +20,7 @@ MEASURED = (
     "worst_case_cosine", "share_proved", "relative_size_proved", "judge_size", "judge_kept",
     "seconds",
 )  # fmt: skip
-"""What is measured of every hull, and averaged over the pairs."""
+"""Figures of every hull, averaged over the pairs."""
 _ASKED = ("dataset_distance", "dirichlet", "outcome", "distances", "worst_case", "class_proof",
           "judge")  # fmt: skip
 _RESAMPLES = 9999
@@ -32,14 +32,14 @@ def measure(
     settings: EvaluateSettings,
     judge: Judge | None = None,
 ) -> Row:
-    """A hull's figures.
+    """Measure a hull.
 
     Args:
         hull: of one network and pair.
         distances: mean distances between two images of the data set, in [0, 1] pixels, after
-            averaging over squares of pixels, by the squares' side.
-        settings: points to sample, the search for the worst point, seconds for the proof.
-        judge: another network that is asked about the corners.
+            averaging over squares of pixels, by side of the square.
+        settings: number of points, search for the worst point, seconds for the proof.
+        judge: another network that judges the corners.
     """
     scale = hull.summary.distance_scale
     subject = Subject(
@@ -51,7 +51,7 @@ def measure(
 
 
 class Interval(NamedTuple):
-    """A mean, and the ends of its 95 % bootstrap interval; None where there are too few pairs."""
+    """A mean, and the ends of its 95 % bootstrap interval; None if there are too few pairs."""
 
     mean: float
     low: float | None
@@ -59,12 +59,12 @@ class Interval(NamedTuple):
 
     @property
     def decides(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether the interval excludes 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def interval_of(values: Sequence[float], seed: int = 0) -> Interval:
-    """The mean of values, one per pair, with its interval: bias-corrected, accelerated bootstrap.
+    """Mean of values, one per pair, with its bias-corrected accelerated bootstrap interval.
 
     Example:
         >>> interval_of([0.5, 0.5, 0.5])
@@ -77,7 +77,7 @@ def interval_of(values: Sequence[float], seed: int = 0) -> Interval:
     if np.ptp(found) <= 1e-12 * abs(mean):  # nothing to resample
         return Interval(mean, mean, mean)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that an interval cannot be had is seen in its ends
+        warnings.simplefilter("ignore")  # an undefined interval has NaN ends
         result = bootstrap(
             (found,), np.mean, n_resamples=_RESAMPLES, method="BCa",
             random_state=np.random.default_rng(seed),
@@ -93,7 +93,7 @@ Rows = Mapping[str, Sequence[Row]]
 
 
 def means(rows: Rows, seed: int = 0) -> dict[str, dict[str, Interval | None]]:
-    """Each network's means over the pairs; None where a pair has no such figure."""
+    """Each network's means over the pairs; None if a pair lacks the figure."""
     return {
         network: {
             name: None if (values := _values(hulls, name)) is None else interval_of(values, seed)
@@ -106,7 +106,7 @@ def means(rows: Rows, seed: int = 0) -> dict[str, dict[str, Interval | None]]:
 def differences(
     rows: Rows, network: str, reference: str, seed: int = 0
 ) -> dict[str, Interval | None]:
-    """What `network` has more than `reference`, pair by pair: means of paired differences."""
+    """Means of paired differences, `network` minus `reference`."""
     found: dict[str, Interval | None] = {}
     for name in MEASURED:
         ours, theirs = (_values(rows[each], name) for each in (network, reference))

@@ -149,9 +149,9 @@ class ExactCorners:
             raise SettingError(
                 "layer",
                 self.layer,
-                f"this layer hides nothing: its {count} values of an image leave none of the "
-                f"{self.target.numel()} directions of the pixels open",
-                "choose a network whose first layer is narrower than what it reads, or search "
+                f"this layer hides nothing: its {count} values leave none of the "
+                f"{self.target.numel()} directions of the pixels free",
+                "choose a network whose first layer has fewer outputs than inputs, or search "
                 "with solver=gradient",
             )
 
@@ -180,7 +180,7 @@ class ExactCorners:
             raise CollisionError(
                 f"no image but the target has its values at {self.layer}: the layer hides "
                 f"{self.polytope.hidden} directions, but the target's pixels at 0 or 1 leave none "
-                "of them open; choose another target"
+                "of them free; choose another target"
             )
         corners, numbers = exact.float(), self.numbers or range(len(exact))
         _warn_of_same(found, numbers)
@@ -222,8 +222,9 @@ class ExactCorners:
         by_programs = solver == "linear_program" and objective != "near"
         if not (converged := residual <= (_OF_PROGRAMS if by_programs else _EXACT)):
             warnings.warn(
-                f"not converged: the corners' values at {self.layer} are {residual:.2g} of the "
-                "target's off, more than rounding; choose a target with fewer pixels at 0 or 1",
+                f"not converged: the corners' values at {self.layer} differ from the target's by "
+                f"{residual:.2g} (relative), more than rounding; choose a target with fewer pixels "
+                "at 0 or 1",
                 stacklevel=3,
             )
         assert self.initial is not None
@@ -243,8 +244,7 @@ def _warn_of_same(exact: Tensor, numbers: Sequence[int]) -> None:
     if pairs:
         same = ", ".join(f"{numbers[j]} is {numbers[i]}" for i, j in pairs)
         warnings.warn(
-            f"some corners do not exist on their own: corner {same}; the polytope has fewer "
-            "corners than were asked for",
+            f"some corners coincide: corner {same}; the polytope has fewer corners than requested",
             stacklevel=3,
         )
 

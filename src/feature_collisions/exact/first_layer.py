@@ -141,20 +141,20 @@ def _named(graph: Graph, layer: str, affine: set[fx.Node]) -> fx.Node:
             "layer",
             layer,
             "is not a layer of this network",
-            "leave it at auto, which finds the first",
+            "leave it at auto, which chooses the first layer",
         )
     if node not in affine:
         raise SettingError(
             "layer",
             layer,
             f"the pixels pass through {_first_bend(graph, affine)} first, which is not linear",
-            "leave it at auto, which finds the first layer",
+            "leave it at auto, which chooses the first layer",
         )
     if past := _past(graph, node):
         raise SettingError(
             "layer",
             layer,
-            f"{past} goes past it, so later layers see more than its values",
+            f"{past} bypasses it, so later layers see more than its values",
             "leave it at auto",
         )
     return node
@@ -168,7 +168,7 @@ def _last_layer(graph: Graph, affine: set[fx.Node]) -> fx.Node:
             "model",
             None,
             f"the pixels pass through {_first_bend(graph, affine)} before any linear layer that "
-            "everything flows through, so no theorem says what it cannot see",
+            "everything flows through, so its hidden directions are unknown",
             "search with solver=gradient",
         )
     last = through[-1]

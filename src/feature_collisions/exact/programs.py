@@ -111,9 +111,9 @@ class Pushed:
             raise SettingError(
                 "loss.nearness",
                 f"{self.nearness:g}",
-                "objective=near weighs the distance to the initial image with it: it must be "
+                "objective=near weights the distance to the initial image with it, so it must be "
                 "above 0",
-                "10 keeps a digit's picture",
+                "10 keeps a digit recognisable",
             )
 
     def units(self, layer: FirstLayer, features: TargetFeatures, initial: Tensor) -> Tensor:

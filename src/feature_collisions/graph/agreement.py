@@ -88,7 +88,7 @@ def check_agreement(
     with torch.no_grad(), evaluating(model):
         logits, preactivation = _listened(model, layer, images)
         _check_finite(model, logits)
-        alike("called twice, it gives other logits", logits, ask(model, images), _RANDOM)
+        alike("a second call gives other logits", logits, ask(model, images), _RANDOM)
         alone = torch.cat([ask(model, image[None]) for image in images])
         alike("its logits of an image depend on the batch", logits, alone, _BATCH)
         outputs = [_outputs(observed, images)]
@@ -96,7 +96,7 @@ def check_agreement(
         outputs += [_outputs(network, images) for network in frozen]
     for found_logits, found in outputs:
         if found_logits is not None:
-            what = "what is searched gives other logits than model(images)"
+            what = "the extracted network gives other logits than model(images)"
             alike(what, logits, found_logits, _suspects(model))
         if found is not None:
             preactivation = found if preactivation is None else preactivation
@@ -148,13 +148,13 @@ def check_hidden(graph: Graph, layer: str, images: Tensor) -> tuple[str, ...]:
         shown = known.activation.is_exact and not _read_elsewhere(graph, layer)
         for push in (further, to_the_edge) if shown else ():
             pushed = _with_values(model, modules, images, push)
-            alike(f"layer={layer}: what it hides moves the logits", logits, pushed, _NOT_HIDDEN)
+            alike(f"layer={layer}: its hidden units change the logits", logits, pushed, _NOT_HIDDEN)
         swapped = _with_values(model, modules, images, lambda values: values.roll(1, 0))
         try:
             alike("", logits.roll(1, 0), swapped, "")
         except SettingError:
             if known.activation.name == "unknown":
-                return ("a branch past the layer",)
+                return ("a branch that bypasses the layer",)
             if not known.past:
                 raise SettingError(
                     "model",
@@ -221,8 +221,8 @@ def check_graph(model: nn.Module, network: nn.Module, images: Tensor) -> None:
         alone = torch.cat([ask(model, image[None]) for image in images])
     found = network(like_weights(network, images))
     if not isinstance(found, Tensor):
-        raise SettingError("model", None, f"returns {type(found).__name__}, not logits alone")
-    what = "as torch.export follows it, it gives other logits than image by image"
+        raise SettingError("model", None, f"returns {type(found).__name__}, not only logits")
+    what = "its export gives other logits than the model image by image"
     _check_alike(may_reduce(device_of(model)), what, alone, found, f"{_suspects(model)}. {_BATCH}")
 
 
@@ -265,7 +265,7 @@ def _no_gradient() -> SettingError:
         "model",
         None,
         "no gradient reaches the image, or it is zero everywhere",
-        "take no_grad, detach, rounding and numpy out of its forward",
+        "remove no_grad, detach, rounding and numpy from its forward",
     )
 
 
@@ -299,7 +299,7 @@ def _check_finite(model: nn.Module, logits: Tensor) -> None:
         return
     tensors = chain(model.named_parameters(), model.named_buffers())
     broken = [name for name, tensor in tensors if not tensor.isfinite().all()]
-    cause = "mend its forward"
+    cause = "correct its forward"
     if broken:
         cause = f"{broken[0]} holds NaN or infinite values; load other weights"
     raise SettingError("model", None, "its logits are not finite numbers", cause)
@@ -319,7 +319,7 @@ def _check_alike(reduced: bool, what: str, expected: Tensor, found: Tensor, caus
         raise SettingError(
             "model",
             None,
-            f"{what}: they differ by {difference:.3g}, the largest is {scale:.3g}. {cause}",
+            f"{what}: they differ by {difference:.3g}, and the largest is {scale:.3g}. {cause}",
         )
 
 
@@ -331,15 +331,15 @@ def _rounding(reduced: bool, *outputs: Tensor) -> float:
 
 _NOT_HIDDEN = (
     "No ReLU follows, or something else reads the layer; choose a layer that feeds a ReLU, or "
-    "write the network so that torch.export can follow it"
+    "rewrite the network so that torch.export can trace it"
 )
 _RANDOM = (
-    "It looks like randomness (dropout that eval() does not turn off) or a state that calls "
+    "Possible cause: randomness (dropout that eval() does not turn off) or a state that calls "
     "change; make its forward a fixed function of the images"
 )
 _BATCH = (
-    "It looks like a normalisation over the batch (BatchNorm without running averages); give a "
-    "model that takes each image on its own"
+    "Possible cause: normalisation over the batch (BatchNorm without running averages); give a "
+    "model that treats each image separately"
 )
 
 
@@ -359,11 +359,11 @@ def _suspects(model: nn.Module) -> str:
             found.append(f"weights of several {what} ({', '.join(sorted(kinds))})")
     if not found:
         return (
-            "It looks like a forward that does more than torch.export records (autocast, another "
-            "precision, values of its own); make it a plain function of the images"
+            "Possible cause: a forward that does more than torch.export records (autocast, another "
+            "precision, stored values); make it a plain function of the images"
         )
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return f"It looks like {', '.join(found[:3])}{more}; put what it does into a module's own class"
+    return f"Possible cause: {', '.join(found[:3])}{more}; move its code into a module's class"
 
 
 def _article(name: str) -> str:

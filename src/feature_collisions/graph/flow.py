@@ -52,7 +52,7 @@ def following(graph: Graph, layer: str) -> Following:
     if any(activation != activations[0] for activation in activations):
         named = ", ".join(title_of((each or IDENTITY).name) for each in activations)
         raise SettingError(
-            "layer", layer, f"different activations follow ({named})", "name layers with the same"
+            "layer", layer, f"different activations follow ({named})", "name layers with one"
         )
     return Following(activations[0] or IDENTITY, _past(graph, nodes))
 
@@ -103,7 +103,7 @@ def _node(graph: Graph, name: str) -> fx.Node:
         what = "layers that feed an activation with a flat side" if flat else "its layers"
         raise SettingError("layer", name, rule, f"{what}: {choices}")
     if len(places[0].meta.get("shape", ())) < 2:
-        raise SettingError("layer", name, "gives no values of each image", "choose another layer")
+        raise SettingError("layer", name, "has no values per image", "choose another layer")
     return places[0]
 
 
@@ -203,7 +203,7 @@ def last_layer(graph: Graph, output: str = "classes") -> Chosen:
             "layer",
             "auto",
             graph.reason,
-            "its layers have to be named: give the module whose output feeds a ReLU",
+            "auto cannot choose a layer; name the module whose output feeds a ReLU",
         )
     late = _late(graph, least=0 if output == "features" else 1)
     for name, node in reversed(graph.nodes.items()):
@@ -214,7 +214,7 @@ def last_layer(graph: Graph, output: str = "classes") -> Chosen:
         names = {node: name for name, node in graph.nodes.items()}
         return Chosen(
             ",".join(names[node] for node in branches),
-            f"the branches that everything flows through, {len(branches)} together",
+            f"{len(branches)} branches that everything flows through together",
         )
     return _last_feature(graph, output)
 
@@ -268,13 +268,13 @@ def _last_feature(graph: Graph, output: str) -> Chosen:
         if output == "features":
             break
         if linear and len(node.meta.get("shape", ())) >= 2 and not _past(graph, [node]):
-            return Chosen(name, "the last feature, as nothing flat is in the last third")
+            return Chosen(name, "the last feature, as no flat activation is in the last third")
         linear += node.target in LAYERS
     if end not in names:
         raise SettingError(
             "layer", "auto", "the output of this network has no name", "name a layer"
         )
-    return Chosen(names[end], "the output, as nothing flat is in the last third")
+    return Chosen(names[end], "the output, as no flat activation is in the last third")
 
 
 # Names

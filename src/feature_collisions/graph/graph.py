@@ -74,16 +74,16 @@ def trace(model: nn.Module, size: Sequence[int]) -> Graph:
             exported = _export(model, example, {0: torch.export.Dim.DYNAMIC})
             graph.any_batch = True
         except Exception as error:  # any error of the model's code on symbolic sizes
-            graph.reason = f"its graph holds for one number of images only ({first_line(error)})"
+            graph.reason = f"its graph is valid for only one number of images ({first_line(error)})"
             try:
                 exported = _export(model, example.clone(), None)  # the first is marked dynamic
             except Exception as other:
-                graph.reason = f"torch.export cannot follow the network ({first_line(other)})"
+                graph.reason = f"torch.export cannot trace the network ({first_line(other)})"
                 return graph
         try:
             program = _functional(exported)
         except Exception as error:
-            graph.reason = f"its writes in place cannot be followed ({first_line(error)})"
+            graph.reason = f"its in-place writes cannot be traced ({first_line(error)})"
             graph.any_batch = False
             return graph
     _read(graph, program)
@@ -181,7 +181,7 @@ def copied(modules: Modules, shared: Iterable[Tensor] = ()) -> Modules:
             "model",
             None,
             f"cannot be copied ({first_line(error)})",
-            "take what cannot be copied out of it. Weights under "
+            "remove the part that cannot be copied. Weights under "
             "torch.nn.utils.weight_norm or spectral_norm are such: remove it, or use that "
             "of torch.nn.utils.parametrizations",
         ) from None

@@ -102,10 +102,10 @@ def _are_logits(output: Any, count: int) -> bool:
 
 def _cure(output: Any, count: int, rule: str) -> str:
     if rule.startswith("features"):
-        return "wrap it in a module that returns the features alone, averaged over their places"
+        return "wrap it in a module that returns only the features, averaged over positions"
     if isinstance(output, Tensor) and output.is_floating_point() and output.numel() == count:
         return "wrap it in a module that returns [0, z] for the single logit z"
-    return "wrap it in a module that returns the logits alone"
+    return "wrap it in a module that returns only the logits"
 
 
 def _described(output: Any) -> str:

@@ -116,7 +116,7 @@ def _kind(node: fx.Node, moving: list[fx.Node]) -> Kind:
     if node.target is MAX_POOL and first:
         return "max_pool"
     if _draws(node):
-        raise NotPiecewiseLinear(f"{node.name} draws at random in eval mode too")
+        raise NotPiecewiseLinear(f"{node.name} is random even in eval mode")
     if _is_affine(node, moving, first):
         return "affine"
     if _is_product(node, moving):
@@ -269,7 +269,7 @@ def size_of(node: Any, images: int) -> int:
     if node.target in _OF_SIZES:
         operation: Any = node.target
         return int(operation(*(size_of(given, images) for given in node.args)))
-    raise NotPiecewiseLinear(f"{node.name} depends on how many images there are")
+    raise NotPiecewiseLinear(f"{node.name} depends on the number of images")
 
 
 def pooling(node: fx.Node) -> tuple[Any, ...]:

@@ -49,13 +49,13 @@ def check_kind(model: nn.Module, output: str) -> None:
     encodes = getattr(model, "is_encoder", None)
     if encodes is True and output == "classes":
         raise SettingError(
-            "output", output, "the network is an encoder, which gives features and no classes",
+            "output", output, "the network is an encoder: it returns features, not classes",
             "set classifier.output=features (in Python output='features'), or take one with a "
             "head",
         )  # fmt: skip
     if encodes is False and output == "features":
         raise SettingError(
-            "output", output, "the network is a classifier, which gives logits and no features",
+            "output", output, "the network is a classifier: it returns logits, not features",
             "leave it out, or load the network without its head: timm's with num_classes=0, "
             "transformers' as an AutoModel",
         )  # fmt: skip

@@ -182,7 +182,7 @@ def target_features(
     Raises:
         SettingError: if the layer cannot be used, or the network rejects the image.
     """
-    with explain_forward_errors(target.shape, f" as far as {layer}"):
+    with explain_forward_errors(target.shape, f" up to {layer}"):
         preactivation = preactivation_of(graph, layer, target[None], dtype)[0]
         activation = with_edges(following(graph, layer).activation, preactivation, tolerance)
         return TargetFeatures(preactivation, activation)
@@ -228,16 +228,16 @@ def explain_forward_errors(size: Sequence[int], where: str = "") -> Iterator[Non
         reason = first_line(error)
         shape = "x".join(map(str, size))
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in reason:
-            cure = "there is too little memory for it; give smaller images (data.size)"
+            cure = "too little memory; use smaller images (data.size)"
         elif isinstance(error, RuntimeError) and _OF_SIZE.search(reason):
-            cure = "give images of the size the network was made for (data.size)"
+            cure = "use images of the network's size (data.size)"
         else:
             kind = type(error).__name__
-            cure = f"its forward raises {kind}: it must take float images (B, C, H, W) alone"
+            cure = f"its forward raises {kind}: it must take only float images (B, C, H, W)"
         raise SettingError(
             "target",
             None,
-            f"an image of {shape} does not pass through the network{where} ({reason})",
+            f"the network{where} rejects an image of {shape} ({reason})",
             cure,
         ) from error
 

@@ -155,7 +155,7 @@ def _halve(network: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
 def check_affine(layer: TargetLayer) -> None:
     """Raise NotPiecewiseLinear, with the reason, unless the layer is affine in the images."""
     if not isinstance(layer.network, fx.GraphModule):
-        raise NotPiecewiseLinear("torch.export cannot follow the network")
+        raise NotPiecewiseLinear("torch.export cannot trace the network")
     found = kinds(layer.network).items()
     bends = [where(node) for node, kind in found if kind not in ("fixed", "affine")]
     if bends:
@@ -227,5 +227,5 @@ def _never_runs(model: nn.Module) -> SettingError:
     patched = [n or "the model" for n, part in model.named_modules() if "forward" in vars(part)]
     where = f" (the forward patched on {patched[0]} may run another network)" if patched else ""
     return SettingError(
-        "layer", None, f"the network never runs it{where}", "choose one that it does run"
+        "layer", None, f"the network never calls it{where}", "choose one that it calls"
     )

@@ -1,1 +1,1 @@
-"""The hull of the corners: its points, what they are taken for, and where it is kept."""
+"""The hull of the corners: its points, their outputs and their statistics."""

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SIGMA = 4  # pixels, of the Gaussian low-pass, and how far apart its samples are
+SIGMA = 4  # pixels: standard deviation of the Gaussian low-pass, and distance between its samples
 
 
 def low_pass(images: Tensor) -> Tensor:
     """A Gaussian low-pass of images, sampled every `SIGMA` pixels.
 
-    At this spacing less than a hundredth of what the filter passes is folded, so the result
-    does not depend on where the samples lie. At the border the weights inside the image count.
+    At this spacing aliasing is below 1 %, so the result hardly depends on the samples' positions.
+    At the border only weights inside the image count.
 
     Args:
         images: (..., H, W).
@@ -23,14 +23,14 @@ def low_pass(images: Tensor) -> Tensor:
         (..., h, w), h = ceil(H / SIGMA).
     """
     down, across = (_gaussian(side, images.dtype, images.device) for side in images.shape[-2:])
-    with torch.autocast(images.device.type, enabled=False):  # bfloat16 would draw steps
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 would add steps
         found: Tensor = down @ images @ across.T
     return found
 
 
 @functools.cache
 def _gaussian(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(h, H): each row the weights of one sample, which add up to 1."""
+    """Weights (h, H) of each sample; rows sum to 1."""
     places = torch.arange(side, dtype=torch.float64)
     centres = torch.arange((SIGMA - 1) / 2, side + (SIGMA - 1) / 2, SIGMA, dtype=torch.float64)
     weights = (-((places - centres[:, None]) ** 2) / (2 * SIGMA**2)).exp()
@@ -38,28 +38,28 @@ def _gaussian(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def smooth_distances(images: Tensor) -> Tensor:
-    """L2 distances between low-passed images, in the pixels of the whole image.
+    """L2 distances between low-passed images, scaled to the pixels of the whole image.
 
     Args:
         images: (K, C, H, W).
 
     Returns:
-        (K (K - 1) / 2,) Where two are 0, as at the start of a search, their gradient is 0.
+        (K (K - 1) / 2,) distances. The gradient of a zero distance is 0.
     """
     distances: Tensor = F.pdist(low_pass(images).flatten(1) * SIGMA)
     return distances
 
 
-_DIRECTIONS = 20_000  # of which a mean is within half a percent
+_DIRECTIONS = 20_000  # random directions; the mean is within 0.5 %
 
 
 def mean_width(images: Tensor, seed: int = 0) -> float:
-    """The mean width of the images' hull along a random direction, in units of a distance.
+    """Mean width of the images' hull along a random direction, as a distance.
 
-    Along a standard normal g it is the largest <x, g> less the smallest. The mean is divided by
-    that of two points a distance of 1 apart, sqrt(2 / pi): so it is the distance of two points,
-    and, unlike a mean distance, grows with every image outside the hull of the others. K images all
-    the same distance apart have 1.5 (K = 3), 2.1 (5), 3.3 (20) and 4.0 (50) times that.
+    The width along a standard normal g is max <x, g> - min <x, g>. Its mean is divided by that of
+    two points at distance 1, sqrt(2 / pi). So for two points it is their distance. Unlike a mean
+    distance, it grows with every image outside the hull of the others. For K images at equal
+    distances it is 1.5 (K = 3), 2.1 (5), 3.3 (20) and 4.0 (50) times that distance.
 
     Args:
         images: (K, ...), K at least 1.

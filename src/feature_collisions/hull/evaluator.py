@@ -1,4 +1,4 @@
-"""Computes over a hull's points: in batches, in several threads, on several devices."""
+"""Evaluate a hull's points in batches, on several threads and devices."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,21 +26,21 @@ from ..simplex import SAMPLERS, dirichlet, layout_of, mixes
 from .outputs import Output
 from .worst_case import Seen, WorstCase, descend, slopes_at
 
-_LARGE = 10_000  # numbers an image, over which points are drawn in smaller pieces
+_LARGE = 10_000  # values per image, above which points are drawn in smaller pieces
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
 class Replica:
-    """What one thread computes with: a network that no other thread runs, on the thread's device.
+    """One thread's copy of the network and tensors, on the thread's device.
 
     Attributes:
         model: the network.
-        observed: gives its output and the target layer's pre-activations.
+        observed: returns its output and the target layer's pre-activations.
         corners: (K, C, H, W).
-        features: the target's, at the layer.
-        output: what the network's outputs are compared with.
+        features: the target's features at the layer.
+        output: compares the network's outputs with the target's.
     """
 
     model: nn.Module
@@ -51,7 +51,7 @@ class Replica:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of its tensors."""
         return self.corners.device
 
     @property
@@ -70,15 +70,15 @@ class Replica:
         return logits, preactivation
 
     def margins(self, weights: Tensor) -> Tensor:
-        """(B, K) weights to the output's margins (B,) at those points."""
+        """Margins (B,) of the output at points with weights (B, K)."""
         return self.output.margin(ask(self.model, self.points(weights)))
 
     @torch.inference_mode(False)
     def on(self, device: torch.device) -> "Replica":
-        """Another one with its own modules; on the same device it shares their weights.
+        """A copy on `device`; on the same device it shares the weights.
 
         Raises:
-            SettingError: for a model that cannot be copied.
+            SettingError: if the model cannot be copied.
         """
         same = device == self.device
         weights = [*self.model.parameters(), *self.model.buffers()] if same else []
@@ -90,47 +90,45 @@ class Replica:
             )  # fmt: skip
 
     def batch_size(self, threads: int) -> int:
-        """How many images to take at once, if so many threads compute at the same time."""
+        """Batch size if `threads` threads run at the same time."""
         with evaluating(self.model):
             image = like_weights(self.model, self.corners[:1])
             return images_at_once(self.observed, image, threads)
 
 
 class Evaluator:
-    """Computes over the points of a hull.
+    """Evaluates points of a hull. Figures depend on batch and devices only through rounding.
 
     Args:
-        own: the hull's own network and tensors.
-        batch: images a forward pass takes at most; None for as many as keep the device busy and
-            fit into its memory. No figure depends on it, but for rounding.
-        others: further devices to compute on, each with a copy of the network. No figure depends
-            on them, but for rounding.
+        own: the hull's network and tensors.
+        batch: largest batch; None for as many images as keep the device busy and fit in memory.
+        others: further devices, each with a copy of the network.
     """
 
     def __init__(self, own: Replica, batch: int | None, others: Sequence[torch.device]) -> None:
         self.own, self.batch, self.others = own, batch, others
-        self._suspects: list[Tensor] = []  # weights (1, K) of the worst points that samples had
+        self._suspects: list[Tensor] = []  # weights (1, K) of the worst sampled points
 
     @cached_property
     def replicas(self) -> list[Replica]:
-        """One for each thread, the hull's own first.
+        """One replica per thread, the hull's first.
 
-        A thread for each device; on the CPU as many as keep its cores busy, over the same weights:
-        two threads with a batch each are faster than one batch that both work on.
+        Each device has a thread. A CPU has as many as keep its cores busy, with shared weights: two
+        threads with a batch each are faster than one batch on two cores.
         """
         devices = [self.own.device, *self.others]
         if all(device.type == "cpu" for device in devices):
             devices = [CPU] * max(len(devices), threads_of_cpu())
         try:
             return [self.own, *map(self.own.on, devices[1:])]
-        except SettingError:  # a model that cannot be copied
+        except SettingError:  # the model cannot be copied
             if self.others:
                 raise
             return [self.own]
 
     @cached_property
     def batch_size(self) -> int:
-        """Images that a thread's forward pass takes."""
+        """Batch size of a thread."""
         if self.batch is not None:
             return self.batch
         return min(each.batch_size(len(self.replicas)) for each in self.replicas)
@@ -142,12 +140,12 @@ class Evaluator:
     def map(
         self, work: Callable[[Replica, Tensor], Result], parts: Iterable[Tensor]
     ) -> Iterator[Result]:
-        """`work` of each part, in their order; the threads take turns.
+        """Apply `work` to each part in turn on the threads; results are in order.
 
         Args:
-            work: is given the thread's replica and a part, which is on the hull's device. Gradient,
-                inference and autocast modes are PyTorch's defaults in another thread.
-            parts: of the points, or of their weights.
+            work: called with the thread's replica and a part, which is on the hull's device. In
+                other threads gradient, inference and autocast modes are PyTorch's defaults.
+            parts: parts of the points or of their weights.
         """
 
         def call(replica: Replica, part: Tensor) -> Result:
@@ -158,17 +156,17 @@ class Evaluator:
         return self._threads.results(partial(call, *turn) for turn in turns)
 
     def share(self, count: int) -> int:
-        """How many of `count` points a thread takes at once, so each has some."""
+        """Batch size for `count` points, such that every thread has some."""
         return min(self.batch_size, -(-count // len(self.replicas)))
 
     def pieces(self, count: int) -> Iterator[int]:
-        """`count` points in the pieces they are drawn in: on every device the same, by one seed."""
+        """Sizes of the pieces in which `count` points are drawn, the same on every device."""
         return batch_sizes(count, 16 if self.own.corners[0].numel() > _LARGE else 256)
 
     def sample(
         self, count: int, law: str, seed: int, uint8: bool, corners: Tensor | None, name: str
     ) -> Sample:
-        """Measure `count` random points, as `Hull.sample` says."""
+        """Measure `count` random points; see `Hull.sample`."""
         if count < 1:
             raise SettingError("samples", count, "must be at least 1")
         one_of("law", law, tuple(SAMPLERS))
@@ -185,12 +183,12 @@ class Evaluator:
     def measure(
         self, batches: Iterable[Tensor], count: int, name: str, corners: Tensor | None = None
     ) -> Sample:
-        """Ask the network about `count` points, holding few batches in memory.
+        """Measure `count` points, with few batches in memory.
 
         Args:
-            batches: (B, C, H, W) any points or, with `corners`, (B, K) weights of their mixes.
-            count: how many these are in all.
-            name: what the progress bar says.
+            batches: (B, C, H, W) any images or, with `corners`, (B, K) weights.
+            count: total number of points.
+            name: label of the progress bar.
             corners: (K, C, H, W).
 
         Raises:
@@ -234,7 +232,7 @@ class Evaluator:
     def worst_case(
         self, starts: int, steps: int, seed: int, precision: torch.dtype | None
     ) -> WorstCase:
-        """The worst point that was seen, as `Hull.worst_case` says."""
+        """The worst point seen; see `Hull.worst_case`."""
         own, count = self.own, len(self.own.corners)
         corners = torch.eye(count)
         middles = (corners[:, None] + corners)[*torch.triu_indices(count, count, 1)] / 2
@@ -270,7 +268,7 @@ class Evaluator:
 
 
 def in_batches(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """The rows of all pieces in their order, `size` at a time, the last time fewer."""
+    """Regroup the rows of all pieces into batches of `size`; the last may be smaller."""
     held: list[Tensor] = []
     for piece in pieces:
         held.append(piece)
@@ -285,6 +283,6 @@ def in_batches(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:
 
 
 def batch_sizes(count: int, batch: int) -> Iterator[int]:
-    """`count` cut into pieces of `batch`, the last one smaller."""
+    """Sizes of batches for `count` points; the last may be smaller."""
     for start in range(0, count, batch):
         yield min(batch, count - start)

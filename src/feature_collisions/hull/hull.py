@@ -1,4 +1,4 @@
-"""The hull of the corners: a record of them, their network and their target, and its questions."""
+"""The hull of the corners: a record of corners, network and target, with its measurements."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,30 +35,28 @@ from .worst_case import WorstCase
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Hull(Corners):
-    """Corners that collide with a target, and the classifier they do it to.
+    """Corners that collide with a target in a network.
 
-    A record that never changes; `dataclasses.replace` makes another. Tensors are moved to the
-    classifier's device.
+    The record is immutable; `dataclasses.replace` makes a changed copy. Tensors are moved to the
+    model's device. Figures depend on `batch` and `others` only through rounding.
 
     Attributes:
-        model: the classifier.
+        model: the network.
         layer: name of the target layer.
         corners: (K, C, H, W) float32 in [0, 1].
         initial, target: (C, H, W).
-        units: (K,) the unit each corner pushed down.
-        summary: what `summary.json` holds; a dict of what is known of it will do.
-        batch: images a forward pass takes at most; None for as many as keep the device busy and
-            fit into its memory. No figure depends on it, but for rounding.
-        others: devices that share its points with its own, by a copy of the model on each. No
-            figure depends on them, but for rounding.
-        graph: of the model; traced if None.
-        following: what follows the layer.
-        features: the target's, at the layer.
-        target_logits: (classes,) the target's.
-        evaluator: computes over the hull's points.
+        units: (K,) the unit that each corner pushes down.
+        summary: content of `summary.json`; a dict with some of its entries suffices.
+        batch: largest batch; None for as many images as keep the device busy and fit in memory.
+        others: further devices for its points, each with a copy of the model.
+        graph: graph of the model; traced if None.
+        following: activation and bypasses of the layer.
+        features: the target's features at the layer.
+        target_logits: (classes,) the target's logits.
+        evaluator: evaluates points.
 
     Raises:
-        SettingError: for a model or layer that cannot be used, or corners that are not finite.
+        SettingError: if the model or layer cannot be used, or corners are not finite.
     """
 
     model: nn.Module
@@ -81,13 +79,13 @@ class Hull(Corners):
         model, found = (
             validate_model(unwrap(self.model)),
             vars(self),
-        )  # the only place that writes to it
+        )  # the only assignment to it
         for name in ("corners", "initial", "target", "units"):
             found[name] = found[name].to(device_of(model))
         if not self.corners.isfinite().all():
             raise SettingError(
                 "corners", None, "have pixels that are not finite numbers",
-                "leave out the corners that do",
+                "remove these corners",
             )  # fmt: skip
         pair = torch.stack([self.initial, self.target]).detach()
         summary = Summary.of(self.summary) if isinstance(self.summary, dict) else self.summary
@@ -101,7 +99,7 @@ class Hull(Corners):
         past = check_agreement(self.graph, self.layer, looked_at, observed)
         then = following(self.graph, self.layer)._replace(past=past)
         if summary.solver == "exact" and not (then.activation.is_exact and not past):
-            then = then._replace(activation=IDENTITY)  # as its corners have it
+            then = then._replace(activation=IDENTITY)  # as in the search of its corners
         with torch.no_grad(), evaluating(self.model):
             image = like_weights(self.model, self.target[None])
             logits, preactivation = observed(
@@ -125,37 +123,37 @@ class Hull(Corners):
 
     @classmethod
     def load(cls, directory: str | Path, model: nn.Module) -> "Hull":
-        """Read what `save` or train.py wrote; nothing in the directory is executed.
+        """Read the hull of `save` or train.py; no code in the directory is executed.
 
         Args:
-            directory: a run's, or a sweep's, whose corners are put together.
+            directory: of a run, or of a sweep, whose corners are combined.
             model: the network that the corners were found with.
 
         Raises:
-            SettingError: for a directory without a whole run, or a model with other weights.
+            SettingError: if the run is incomplete, or the model has other weights.
         """
         run = load_run(directory)
         model = unwrap(model)
         if run.summary.classifier_hash not in (None, found := weights_hash(model)):
             raise SettingError(
                 "model", type(model).__name__,
-                f"the corners were found with weights of hash {run.summary.classifier_hash}, its "
-                f"own have {found}", "give the network that they were found with",
+                f"the corners were found with weights of hash {run.summary.classifier_hash}, the "
+                f"model's have {found}", "give the network they were found with",
             )  # fmt: skip
         held = run.corners, run.initial, run.target, run.units, run.summary
         return cls(model, run.summary.layer, *held)
 
     def _between(self) -> Tensor:
-        """Points between the corners, (3, C, H, W), at which the graph is compared with the model.
+        """Interior points (3, C, H, W) at which the graph is compared with the model.
 
-        Corners alone would not do: what holds at them need not hold between them.
+        Agreement at the corners does not imply agreement between them.
         """
         random = dirichlet(2, len(self.corners), torch.Generator().manual_seed(0))
         weights = torch.cat([torch.full_like(random[:1], 1 / len(self.corners)), random])
         return mixes(weights.to(self.corners), self.corners.detach())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copied and pickled by what it was made of: its graph cannot be, and is traced anew."""
+        """Copy and pickle the constructor's arguments; the graph is traced again."""
         return Hull, (
             self.model, self.layer, self.corners, self.initial, self.target, self.units,
             self.summary, self.batch, self.others,
@@ -171,10 +169,10 @@ class Hull(Corners):
 
     @property
     def target_class(self) -> int:
-        """The class the classifier gives the target, right or wrong.
+        """The class that the network gives the target, right or wrong.
 
         Raises:
-            SettingError: for an encoder, which has no classes.
+            SettingError: if the network is an encoder, which has no classes.
         """
         if not isinstance(self.output, Classes):
             raise SettingError("output", "features", "has no classes", "ask for its features")
@@ -182,17 +180,17 @@ class Hull(Corners):
 
     @property
     def target_logits(self) -> Tensor:
-        """(D,) what the network returns for the target."""
+        """(D,) output of the network for the target."""
         return self.output.target
 
     def outcome(self, sample: Sample) -> Outcome:
-        """What `sample`, of this hull, says it is: see Outcome."""
+        """The outcome that a `sample` of this hull shows; see Outcome."""
         at_corners = self.summary.corner_feature_relative_max
         limit = limit_of(self.summary)
         return self.output.outcome(sample, limit, at_corners)
 
     def points(self, weights: Tensor) -> Tensor:
-        """Convex mixes of the corners: (B, K) weights to (B, C, H, W) images."""
+        """Interpolations (B, C, H, W) of the corners with weights (B, K)."""
         return mixes(weights, self.corners)
 
     def observe(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,18 +206,18 @@ class Hull(Corners):
         corners: Tensor | None = None,
         name: str = "",
     ) -> Sample:
-        """Ask the network about `count` random points of the hull.
+        """Measure `count` random points of the hull.
 
         Args:
-            count: how many.
-            law: `dirichlet` (uniform) or `stick_breaking` (the authors').
-            seed: decides the weights.
-            uint8: mix the corners as their 8-bit PNGs hold them, as the authors do.
-            corners: (K, C, H, W) other corners, to compare with.
-            name: what the progress bar says, instead of the law.
+            count: number of points.
+            law: the sampler, `dirichlet` (uniform) or `stick_breaking` (the authors').
+            seed: of the weights.
+            uint8: use the corners of the 8-bit PNGs, as the authors do.
+            corners: (K, C, H, W) other corners, for comparison.
+            name: label of the progress bar; by default the sampler.
 
         Returns:
-            The entries `evaluation.json` has for a sampler. What they claim is sampled, not proved.
+            The entries of a sampler in `evaluation.json`. They are sampled, not proved.
 
         Raises:
             CollisionError: where the network's answers are not finite.
@@ -229,47 +227,47 @@ class Hull(Corners):
     def worst_case(
         self, starts: int = 32, steps: int = 50, seed: int = 0, precision: torch.dtype | None = None
     ) -> WorstCase:
-        """The worst point that was seen: by a search, at the corners, and in the hull's samples.
+        """The worst point seen by a search, at the corners, and in the hull's samples.
 
-        One of another class where there is any; of these, or else of all, the least probable; of an
-        encoder the one of the least cosine.
+        Points of another class come first, then the smallest probability of the target's class;
+        for an encoder the smallest cosine.
 
-        Projected gradient over the simplex, from all corners, all edge midpoints and `starts`
-        random points at once; after some steps only the best go on. What it finds is an upper bound
-        on the true worst case.
+        The search is projected gradient descent over the simplex from all corners, all edge
+        midpoints and `starts` random points; after some steps only the best paths continue. There
+        may be a worse point.
 
         Args:
-            starts: random points to start from.
+            starts: number of random starting points.
             steps: of each path.
-            seed: decides the random points.
-            precision: half precision for the search; what it finds is measured in the model's own.
+            seed: of the random points.
+            precision: half precision for the search; the result is measured in the model's.
         """
         return self.evaluator.worst_case(starts, steps, seed, precision)
 
     def relative_size(self, images: Tensor | Sequence[Tensor]) -> float:
-        """The mean distance between corners over that between two of the given images.
+        """Mean distance between corners, divided by that between two of the given images.
 
         Args:
-            images: two or more of the data set, each (C, H, W) as the corners are: floating in
-                [0, 1], or uint8 in [0, 255].
+            images: at least two images of the data set, each (C, H, W) like the corners, floating
+                in [0, 1] or uint8 in [0, 255].
 
         Raises:
-            SettingError: for fewer than two corners or images, another shape or range, or images
-                that are all equal.
+            SettingError: if there are fewer than two corners or images, the images have another
+                shape or range, or all are equal.
         """
         return self.pooled_sizes(images)[1]
 
     def pooled_sizes(self, images: Tensor | Sequence[Tensor]) -> dict[int, float]:
-        """The relative size after averaging over squares of 1, 2, 4 and 8 pixels, by their side.
+        """Relative size after averaging over squares of 1, 2, 4 and 8 pixels, by side.
 
-        A large size at 8 pixels is one that a person sees; what shrinks is fine detail. A border
-        narrower than a square is left out, and so are squares larger than the images.
+        A person sees differences that are still large at 8 pixels; the rest is fine detail. Borders
+        narrower than a square are left out, as are squares larger than the images.
 
         Args:
             images: as for `relative_size`.
 
         Raises:
-            SettingError: as `relative_size`.
+            SettingError: as for `relative_size`.
         """
         if len(self.corners) < 2:
             raise SettingError(
@@ -301,7 +299,7 @@ class Hull(Corners):
         }
 
     def initial_distances(self) -> Tensor:
-        """L2 distances (K,) of the corners from the initial image, in the same units."""
+        """L2 distances (K,) of the corners from the initial image, pixels in [0, scale]."""
         distances: Tensor = (self.corners - self.initial).flatten(1).norm(dim=1)
         return distances * self.summary.distance_scale
 
@@ -310,25 +308,24 @@ class Hull(Corners):
         return torch.pdist(self.corners.flatten(1)) * self.summary.distance_scale
 
     def prove(self, seconds: float = 60.0) -> dict[str, Any]:
-        """Prove that every point is the target's class, and how near all are to colliding.
+        """Prove the class of every point, and bound the feature error over the hull.
 
-        Bounds over pieces of the hull, halved until they decide or time is up; see
+        Subdomains of the hull are bounded, and halved until the bounds decide or time is up. See
         `proofs.whole_hull`, and docs/explanation/method.md for the argument.
 
         Args:
-            seconds: for each of the two statements.
+            seconds: time for each of the two statements.
 
         Returns:
-            `class`: its `outcome` is `proved`, `refuted` or `undecided`, with `share_proved` of the
-            hull's volume (of its weights, where corners coincide), `margin_min`,
-            `probability_min`, `pieces` and `seconds`. `collision`:
-            `feature_relative_max`, which ||f(x) - f(t)|| / ||f(t)|| exceeds nowhere. Each has a
-            `reason` where nothing can be stated.
+            `class`: `outcome` is `proved`, `refuted` or `undecided`; with `share_proved` of the
+            hull's volume (of its weights, if corners coincide), `margin_min`, `probability_min`,
+            `pieces` and `seconds`. `collision`: `feature_relative_max` is an upper bound on
+            ||f(x) - f(t)|| / ||f(t)||. Either has a `reason` if nothing is proved.
 
         Raises:
-            SettingError: for a time that is negative or no number.
+            SettingError: if the time is negative or not a number.
         """
-        from ..proofs.whole_hull import prove  # which no search needs
+        from ..proofs.whole_hull import prove  # not needed by searches
 
         at_least("seconds", seconds, 0)
         worst = self.worst_case().weights if seconds > 0 and len(self.corners) > 1 else None
@@ -336,7 +333,7 @@ class Hull(Corners):
 
     @property
     def problem(self) -> Problem:
-        """What proofs are about."""
+        """The problem that proofs solve."""
         return Problem(
             self.graph, self.layer, self.corners, self.target, self.features,
             self.output.target_class, limit_of(self.summary), tuple(self.summary.numbers),

@@ -1,7 +1,7 @@
-"""What a network's output says of an image: classes, or the features of an encoder.
+"""Outputs of a network: classes, or the features of an encoder.
 
-Everything that depends on which of the two it is stands here: the figures of an image, how bad a
-point is, what a sample of points says, and whether it collides.
+All code that depends on the kind of output is here: figures of an image, the margin of a point,
+statistics of a sample, and the outcome.
 """
 
 from abc import ABC, abstractmethod
@@ -18,25 +18,25 @@ from ..runs.records import Corner, Summary
 from .statistics import CLASS, FEATURES, NEITHER, HullStatistics, Outcome, clopper_pearson_lower
 
 _BINS = 50
-_NEAR = 0.05  # of the target's probability, for the mean over the hull
+_NEAR = 0.05  # largest difference between mean probability and the target's
 
 
 class Output(ABC):
-    """How a network's outputs (B, D) compare with its output of the target, (D,)."""
+    """Compares a network's outputs (B, D) with its output for the target, (D,)."""
 
     kind: ClassVar[str]
     compared: ClassVar[tuple[str, ...]]
-    """The entries of a sample that are kept of what a hull is compared with."""
+    """Entries of a sample that baselines keep."""
     otherwise: ClassVar[str]
-    """The outcome where all points are taken for the target, and their features are too far off."""
+    """Outcome if all points have the target's output, but the feature error is too large."""
     target_class = -1
-    """The class of the target: none of an encoder's."""
+    """Class of the target; None for an encoder."""
 
     def __init__(self, target: Tensor) -> None:
         self.target = target
 
     def to(self, place: torch.device) -> Self:
-        """The same on another device."""
+        """A copy on another device."""
         copy = type(self).__new__(type(self))
         copy.__dict__ |= self.__dict__ | {"target": self.target.to(place)}
         return copy
@@ -58,36 +58,35 @@ class Output(ABC):
 
     @abstractmethod
     def margin(self, outputs: Tensor) -> Tensor:
-        """(B,) what a search for the worst point descends, with gradients."""
+        """(B,) objective that the search for the worst point minimises, with gradients."""
 
     @abstractmethod
     def goodness(self, outputs: Tensor) -> Tensor:
-        """(B,) least at the worst point."""
+        """(B,) smallest at the worst point."""
 
     @abstractmethod
     def unlike(self, outputs: Tensor, limit: float) -> dict[str, Tensor]:
-        """Which of the images (B,) a search may not end with, by reason; `{}` stands for them."""
+        """Images (B,) with which a search must not end, by reason; `{}` is their placeholder."""
 
     @abstractmethod
     def statistics(self, target: TargetFeatures) -> HullStatistics:
-        """Takes in points, and says of all of them what `evaluation.json` has of a sampler."""
+        """Statistics that give the entries of a sampler in `evaluation.json`."""
 
     @abstractmethod
     def reasons(self, sample: Sample) -> list[str]:
-        """Why a sample's points are not all taken for the target; none where they are."""
+        """Reasons why a sample's points do not all have the target's output; may be empty."""
 
     @abstractmethod
     def bars(self, outputs: Tensor) -> Tensor:
-        """(B, k) from 0 to 1, what the page's explorer shows of a point."""
+        """(B, k) in [0, 1], the bars of the page's explorer."""
 
     def outcome(self, sample: Sample, limit: float, at_corners: float | None = None) -> Outcome:
-        """Which of the three outcomes a hull has; what is claimed is sampled, not proved.
+        """The outcome of a hull; it is sampled, not proved.
 
         Args:
-            sample: what `HullStatistics.compute` gives.
-            limit: of the largest ||f(x) - f(t)|| over ||f(t)||.
-            at_corners: the largest at a corner, where it is known: corners are points of the hull,
-                and a sample seldom comes near one.
+            sample: from `HullStatistics.compute`.
+            limit: of the feature error ||f(x) - f(t)|| / ||f(t)||.
+            at_corners: largest feature error of a corner, if known: samples are rarely near one.
 
         Example:
             >>> sample = Sample(accuracy=1.0, probability_mean=0.7, feature_relative_max=0.4)
@@ -112,8 +111,8 @@ class Classes(Output):
 
     Args:
         target: (classes,) the target's logits.
-        target_class: None: what these say.
-        probability: of that class at the target; None: what these say.
+        target_class: None for the class of these logits.
+        probability: of that class at the target; None for that of these logits.
     """
 
     kind = "classes"
@@ -149,20 +148,20 @@ class Classes(Output):
         return image.predicted_class == self.target_class
 
     def margin(self, outputs: Tensor) -> Tensor:
-        """The target class's logit over the largest other one."""
+        """Logit of the target's class minus the largest other one."""
         wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         others = wide.clone()
         others[:, self.target_class] = -torch.inf
         return wide[:, self.target_class] - others.amax(1)
 
     def goodness(self, outputs: Tensor) -> Tensor:
-        """The target class's probability, plus 1 where it is predicted."""
+        """Probability of the target's class, plus 1 if it is predicted."""
         wide = torch.promote_types(outputs.dtype, torch.float32)
         probability = outputs.to(wide).softmax(1)[:, self.target_class]
         return probability + (outputs.argmax(1) == self.target_class)
 
     def unlike(self, outputs: Tensor, limit: float) -> dict[str, Tensor]:
-        """Those of another class, and those whose probability is not within `limit`."""
+        """Images of another class, and those with a probability not within `limit`."""
         wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         off = (wide.softmax(1)[:, self.target_class] - self.probability).abs()
         reason = f"the probability of corners {{}} is not within stop.probability={limit:g} "
@@ -176,7 +175,7 @@ class Classes(Output):
         return OfClasses(target, self)
 
     def reasons(self, sample: Sample) -> list[str]:
-        """Points of another class, and a mean probability that is far from the target's."""
+        """Points of another class, and a mean probability far from the target's."""
         found, mean = [], sample.probability_mean
         if sample.accuracy < 1:
             wrong = sample.samples - round(sample.accuracy * sample.samples)
@@ -186,7 +185,7 @@ class Classes(Output):
         return found
 
     def bars(self, outputs: Tensor) -> Tensor:
-        """The classes' probabilities."""
+        """Class probabilities."""
         return outputs.softmax(1)
 
 
@@ -194,8 +193,8 @@ class Features(Output):
     """Features (B, D) of an encoder, which has no classes: their cosine and relative error.
 
     Args:
-        target: (D,) the encoder's output of the target.
-        threshold: two images are the same to its user above this cosine; None: no rule is known.
+        target: (D,) the encoder's output for the target.
+        threshold: cosine above which two images count as the same; None if unknown.
     """
 
     kind = "features"
@@ -207,13 +206,13 @@ class Features(Output):
         self.threshold = threshold
 
     def of_pair(self, initial: Tensor) -> Summary:
-        """The cosine between both, and the user's threshold."""
+        """Cosine between both, and the threshold."""
         cosine = float(self.cosines(initial[None])[0])
         found = Summary.model_construct(output=self.kind, initial_cosine=cosine)
         return found if self.threshold is None else found | {"threshold": self.threshold}
 
     def of_images(self, outputs: Tensor) -> list[Corner]:
-        """The cosine with the target's features, and the distance from them over their norm."""
+        """Cosine with the target's features, and relative distance from them."""
         errors, norm = self.errors(outputs).tolist(), float(self.target.norm())
         return [
             Corner.model_construct(cosine=cosine, output_relative=error / norm if norm else None)
@@ -221,14 +220,14 @@ class Features(Output):
         ]
 
     def cosines(self, outputs: Tensor) -> Tensor:
-        """(B,) with the target's features, in float64 where the device has it."""
+        """Cosines (B,) with the target's features, in float64 if the device supports it."""
         wide = torch.float64 if able(outputs.device) == outputs.device else torch.float32
         target = self.target.to(wide)[None]
         cosines: Tensor = F.cosine_similarity(outputs.to(wide), target, eps=1e-30)
         return cosines
 
     def errors(self, outputs: Tensor) -> Tensor:
-        """(B,) the distance from the target's features."""
+        """Distances (B,) from the target's features."""
         errors: Tensor = (outputs - self.target).norm(dim=1)
         return errors
 
@@ -239,19 +238,19 @@ class Features(Output):
     goodness = cosines
 
     def unlike(self, outputs: Tensor, limit: float) -> dict[str, Tensor]:
-        """None: an encoder's search ends by its features alone."""
+        """Empty: an encoder's search depends only on its features."""
         return {}
 
     def statistics(self, target: TargetFeatures) -> HullStatistics:
-        """Cosine, relative error, and the share that is the same."""
+        """Cosine, relative error, and the share above the threshold."""
         return OfFeatures(target, self)
 
     def reasons(self, sample: Sample) -> list[str]:
-        """None: what an encoder takes for the target is a matter of its features."""
+        """Empty: an encoder's outcome depends only on its features."""
         return []
 
     def bars(self, outputs: Tensor) -> Tensor:
-        """The cosine; 0 where it is negative."""
+        """The cosine; 0 if negative."""
         return self.cosines(outputs)[:, None].clamp(0, 1)
 
 
@@ -280,14 +279,14 @@ class OfClasses(HullStatistics):
         self.to(self.place)
 
     def update(self, outputs: Tensor, preactivation: Tensor) -> None:
-        """Take in points: logits (B, classes), pre-activations (B, N)."""
+        """Add points: logits (B, classes), pre-activations (B, N)."""
         super().update(outputs, preactivation)
         logits = outputs.to(self.place).double()
         log = logits.log_softmax(1)
         probability = log[:, self.target_class].exp()
         divergence = (self.target_log.exp() * (self.target_log - log)).sum(1)
         given = outputs.to(self.place).argmax(1) == self.target_class
-        self.correct += (given & probability.isfinite()).sum()  # argmax takes NaN for the largest
+        self.correct += (given & probability.isfinite()).sum()  # argmax returns NaN as the largest
         self.probability_sum += probability.sum()
         count_in_bins(self.histogram, probability)
         self.probability_min = torch.minimum(self.probability_min, probability.min())
@@ -297,12 +296,12 @@ class OfClasses(HullStatistics):
         self.logit_change_max = torch.maximum(self.logit_change_max, change)
 
     def compute(self) -> Sample:
-        """Also these: the share of the target's class, and its probability.
+        """Add the share of the target's class, and its probability.
 
-        `kl_mean` and `kl_max` are the divergence of the points' class probabilities from the
-        target's, KL(target || point), in nats; `logit_change_max` the most that any logit differs
-        from the target's; `probability_histogram` counts points by the probability of the target's
-        class, in equal bins from 0 to 1.
+        `kl_mean` and `kl_max` are KL(target || point) of the class probabilities, in nats.
+        `logit_change_max` is the largest difference of a logit from the target's.
+        `probability_histogram` counts points by the probability of the target's class, in equal
+        bins from 0 to 1.
         """
         samples, correct = int(self.samples), int(self.correct)
         return super().compute() | Sample(
@@ -318,7 +317,7 @@ class OfClasses(HullStatistics):
 
 
 class OfFeatures(HullStatistics):
-    """The cosine with the target's features, and how far from them the points' are."""
+    """Cosine with, and distance from, the target's features."""
 
     cosine_sum: Tensor
     cosine_min: Tensor
@@ -337,7 +336,7 @@ class OfFeatures(HullStatistics):
         self.to(self.place)
 
     def update(self, outputs: Tensor, preactivation: Tensor) -> None:
-        """Take in points: features (B, D), pre-activations (B, N) at the target layer."""
+        """Add points: features (B, D), pre-activations (B, N) at the target layer."""
         super().update(outputs, preactivation)
         outputs = outputs.to(self.place)
         cosine = self.output.cosines(outputs).double()
@@ -349,10 +348,10 @@ class OfFeatures(HullStatistics):
         self.error_max = torch.maximum(self.error_max, self.output.errors(outputs).max().double())
 
     def compute(self) -> Sample:
-        """Also these: the cosine with the target's output, and the largest relative error of it.
+        """Add the cosine with the target's output, and its largest relative error.
 
-        `cosine_histogram` counts points by their cosine, in equal bins from 0 to 1, negative ones
-        in the first. `same`: the share above the user's threshold.
+        `cosine_histogram` counts points by cosine in equal bins from 0 to 1, negative ones in the
+        first. `same` is the share above the threshold.
         """
         samples, same, norm = int(self.samples), int(self.same), float(self.output.target.norm())
         found = super().compute() | Sample(
@@ -369,7 +368,7 @@ class OfFeatures(HullStatistics):
 
 def count_in_bins(histogram: Tensor, values: Tensor) -> None:
     """Add values (B,) to the counts of equal bins from 0 to 1."""
-    bins = (values * _BINS).long().clamp(0, _BINS - 1)  # NaN goes to a bin too
+    bins = (values * _BINS).long().clamp(0, _BINS - 1)  # NaN also goes to a bin
     histogram.index_add_(0, bins, torch.ones_like(bins))
 
 
@@ -380,14 +379,14 @@ def output_of(
     target_class: int | None = None,
     probability: float | None = None,
 ) -> Output:
-    """What a network's outputs are compared with.
+    """Make the Output of a target.
 
     Args:
         kind: `classes` or `features`.
-        target: (D,) the network's output of the target.
-        threshold: of an encoder: `Features`.
-        target_class: of the target, where it is known: `Classes`.
-        probability: of that class at the target, where it is known.
+        target: (D,) the network's output for the target.
+        threshold: see `Features`.
+        target_class: see `Classes`.
+        probability: of that class at the target, if known.
     """
     if kind == "features":
         return Features(target, threshold)

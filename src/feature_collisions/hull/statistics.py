@@ -1,4 +1,4 @@
-"""What a set of points says about a hull, as torchmetrics; memory does not grow with the points."""
+"""Statistics of points of a hull, as torchmetrics with constant memory."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ from ..runs.records import Summary
 
 
 def clopper_pearson_lower(successes: int, trials: int, confidence: float = 0.95) -> float:
-    """Exact one-sided lower bound on a success rate: 2000 of 2000 says at least 0.9985.
+    """Exact one-sided lower bound on a success rate: 2000 of 2000 gives 0.9985.
 
-    It speaks of the sampling law that was used, and of nothing else.
+    It is valid only for the sampler that was used.
 
     Example:
         >>> round(clopper_pearson_lower(2000, 2000), 4)
@@ -31,10 +31,10 @@ def clopper_pearson_lower(successes: int, trials: int, confidence: float = 0.95)
 
 
 class HullStatistics(Metric):
-    """The feature error over points of a hull (Tables 1 to 4); `outputs` adds what a network says.
+    """Feature errors over points of a hull (Tables 1 to 4); `outputs` adds those of the output.
 
-    It is kept where the target's features lie (in float64, so on the CPU where they have none), and
-    waits for nothing before `compute`.
+    States are float64, on the device of the target's features, or on the CPU if it lacks float64.
+    Nothing is synchronised before `compute`.
 
     Args:
         target: the target's features.
@@ -57,20 +57,20 @@ class HullStatistics(Metric):
             self.add_largest(name)
 
     def add_sum(self, name: str, whole: bool = False) -> None:
-        """A state that adds up over points, in float64 or whole numbers."""
+        """Add a state that sums over points, float64 or integer."""
         start = torch.tensor(0) if whole else torch.tensor(0.0, dtype=torch.float64)
         self.add_state(name, start, dist_reduce_fx="sum")
 
     def add_largest(self, name: str) -> None:
-        """A state that is the largest of a figure that is at least 0."""
+        """Add a state for the maximum of a figure >= 0."""
         self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="max")
 
     def add_least(self, name: str) -> None:
-        """A state that is the smallest of a figure that is at most 1."""
+        """Add a state for the minimum of a figure <= 1."""
         self.add_state(name, torch.tensor(1.0, dtype=torch.float64), dist_reduce_fx="min")
 
     def update(self, outputs: Tensor, preactivation: Tensor) -> None:
-        """Take in points.
+        """Add points.
 
         Args:
             outputs: (B, D) of the network.
@@ -86,11 +86,11 @@ class HullStatistics(Metric):
         self.kept += ((oriented <= 0) & self.inactive).sum()
 
     def compute(self) -> Sample:
-        """The entries of one sampler in `evaluation.json`; None where nothing can be said.
+        """The entries of one sampler in `evaluation.json`; None if undefined.
 
-        `feature_relative_max` is the largest ||f(x) - f(t)|| over ||f(t)||: all that later layers
-        see where nothing goes past the layer, inactive units above zero too, which
-        `positive_relative_max`, the largest L_pos of Eq. 2 over ||f(t)||, leaves out.
+        `feature_relative_max` is the largest ||f(x) - f(t)|| / ||f(t)||. It counts inactive units
+        above zero, so it is all that later layers see if no branch bypasses the layer.
+        `positive_relative_max`, the largest L_pos of Eq. 2 / ||f(t)||, does not count them.
         """
         samples, inactive = int(self.samples), int(self.inactive.sum())
         norm = float(self.target.features.norm())
@@ -106,12 +106,12 @@ FEATURES, CLASS, NEITHER = OUTCOMES = ("features collide", "class only", "neithe
 
 
 class Outcome(NamedTuple):
-    """What sampled points say a hull is, and why it is no more than that.
+    """The outcome of a hull by sampled points, and the reasons against a better one.
 
     `features collide`: all points are of the target's class, their mean probability is within 0.05
-    of the target's, and the largest ||f(x) - f(t)|| over ||f(t)|| is at most `collision_limit`, or
-    `stop.hull_relative` where that is a number. `class only`: all of this but for the last. Of an
-    encoder, which has no classes, the last alone. `neither`: anything else.
+    of the target's, and the feature error is at most `stop.hull_relative`, by default
+    `collision_limit`. `class only`: all of this except the feature error. For an encoder, which has
+    no classes, only the feature error counts. `neither`: anything else.
     """
 
     name: str
@@ -122,15 +122,15 @@ AFFINE, DEEP, COMPOSITE = 0.05, 0.2, 0.3
 
 
 def collision_limit(graph: Graph, layer: str, composite: bool = False) -> float:
-    """The largest feature error over ||f(t)|| at which features are said to collide at a layer.
+    """Default limit of the relative feature error of a collision at a layer.
 
-    A layer that is affine in the pixels has exact collisions, so little is allowed there. Behind a
-    deeper layer a search comes close, and composites (section 4) less close than pixels.
+    A layer that is affine in the pixels has exact collisions, so its limit is small. At deeper
+    layers a search only comes close, and with composites (section 4) less close than with pixels.
 
     Args:
-        graph: of the classifier.
+        graph: graph of the classifier.
         layer: the target layer.
-        composite: whether the corners are made of patches.
+        composite: whether the corners are composites.
     """
     if is_affine(graph, layer):
         return AFFINE
@@ -138,12 +138,12 @@ def collision_limit(graph: Graph, layer: str, composite: bool = False) -> float:
 
 
 def limit_of(summary: Summary) -> float:
-    """The largest feature error over ||f(t)|| that `summary.json` calls a collision."""
+    """Limit of the relative feature error of a collision, from `summary.json`."""
     return COMPOSITE if summary.hull_relative is None else summary.hull_relative
 
 
 def counted(outcomes: Iterable[str]) -> str:
-    """How many hulls have which outcome, in words; what could not be measured is its reason.
+    """Count outcomes in words; an outcome that is an error counts as not measured.
 
     Example:
         >>> counted(["class only", "features collide", "RuntimeError: x", "features collide"])

@@ -1,4 +1,4 @@
-"""The worst point of a hull: where it is least taken for the target (`Output.margin`)."""
+"""The worst point of a hull: the smallest `Output.margin`."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -10,15 +10,15 @@ from tqdm import tqdm
 
 from ..simplex import project_to_simplex
 
-_FEWEST = 4  # paths that go on to the end
-_LONGEST = 0.25  # a step, in weights; it falls to 0 on the way
+_FEWEST = 4  # paths that continue to the end
+_LONGEST = 0.25  # first step, in weights; it decreases to 0
 
 
 class WorstCase(NamedTuple):
-    """The worst point of a hull that was seen, and its weights (K,).
+    """The worst point seen in a hull, and its weights (K,).
 
-    One of another class where there is any; of these, or else of all, the least probable. Of an
-    encoder the one of the least cosine, and no class.
+    Points of another class come first, then the smallest probability of the target's class. For
+    an encoder it is the point with the smallest cosine; there is no class.
     """
 
     weights: Tensor
@@ -31,7 +31,7 @@ class WorstCase(NamedTuple):
 
 
 class _Paths(NamedTuple):
-    """Where S descents are (S, K), their smallest margins (S,), and where these were (S, K)."""
+    """Weights (S, K) of S paths, their smallest margins (S,), and the weights (S, K) of these."""
 
     weights: Tensor
     margins: Tensor
@@ -50,16 +50,16 @@ Slopes = Callable[[Tensor], tuple[Tensor, Tensor]]
 def descend(slopes_of: Slopes, starts: Tensor, steps: int) -> Tensor:
     """Projected gradient over the simplex from all starts at once.
 
-    The best third of the paths goes on after a tenth of the steps, and the best third of those
-    after three tenths, which leaves a quarter of the work.
+    The best third of the paths continues after a tenth of the steps, and the best third of those
+    after three tenths: a quarter of the work.
 
     Args:
-        slopes_of: the margins and how they rise.
+        slopes_of: margins and their gradients.
         starts: (S, K) weights.
-        steps: of each path that goes on.
+        steps: of a path that continues to the end.
 
     Returns:
-        (few, K) the lowest point of each path that went on to the end.
+        (few, K) the lowest point of each path that continued to the end.
     """
     paths = _Paths(starts, starts.new_full((len(starts),), torch.inf), starts)
     bar = tqdm(total=steps + 1, desc="Worst case", unit="step", mininterval=0.5, delay=1)
@@ -73,7 +73,7 @@ def descend(slopes_of: Slopes, starts: Tensor, steps: int) -> Tensor:
 
 
 def _step(slopes_of: Slopes, paths: _Paths, length: float) -> _Paths:
-    """Note the margins where the paths are, and go on by `length` down each one's gradient."""
+    """Record the margins of the paths, and move each by `length` along its negative gradient."""
     margins, gradient = slopes_of(paths.weights)
     weights = paths.weights
     better = margins < paths.margins
@@ -87,7 +87,7 @@ def _step(slopes_of: Slopes, paths: _Paths, length: float) -> _Paths:
 
 
 def slopes_at(margins_of: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The margins (B,) that `margins_of` gives at weights (B, K), and their gradients (B, K)."""
+    """Margins (B,) at weights (B, K), and their gradients (B, K)."""
     weights = weights.detach().requires_grad_()
     margins = margins_of(weights)
     (gradient,) = torch.autograd.grad(margins.sum(), weights)
@@ -95,13 +95,13 @@ def slopes_at(margins_of: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[
 
 
 class Seen(NamedTuple):
-    """The worst of the points that were seen: its goodness (1,) and its weights (1, K)."""
+    """The worst point seen: its goodness (1,) and its weights (1, K)."""
 
     goodness: Tensor
     weights: Tensor
 
     def least(self, other: "Seen | None") -> "Seen":
-        """The worse of the two, without waiting for a device."""
+        """The worse of two points, without synchronising devices."""
         if other is None:
             return self
         better = self.goodness < other.goodness

@@ -49,7 +49,7 @@ def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0
         raise SettingError(
             "classifier.train",
             "true",
-            "only mnist_mlp is trained here, and only without weights",
+            "only mnist_mlp without weights can be trained",
             "leave it out",
         )
     if settings.name == "mnist_mlp":
@@ -145,7 +145,7 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
         raise SettingError(
             "classifier.path",
             settings.path,
-            f"is a {type(model).__name__}, no torch.nn.Module",
+            f"must be a torch.nn.Module, is a {type(model).__name__}",
             rule,
         )
     model = validate_model(unwrap(model))

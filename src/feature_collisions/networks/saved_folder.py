@@ -47,7 +47,7 @@ def saved_folder(path: str | None) -> Path:
             "classifier.path",
             folder,
             f"has no weights in safetensors{found}",
-            f"save the network with safetensors, so {WEIGHTS} is there",
+            f"save the network with safetensors, as {WEIGHTS}",
         )
     return folder
 
@@ -63,7 +63,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     found = read_json(path)
     if not isinstance(found, dict):
-        raise SettingError(path, None, f"must hold an object, and is a {type(found).__name__}")
+        raise SettingError(path, None, f"must contain an object, is a {type(found).__name__}")
     return found
 
 

@@ -111,7 +111,7 @@ def _config_of(
         raise SettingError(
             source,
             None,
-            f"{CONFIG} is not one of timm's ({type(error).__name__}: {error})",
+            f"{CONFIG} is not a config of timm ({type(error).__name__}: {error})",
             "a folder of transformers' is read with classifier=transformers",
         ) from None
     _check_name(timm, str(name), f"{source}: architecture {name}")
@@ -119,7 +119,7 @@ def _config_of(
         raise SettingError(
             source,
             None,
-            f"model_args of {CONFIG} has {strange[0]}, which is no property of a network",
+            f"model_args of {CONFIG} has {strange[0]}, which is not an argument of a network",
             "remove it",
         )
     return str(name), own, arguments
@@ -183,8 +183,8 @@ def _check_name(timm: Any, name: str, source: str = "") -> None:
     raise SettingError(
         source or f"classifier.name={name}",
         None,
-        "is none of timm's classifiers",
-        f"near it are {', '.join(near) or 'none'}",
+        "is not one of timm's classifiers",
+        f"similar names are {', '.join(near) or 'none'}",
     )
 
 

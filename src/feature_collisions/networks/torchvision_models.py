@@ -53,7 +53,7 @@ def load_torchvision(settings: ClassifierSettings) -> nn.Module:
             "classifier.name",
             settings.name,
             "must be mnist_mlp, file, or one of torchvision's classifiers",
-            f"near it are {', '.join(near) or 'none'}",
+            f"similar names are {', '.join(near) or 'none'}",
         )
     choices = models.get_model_weights(settings.name)
     source = f"classifier.weights={settings.weights}"
@@ -130,7 +130,7 @@ def _download(entry: Any, source: str) -> dict[str, Tensor]:
             None,
             f"{Path(entry.url).name} cannot be downloaded or read ({type(error).__name__}: "
             f"{error})",
-            f"bring that file from {entry.url} into {folder}, or give a file with "
+            f"copy that file from {entry.url} to {folder}, or give a file with "
             "classifier.weights=FILE",
         ) from None
     return state

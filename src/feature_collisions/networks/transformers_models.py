@@ -105,7 +105,7 @@ def load_transformers(settings: ClassifierSettings, size: Sequence[int]) -> From
         raise SettingError(
             "classifier.weights",
             settings.weights,
-            "the weights of a folder are the safetensors in it",
+            "a folder already contains its weights",
             "leave classifier.weights out",
         )
     config = read_object(folder / CONFIG)
@@ -193,7 +193,7 @@ def _pixels(folder: Path) -> Pixels:
         raise SettingError(
             source,
             None,
-            f"has no {_PROCESSORS[0]}, which says the image size, mean and deviation",
+            f"has no {_PROCESSORS[0]}, with the image size, mean and deviation",
             "save the image processor there, too",
         )
     transformers = _transformers()

@@ -84,7 +84,7 @@ def _loaded(path: Path) -> Any:
         raise SettingError(
             source,
             None,
-            "is damaged, or holds more than tensors, and nothing in a file is executed",
+            "is damaged, or contains code, which is never executed",
             _RULE,
         ) from None
 
@@ -225,8 +225,8 @@ def fit_weights(
         raise SettingError(
             source,
             None,
-            f"{strange[0]} is no dense tensor of real numbers",
-            "give the weights as model.state_dict() has them",
+            f"{strange[0]} is not a dense real tensor",
+            "save the weights with model.state_dict()",
         )
     model.load_state_dict(state)
 

@@ -1,1 +1,1 @@
-"""Section 4: patches of other images, the nearest to a seed's, and composites of them."""
+"""Section 4: patches of other images, their search, and composites of them."""

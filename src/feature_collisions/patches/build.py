@@ -1,4 +1,4 @@
-"""How the patch database's images come into the cache: one append-only file, whole once renamed."""
+"""Build the patch database in the cache: one append-only file, renamed when complete."""
 
 import contextlib
 import errno
@@ -24,19 +24,19 @@ from ..data.images import quiet_decoders
 from ..errors import SettingError
 from ..settings.patches import PatchSettings
 
-_BATCH = 64  # images that are read together
+_BATCH = 64  # images read at once
 
 
 def locked(folder: Path) -> AbstractContextManager[Any]:
-    """Hold a folder's lock, which is the system's own and ends with the process.
+    """Hold a folder's lock, a system lock that ends with the process.
 
-    A folder that may only be read needs none.
+    A read-only folder needs no lock.
     """
     lock = FileLock(folder / "lock")
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        print("another process builds the patch database; waiting for it", flush=True)
+        print("another process is building the patch database; waiting for it", flush=True)
         return lock.acquire()
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -47,7 +47,7 @@ def locked(folder: Path) -> AbstractContextManager[Any]:
 def reduced(image: Tensor, reduction: int) -> Tensor:
     """Mean over `reduction` x `reduction` pixels: (C, size, size) in [0, 1] to (C, s, s) uint8.
 
-    A window of the reduced image is the window of the image, reduced.
+    Cutting a window and reducing it commute.
     """
     return (F.avg_pool2d(image, reduction) * 255).round().to(torch.uint8)
 
@@ -55,16 +55,16 @@ def reduced(image: Tensor, reduction: int) -> Tensor:
 def reduced_images(
     folder: Path, key: dict[str, Any], settings: PatchSettings, images: ImageSet, drawn: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The images at `drawn`, reduced: from `folder`, or built there and mapped from there.
+    """Map the reduced images at `drawn` from `folder`; build them there first if necessary.
 
-    A build that was stopped is continued, a damaged file built again. Of two processes the second
-    waits. Images that cannot be read are left out: one warning, and a list in `broken.txt`.
+    An interrupted build is resumed, a damaged file is built again. A second process waits. Images
+    that cannot be read are skipped, with one warning and a list in `broken.txt`.
 
     Returns:
         (M, C, s, s) uint8, memory-mapped, and the indices (M,) of those that could be read.
 
     Raises:
-        SettingError: when no image can be read, or the disk is too small.
+        SettingError: if no image can be read, or the disk is too small.
     """
     side = settings.size // settings.reduction
     shape = images.size[0], side, side
@@ -78,7 +78,7 @@ def reduced_images(
 
 
 def _built(folder: Path, key: dict[str, Any], one: int) -> list[int] | None:
-    """Which of the images drawn are in `folder`; None where it holds no whole database."""
+    """Rows of the images in `folder`; None unless it has a complete database."""
     path = folder / "images.u8"
     if not path.exists():
         return None
@@ -89,7 +89,7 @@ def _built(folder: Path, key: dict[str, Any], one: int) -> list[int] | None:
     except (SettingError, KeyError, TypeError):
         pass
     warnings.warn(
-        f"{path}: is cut off, or of other images than database.json beside it says; the patch "
+        f"{path}: is incomplete, or does not match database.json; the patch "
         "database is built again",
         stacklevel=4,
     )
@@ -100,7 +100,7 @@ def _built(folder: Path, key: dict[str, Any], one: int) -> list[int] | None:
 def _build(
     folder: Path, key: dict[str, Any], settings: PatchSettings, images: ImageSet, drawn: Tensor
 ) -> list[int]:
-    """Append every image to `images.part`, which becomes `images.u8`; gives the rows that are."""
+    """Append every image to `images.part`, rename it `images.u8`, and return the rows read."""
     part = folder / "images.part"
     one = images.size[0] * (settings.size // settings.reduction) ** 2
     try:
@@ -118,12 +118,11 @@ def _build(
             part,
             None,
             f"the disk is full after {part.stat().st_size // one} of {len(drawn)} images",
-            "make room and start again, which goes on from there; or delete the file and lower "
-            "patches.fraction",
+            "make room and start again to resume; or delete the file and lower patches.fraction",
         ) from None
     if not rows:
         part.unlink()
-        raise SettingError("patches", None, "no image that was drawn can be read", broken[0])
+        raise SettingError("patches", None, "none of the chosen images can be read", broken[0])
     if broken:
         _report(broken, len(drawn), folder)
     os.replace(part, folder / "images.u8")
@@ -131,10 +130,10 @@ def _build(
 
 
 def _progress(file: IO[bytes], folder: Path, one: int) -> tuple[int, dict[int, str]]:
-    """How many images a stopped build is done with, and which of them are broken.
+    """Number of images that an interrupted build has finished, and which of them are broken.
 
-    The list of broken images is written before the images that follow them, so the file's length
-    says it all; half an image is cut off.
+    A broken image is listed before later images are written, so the file's length determines the
+    progress. Half an image is cut off.
     """
     whole = file.tell() // one
     file.truncate(whole * one)
@@ -170,7 +169,7 @@ def _append(
     done: int,
     broken: dict[int, str],
 ) -> None:
-    """Write the images from the `done`-th on, in order; add to `broken` what cannot be read."""
+    """Write the images from number `done`, in order; add unreadable ones to `broken`."""
 
     def read(index: int) -> bytes | str:
         try:
@@ -202,7 +201,7 @@ def _list(broken: dict[int, str], folder: Path) -> None:
 
 def _report(broken: dict[int, str], drawn: int, folder: Path) -> None:
     warnings.warn(
-        f"{len(broken)} of {drawn} images drawn for patches cannot be read and are left out; "
+        f"{len(broken)} of {drawn} images for patches cannot be read and are skipped; "
         f"{folder / 'broken.txt'} lists them. The first: {next(iter(broken.values()))}",
         stacklevel=5,
     )

@@ -1,7 +1,7 @@
 """Composites: many sources blended by control parameters (section 4, Eq. 5), and R(P) (sec. 4.1).
 
-P holds numbers only where a source is pasted: its window of n + 2 s pixels. Elsewhere a source has
-no weight, as in the paper's dense planes.
+P has values only in each source's window of n + 2 s pixels. Elsewhere a source has no weight, as
+in the paper's dense planes.
 """
 
 from dataclasses import dataclass, replace
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """Pasted patches: what the composite is made of. Checked when made, as the kernel takes them.
+    """Pasted patches, the sources of a composite; checked for the kernel on creation.
 
     Attributes:
         windows: (M, C, w, w) in [0, 1], each a patch with its surround, w = n + 2 s; float32, or
             another floating type for plain PyTorch.
-        top, left: (M,) whole numbers, a window's first row and column; it may stick out of the
-            image, but not lie wholly outside.
+        top, left: (M,) integers, a window's first row and column; it may extend beyond the image,
+            but must overlap it.
         size: (H, W) of the composite; windows cover all of it.
 
     Raises:
-        SettingError: for other shapes, types or values, and for pixels that no window covers.
+        SettingError: if a shape, type or value is wrong, or no window covers a pixel.
     """
 
     windows: Tensor
@@ -72,7 +72,7 @@ class Sources:
         self._check_cover()
 
     def _check_cover(self) -> None:
-        """Raise SettingError for a window outside the composite, and for a pixel without one."""
+        """Raise SettingError if a window is outside the composite, or a pixel has no window."""
         (height, width), side = self.size, self.windows.shape[-1]
         if min(height, width) < 1:
             raise SettingError("sources.size", self.size, "must be (H, W), each at least 1")
@@ -97,16 +97,16 @@ class Sources:
             )
 
     def like(self, tensor: Tensor) -> "Sources":
-        """The same sources of `tensor`'s type and on its device; these, where they are so."""
+        """The sources in `tensor`'s dtype and on its device."""
         if (self.windows.device, self.windows.dtype) == (tensor.device, tensor.dtype):
             return self
         return replace(self, windows=self.windows.to(tensor))
 
 
 def tent(side: int) -> Tensor:
-    """Eq. 5's weight of a window's pixels before it is normalised, (side, side).
+    """Eq. 5's weights of a window's pixels before normalisation, (side, side).
 
-    It falls from the patch's centre to its window's edge in both directions.
+    They decrease from the centre of the patch to the edge of its window in both directions.
     """
     distance = (torch.arange(side) - (side - 1) / 2).abs()
     ramp = side / 2 - distance
@@ -118,21 +118,20 @@ def blend(
 ) -> tuple[Tensor, Tensor]:
     """x = G(P, Q) with P = softmax(logits) over the sources that cover a pixel, and R(P).
 
-    R is the sum of |differences| between neighbouring control parameters of one source, both ways,
-    where the parameters outside its window are 0 (sec. 4.1).
+    R is the sum of |differences| between neighbouring control parameters of one source in both
+    directions; parameters outside its window are 0 (sec. 4.1).
 
     Args:
         logits: (K, M, w, w).
-        sources: M windows; brought to the logits' type and device.
-        layout: what `layout_for` says: planes, to compute in plain PyTorch; tiles for the GPU's
-            kernels; None for the CPU's.
+        sources: M windows; converted to the logits' dtype and device.
+        layout: from `layout_for`: planes for plain PyTorch, tiles for the GPU's kernels, None for
+            the CPU's kernel.
 
     Returns:
-        Images (K, C, H, W) and R (K,). A NaN among the logits makes NaN of the pixel, as softmax
-        does.
+        Images (K, C, H, W) and R (K,). A NaN logit gives a NaN pixel.
 
     Raises:
-        ValueError: for logits of another shape, or that the kernel does not take.
+        ValueError: if the logits have another shape, or the kernel does not support them.
     """
     sources = sources.like(logits)
     windows = sources.windows
@@ -146,14 +145,14 @@ def blend(
     if layout is None:
         images, variation = composite_kernel.Blend.apply(*given)
     else:
-        from . import composite_triton  # there is no Triton where there is no GPU
+        from . import composite_triton  # Triton is missing without a GPU
 
         images, variation = composite_triton.Blend.apply(*given, layout)
     return images, variation
 
 
 def layout_for(logits: Tensor, sources: Sources) -> "Tensor | Tiles | None":
-    """How `blend` is quickest on such logits: with a kernel where their device has one.
+    """The fastest layout for `blend`: a kernel's if the device has one.
 
     Args:
         logits: (K, M, w, w).
@@ -171,9 +170,9 @@ def layout_for(logits: Tensor, sources: Sources) -> "Tensor | Tiles | None":
 
 
 def layers(sources: Sources) -> Tensor:
-    """Windows laid into planes in which none touch another, as indices (L, H, W) into (M, w, w).
+    """Place windows in planes without overlaps or contact: indices (L, H, W) into (M, w, w).
 
-    M w w, one past the last, stands for no window.
+    The index M w w, one past the last, means no window.
     """
     height, width = sources.size
     side = sources.windows.shape[-1]

@@ -1,7 +1,7 @@
-"""The composite's C kernel, compiled on first use; without a compiler there is none.
+"""The composite's C kernel, compiled on first use if there is a compiler.
 
-Plain PyTorch moves each of the 12.8 million control parameters of five corners through memory some
-forty times a step; the kernel does so six times.
+Plain PyTorch moves each of the 12.8 million control parameters of five corners through memory about
+forty times a step, the kernel six times.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ from ..data.files import write_atomically
 _SOURCE = Path(__file__).with_name("composite.c")
 _FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC"]
 _LARGEST_SIDE = 1024  # of the kernel's buffers
-_BANDS = 4  # of rows, per thread and corner: enough that no thread waits long for the last
+_BANDS = 4  # of rows, per thread and corner; small bands balance the threads
 
 
 class _Composite(ctypes.Structure):
@@ -50,17 +50,17 @@ def usable(logits: Tensor) -> bool:
 class Blend(torch.autograd.Function):
     """Logits (K, M, w, w) and sources (M, C, w, w) to images (K, C, H, W) and R (K,).
 
-    What the kernel gets is raw pointers: all of it is checked here, or made contiguous.
+    The kernel gets raw pointers, so tensors are checked here, and made contiguous.
     """
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, sources: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Also keeps, per pixel, the log of the sum of exp(P) and the sum of p dR/dp.
+        """Save per pixel the log of the sum of exp(P) and the sum of p dR/dp for the backward pass.
 
         Raises:
-            ValueError: for logits or sources that the kernel does not take.
+            ValueError: if the kernel does not support the logits or sources.
         """
         _check(logits, sources, top, left)
         logits, count = logits.contiguous(), len(logits)
@@ -78,10 +78,10 @@ class Blend(torch.autograd.Function):
     def backward(
         ctx: Any, gradient: Tensor, weight: Tensor
     ) -> tuple[Tensor, None, None, None, None]:
-        """The gradient with respect to the logits."""
+        """Gradient with respect to the logits."""
         logits, sources, top, left, lse, push, images = ctx.saved_tensors
         found = torch.empty_like(logits)
-        found[:, _sticking_out(*ctx.saved_tensors)] = 0  # not all of these is written
+        found[:, _sticking_out(*ctx.saved_tensors)] = 0  # not fully written by the kernel
         kept = (logits, sources, top, left, lse, push.clone(), images)
         arguments = _arguments(*kept, gradient.to(images).contiguous(), found)
         _run("descend", arguments, len(logits), images.shape[2], weight.tolist())
@@ -89,7 +89,7 @@ class Blend(torch.autograd.Function):
 
 
 def _check(logits: Tensor, sources: Tensor, top: Tensor, left: Tensor) -> None:
-    """Raise ValueError for what the kernel would read wrongly, or beyond its end."""
+    """Raise ValueError for tensors that the kernel would misread."""
     count, channels, side = (*sources.shape, 0, 0, 0)[:3]
     if not usable(logits):
         raise ValueError(
@@ -112,7 +112,7 @@ def _check(logits: Tensor, sources: Tensor, top: Tensor, left: Tensor) -> None:
 def _sticking_out(
     logits: Tensor, sources: Tensor, top: Tensor, left: Tensor, *images: Tensor
 ) -> Tensor:
-    """Numbers of the windows that are not wholly in the image."""
+    """Indices of windows that extend beyond the image."""
     height, width = images[-1].shape[-2:]
     bottom, right = top + logits.shape[-2], left + logits.shape[-1]
     out = (top < 0) | (left < 0) | (bottom > height) | (right > width)
@@ -129,7 +129,7 @@ def _arguments(
     images: Tensor,
     *gradients: Tensor,
 ) -> tuple[_Composite, tuple[Tensor, ...]]:
-    """The kernel's argument, and the tensors it points into."""
+    """The kernel's argument, and the tensors behind its pointers."""
     windows, channels, side, _ = sources.shape
     tensors = (logits, sources, top, left, lse, push, images, *gradients)
     pointers = [tensor.data_ptr() for tensor in tensors]
@@ -143,7 +143,7 @@ def _run(
     height: int,
     weights: list[float] | None = None,
 ) -> list[list[Any]]:
-    """Call a function of the kernel on every band of every corner; what each call returned."""
+    """Call a function of the kernel on every band of every corner; return the results."""
     function = getattr(_library(), name)
     threads = torch.get_num_threads()
     bands = max(1, min(height, -(-_BANDS * threads // max(1, corners))))
@@ -162,7 +162,7 @@ def _run(
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads)  # ctypes lets go of the interpreter's lock
+    return ThreadPoolExecutor(threads)  # ctypes releases the interpreter's lock
 
 
 @functools.cache
@@ -186,14 +186,14 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def _compiled(compiler: list[str], cache: Cache, key: str) -> ctypes.CDLL | None:
-    """Compile the kernel, and keep it if that is possible."""
+    """Compile the kernel, and cache it if possible."""
     with tempfile.TemporaryDirectory(prefix="feature_collisions-") as folder:
         made = Path(folder) / "composite.so"
         if not _compile(compiler, made):
             _without(f"{compiler[0]} could not compile {_SOURCE.name}")
             return None
         cache.save(key, made.read_bytes(), write_atomically)
-        # A folder for temporary files may forbid execution, and the cache may be missing.
+        # The temporary folder may forbid execution, and the cache may be missing.
         for path in (cache.path(key), made):
             with suppress(OSError):
                 return _load(path)
@@ -210,7 +210,7 @@ def _without(reason: str) -> None:
 
 
 def _compile(compiler: list[str], made: Path) -> bool:
-    """Compile for this processor, or for any of its kind."""
+    """Compile for this processor, otherwise for its architecture."""
     for native in (["-march=native"], []):
         command = [*compiler, *_FLAGS, *native, "-o", str(made), str(_SOURCE), "-lm"]
         try:
@@ -222,7 +222,7 @@ def _compile(compiler: list[str], made: Path) -> bool:
 
 
 def _processor() -> str:
-    """What tells processors of one cluster apart, for they may share a cache."""
+    """Identify the processor: machines of a cluster may share a cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

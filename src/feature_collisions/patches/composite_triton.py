@@ -1,8 +1,8 @@
 """The composite's kernels for a GPU, in Triton: section 4's blend, R(P) (sec. 4.1), their gradient.
 
-As `composite.c` has them, and like it without planes: five corners' 12.8 million control parameters
-are read three times and written once a step. What is added up for a pixel is added up by one
-program, in the windows' order, so the same logits give the same images.
+Like `composite.c` they use no planes: the 12.8 million control parameters of five corners are read
+three times and written once a step. One program adds all values of a pixel in the windows' order,
+so the same logits give the same images.
 
 Outside its window, and outside the image, a control parameter p is 0. `TRITON_INTERPRET=1` runs the
 kernels on the CPU, slowly: the tests do.
@@ -19,19 +19,19 @@ from torch import Tensor
 
 from ..errors import first_line
 
-_WIDTH = 32  # pixels of a row that one program takes
-_ROWS = 8  # rows of a window too
+_WIDTH = 32  # pixels of a row per program
+_ROWS = 8  # rows of a window per program
 
 
 class Tiles(NamedTuple):
-    """Which windows meet `_WIDTH` pixels of a row: int32 (H, B, most), and how many (H, B)."""
+    """Windows on each `_WIDTH` pixels of a row: int32 (H, B, most), and their number (H, B)."""
 
     windows: Tensor
     counts: Tensor
 
 
 def tiles(top: Tensor, left: Tensor, side: int, size: tuple[int, int]) -> Tiles:
-    """Of windows at these rows and columns (M,), on an image of `size`."""
+    """Tiles of windows at these rows and columns (M,), on an image of `size`."""
     height, width = size
     rows = torch.arange(height, device=top.device)[:, None]
     columns = torch.arange(0, width, _WIDTH, device=top.device)[:, None]
@@ -45,7 +45,7 @@ def tiles(top: Tensor, left: Tensor, side: int, size: tuple[int, int]) -> Tiles:
 
 @functools.cache
 def works(device: torch.device) -> bool:
-    """Whether kernels can be compiled for `device`; a warning says why not."""
+    """Whether kernels can be compiled for `device`; if not, warn with the reason."""
     if device.type != "cuda":
         return False
     try:
@@ -57,7 +57,7 @@ def works(device: torch.device) -> bool:
         )
         (images.sum() + variation.sum()).backward()
         torch.cuda.synchronize(device)
-    except Exception as error:  # of Triton, its compiler or the driver
+    except Exception as error:  # any error of Triton, its compiler or the driver
         warnings.warn(
             f"composites are computed by plain PyTorch, many times slower: Triton cannot compile "
             f"for {device} ({first_line(error)}); it needs a C compiler, named in the variable CC",
@@ -69,7 +69,7 @@ def works(device: torch.device) -> bool:
 
 @triton.jit
 def _p(logits, lse, window, image, row, column, y, x, side, height, width):
-    """exp(P - lse) where it is within its window and the image, else 0."""
+    """exp(P - lse) within the window and the image, otherwise 0."""
     there = (row >= 0) & (row < side) & (column >= 0) & (column < side)
     there = there & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     logit = tl.load(logits + window + row * side + column, there, other=0.0)
@@ -88,7 +88,7 @@ def _blend(
     count, side, height, width, most,
     channels: tl.constexpr, planes: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Images and lse of `block` pixels of row y of corner k: softmax while passing by (online)."""
+    """Images and lse of `block` pixels of row y of corner k, by online softmax."""
     y, tile, k = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     x = tile * block + tl.arange(0, block)
     plane = tl.arange(0, planes)[:, None]
@@ -120,7 +120,7 @@ def _blend(
 
 @triton.jit
 def _slope(logits, lse, window, image, row, column, y, x, side, height, width):
-    """p, dR/dp, and p's own part of R: what is right of it and below, and the window's first."""
+    """p, dR/dp, and p's part of R: differences to the right, below, and at the window's start."""
     p = _p(logits, lse, window, image, row, column, y, x, side, height, width)
     up = _p(logits, lse, window, image, row - 1, column, y - 1, x, side, height, width)
     down = _p(logits, lse, window, image, row + 1, column, y + 1, x, side, height, width)
@@ -141,7 +141,7 @@ def _variation(
     count, side, height, width, most,
     block: tl.constexpr,
 ):  # fmt: skip
-    """Of the pixels of `_blend`: the sum of p dR/dp over windows, and their part of R."""
+    """For the pixels of `_blend`: the sum of p dR/dp over windows, and their part of R."""
     y, tile, k = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     x = tile * block + tl.arange(0, block)
     blocks = tl.cdiv(width, block)
@@ -168,7 +168,7 @@ def _descend(
     count, side, height, width,
     channels: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
 ):  # fmt: skip
-    """The logits' gradient of `rows` rows of one window: p (dL/dp - mean of dL/dp over windows)."""
+    """Gradient of the logits in `rows` rows of a window: p (dL/dp - mean of dL/dp over windows)."""
     m, part, k = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     row = part * rows + tl.arange(0, rows)[:, None]
     column = tl.arange(0, columns)[None, :]
@@ -200,7 +200,7 @@ class Blend(torch.autograd.Function):
         size: tuple[int, int],
         given: Tiles,
     ) -> tuple[Tensor, Tensor]:
-        """Also keeps, per pixel, the log of the sum of exp(P) and the sum of p dR/dp."""
+        """Save per pixel the log of the sum of exp(P) and the sum of p dR/dp for `backward`."""
         logits, sources = logits.contiguous(), sources.contiguous()
         (corners, count, side, _), channels = logits.shape, sources.shape[1]
         images = logits.new_empty(corners, channels, *size)
@@ -221,7 +221,7 @@ class Blend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient with respect to the logits."""
+        """Gradient with respect to the logits."""
         logits, sources, top, left, lse, push, images = ctx.saved_tensors
         (corners, count, side, _), (height, width) = logits.shape, images.shape[2:]
         gradient, weight = gradient.contiguous(), weight.contiguous()

@@ -1,8 +1,8 @@
-"""The patch database: reduced images that windows are cut from when they are asked for (sec. 4).
+"""The patch database: reduced images, from which windows are cut on demand (sec. 4).
 
 Windows overlap, so images are far smaller than their patches: 128,066 images of 128x128 are 6.3 GB,
-their 37,011,074 patches of 32x32 are 114 GB. Images are kept as 8-bit pixels in the user's cache,
-memory-mapped, under a key of the settings and of the files they were made from.
+their 37,011,074 patches of 32x32 are 114 GB. Images are memory-mapped 8-bit pixels in the user's
+cache. Their key names the settings and the files they were made from.
 """
 
 import hashlib
@@ -22,20 +22,20 @@ from ..settings.patches import PatchSettings
 from ..settings.train import DataSettings
 from .build import reduced_images
 
-_RECIPE = 1  # raise when images are reduced in another way, so cached ones are not used
+_RECIPE = 1  # raise when the reduction changes, to invalidate cached images
 
 
 @dataclass(frozen=True)
 class PatchDatabase:
-    """Reduced images, and how windows are laid on them.
+    """Reduced images, and the geometry of their windows.
 
     Attributes:
         images: (M, C, s, s) uint8, memory-mapped.
-        image_set: what the images were read from.
-        members: (M,) int64, each image's index there.
+        image_set: source of the images.
+        members: (M,) int64, each image's index in it.
         window: side of a patch, in pixels of the reduced images.
         stride: between an image's windows, in the same pixels.
-        folder: where the images are, and what is computed from them.
+        folder: of the images and of results computed from them.
     """
 
     images: Tensor
@@ -59,16 +59,16 @@ def source(database: PatchDatabase, image_index: int, side: int) -> Tensor:
     """An image of the database at the composite's size: (C, side, side) in [0, 1].
 
     Raises:
-        SettingError: when its file is gone or damaged.
+        SettingError: if its file is missing or damaged.
     """
     return database.image_set.at_side(int(database.members[image_index]), side)
 
 
 def patch_images(settings: PatchSettings, data: DataSettings, images: ImageSet) -> ImageSet:
-    """The images to take patches from: the run's own, or those of `patches.root`.
+    """The images to take patches from: the run's, or those of `patches.root`.
 
     Raises:
-        SettingError: for a folder without images, or of coloured ones and of grey.
+        SettingError: if the folder has no images, or they are in colour and the run's are grey.
     """
     if settings.root is None:
         return images
@@ -86,10 +86,10 @@ def patch_images(settings: PatchSettings, data: DataSettings, images: ImageSet) 
 
 
 def scaled(name: str, pixels: int, settings: PatchSettings, side: int) -> int:
-    """Pixels of a composite of `side`, in pixels of the reduced images: 56 of 224 are 32.
+    """Convert pixels of a composite of `side` to pixels of the reduced images: 56 of 224 are 32.
 
     Raises:
-        SettingError: when that is no whole number.
+        SettingError: if the result is not an integer.
     """
     scaled, rest = divmod(pixels * settings.size, side * settings.reduction)
     if rest or not scaled:
@@ -105,19 +105,19 @@ def scaled(name: str, pixels: int, settings: PatchSettings, side: int) -> int:
 
 
 def open_database(settings: PatchSettings, images: ImageSet, seed: int) -> PatchDatabase:
-    """Build the database of a fraction of each class, or take it from the cache.
+    """Build the database of a fraction of each class, or load it from the cache.
 
-    A build that was stopped is continued. Of two processes that want the same one, the second
-    waits for the first. Where the cache cannot be written, the database is built in a temporary
-    folder, with a warning. Images that cannot be read are left out, with one warning and a list.
+    An interrupted build is resumed. A second process that needs the same database waits. If the
+    cache is not writable, the database is built in a temporary folder, with a warning. Images that
+    cannot be read are skipped, with one warning and a list.
 
     Args:
         settings: `fraction`, `size`, `reduction`, `search_stride`, and `patch`, of the composite.
-        images: the images drawn from; their side is the composite's.
-        seed: decides the draw.
+        images: the images to choose from; their side is the composite's.
+        seed: of the choice.
 
     Raises:
-        SettingError: for sizes that do not fit, or a full disk.
+        SettingError: if sizes do not fit, or the disk is full.
     """
     window, stride = _windows(settings, images.size[1])
     images.check_side(settings.size)
@@ -136,7 +136,7 @@ def open_database(settings: PatchSettings, images: ImageSet, seed: int) -> Patch
 
 
 def _windows(settings: PatchSettings, side: int) -> tuple[int, int]:
-    """Side of a window and distance between windows, in the reduced images."""
+    """Side and stride of windows, in pixels of the reduced images."""
     if settings.patch > side:
         raise SettingError(
             "patches.patch", settings.patch, f"is larger than the images, {side}x{side}", "lower it"
@@ -156,11 +156,11 @@ def _windows(settings: PatchSettings, side: int) -> tuple[int, int]:
 
 
 def _draw(fraction: float, images: ImageSet, seed: int) -> Tensor:
-    """Indices of the images drawn: `shares` of each class."""
+    """Indices of random images: `shares` of each class."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator)
     counts = images.labels.unique(return_counts=True)[1].tolist()
-    # By class, in the order of the draw: the first few of each class are taken.
+    # Sorted by class, random within a class: take the first few of each.
     order = order[images.labels[order].argsort(stable=True)]
     parts = zip(order.split(counts), shares(fraction, counts), strict=True)
     return torch.cat([part[:number] for part, number in parts]).sort().values

@@ -1,8 +1,8 @@
-"""A compressed index of the database's windows (faiss): candidates, to be ranked exactly.
+"""A compressed index of the database's windows (faiss); its candidates are ranked exactly.
 
-It stands in for Prioritized DCI, the paper's index (Li and Malik, 2017), which has no maintained
-package. Windows are described by 63 coordinates and the length of the rest (`windows`), kept
-as 8-bit codes in lists around centres (IVF); a query looks into the lists nearest to it.
+It replaces the paper's index, Prioritized DCI (Li and Malik, 2017), which has no maintained
+package. A window is described by 63 coordinates and the norm of the residual (`windows`), stored
+as 8-bit codes in lists around centres (IVF). A query searches the nearest lists.
 """
 
 import hashlib
@@ -23,32 +23,32 @@ from .build import locked
 from .database import PatchDatabase
 from .windows import Descriptions, basis_of, windows_at
 
-logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells how it loads itself
+logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it logs how it is loaded
 import faiss  # noqa: E402
 
-_RECIPE = 1  # raise when the index is built in another way
-_DIMENSIONS = 63  # with the rest 64: faiss is five times as slow with 65, no multiple of 16
-# Between what the basis leaves of a query and of its match. The bound takes 1, with which a true
+_RECIPE = 1  # raise when the construction of the index changes
+_DIMENSIONS = 63  # 64 with the residual; faiss is five times as slow if it is not a multiple of 16
+# Assumed cosine between the residuals of a query and its match. The bound takes 1, but then a true
 # match is often beyond the hundredth candidate; with 1/4 it was among the first 30 of every query.
 _COSINE = 0.25
-_PROBES = 64  # lists that a query looks into, or a 32nd of all where that is more
-_TRAINING = 64  # windows per list that its centre is trained on
-_CHUNK = 64  # images that are described together
+_PROBES = 64  # lists per query, or a 32nd of all if that is more
+_TRAINING = 64  # training windows per list
+_CHUNK = 64  # images described at once
 
 
 class PatchIndex:
-    """The index of a database, and the basis its windows are described in.
+    """The index of a database, with the basis of its descriptions.
 
     Args:
-        index: faiss's, of descriptions.
-        descriptions: what made them.
+        index: faiss's index of descriptions.
+        descriptions: computes descriptions.
     """
 
     def __init__(self, index: Any, descriptions: Descriptions) -> None:
         self.index, self.descriptions = _on_gpu(index), descriptions
 
     def candidates(self, queries: Tensor, count: int) -> Tensor:
-        """Numbers (Q, count) of windows near each query (Q, C, w, w); -1 where there are fewer."""
+        """Indices (Q, count) of windows near each query (Q, C, w, w), padded with -1."""
         few, _ = self.descriptions.of_windows(queries)
         few[:, -1] *= _COSINE
         _, found = self.index.search(few.numpy(), count)
@@ -56,10 +56,10 @@ class PatchIndex:
 
 
 def open_index(database: PatchDatabase, progress: bool = True) -> PatchIndex:
-    """Build the index next to the database, or read it from there.
+    """Build the index next to the database, or load it.
 
-    The file is faiss's own, from the user's own cache. One that is cut off is built again; one of
-    other windows has another name.
+    The file is faiss's, in the user's cache. A damaged index is built again; an index of other
+    windows has another name.
     """
     cache = Cache("index", _RECIPE, "the index of patches", database.folder)
     with locked(database.folder):
@@ -73,7 +73,7 @@ def open_index(database: PatchDatabase, progress: bool = True) -> PatchIndex:
 
 
 def _path_of(path: Path, basis: Tensor) -> Path:
-    """An index is of no use but with its own basis, so its name holds the basis's hash."""
+    """Path of the index: its name contains the hash of its basis."""
     digest = hashlib.sha256(basis.numpy().tobytes()).hexdigest()[:12]
     return path.with_name(f"{path.name}-{digest}.faiss")
 
@@ -84,7 +84,7 @@ def _read(database: PatchDatabase, path: Path) -> tuple[Any, Descriptions]:
         index = faiss.read_index(str(_path_of(path, basis)))
         if (index.ntotal, index.d) == (len(database), basis.shape[1] + 1):
             return index, Descriptions(basis, database.window, database.stride)
-    except (ValueError, KeyError, RuntimeError):  # faiss raises RuntimeError for a damaged file
+    except (ValueError, KeyError, RuntimeError):  # faiss raises RuntimeError if a file is damaged
         pass
     for old in path.parent.glob(f"{path.name}*"):
         old.unlink()
@@ -102,7 +102,7 @@ def _write(index: Any, path: Path) -> None:
     try:
         faiss.write_index(index, str(temporary))
         os.replace(temporary, path)
-    except RuntimeError as error:  # what faiss raises when the disk is full
+    except RuntimeError as error:  # raised by faiss if the disk is full
         raise OSError(first_line(error)) from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -110,8 +110,8 @@ def _write(index: Any, path: Path) -> None:
 
 def _build(database: PatchDatabase, progress: bool) -> tuple[Any, Descriptions]:
     """Train on a sample, then add all windows chunk by chunk."""
-    lists = 2 ** round(math.log2(len(database)) / 2)  # about the root: lists and their lengths
-    lists = max(1, min(lists, len(database) // _TRAINING))  # grow alike
+    lists = 2 ** round(math.log2(len(database)) / 2)  # about the square root, so lists and
+    lists = max(1, min(lists, len(database) // _TRAINING))  # their lengths grow alike
     generator = torch.Generator().manual_seed(0)
     sample = torch.randint(len(database), (8192,), generator=generator).unique()
     basis = basis_of(windows_at(database, sample).float() / 255, _DIMENSIONS)
@@ -139,14 +139,14 @@ def _build(database: PatchDatabase, progress: bool) -> tuple[Any, Descriptions]:
 
 
 def _on_gpu(index: Any) -> Any:
-    """The index on the first GPU where faiss-gpu is installed; as it is elsewhere."""
+    """Move the index to the first GPU if faiss-gpu is installed."""
     if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
         return index
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
 
 
 def _on_cpu(index: Any) -> Any:
-    """The index as it can be written."""
+    """Move the index to the CPU, from which it can be saved."""
     if isinstance(index, faiss.IndexIVFScalarQuantizer):
         return index
     return faiss.index_gpu_to_cpu(index)

@@ -1,4 +1,4 @@
-"""From a seed image to the sources its composites are made of (section 4, Figures 4 and 5)."""
+"""From a seed image to the sources of its composites (section 4, Figures 4 and 5)."""
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +20,17 @@ def find_neighbours(
     random_seed: int = 0,
     device: torch.device | None = None,
 ) -> tuple[PatchDatabase, Matches]:
-    """The nearest neighbours of the seed's patches (section 4), and where they were found.
+    """Find the nearest neighbours of the seed's patches (section 4), with their database.
 
     Args:
         seed: (C, S, S) in [0, 1].
-        images: where patches are taken from.
+        images: source of the patches.
         settings: the database, the search and the geometry.
-        random_seed: draws the fraction of the images.
-        device: what computes; None: a GPU where there is one.
+        random_seed: of the fraction of the images.
+        device: for the search; None for a GPU if there is one.
 
     Raises:
-        SettingError: for a geometry that does not fit, or a database that cannot be built.
+        SettingError: if the geometry does not fit, or the database cannot be built.
     """
     if seed.shape[1] != seed.shape[2]:
         raise SettingError(
@@ -48,9 +48,9 @@ def find_neighbours(
 def find_sources(
     seed: Tensor, images: ImageSet, settings: PatchSettings, random_seed: int = 0
 ) -> Sources:
-    """The nearest neighbours of the seed's patches, pasted: what `Search` takes as `sources`.
+    """Find and paste the nearest neighbours of the seed's patches: the `sources` of `find_corners`.
 
-    Arguments and errors are those of `find_neighbours`; a GPU computes where there is one.
+    Arguments and errors are those of `find_neighbours`; a GPU is used if there is one.
     """
     database, matches = find_neighbours(seed, images, settings, random_seed)
     return paste(database, matches, settings, seed.shape[-1])
@@ -80,10 +80,10 @@ def check_geometry(settings: PatchSettings, size: int) -> None:
 
 
 def paste(database: PatchDatabase, matches: Matches, settings: PatchSettings, size: int) -> Sources:
-    """Lay each match, with its surround, where the seed's patch is.
+    """Paste each match, with its surround, at the position of the seed's patch.
 
     Args:
-        database: what was searched.
+        database: source of the matches.
         matches: (Q, k) of the seed's patches, row by row.
         settings: n, stride and s.
         size: S, of the composite.
@@ -105,16 +105,16 @@ def paste(database: PatchDatabase, matches: Matches, settings: PatchSettings, si
 def cut_out(
     database: PatchDatabase, matches: Matches, settings: PatchSettings, size: int
 ) -> Tensor:
-    """Each match with its surround from its image, mirrored where the image runs out.
+    """Cut each match with its surround from its image, mirrored at the image's border.
 
     Args:
-        database: where the matches were found.
+        database: source of the matches.
         matches: (Q, k) of any of the seed's patches.
         settings: the windows' geometry.
         size: S, the composite's side in pixels.
 
     Returns:
-        (Q k, C, w, w) in [0, 1]; a match's place, scaled to S, is rounded to whole pixels.
+        (Q k, C, w, w) in [0, 1]; positions, scaled to S, are rounded to integers.
     """
     s, side = settings.surround, settings.patch + 2 * settings.surround
     scale = size / database.images.shape[-1]

@@ -1,4 +1,4 @@
-"""The nearest windows of the database to a seed's own (sec. 4, Figure 4)."""
+"""Search the windows of the database nearest to a seed's patches (sec. 4, Figure 4)."""
 
 from typing import NamedTuple
 
@@ -13,11 +13,11 @@ from ..settings.patches import PatchSettings
 from .database import PatchDatabase, scaled
 from .windows import ROUNDING, Descriptions, basis_of, squared_distances
 
-_DIMENSIONS = 192  # of the exact search's basis; with 64, forty times as many are measured
-_CHUNK = {"cpu": 32, "cuda": 512}  # images whose windows are compared together
-_CANDIDATES = 60  # of the index, ranked exactly for each neighbour
-_MOST = 2048  # that faiss gives on a GPU
-_SAME = 8 / 255  # root mean square of what two ways of reducing one image differ by: 0.9, at most 2
+_DIMENSIONS = 192  # of the exact search's basis; with 64, forty times as many windows are measured
+_CHUNK = {"cpu": 32, "cuda": 512}  # images per batch
+_CANDIDATES = 60  # of the index per neighbour, ranked exactly
+_MOST = 2048  # limit of faiss on a GPU
+_SAME = 8 / 255  # RMS difference; two reductions of one image differ by 0.9 / 255, at most 2 / 255
 
 
 class Matches(NamedTuple):
@@ -44,7 +44,7 @@ def reduced_seed(seed: Tensor, settings: PatchSettings) -> Tensor:
 
 
 def query_patches(seed: Tensor, settings: PatchSettings) -> Tensor:
-    """The patches of the seed, row by row, as the database's windows are.
+    """The seed's patches, row by row, at the resolution of the database's windows.
 
     Args:
         seed: (C, S, S) in [0, 1], at the composite's size.
@@ -54,7 +54,7 @@ def query_patches(seed: Tensor, settings: PatchSettings) -> Tensor:
         (Q, C, w, w) in [0, 1]: Q is 625 and w 32 for the paper's settings.
 
     Raises:
-        SettingError: when patch or stride are no whole number of reduced pixels.
+        SettingError: if patch or stride are not an integer number of reduced pixels.
     """
     window = scaled("patch", settings.patch, settings, seed.shape[-1])
     stride = scaled("stride", settings.stride, settings, seed.shape[-1])
@@ -70,23 +70,22 @@ def search_patches(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Matches:
-    """The `neighbours` nearest windows of each query, at most one per image.
+    """Find the `neighbours` nearest windows of each query, at most one per image.
 
-    Overlapping windows of one image are near each other, and k of them would be one source k
-    times: the k matches are the nearest windows of the k nearest images. Of windows at the same
-    distance the first counts, by image, row and column.
+    Overlapping windows of one image are similar, so k of them would be nearly one source k times.
+    Therefore the k matches are from k different images. Ties are broken by image, row and column.
 
     Args:
-        database: where to search.
+        database: the database to search.
         queries: (Q, C, w, w) in [0, 1].
         settings: `search` and `neighbours`.
-        seed_image: (C, s, s) in [0, 1], see `reduced_seed`; images that are the same picture are
-            left out.
-        device: what computes; None: a GPU where there is one.
+        seed_image: (C, s, s) in [0, 1], see `reduced_seed`; images of the same picture are
+            excluded.
+        device: for the search; None for a GPU if there is one.
         progress: show a bar.
 
     Raises:
-        SettingError: for queries of another size, or fewer images than `neighbours`.
+        SettingError: if queries have another size, or there are fewer images than `neighbours`.
     """
     expected = (database.images.shape[1], database.window, database.window)
     if queries.shape[1:] != expected:
@@ -113,10 +112,10 @@ def search_patches(
 
 
 def same_images(images: Tensor, seed_image: Tensor | None) -> Tensor:
-    """Which images (M, C, s, s) uint8 are the picture `seed_image` (C, s, s) in [0, 1]: (M,) bool.
+    """Which images (M, C, s, s) uint8 show the picture `seed_image` (C, s, s) in [0, 1]: (M,) bool.
 
-    The seed was reduced from the composite's size and images from another, so pixels differ
-    a little; means over a 32nd of the side do not.
+    The seed was reduced from another size than the images, so pixels differ slightly. Means over
+    a 32nd of the side agree.
     """
     if seed_image is None:
         return torch.zeros(len(images), dtype=torch.bool)
@@ -134,8 +133,8 @@ class Best:
     """The nearest windows found so far.
 
     Attributes:
-        squares: (Q, k) squared distances, rising; inf where nothing is found yet.
-        patches: (Q, k) int64, the windows' numbers.
+        squares: (Q, k) squared distances, increasing; inf if none is found yet.
+        patches: (Q, k) int64, indices of the windows.
     """
 
     def __init__(self, queries: Tensor, neighbours: int) -> None:
@@ -144,12 +143,12 @@ class Best:
         self.patches = torch.full(shape, -1, device=device)
 
     def add(self, query: Tensor, patches: Tensor, squares: Tensor, places: int) -> None:
-        """Merge pairs (N,) of query and window in; of an image's windows the nearest counts.
+        """Add pairs (N,) of query and window; only the nearest window of an image counts.
 
         Args:
             query: row of each pair.
-            patches: number of each pair's window; the same pair may come again.
-            squares: its squared distance.
+            patches: index of each pair's window; pairs may repeat.
+            squares: their squared distances.
             places: windows per image.
         """
         count, known = self.squares.shape
@@ -158,7 +157,7 @@ class Best:
         )
         patches = torch.cat([self.patches.flatten(), patches])
         squares = torch.cat([self.squares.flatten(), squares])
-        # By query, image, distance, number: then the first of each image, then by distance.
+        # Sort by query, image, distance, index; keep the first of each image; sort by distance.
         order = patches.argsort(stable=True)
         order = order[squares[order].argsort(stable=True)]
         image = patches // places
@@ -175,7 +174,7 @@ class Best:
         self.squares, self.patches = squares[picks], patches[picks]
 
     def matches(self, database: PatchDatabase) -> Matches:
-        """As the caller wants them, on the CPU."""
+        """The result on the CPU."""
         patches = self.patches.cpu()
         place = patches % database.places**2
         return Matches(
@@ -190,9 +189,10 @@ class Best:
 def exact_search(
     database: PatchDatabase, queries: Tensor, neighbours: int, left_out: Tensor, progress: bool
 ) -> Matches:
-    """Compare every query with every window, and measure what may be nearer than the best so far.
+    """Bound the distance of every query to every window, and measure those below the best so far.
 
-    The basis is the queries' own: the bound is then tight, and needs nothing of the database.
+    The basis is computed from the queries: this makes the bound tight, and does not need the
+    database.
     """
     descriptions = Descriptions(basis_of(queries, _DIMENSIONS), database.window, database.stride)
     best = Best(queries, neighbours)
@@ -217,7 +217,7 @@ def _search_chunk(
     many, squares = descriptions.of_images(chunk)
     bounds = torch.addmm(squares, few, many.T, alpha=-2).view(len(queries), -1, places)
     lowest, at = bounds.min(2)
-    # 4: |x|^2, |q|^2 and twice their product each bring their share.
+    # 4: rounding errors of |x|^2, |q|^2 and twice their product.
     slack = 4 * ROUNDING * (squares.max() + query_squares)
 
     def limit() -> Tensor:
@@ -228,7 +228,7 @@ def _search_chunk(
         found = squared_distances(database, queries, query, patches)
         best.add(query, patches, found, places)
 
-    # The best of the bounds first: they bring the limit down to where little is left.
+    # Smallest bounds first: they lower the limit most.
     promising = torch.zeros_like(lowest, dtype=torch.bool)
     promising.scatter_(1, lowest.topk(min(known, len(numbers)), 1, largest=False).indices, True)
     query, image = (promising & (lowest <= limit())).nonzero().unbind(1)
@@ -243,11 +243,11 @@ def _search_chunk(
 def index_search(
     database: PatchDatabase, queries: Tensor, neighbours: int, left_out: Tensor, progress: bool
 ) -> Matches:
-    """Rank the index's candidates by exact distance; what finds too few is searched exactly.
+    """Rank the index's candidates by exact distance; queries with too few are searched exactly.
 
-    Windows of images that are left out stand among the candidates, hence the more of them.
+    Candidates include windows of excluded images, so more of them are requested.
     """
-    from .index import open_index  # faiss is loaded only where it is asked for
+    from .index import open_index  # faiss is loaded only if it is used
 
     places = database.places**2
     own = left_out.nonzero().flatten()

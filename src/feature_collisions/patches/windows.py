@@ -1,10 +1,10 @@
-"""Windows of the database's images: cut, measured exactly, and measured from below.
+"""Windows of the database's images: cutting, exact distances, and lower bounds on distances.
 
-Exact distances to 37 million windows of 3,072 numbers are dear. Every window x, its pixels less
-1/2, is therefore first told by a few numbers: its coordinates B'x in an orthonormal basis, and the
-length of what they leave over, sqrt(|x|^2 - |B'x|^2). By the triangle inequality the distance
-between two such descriptions is never more than the distance between the windows: a window whose
-description is farther than the best one found so far need not be looked at.
+Exact distances to 37 million windows of 3,072 numbers are expensive. Each window x (pixels minus
+1/2) is first summarised by a few numbers: its coordinates B'x in an orthonormal basis, and the norm
+of the residual, sqrt(|x|^2 - |B'x|^2). By the triangle inequality the distance between two such
+descriptions is at most the distance between the windows. So a window is skipped if its description
+is farther than the best window found so far.
 """
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 from ..data.devices import able, without_cudnn
 from .database import PatchDatabase
 
-ROUNDING = 1e-5  # of |x|^2: more than float32 gets wrong in any of the sums below
-_PAIRS = 2048  # distances taken together: 25 MB of the paper's windows
+ROUNDING = 1e-5  # of |x|^2: more than the rounding error of any sum below in float32
+_PAIRS = 2048  # distances per batch: 25 MB of the paper's windows
 
 
 def cut(images: Tensor, window: int, stride: int) -> Tensor:
@@ -24,11 +24,11 @@ def cut(images: Tensor, window: int, stride: int) -> Tensor:
 
 
 def windows_at(database: PatchDatabase, patches: Tensor) -> Tensor:
-    """The windows of these numbers (N,), counted image by image and row by row.
+    """The windows with these indices (N,), counted image by image and row by row.
 
     Args:
         database: the images.
-        patches: numbers from 0 to len(database) - 1.
+        patches: indices from 0 to len(database) - 1.
 
     Returns:
         (N, C, window, window) uint8.
@@ -42,13 +42,13 @@ def windows_at(database: PatchDatabase, patches: Tensor) -> Tensor:
 def squared_distances(
     database: PatchDatabase, queries: Tensor, query: Tensor, patches: Tensor
 ) -> Tensor:
-    """Squared distances (N,) between queries[query] and the windows `patches`, term by term.
+    """Squared distances (N,) between queries[query] and the windows `patches`.
 
     Args:
         database: the images.
         queries: (Q, C, window, window) in [0, 1].
-        query: (N,) numbers of queries, one per pair.
-        patches: (N,) the windows to measure them with; they may repeat.
+        query: (N,) index of each pair's query.
+        patches: (N,) index of each pair's window; may repeat.
     """
     flat = queries.flatten(1)
     found = [flat.new_empty(0)]
@@ -61,15 +61,15 @@ def squared_distances(
 
 
 def basis_of(windows: Tensor, dimensions: int) -> Tensor:
-    """Orthonormal columns (C * w * w, d) that hold most of these windows (N, C, w, w).
+    """Orthonormal columns (C * w * w, d) that span most of these windows (N, C, w, w).
 
-    d is `dimensions`, or less for few windows or small ones.
+    d is `dimensions`, or less if the windows are few or small.
     """
     centred = windows.flatten(1) - 0.5
     size = min(dimensions, *centred.shape)
     start = torch.randn(centred.shape[1], size, generator=torch.Generator().manual_seed(0))
     basis: Tensor = start.to(windows.device)
-    for _ in range(4):  # subspace iteration: near the leading singular vectors is near enough
+    for _ in range(4):  # subspace iteration; approximate singular vectors suffice
         basis = torch.linalg.qr(centred.T @ (centred @ basis)).Q
     exact = basis.to(able(basis.device), torch.float64)
     orthonormal: Tensor = torch.linalg.qr(exact).Q.to(basis)
@@ -77,11 +77,11 @@ def basis_of(windows: Tensor, dimensions: int) -> Tensor:
 
 
 class Descriptions:
-    """Windows in few numbers, whose distances bound the windows' own from below.
+    """Summaries of windows, whose distances are lower bounds on those of the windows.
 
     Args:
         basis: (C * w * w, d), orthonormal columns.
-        window, stride: of the windows of an image.
+        window, stride: geometry of an image's windows.
     """
 
     def __init__(self, basis: Tensor, window: int, stride: int) -> None:
@@ -97,7 +97,7 @@ class Descriptions:
         filters = self.basis.T.reshape(-1, images.shape[1], self.window, self.window)
         with without_cudnn():
             inside = F.conv2d(centred, filters, stride=self.stride)
-        # Columns, then rows: one long sum of squares would lose two digits.
+        # Columns, then rows: a single long sum would lose two digits.
         columns = F.avg_pool2d(centred.square().sum(1), (self.window, 1), (self.stride, 1))
         squares = F.avg_pool2d(columns, (1, self.window), (1, self.stride)) * self.window**2
         rows = inside.permute(0, 2, 3, 1).flatten(0, 2)
@@ -109,7 +109,7 @@ class Descriptions:
         return self._with_rest(centred @ self.basis, centred.square().sum(1))
 
     def _with_rest(self, inside: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-        # Rounding must not make the bound too high, and the root is steep near 0: the rest is
-        # taken too long, |x|^2 is kept as it is.
+        # Rounding must not raise the bound, and the root is steep near 0: the residual is rounded
+        # up, |x|^2 is kept.
         rest = (squares - inside.square().sum(1)).clamp_min(0) + ROUNDING * squares
         return torch.cat([inside, rest.sqrt()[:, None]], 1), squares

@@ -165,7 +165,7 @@ class _CollisionJudge(HullJudge):
         """
         images = images.to(self.place, torch.float64)
         if not isinstance(self.cut.network, fx.GraphModule):
-            raise NotPiecewiseLinear("torch.export cannot follow the network")
+            raise NotPiecewiseLinear("torch.export cannot trace the network")
         steps = steps_of(self.cut.network, images[0])
         middles, reaches = [], []
         for image in images:  # one by one: an early layer's values are large
@@ -215,7 +215,7 @@ class _CollisionJudge(HullJudge):
     def prepare(self) -> None:
         """Follow the network to the target layer."""
         if not isinstance(self.cut.network, fx.GraphModule):
-            raise NotPiecewiseLinear("torch.export cannot follow the network")
+            raise NotPiecewiseLinear("torch.export cannot trace the network")
         if len(self.features.active) > _UNITS:
             raise NotPiecewiseLinear(
                 f"the layer's {len(self.features.active)} units are too many (at most {_UNITS})"

@@ -1,1 +1,1 @@
-"""Showing what was found: figures, report.md, report.html, terminal tables, W&B."""
+"""Reports: figures, report.md, report.html, terminal tables, W&B."""

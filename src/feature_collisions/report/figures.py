@@ -1,4 +1,4 @@
-"""Every figure that Matplotlib draws: sheets of pictures, histograms, sizes over many runs."""
+"""Matplotlib figures: sheets of pictures, histograms, sizes over many runs."""
 
 import io
 import math
@@ -30,31 +30,31 @@ from .words import Words
 _COLOURS = _BLUE, _, _VERMILION = "#0072B2", "#E69F00", "#D55E00"  # Okabe and Ito's
 _FROM_INITIAL = "initial_distance_mean"
 _LABELS = {_FROM_INITIAL: "distance from the initial image"}
-_LINE = "#dfe3e8"  # round a picture, so a white one has an edge
-_WIDTH = 6.5  # inches, a page's text
-_COLUMNS = 2  # of the user's, in a survey's figure
-_LETTER = 0.057  # inches: one of a title's, of 7 points
+_LINE = "#dfe3e8"  # frame of a picture, so white pictures have an edge
+_WIDTH = 6.5  # inches, the width of a page's text
+_COLUMNS = 2  # of the user's columns in a survey's figure
+_LETTER = 0.057  # inches: width of a letter of a 7-point title
 _POINT = 4  # pixels: half a point's width
-_BESIDE = [  # where a point's label may lie: offset in points, alignment
+_BESIDE = [  # possible positions of a point's label: offset in points, alignment
     ((3, 3), "left", "bottom"), ((3, -3), "left", "top"),
     ((-3, 3), "right", "bottom"), ((-3, -3), "right", "top"),
     ((3, 11), "left", "bottom"), ((3, -11), "left", "top"),
 ]  # fmt: skip
-_LINES, _GAP = 0.125, 0.08  # inches: a line of 7 points, and what is left free below a row
+_LINES, _GAP = 0.125, 0.08  # inches: a line of 7 points, and the space below a row
 
-# Matplotlib reads the `matplotlibrc` of the current folder, which may be a stranger's: it could
-# change every figure, and have LaTeX run for their texts.
+# Matplotlib reads the `matplotlibrc` of the current folder, which is untrusted: it could change
+# every figure, and run LaTeX for their texts.
 _as_shipped = rc_context(dict(rcParamsDefault))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure, in the format of the path's ending."""
+    """Write a figure in the format of the path's extension."""
     write_atomically(path, encoded(figure, path.suffix[1:]))
 
 
 @_as_shipped
 def encoded(figure: Figure, form: str) -> bytes:
-    """A figure as a file of the format `form`: png, pdf or svg."""
+    """Encode a figure as png, pdf or svg."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=form, dpi=300)
     figure.set_layout_engine("none")  # its parts stay where they are, in other formats as well
@@ -69,7 +69,7 @@ def _figure(width: float, height: float) -> Figure:
 
 @_as_shipped
 def sheet_figure(sheet: Sheet) -> Figure:
-    """The pictures of a sheet, each with its name and words above it."""
+    """The pictures of a sheet, each with its name and caption."""
     columns = max(len(row) for row in sheet.rows)
     side = min(1.3, _WIDTH / columns)
     letters = min(15, int(side / _LETTER))
@@ -83,7 +83,7 @@ def sheet_figure(sheet: Sheet) -> Figure:
     figure = _figure(side * columns, sum(heights))
     panels = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
     for axes in panels.flat:
-        axes.set(xticks=[], yticks=[], anchor="S")  # what is left over is the title's
+        axes.set(xticks=[], yticks=[], anchor="S")  # the remaining space is for the title
         axes.set_axis_off()
     for row, line, words in zip(sheet.rows, panels, titles, strict=True):
         for panel, axes, title in zip(row, line, words, strict=False):
@@ -105,7 +105,7 @@ def _title(letters: int, *parts: str) -> str:
 
 @_as_shipped
 def histogram_figure(result: Evaluation, said: Words) -> Figure:
-    """How probable the target's class is over the hull, say, one panel per sampler."""
+    """Histogram of the probability (or cosine) over the hull, one panel per sampler."""
     label, line = said.histogram(result)
     figure = _figure(_WIDTH, 2.3)
     for axes, (law, words) in zip(figure.subplots(1, 2, sharey=True), LAWS.items(), strict=True):
@@ -136,9 +136,9 @@ _STATES = {"proved": _BLUE, "undecided": "#FFFFFF", "refuted": _VERMILION}
 
 @_as_shipped
 def faces_figure(proof: Proofs) -> Figure | None:
-    """The hull's triangles, each part in the colour of what is known of it (`prove_faces`).
+    """The hull's triangles, with parts coloured by their status (`prove_faces`).
 
-    Of many the `_FACES` are shown of which least is proved. None where nothing is known of any.
+    At most `_FACES` are shown, those with the smallest proved share. None if no part is decided.
     """
     faces = proof.faces
     if faces is None or not settled(faces):
@@ -166,9 +166,9 @@ def faces_figure(proof: Proofs) -> Figure | None:
 
 @_as_shipped
 def sizes_figure(rows: Sequence[Row]) -> Figure | None:
-    """Relative size against every weight of the loss that differs; None where none does.
+    """Relative size against every weight of the loss that differs; None if none does.
 
-    What nearness costs is seen beside it: the same against the distance from the initial image.
+    For nearness a second panel shows it against the distance from the initial image.
     """
     known = [row for row in rows if row.relative_size is not None]
     names = dict.fromkeys(f"loss.{name}" for row in known for name in row.loss)
@@ -216,7 +216,7 @@ def survey_figure(
     """
     networks = list(rows)
     places: dict[str, dict[str, float | None]] = {
-        "share of blind units": {name: _mean(found[name]["blind_share"]) for name in networks}
+        "share of inactive units": {name: _mean(found[name]["blind_share"]) for name in networks}
     }
     for column in list(next(iter(extra.values()), {}))[:_COLUMNS]:
         places[column] = {name: extra[name][column] for name in networks}
@@ -247,14 +247,14 @@ def survey_figure(
         _plain(axes)
         if not axes.has_data():
             axes.set_axis_off()
-    figure.draw_without_rendering()  # the layout, which decides where labels meet
+    figure.draw_without_rendering()  # computes the layout, on which overlaps depend
     for axes in figure.axes:
         _keep_labels_apart(axes)
     return figure
 
 
 def _keep_labels_apart(axes: Axes) -> None:
-    """Put each label on that side of its point where it covers least of points and other labels."""
+    """Place each label on the side of its point with least overlap."""
     labels = [text for text in axes.texts if isinstance(text, Annotation)]
     points = [axes.transData.transform(label.xy) for label in labels]
     taken = [Bbox.from_extents(*(point - _POINT), *(point + _POINT)) for point in points]
@@ -269,7 +269,7 @@ def _keep_labels_apart(axes: Axes) -> None:
 
 
 def _shared_area(box: Bbox, taken: list[Bbox], axes: Bbox) -> float:
-    """How much of a label lies on other things, or outside the axes."""
+    """Area of a label that overlaps others, or is outside the axes."""
     inside = Bbox.intersection(box, axes)
     outside = box.width * box.height - (inside.width * inside.height if inside else 0.0)
     shared = (Bbox.intersection(box, each) for each in taken)
@@ -294,7 +294,7 @@ def _with_interval(axes: Any, size: Interval | None, place: float, upright: bool
 
 
 def _short(name: str) -> str:
-    text = for_line(name.rpartition(":")[2]).replace("$", r"\$")  # which begins a formula
+    text = for_line(name.rpartition(":")[2]).replace("$", r"\$")  # $ starts a formula
     return text if len(text) <= 24 else f"{text[:23]}…"
 
 

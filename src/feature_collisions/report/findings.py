@@ -1,7 +1,7 @@
-"""What an evaluation found, as rows that report.md, report.html and the terminal all show.
+"""Results of an evaluation as rows, shown by report.md, report.html and the terminal.
 
-A new measurement gets its row here: a single number of `evaluation.json` is a line of `SIZES` or
-`BASELINES`; anything else is a function in `CLAIMS` that reads its entries and yields rows.
+Add the row of a new measurement here: a single number of `evaluation.json` is a line of `SIZES` or
+`BASELINES`; anything else is a function in `CLAIMS` that reads entries and yields rows.
 """
 
 import math
@@ -19,7 +19,7 @@ from .words import words_of
 
 
 class Evidence(StrEnum):
-    """How a finding is known."""
+    """Kinds of evidence for a finding."""
 
     PROVED = "proved"
     REFUTED = "refuted"
@@ -74,11 +74,11 @@ POINTS = {
     for law in SAMPLERS
     for suffix, words in (("", ""), (_EIGHT_BIT, ", 8-bit corners"))
 }
-"""The samplers of `evaluation.json`, by their keys."""
+"""Names of the samplers, by their keys in `evaluation.json`."""
 
 
 class Finding(NamedTuple):
-    """One row: what was looked at, what was found, how it is known, and the fine print."""
+    """One row: subject, result, evidence and note."""
 
     label: str
     value: str
@@ -87,7 +87,7 @@ class Finding(NamedTuple):
 
 
 class Description(NamedTuple):
-    """All that a report says of a hull in words, in its order."""
+    """All text of a report about a hull, in order."""
 
     experiment: str
     headline: str
@@ -101,8 +101,8 @@ def describe(summary: Summary, result: Evaluation, class_names: Sequence[str]) -
     """Describe a hull.
 
     Args:
-        summary: what `summary.json` holds.
-        result: what `evaluation.json` holds.
+        summary: content of `summary.json`.
+        result: content of `evaluation.json`.
         class_names: one per class.
     """
     words = words_of(summary.output, class_names)
@@ -135,7 +135,7 @@ def _exact_to(summary: Summary) -> str:
 
 
 def claims_table(claims: Sequence[Finding], notes: bool = True) -> Table:
-    """The rows as one table, without the fine print if need be."""
+    """The rows as one table, with or without notes."""
     return _table("What is claimed, and how it is known", claims, notes)
 
 
@@ -149,7 +149,7 @@ def _table(heading: str, findings: Sequence[Finding], notes: bool = True) -> Tab
 def corners_table(summary: Summary, class_names: Sequence[str]) -> Table:
     """One row per corner."""
     words, entries = words_of(summary.output, class_names), summary.corners
-    clipped = any(entry.side == "above" for entry in entries)  # else all are below 0
+    clipped = any(entry.side == "above" for entry in entries)  # otherwise all are below 0
     pushed = summary.push == "unit"
     of_unit = ("unit", *(("side",) if clipped else ())) if pushed else ()
     value = ("pre-activation of the unit",) if pushed else ()
@@ -167,12 +167,12 @@ def corners_table(summary: Summary, class_names: Sequence[str]) -> Table:
         )
         for entry in entries
     ]
-    note = "Side: on which the layer is blind to the unit, below 0 or above its ceiling."
+    note = "Side: where the activation hides the unit, below 0 or above its ceiling."
     return Table("The corners", columns, rows, note if clipped else "")
 
 
 def collision_line(summary: Summary) -> str:
-    """Whether the corners' features collide, with the limit; empty where it was not measured."""
+    """Feature error of the corners, with its limit; empty if not measured."""
     if (error := summary.corner_feature_relative_max) is None:
         return ""
     limit = limit_of(summary)
@@ -184,11 +184,11 @@ def collision_line(summary: Summary) -> str:
 
 
 def distance_line(summary: Summary, of_images: float | None = None) -> str:
-    """How far apart the corners are, with the unit; empty where it was not measured.
+    """Distance between the corners, with its unit; empty if not measured.
 
     Args:
         summary: of the run.
-        of_images: mean distance of two images of the data set, pixels in [0, 1], where known.
+        of_images: mean distance between two images of the data set, pixels in [0, 1], if known.
     """
     if (mean := summary.corner_distance_mean) is None:
         return ""
@@ -199,7 +199,7 @@ def distance_line(summary: Summary, of_images: float | None = None) -> str:
     return f"{line}, {mean / scale / of_images:.2f} times as far as two images of the data set"
 
 
-# Claims: each reads its entries of evaluation.json, and yields nothing where they are not there.
+# Claims: each reads its entries of evaluation.json, and yields nothing if they are missing.
 
 
 def _not_measured(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
@@ -222,7 +222,7 @@ def _outcome(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
 
 
 def _line(result: Evaluation) -> str:
-    """Up to which feature error features are said to collide."""
+    """Limit of the feature error of a collision."""
     return number(result.hull_relative, "g")
 
 
@@ -240,7 +240,7 @@ def _sampled(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
 
 
 def _cosines(sample: Sample, result: Evaluation) -> Iterator[Finding]:
-    """Of an encoder: how near the mixes' features are, and which are the same to its user."""
+    """For an encoder: cosines of the mixes, and the share above the threshold."""
     yield Finding(
         "cosine of mixes with the target",
         f"{sample.cosine_min:.4f} at least, {sample.cosine_mean:.4f} on average, of "
@@ -261,7 +261,7 @@ def _cosines(sample: Sample, result: Evaluation) -> Iterator[Finding]:
 
 
 def _classes(sample: Sample, result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
-    """Of a classifier: how many mixes are of the target's class, and how probable it is."""
+    """For a classifier: share of mixes of the target's class, and its probability."""
     target = names[result.target_class]
     yield Finding(
         f"mixes of the corners that are {target}",
@@ -279,18 +279,18 @@ def _classes(sample: Sample, result: Evaluation, names: Sequence[str]) -> Iterat
 
 
 def _rounded(result: Evaluation, error: float) -> str:
-    """That a sampled error above the proved largest is the sampler's own rounding."""
+    """Note that a sampled error above the proved bound is rounding in float32."""
     proved = result.at("proof.collision.feature_relative_max")
     return "" if proved is None or error <= proved else "; sampled in float32, which rounds"
 
 
 def _past(result: Evaluation) -> str:
-    """That a statement is of the layer alone, where something goes past it."""
+    """Note that a statement is only about the layer, if a branch bypasses it."""
     return "at the layer, which is not all that later layers see: " if result.past else ""
 
 
 def _seen_behind(result: Evaluation) -> str:
-    """What the feature error bounds: all that later layers see only where nothing goes past."""
+    """Meaning of the feature error: all that later layers see, unless a branch bypasses it."""
     if past := result.past:
         return f"largest ||f(x) - f(t)|| at the layer; later layers also see {', '.join(past[:3])}"
     if result.activation == "unknown":
@@ -417,7 +417,7 @@ def _hidden(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
 
 
 def _rounding(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
-    """What saving an exact hull does to it."""
+    """Effect of rounding on an exact hull."""
     if not (found := result.rounding):
         return
     what = "outputs" if result.at("dirichlet.output_relative_max") is not None else "logits"
@@ -448,7 +448,7 @@ def _class_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     if not (proof := result.proof.class_):
         return
     label, target = "class of every mix", names[result.target_class]
-    whole = "weights" if result.degenerate else "volume"  # corners that coincide
+    whole = "weights" if result.degenerate else "volume"  # if corners coincide
     share = f"{target} on {proof.share_proved:.2%} of the hull's {whole}"
     if proof.outcome == "proved":
         yield Finding(
@@ -474,7 +474,7 @@ def _class_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
 
 
 def _proved_size(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
-    """To which share the hull can be shrunk about its centroid so that a statement holds on it."""
+    """Share to which the hull can be shrunk about its centroid such that a statement holds."""
     line = number(result.hull_relative, "g")
     statements = {"collision": f"features within {line} of ||f(t)||"}
     if "target_class" in result:
@@ -536,7 +536,7 @@ def _faces(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
 
 
 def _states(faces: Faces) -> list[str]:
-    """What is known of each part of each triangle (`prove_faces`)."""
+    """Status of each part of each triangle (`prove_faces`)."""
     return [part.state for each in faces.triangles for part in each.parts]
 
 
@@ -567,7 +567,7 @@ def _distances(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
 
 
 def _judge(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
-    """What an independent network says of the corners."""
+    """Figures of the corners in another network."""
     if not (judge := result.judge):
         return
     said = f"{judge.initial_kept} of {judge.corners} corners are {{}}, as the initial image"
@@ -578,7 +578,7 @@ def _judge(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     yield Finding(f"to {judge.network}", value, Evidence.MEASURED, note)
 
 
-SEEN = 0.5  # of the data set's distance, after averaging 8x8 pixels: then pictures look different
+SEEN = 0.5  # relative size after averaging 8x8 pixels above which pictures look different
 
 
 Claim = Callable[[Evaluation, Sequence[str]], Iterator[Finding]]
@@ -589,7 +589,7 @@ CLAIMS: tuple[Claim, ...] = (
 
 
 class Entry(NamedTuple):
-    """A number of `evaluation.json` that is a row by itself: its label, its key, its form."""
+    """A number of `evaluation.json` that is a row: label, key and format."""
 
     label: str
     key: str
@@ -631,7 +631,7 @@ BASELINES = (
 
 
 def _numbers(entries: Sequence[Entry], result: Evaluation, known: Evidence) -> list[Finding]:
-    """A row per entry; those that were not measured are left out, unless there is a reason."""
+    """One row per entry; entries without a value or reason are left out."""
     rows = []
     for label, key, form in entries:
         value, reason = result.at(key), result.at(f"{key.removesuffix('_mean')}_reason")
@@ -646,7 +646,7 @@ def _numbers(entries: Sequence[Entry], result: Evaluation, known: Evidence) -> l
 
 
 def _counted(result: Evaluation, key: str) -> str:
-    """Of how many points a share was counted, and what it says of all."""
+    """Number of points behind a share, and the bound that follows."""
     samples = result.at(key.removesuffix("accuracy") + "samples")
     least = result.at(f"{key}_lower_95")
     if samples is None or least is None:
@@ -677,7 +677,7 @@ def _points_table(result: Evaluation, names: Sequence[str]) -> Table:
 
 
 def _edges_table(edges: Edges | None) -> Table:
-    """One row per edge; none where no edge could be walked."""
+    """One row per edge; no rows if no edge could be walked."""
     rows = [
         (
             "{} to {}".format(*edge.corners),
@@ -696,7 +696,7 @@ def _edges_table(edges: Edges | None) -> Table:
 
 
 def comparison(experiment: str, result: Evaluation, target: str) -> Table:
-    """Tables 1 to 5 as one: this run, and the paper's rows of the same experiment."""
+    """Tables 1 to 5 in one: this run, and the paper's rows of the same experiment."""
     here = Case(
         "this run",
         result.dataset_distance_mean,
@@ -710,12 +710,15 @@ def comparison(experiment: str, result: Evaluation, target: str) -> Table:
                f"mixes that are {target}", "probability, target", "probability, mixes",
                "ball of that size (Table 5)")  # fmt: skip
     rows = [_row(case) for case in (here, *CASES.get(experiment, ()))]
-    note = "Tables 1 to 5: L2 distances, mixes of the corners, and a ball as large as the hull."
+    note = (
+        "Tables 1 to 5: L2 distances, mixes of the corners, and a ball as large as the hull. The "
+        "paper's rows are for its images and networks: compare distances only with the same."
+    )
     return Table("Next to the paper's numbers", columns, rows, note)
 
 
 def _row(case: Case) -> list[str]:
-    """Shares as percentages, everything else to four places; the paper's as it prints them."""
+    """Shares as percentages, other figures to four places; the paper's as printed."""
     probability = ".4f" if case.name == "this run" else ""
     forms = (",.2f", ",.2f", ".2%", probability, probability, ".1%")
     return [case.name, *(number(v, form) for v, form in zip(case[1:], forms, strict=True))]

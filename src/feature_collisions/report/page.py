@@ -1,7 +1,7 @@
-"""`report.html` and `runs.html`: files that open from disk, without a network.
+"""`report.html` and `runs.html`: single files that open from disk, without a network.
 
-The templates escape whatever stands in them. The policy of a page forbids every request, and every
-script but its own.
+Templates escape all values. The content security policy of a page forbids all requests, and all
+scripts except its own.
 """
 
 import base64
@@ -24,9 +24,9 @@ from .sheets import Sheet
 from .tables import Table
 from .words import Words
 
-_MOST_BYTES = {"corners": 3_500_000}  # which must be exact, if they fit
-_OTHERS_BYTES = 500_000  # of the pictures of any other sheet
-_SMOOTH = 64  # pixels; smaller images are shown with their pixels as squares
+_MOST_BYTES = {"corners": 3_500_000}  # exact if they fit
+_OTHERS_BYTES = 500_000  # for the pictures of any other sheet
+_SMOOTH = 64  # pixels; smaller images show their pixels as squares
 
 
 def hull_page(
@@ -40,12 +40,12 @@ def hull_page(
     """The page of one hull.
 
     Args:
-        description: what it says.
-        sheets: the pictures; the first stands at the top.
+        description: its text.
+        sheets: the pictures; the first is at the top.
         histogram: of the probabilities, or cosines.
-        explorer: the hull on a lattice, as `page.js` takes it; None leaves the explorer out.
-        words: how it speaks of the network's output.
-        faces: the hull's triangles and what is proved of them, if anything was tried.
+        explorer: the hull on a lattice, for `page.js`; None for a page without explorer.
+        words: terms for the network's output.
+        faces: figure of the hull's triangles, if any.
     """
     return _render(
         "report.html",
@@ -82,7 +82,7 @@ def tables_page(
 
 
 def data_uri(image: Tensor, most: float) -> str:
-    """A (C, H, W) image as PNG, or as JPEG where PNG takes more than `most` bytes."""
+    """A (C, H, W) image as PNG, or as JPEG if PNG exceeds `most` bytes."""
     picture = Image.fromarray(to_uint8(image))
     content, kind = io.BytesIO(), "png"
     picture.save(content, "png", optimize=True)

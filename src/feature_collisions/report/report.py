@@ -1,4 +1,4 @@
-"""Writing the report of a hull: `report.html`, `report.md`, and figures like the paper's."""
+"""Write the report of a hull: `report.html`, `report.md`, and figures like the paper's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from .words import words_of
 def write_report(
     directory: Path, hull: Hull, result: Evaluation, class_names: Sequence[str]
 ) -> Description:
-    """Write `report.html`, `report.md`, and each figure as PNG and PDF; gives what they say.
+    """Write `report.html`, `report.md`, and each figure as PNG and PDF; return their text.
 
     Args:
         directory: the run's.

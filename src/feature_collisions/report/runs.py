@@ -153,11 +153,11 @@ def write_tables(
 
 
 def write_runs(directory: Path, rows: Sequence[Row]) -> None:
-    """Write `runs.html`, `runs.md`, `runs.csv` and, where weights differ, `sizes.png` and `.pdf`.
+    """Write `runs.html`, `runs.md`, `runs.csv` and, if weights differ, `sizes.png` and `.pdf`.
 
     Args:
-        directory: where.
-        rows: one per hull or refused run, which has `run` and `outcome` alone.
+        directory: folder of the files.
+        rows: one per hull or refused run, which has only `run` and `outcome`.
     """
     write_text(directory / "runs.csv", rows_csv(columns_of(rows, OF_RUNS), rows))
     sizes = sizes_figure(rows)

@@ -1,4 +1,4 @@
-"""Pictures in rows, described once: figures and the page both show these sheets."""
+"""Sheets of pictures in rows, for figures and the page."""
 
 import re
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from .words import Words
 _COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#F0E442")  # Okabe and Ito's
 _GREEN = "#00C000"
 _WIDEST = 8  # pictures in a row
-_ON_THEIR_WAY = 2  # corners whose intermediate images are shown
+_ON_THEIR_WAY = 2  # corners with intermediate images
 
 
 class Box(NamedTuple):
-    """A coloured rectangle on a picture, in pixels: its upper left, its size."""
+    """A coloured rectangle on a picture: upper left corner and size, in pixels."""
 
     row: int
     column: int
@@ -37,14 +37,14 @@ class Box(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A picture and what is said under it.
+    """A picture and its caption.
 
     Attributes:
         image: (C, H, W) in [0, 1].
-        name: what it is.
-        words: what is known of it.
-        boxes: where to look.
-        mixed: whether it is a corner that the page's explorer mixes.
+        name: its name.
+        words: its caption.
+        boxes: marked regions.
+        mixed: whether it is a corner in the page's explorer.
     """
 
     image: Tensor
@@ -59,10 +59,10 @@ class Sheet(NamedTuple):
 
     Attributes:
         name: of the figure's files.
-        heading: what the page says above it.
+        heading: on the page.
         rows: of panels.
-        note: how it is to be read.
-        columns: how many panels fit side by side; as many as there are, where it is 0.
+        note: explanation.
+        columns: number of panels in a row; 0 for all.
     """
 
     name: str
@@ -73,14 +73,14 @@ class Sheet(NamedTuple):
 
     @property
     def widest(self) -> int:
-        """Panels of the longest row."""
+        """Number of panels in the longest row."""
         return self.columns or max(len(row) for row in self.rows)
 
 
 def hull_sheets(
     directory: Path, hull: Hull, result: evaluation.Evaluation, words: Words
 ) -> list[Sheet]:
-    """All sheets of a hull; a picture in `directory` that is missing or damaged is left out."""
+    """All sheets of a hull; missing or damaged pictures in `directory` are left out."""
     channels, height, width = hull.target.shape
     size = (channels, height, width)
     found = [
@@ -98,9 +98,9 @@ def corners_sheet(hull: Hull, words: Words, start: Tensor | None = None) -> Shee
 
     Args:
         hull: the corners.
-        words: how it speaks of the network's output.
-        start: the composite that the search started from, if any. Below it stands then what each
-            corner has of its own: corner minus mean of the corners, on grey.
+        words: terms for the network's output.
+        start: the initial composite, if any. A second row then shows what is unique to each
+            corner: corner minus mean of the corners, on grey.
     """
     summary, entries = hull.summary, hull.summary.corners
     panels: list[Panel | None] = [
@@ -129,7 +129,7 @@ def corners_sheet(hull: Hull, words: Words, start: Tensor | None = None) -> Shee
 
 @torch.inference_mode()
 def _even_mix(hull: Hull, words: Words) -> Panel:
-    """The hull's centre, which the classifier is asked about."""
+    """The centroid of the hull, with its class."""
     mix = hull.points(torch.full((1, len(hull.corners)), 1 / len(hull.corners)))
     with evaluating(hull.model):
         said = words.of_image(hull, ask(hull.model, mix))
@@ -137,7 +137,7 @@ def _even_mix(hull: Hull, words: Words) -> Panel:
 
 
 def differences_sheet(hull: Hull, boxes: Sequence[evaluation.Box]) -> Sheet | None:
-    """The corners with coloured boxes where they differ most, as Figure 8 b draws them."""
+    """The corners with coloured boxes on the regions that differ most, as in Figure 8 b."""
     drawn = tuple(
         Box(box.row, box.column, box.height, box.width, colour)
         for box, colour in zip(boxes, _COLOURS, strict=False)
@@ -153,10 +153,10 @@ def differences_sheet(hull: Hull, boxes: Sequence[evaluation.Box]) -> Sheet | No
 
 
 def steps_sheet(directory: Path, size: tuple[int, int, int]) -> Sheet | None:
-    """Two corners on their way (Figures 10 to 12), at 8 steps at most.
+    """Two corners during the search (Figures 10 to 12), at most 8 steps.
 
     Args:
-        directory: the run's, or a sweep's; the pictures lie in `images/steps`.
+        directory: of a run or a sweep; the pictures are in `images/steps`.
         size: (C, H, W) of the corners.
     """
     found: dict[int, dict[int, Path]] = {}
@@ -181,17 +181,17 @@ def steps_sheet(directory: Path, size: tuple[int, int, int]) -> Sheet | None:
 
 
 def spread(values: list[int], most: int) -> list[int]:
-    """`most` of the values at most, evenly spread, the first and the last among them."""
+    """At most `most` of the values, evenly spaced, with the first and the last."""
     if len(values) <= most:
         return values
     return [values[round(k * (len(values) - 1) / (most - 1))] for k in range(most)]
 
 
 def composite_at_start(directory: Path, size: tuple[int, int, int]) -> Tensor | None:
-    """The composite that a run in `directory` started from, where its picture is there and whole.
+    """The initial composite of a run; None if its picture is missing or damaged.
 
     Args:
-        directory: the run's, or a sweep's, whose jobs all start from one.
+        directory: of a run, or of a sweep, whose jobs have the same one.
         size: (C, H, W) of the corners.
     """
     name = "images/composite.png"
@@ -204,7 +204,7 @@ def composite_at_start(directory: Path, size: tuple[int, int, int]) -> Tensor | 
 
 
 def _picture_sheet(directory: Path) -> Sheet | None:
-    """Figure 4 as `matches_sheet` was drawn when the search began."""
+    """Figure 4, drawn by `matches_sheet` at the start of the search."""
     try:
         picture = load_picture(directory / "images" / "patches.png")
     except SettingError:
@@ -236,18 +236,18 @@ def matches_sheet(
 ) -> Sheet:
     """Figure 4, one row per query: the query image, the nearest neighbour's, the source image.
 
-    Green boxes show the query patch, its match, and the patch within what is pasted: n pixels, with
-    a surround of s on every side, on a blank image.
+    Green boxes mark the query patch, its match, and the patch in the pasted window: n pixels with a
+    surround of s on every side, on a blank image.
 
     Args:
-        seed: (C, S, S) in [0, 1], whose patches were searched for.
-        database: what was searched.
+        seed: (C, S, S) in [0, 1], the image of the queries.
+        database: source of the matches.
         matches: of all patches of the seed, row by row.
-        queries: which of them to show.
+        queries: indices of the patches to show.
         settings: n, stride and s.
 
     Raises:
-        SettingError: for a query that does not exist.
+        SettingError: if a query does not exist.
     """
     side, patch = seed.shape[-1], settings.patch
     across = (side - patch) // settings.stride + 1

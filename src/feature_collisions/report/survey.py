@@ -14,7 +14,7 @@ from .tables import Table, as_csv, number
 
 OF_HULLS = ("network", "pair", *MEASURED)
 Found = Mapping[str, Mapping[str, Interval | None]]
-"""By network and column: a mean over the pairs, or of differences."""
+"""Mean over the pairs, or of differences, by network and column."""
 _NOTE = (
     "Means over the same pairs. Relative size: mean distance between corners over that between two "
     "images of the data set, the same after averaging 8x8 pixels; feature error: the largest "
@@ -72,12 +72,12 @@ def _unproved(name: str, hulls: Sequence[Row]) -> list[str]:
 
 
 def _shown(found: Found) -> list[str]:
-    """The columns of what was measured at all: without a judge, or of features, some are empty."""
+    """The columns with values: some are empty without a judge or for encoders."""
     return [name for name in MEASURED if any(each[name] is not None for each in found.values())]
 
 
 def _of_judge(found: Found) -> str:
-    """What the columns of a judge say; empty without one."""
+    """Explanation of the judge's columns; empty without a judge."""
     if "judge_size" not in _shown(found):
         return ""
     return (
@@ -92,15 +92,15 @@ _UNEQUAL = 2.0  # times the smallest feature error
 
 
 def _errors(found: Found) -> dict[str, float]:
-    """Each network's mean feature error, where it was measured."""
+    """Mean feature error of each network, if measured."""
     every = {network: entries["feature_relative_max"] for network, entries in found.items()}
     return {network: each.mean for network, each in every.items() if each is not None}
 
 
 def _unequal(found: Found) -> str:
-    """Names the networks whose sizes are of a larger feature error than the others'.
+    """Name the networks with a larger feature error than the others.
 
-    A looser tolerance lets a hull be larger, so such sizes say nothing of the networks.
+    A larger error allows a larger hull, so these sizes do not compare.
     """
     errors = _errors(found)
     least = min(errors.values(), default=0.0)
@@ -163,7 +163,7 @@ def _means_csv(
     extra: Mapping[str, Mapping[str, float]],
     columns: Sequence[str],
 ) -> str:
-    """A line per network."""
+    """One line per network."""
     rows = [
         [network, *_all_ends(entries), *(extra[network][name] for name in columns)]
         for network, entries in found.items()
@@ -172,7 +172,7 @@ def _means_csv(
 
 
 def _differences_csv(rows: Rows, seed: int) -> str:
-    """A line for every two networks."""
+    """One line per pair of networks."""
     lines = [
         [second, first, *_all_ends(differences(rows, second, first, seed))]
         for first, second in combinations(rows, 2)

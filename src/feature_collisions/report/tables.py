@@ -1,4 +1,4 @@
-"""Tables: rows of text, rendered as Markdown, for the terminal and as CSV (`page.py`: as HTML)."""
+"""Tables of text, rendered as Markdown, terminal text and CSV (as HTML in `page.py`)."""
 
 import csv
 import io
@@ -16,13 +16,13 @@ _NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?%?|-")
 
 
 class Table(NamedTuple):
-    """Cells of text that may hold a stranger's names: each rendering escapes them.
+    """Cells of text, which may be untrusted: each rendering escapes them.
 
     Attributes:
-        heading: what is said above the table.
-        columns: what is said above each column.
+        heading: heading of the table.
+        columns: heading of each column.
         rows: one cell per column.
-        note: how the table is to be read.
+        note: explanation below the table.
     """
 
     heading: str
@@ -32,20 +32,20 @@ class Table(NamedTuple):
 
     @property
     def numeric(self) -> list[bool]:
-        """Whether a column holds numbers alone, which are set to the right."""
+        """Whether each column has only numbers, which are aligned to the right."""
         cells = zip(*self.rows, strict=True) if self.rows else [("",)] * len(self.columns)
         return [all(_NUMBER.fullmatch(cell) for cell in column) for column in cells]
 
 
 def as_markdown(table: Table) -> str:
-    """The table in Markdown; nothing in its cells is markup."""
+    """The table in Markdown; markup in cells is escaped."""
     cells = [[for_markdown(cell) for cell in row] for row in (table.columns, *table.rows)]
     lines = tabulate(cells[1:], cells[0], "pipe", disable_numparse=True, colalign=_aligned(table))
     return "\n\n".join(part for part in (for_markdown(table.note), lines) if part)
 
 
 def as_text(table: Table) -> str:
-    """The table for a terminal; names and cells are broken where it is too wide for that."""
+    """The table for a terminal; cells are wrapped if it is too wide."""
     cells = [[for_line(cell) for cell in row] for row in (table.columns, *table.rows)]
     names, widths = (
         [max(map(len, column)) for column in zip(*rows, strict=True)] for rows in (cells[:1], cells)
@@ -57,7 +57,7 @@ def as_text(table: Table) -> str:
         widths = [max(filled[k], min(names[k], len(cells[0][k]))) for k in range(len(names))]
         widest = widths.index(max(widths))
         widths[widest] = max(20, widths[widest] + min(0, screen - sum(widths)))
-    # tabulate's own breaking of cells takes the word False for a truth value, and prints True.
+    # tabulate's wrapping of cells takes the word False for a boolean, and prints True.
     head, *rows = [
         [_broken(cell, width) for cell, width in zip(row, limits, strict=True)]
         for row, limits in zip(cells, [names] + [widths] * len(table.rows), strict=True)
@@ -71,7 +71,7 @@ def print_table(table: Table) -> None:
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Rows of values as CSV: numbers with all their digits, texts that no spreadsheet computes."""
+    """Rows of values as CSV: numbers with all digits; text is escaped against formulas."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for row in (header, *rows):
@@ -84,7 +84,7 @@ def _broken(cell: str, width: int) -> str:
 
 
 def number(value: float | None, form: str = ".4g") -> str:
-    """A figure, or a dash where there is none."""
+    """Format a figure; a dash if there is none."""
     return "-" if value is None else format(value, form)
 
 

@@ -1,4 +1,4 @@
-"""Weights & Biases: one run per job, grouped by sweep. An evaluation continues its job's run."""
+"""Weights & Biases: one run per job, grouped by sweep. An evaluation resumes its job's run."""
 
 import os
 import re
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     import wandb
 
 IDENTITY = Path("wandb") / "run.json"
-_PATIENCE = 30.0  # seconds for an answer of W&B's server, which itself would wait for 90
+_PATIENCE = 30.0  # seconds to wait for W&B's server; its client waits 90
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a W&B run is called; kept in `wandb/run.json`, so it can be continued."""
+    """Identity of a W&B run; stored in `wandb/run.json` to resume it."""
 
     id: str
     project: str
@@ -46,15 +46,15 @@ class Identity:
 
 
 def new_id() -> str:
-    """An id that no other W&B run has."""
+    """A unique id of a W&B run."""
     return secrets.token_hex(4)
 
 
 def read_identity(path: Path) -> Identity | None:
-    """The identity stored at `path`, or None where there is none.
+    """The identity stored at `path`; None if there is none.
 
     Raises:
-        SettingError: when the file holds something else; it may be a stranger's.
+        SettingError: if the file, which is untrusted, has other content.
     """
     if not path.exists():
         return None
@@ -77,12 +77,12 @@ def _is_identity(found: Any) -> bool:
         return False
     if not all(value.isprintable() for value in found.values()):
         return False
-    project = found["project"].strip()  # no path, which could lead into another account
+    project = found["project"].strip()  # not a path, which could lead into another account
     return bool(re.fullmatch(r"[\w-]+", found["id"]) and re.fullmatch(r"[^/\\#?%:]+", project))
 
 
 def keep_identity(path: Path, identity: Identity) -> Identity:
-    """The identity stored at `path`; where there is none, `identity`, which is stored there."""
+    """The identity stored at `path`; if there is none, `identity` is stored."""
     found = read_identity(path)
     if found is None:
         write_json(path, asdict(identity))
@@ -90,16 +90,16 @@ def keep_identity(path: Path, identity: Identity) -> Identity:
 
 
 def use_account(entity: str | None) -> None:
-    """Have W&B put this process's runs into the user's `wandb.entity`; None changes nothing."""
+    """Set the W&B account of this process to `wandb.entity`; None changes nothing."""
     if entity:
         os.environ["WANDB_ENTITY"] = entity
 
 
 def check_login(mode: str) -> None:
-    """Ask W&B's server whether the key is right, before anything is computed or written.
+    """Check the key with W&B's server, before anything is computed or written.
 
     Raises:
-        SettingError: when it is not, or nobody answers.
+        SettingError: if the key is wrong, or the server does not answer.
     """
     if mode != "online":
         return
@@ -115,7 +115,7 @@ def check_login(mode: str) -> None:
 
 def _refused(mode: str, error: object) -> str:
     return (
-        f"wandb.mode={mode}: {first_line(error)}; log in with `wandb login`, or write files alone "
+        f"wandb.mode={mode}: {first_line(error)}; log in with `wandb login`, or write only files "
         "with wandb.mode=offline"
     )
 
@@ -128,15 +128,14 @@ def wandb_run(
     config: dict[str, Any] | None = None,
     tags: Sequence[str] | None = None,
 ) -> "Iterator[wandb.Run]":
-    """A W&B run, new or continued, whose files are in `directory`.
+    """Open a W&B run, new or resumed, with files in `directory`.
 
-    Lightning's logger would open one too, but not for an evaluation. It is always finished, because
-    the jobs of a sweep share a process. W&B would have git describe
-    the repository that `directory` is or is in, and a stranger's `.git/config` names commands:
-    neither git nor the saving of code is left to it.
+    Lightning's logger cannot open one for an evaluation. The run is always finished, because the
+    jobs of a sweep share a process. W&B must not run git: an untrusted `.git/config` around
+    `directory` can name commands. So git and the saving of code are disabled.
 
     Raises:
-        SettingError: when W&B refuses it, or its folder is a link to another.
+        SettingError: if W&B refuses it, or its folder is a link.
     """
     import wandb
 
@@ -144,7 +143,7 @@ def wandb_run(
     try:
         run = wandb.init(
             project=identity.project,
-            dir=directory.absolute(),  # W&B's own process may have been started elsewhere
+            dir=directory.absolute(),  # W&B's process may have another working directory
             id=identity.id,
             resume="allow",
             name=identity.name,
@@ -170,12 +169,12 @@ def wandb_run(
 
 @contextmanager
 def failures_as_warnings(what: str) -> Iterator[None]:
-    """Turn a failure of W&B into a warning: nothing that was computed may be lost to it."""
+    """Turn a failure of W&B into a warning, so that no result is lost."""
     try:
         yield
     except Exception as error:  # whatever it is
         warnings.warn(
-            f"W&B could not {what} ({type(error).__name__}: {first_line(error)}); the run's own "
+            f"W&B failed to {what} ({type(error).__name__}: {first_line(error)}); the run's "
             "files are whole",
             stacklevel=4,
         )
@@ -185,24 +184,24 @@ def failures_as_warnings(what: str) -> Iterator[None]:
 def wandb_logger(
     settings: WandbSettings, directory: Path, name: str, group: str, config: dict[str, Any]
 ) -> Iterator[WandbLogger | None]:
-    """A logger for the time of one job, or None when `wandb.mode=disabled`.
+    """A logger for one job; None with `wandb.mode=disabled`.
 
-    A continued job continues its W&B run. If W&B's server fails although it accepted the key, the
-    job only writes files.
+    A resumed job resumes its W&B run. If W&B's server fails although it accepted the key, the job
+    only writes files.
     """
     if settings.mode == "disabled":
         yield None
         return
     fresh = Identity(new_id(), settings.project, name, group, "train")
     identity = keep_identity(directory / IDENTITY, fresh)
-    tags = settings.tags or None  # none: those that a continued run has are kept
+    tags = settings.tags or None  # None keeps the tags of a resumed run
     with ExitStack() as stack:
         try:
             run = stack.enter_context(wandb_run(settings.mode, directory, identity, config, tags))
         except SettingError as error:
             if settings.mode == "offline":
                 raise
-            warnings.warn(f"{error}. Going on with wandb.mode=offline", stacklevel=3)
+            warnings.warn(f"{error}. Continuing with wandb.mode=offline", stacklevel=3)
             run = stack.enter_context(wandb_run("offline", directory, identity, config, tags))
         yield StepLogger(experiment=run)
 
@@ -213,7 +212,7 @@ _LONGEST = 128  # characters of a run's name in W&B
 
 
 def run_name(settings: Settings, overrides: Sequence[str]) -> str:
-    """What tells a job from the others of its sweep: images, corners, and what was overridden.
+    """Name of a job's W&B run, different for each job of a sweep: images, corners, overrides.
 
     Args:
         settings: of the job.
@@ -232,7 +231,7 @@ class StepLogger(WandbLogger):
     _silent = False  # since W&B failed
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Log at `step`; what a continued job repeats is not overwritten."""
+        """Log at `step`; steps that a resumed job repeats are not overwritten."""
         if self._silent:
             return
         self._silent = True
@@ -242,7 +241,7 @@ class StepLogger(WandbLogger):
 
 
 def log_hull(run: "wandb.Run", hull: Hull | Run) -> None:
-    """Add the end of the search to a W&B run: the image grid, the table, the summary."""
+    """Add the result of the search to a W&B run: image grid, table and summary."""
     import wandb
 
     summary = hull.summary
@@ -285,16 +284,16 @@ def log_evaluation(
     """Add an evaluation to W&B.
 
     Args:
-        mode: `online`, `offline` or `disabled`: the user's, never what the run was made with.
-        run: the corners; where no job of theirs has been in W&B, nothing is logged.
-        result: what `evaluation.json` holds.
+        mode: `online`, `offline` or `disabled`, set by the user, never by the run.
+        run: the corners; nothing is logged unless one of their jobs is in W&B.
+        result: content of `evaluation.json`.
         class_names: one per class.
 
     Returns:
         The name of the W&B run, or None.
 
     Raises:
-        SettingError: when `wandb/run.json` is damaged, or W&B refuses.
+        SettingError: if `wandb/run.json` is damaged, or W&B refuses.
     """
     first = None if mode == "disabled" else _first(run.jobs)
     if first is None:
@@ -306,7 +305,7 @@ def log_evaluation(
         identity = _own(run.directory / IDENTITY, first, name)
         config = run.config | {"corner": corners}
     with wandb_run(mode, run.directory, identity, config) as logged:
-        if config:  # the images and the summary are not there yet
+        if config:  # images and summary are not logged yet
             log_hull(logged, run)
         logged.log(
             _media(run.directory, result, class_names),
@@ -331,11 +330,11 @@ _FIGURES = {
     "collision_scale_proved": "proof.collision.scale_proved",
     "collision_relative_size_proved": "proof.collision.relative_size_proved",
 }  # fmt: skip
-"""What runs are compared by, and where `evaluation.json` has it."""
+"""Figures for comparing runs, and their paths in `evaluation.json`."""
 
 
 def hull_figures(result: Evaluation) -> dict[str, Any]:
-    """What runs are compared by: size, accuracy, worst case; those that were measured."""
+    """Figures for comparing runs: size, accuracy, worst case; those that were measured."""
     figures = {name: result.at(path) for name, path in _FIGURES.items()}
     figures |= {f"pooled_size_{n}": size for n, size in result.pooled_sizes.items()}
     return {f"hull/{name}": value for name, value in figures.items() if value is not None}
@@ -409,12 +408,12 @@ def log_rows(
 
 
 def _first(jobs: Sequence[Path]) -> Identity | None:
-    """The first identity that a job has stored."""
+    """The first stored identity of the jobs."""
     found = (read_identity(job / IDENTITY) for job in jobs)
     return next((identity for identity in found if identity), None)
 
 
 def _own(path: Path, job: Identity, name: str) -> Identity:
-    """A run beside those of the jobs, stored for the next evaluation."""
+    """Identity of a separate run next to the jobs', stored for the next evaluation."""
     fresh = replace(job, id=new_id(), name=name[:128], job_type="evaluation")
     return keep_identity(path, fresh)

@@ -1,4 +1,4 @@
-"""How a report speaks of what a network's output says: of classes, or of an encoder's features."""
+"""Terms of a report for a network's output: classes, or an encoder's features."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from .tables import number
 
 
 class Words(ABC):
-    """The words of one kind of output.
+    """Terms for one kind of output.
 
     Args:
-        names: one per class; of an encoder what its cosine is called.
+        names: one per class; for an encoder the name of its cosine.
     """
 
     figure: ClassVar[str]
-    """What a sample has a histogram of."""
+    """Entry of a sample with the histogram."""
     chart: ClassVar[str]
-    """What the histogram's file is called."""
+    """Name of the histogram's file."""
     sample_columns: ClassVar[tuple[str, ...]]
     under_pictures: ClassVar[str]
     over_hull: ClassVar[str]
@@ -34,43 +34,43 @@ class Words(ABC):
 
     @abstractmethod
     def pair(self, summary: Summary) -> tuple[str, str]:
-        """What the initial image and the target are called."""
+        """Names of the initial image and the target."""
 
     @abstractmethod
     def of_initial(self, summary: Summary) -> str:
-        """What the network says of the initial image."""
+        """Output for the initial image."""
 
     @abstractmethod
     def of_target(self, summary: Summary) -> str:
-        """What it says of the target."""
+        """Output for the target."""
 
     @abstractmethod
     def corner_columns(self, summary: Summary) -> tuple[str, ...]:
-        """What the columns of `corner_cells` are called."""
+        """Headings of `corner_cells`."""
 
     @abstractmethod
     def corner_cells(self, entry: Corner) -> tuple[str, ...]:
-        """What it says of a corner."""
+        """Cells with the output for a corner."""
 
     def of_corner(self, entry: Corner) -> str:
-        """The same under its picture."""
+        """Caption of a corner."""
         return ", ".join(self.corner_cells(entry))
 
     @abstractmethod
     def sample_cells(self, sample: Sample) -> tuple[str, ...]:
-        """What it says of a sample's points."""
+        """Cells of a sample."""
 
     @abstractmethod
     def of_image(self, hull: Hull, output: Tensor) -> str:
-        """What it says of an image, whose output (1, D) is given."""
+        """Caption of an image with output (1, D)."""
 
     @abstractmethod
     def of_worst(self, result: Evaluation) -> str:
-        """What it says of the worst point, or nothing where none was searched."""
+        """Caption of the worst point; empty if there is none."""
 
     @abstractmethod
     def histogram(self, result: Evaluation) -> tuple[str, float]:
-        """What the histogram's axis is called, and where its line is."""
+        """Label of the histogram's axis, and position of its line."""
 
 
 class ClassWords(Words):
@@ -94,7 +94,7 @@ class ClassWords(Words):
         return self.names[summary.initial_class]
 
     def of_target(self, summary: Summary) -> str:
-        """Its class, and the probability of that."""
+        """Its class and probability."""
         return f"{self.names[summary.target_class]}, {summary.target_probability:.4f}"
 
     def corner_columns(self, summary: Summary) -> tuple[str, ...]:
@@ -129,7 +129,7 @@ class ClassWords(Words):
         )
 
     def histogram(self, result: Evaluation) -> tuple[str, float]:
-        """The probability of the target's class, and the target's own."""
+        """The probability of the target's class; the line is the target's."""
         target = self.names[result.target_class]
         return f"probability of {target}", result.target_probability
 
@@ -147,7 +147,7 @@ class FeatureWords(Words):
     explored = "The cosine is not computed here: the encoder was asked"
 
     def pair(self, summary: Summary) -> tuple[str, str]:
-        """What they are: nothing else is known of them."""
+        """Generic names: there are no classes."""
         return "initial", "target"
 
     def of_initial(self, summary: Summary) -> str:
@@ -155,7 +155,7 @@ class FeatureWords(Words):
         return f"cosine {number(summary.initial_cosine, '.4f')}"
 
     def of_target(self, summary: Summary) -> str:
-        """Nothing: its cosine is 1."""
+        """Empty: its cosine is 1."""
         return ""
 
     def corner_columns(self, summary: Summary) -> tuple[str, ...]:
@@ -171,7 +171,7 @@ class FeatureWords(Words):
         return f"cosine {number(entry.cosine, '.4f')}"
 
     def sample_cells(self, sample: Sample) -> tuple[str, ...]:
-        """The cosines, the largest error, and the share above the user's threshold."""
+        """The cosines, the largest error, and the share above the threshold."""
         return (
             f"{sample.cosine_mean:.4f}",
             f"{sample.cosine_min:.4f}",
@@ -189,29 +189,29 @@ class FeatureWords(Words):
         return "" if cosine is None else f"cosine {cosine:.4f}"
 
     def histogram(self, result: Evaluation) -> tuple[str, float]:
-        """The cosine, and the initial image's."""
+        """The cosine; the line is the initial image's."""
         return "cosine with the target", result.initial_cosine
 
 
 def words_of(output: str, names: Sequence[str]) -> Words:
-    """How a report speaks of an output.
+    """The Words of a kind of output.
 
     Args:
         output: `classes` or `features`.
-        names: as `names_of` gives them.
+        names: from `names_of`.
     """
     return FeatureWords(names) if output == "features" else ClassWords(names)
 
 
 def names_of(hull: Hull, of_data: Sequence[str], own: Sequence[str] = ()) -> Sequence[str]:
-    """One name for each of a network's classes; of an encoder what its cosine is called."""
+    """One name per class of a network; for an encoder the name of its cosine."""
     if isinstance(hull.output, Features):
         return ("cosine with the target",)
     return classes_of(of_data, len(hull.output.target), own)
 
 
 def unnamed(names: Sequence[str], of_data: Sequence[str]) -> str:
-    """What to say where neither images nor network name the classes; empty where they do."""
+    """Message if neither images nor network name the classes; otherwise empty."""
     if names[:1] != ["class 0"]:
         return ""
     return (
@@ -223,8 +223,8 @@ def unnamed(names: Sequence[str], of_data: Sequence[str]) -> str:
 def classes_of(class_names: Sequence[str], count: int, own: Sequence[str] = ()) -> Sequence[str]:
     """One name for each of the `count` classes of a classifier.
 
-    Where the data set's names differ from the classes in number they are not theirs. Classes then
-    have the classifier's `own` names, where it has any, or are called by number.
+    If the data set has another number of names, the classifier's `own` names are used, otherwise
+    numbers.
     """
     numbers = [f"class {k}" for k in range(count)]
     return next(names for names in (class_names, own, numbers) if len(names) == count)

@@ -1,1 +1,1 @@
-"""Run directories: where they are, who works in one, and the records they hold."""
+"""Run directories: their paths, locks and records."""

@@ -1,4 +1,4 @@
-"""Where runs are: this run's directory, the checkpoint it continues from, the newest run."""
+"""Paths of runs: this run's directory, the checkpoint it resumes, the newest run."""
 
 import warnings
 from collections.abc import Iterator
@@ -17,30 +17,30 @@ LOCK = ".lock"
 
 @contextmanager
 def claimed(directory: Path, setting: str) -> Iterator[None]:
-    """Own a run directory within the block, as this process may do already.
+    """Lock a run directory within the block; this process may already hold the lock.
 
-    The claim is a lock of the system's own, so a process that is killed gives it up.
+    It is a system lock, so it ends with a killed process.
 
     Args:
-        directory: is made where there is none.
-        setting: names the directory on the command line.
+        directory: created if missing.
+        setting: name of the directory's setting, for messages.
 
     Raises:
-        SettingError: when another process owns it.
-        OSError: when nothing can be written there.
+        SettingError: if another process holds the lock.
+        OSError: if the directory is not writable.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise SettingError(path, None, "is no plain file, as train.py makes it", "delete it")
-    lock = FileLock(path, is_singleton=True)  # an owner may claim it again
+        raise SettingError(path, None, "must be a regular file", "delete it")
+    lock = FileLock(path, is_singleton=True)  # the owner may lock it again
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise SettingError(
             setting,
             directory,
-            "another process is at work there",
+            "another process is using it",
             f"wait until it ends, or name another directory with {setting}=DIR",
         ) from None
     except OSError as error:
@@ -54,18 +54,18 @@ def claimed(directory: Path, setting: str) -> Iterator[None]:
 def place_of_run(
     ckpt_path: str | None, output: Path, sweep: bool, named: bool = False
 ) -> tuple[Path, Path | None]:
-    """The run's directory and the checkpoint to continue from, if any.
+    """The run's directory, and the checkpoint to resume, if any.
 
     Args:
-        ckpt_path: a checkpoint's path; `last` for the newest run beside `output`, continued in
-            place (from its start if it was killed before its first checkpoint).
-        output: the directory Hydra made for this job.
-        sweep: whether the job is one of a sweep's.
-        named: whether the command names the directory of the sweep or the run; a job that a kill
-            kept from starting begins there.
+        ckpt_path: a checkpoint's path; `last` for the newest run next to `output`, resumed in place
+            (from its start if it has no checkpoint).
+        output: the directory that Hydra made for this job.
+        sweep: whether the job is part of a sweep.
+        named: whether the command names the directory of the sweep or run; a job that never started
+            begins there.
 
     Raises:
-        SettingError: when there is nothing to continue, or a run would be overwritten.
+        SettingError: if there is nothing to resume, or a run would be overwritten.
     """
     if ckpt_path != "last":
         for name in (CORNERS, CHECKPOINT):
@@ -102,7 +102,7 @@ def _newest_beside(output: Path, sweep: bool) -> Path:
             f"there is no earlier run in {output.parent}",
             "leave ckpt_path out, or name the run's directory with hydra.run.dir=DIR",
         )
-    remove_if_empty(output)  # Hydra made it for a new run, which this is not
+    remove_if_empty(output)  # Hydra made it for a new run, but this one is resumed
     newest = configs[-1]
     if begun := _without_settings(output.parent, newest.stat().st_mtime):
         instead = f"continue {newest.parent} with hydra.run.dir={newest.parent}"
@@ -110,7 +110,7 @@ def _newest_beside(output: Path, sweep: bool) -> Path:
             raise SettingError(
                 "ckpt_path",
                 "last",
-                f"another process is at work in the newest run, {begun}",
+                f"another process is using the newest run, {begun}",
                 f"wait until it ends, or {instead}",
             )
         raise SettingError(
@@ -124,7 +124,7 @@ def _newest_beside(output: Path, sweep: bool) -> Path:
 
 
 def _without_settings(root: Path, since: float) -> Path | None:
-    """The newest directory below `root` that holds a lock alone, if it is newer than `since`."""
+    """The newest directory below `root` with only a lock, if it is newer than `since`."""
     locks = [
         path
         for path in root.glob(f"*/{LOCK}")
@@ -133,13 +133,13 @@ def _without_settings(root: Path, since: float) -> Path | None:
     return max(locks, key=lambda path: path.stat().st_mtime).parent if locks else None
 
 
-_AT_FIRST = {LOCK, ".hydra"}  # what a job has before it writes its settings
+_AT_FIRST = {LOCK, ".hydra"}  # files of a job before it writes its settings
 
 
 def is_claimed(directory: Path) -> bool:
-    """Whether a process owns a run directory: another one, or this one."""
+    """Whether this or another process has locked a run directory."""
     path = directory / LOCK
-    if path.is_symlink() or not path.is_file():  # a stranger's; opening it could change a file
+    if path.is_symlink() or not path.is_file():  # untrusted; opening it could change a file
         return False
     lock = FileLock(path, is_singleton=True)
     if lock.is_locked:
@@ -149,12 +149,12 @@ def is_claimed(directory: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # of another user's directory
+    except OSError:  # another user's directory
         return False
 
 
 def remove_if_empty(directory: Path) -> None:
-    """Remove the directory that Hydra made for a run that wrote nothing, if nobody owns it."""
+    """Remove a directory that Hydra made if its run wrote nothing and no process has locked it."""
     if not directory.is_dir() or any(each.name != LOCK for each in directory.iterdir()):
         return
     try:
@@ -166,10 +166,10 @@ def remove_if_empty(directory: Path) -> None:
 
 
 def newest_run(root: Path) -> Path:
-    """The newest run with corners below `root`; for one of many pairs or of a sweep, all of them.
+    """The newest run with corners below `root`; if it is part of a sweep or of many pairs, all.
 
     Raises:
-        SettingError: when there is none.
+        SettingError: if there is none.
     """
     found = sorted(root.rglob(CORNERS), key=lambda path: path.stat().st_mtime)
     if not found:
@@ -178,7 +178,7 @@ def newest_run(root: Path) -> Path:
         )
     directory = found[-1].parent
     if begun := _without_settings(directory.parent, found[-1].stat().st_mtime):
-        why = "is still at work" if is_claimed(begun) else "was killed before it wrote anything"
+        why = "is still running" if is_claimed(begun) else "was killed before it saved anything"
         warnings.warn(f"run: the newest, {begun}, {why}; taking {directory}", stacklevel=2)
     while any((directory.parent / name).exists() for name in ("pairs.json", "multirun.yaml")):
         directory = directory.parent

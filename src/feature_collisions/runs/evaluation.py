@@ -1,6 +1,6 @@
-"""`evaluation.json` as typed records; docs/reference/run.md says what each entry is.
+"""`evaluation.json` as typed records; docs/reference/run.md describes the entries.
 
-A new entry is one line here. Entries that nobody knows, of a later version say, are carried along.
+A new entry is one line here. Unknown entries, for example of a later version, are kept.
 """
 
 from typing import Annotated, Self
@@ -13,13 +13,13 @@ Figure = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Found(Record):
-    """What a measurement found."""
+    """Result of a measurement."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
 
 class Sample(Found):
-    """Points of the hull: a sampler's, on the float corners or on the saved PNGs."""
+    """Points of a sampler, on the float corners or on the saved PNGs."""
 
     samples: Count = 0
     accuracy: Figure = 0.0
@@ -42,7 +42,7 @@ class Sample(Found):
 
 
 class CounterExample(Found):
-    """A point of the hull that the model itself gives another class."""
+    """A point of the hull to which the model gives another class."""
 
     weights: list[Figure]
     class_: Count = Field(alias="class")
@@ -60,7 +60,7 @@ class Checked(Found):
 
 
 class Proof(Found):
-    """What both statements of the whole hull have; `reason` is why nothing is stated."""
+    """Entries of both statements about the whole hull; `reason` says why nothing is proved."""
 
     by: Text | None = None
     share_proved: Figure = 0.0
@@ -82,7 +82,7 @@ class ClassProof(Proof):
 
 
 class CollisionProof(Proof):
-    """How far any point's features are from the target's."""
+    """Bounds on the distance of any point's features from the target's."""
 
     feature_relative_max: Figure | None = None
     feature_error_max: Figure | None = None
@@ -99,7 +99,7 @@ class Part(Found):
 
 
 class Triangle(Found):
-    """A triangle of three corners, and what is proved of its parts."""
+    """A triangle of three corners, and the status of its parts."""
 
     corners: list[Count]
     share_proved: Figure
@@ -123,7 +123,7 @@ class Proofs(Found):
 
 
 class Edge(Found):
-    """An edge of the hull; places go from 0 at its first corner to 1 at its second."""
+    """An edge of the hull; positions are from 0 at its first corner to 1 at its second."""
 
     corners: list[Count]
     walked: Figure = 0.0
@@ -167,7 +167,7 @@ class Depth(Found):
 
 
 class Rounding(Found):
-    """How far rounding puts an exact hull's values off at the first layer, over ||W t||."""
+    """Effect of rounding on an exact hull's values at the first layer, relative to ||W t||."""
 
     float64: Figure | None = None
     float32: Figure = 0.0
@@ -176,7 +176,7 @@ class Rounding(Found):
 
 
 class Judged(Found):
-    """What an independent network says of the corners (`sizes.judge`)."""
+    """Figures of the corners in another network (`sizes.judge`)."""
 
     network: Text
     size: Figure | None = None
@@ -190,7 +190,7 @@ class Evaluation(Found):
     """All that evaluate.py found of a hull, or what one measurement adds to that (`|`)."""
 
     output: Text = "classes"
-    target_class: Count = -1  # none, as with `target_probability`, of an encoder
+    target_class: Count = -1  # -1 for an encoder, as is `target_probability`
     target_probability: Figure = 0.0
     initial_cosine: Figure = 0.0
     threshold: Figure | None = None
@@ -228,8 +228,10 @@ class Evaluation(Found):
     boxes: list[Box] = Field(default_factory=list)
 
     ball_radius: Figure | None = None
-    ball_accuracy: Figure | None = None  # each with _samples, _accuracy_lower_95 or, of an encoder,
-    ball_clipped_accuracy: Figure | None = None  # _cosine_min, _same, which are carried along
+    ball_accuracy: Figure | None = (
+        None  # each with _samples, _accuracy_lower_95 or, for an encoder,
+    )
+    ball_clipped_accuracy: Figure | None = None  # _cosine_min, _same, kept as unknown entries
     ball_span_accuracy: Figure | None = None
     random_simplex_accuracy: Figure | None = None
     plain_accuracy: Figure | None = None
@@ -263,5 +265,5 @@ class Evaluation(Found):
     unfinished: list[str] = Field(default_factory=list)
 
     def with_failure(self, name: str, reason: str) -> Self:
-        """This one, with a measurement that failed."""
+        """A copy with a failed measurement."""
         return self | Evaluation(failed=self.failed | {name: reason})

@@ -1,7 +1,7 @@
-"""What run files hold, as typed records: the one place where they are read and checked.
+"""Run files as typed records; they are read and checked only here.
 
-A new entry of a file is one line here. In the program a record's entries are attributes; files and
-`hull.summary["activation"]` know them by the same names.
+A new entry of a file is one line here. Entries are attributes of a record, with the same names as
+in files and in `hull.summary["activation"]`.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from ..data.files import read_json
 from ..errors import SettingError
 
-_MOST = 2**53  # above any number of steps, seconds, units
+_MOST = 2**53  # more than any number of steps, seconds or units
 
 
 def _printable(text: str) -> str:
@@ -38,24 +38,24 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Record(BaseModel):
-    """Entries of a JSON object. One that was never set is in no file, and not `in` the record.
+    """Entries of a JSON object. An unset entry is not written, and not `in` the record.
 
-    Reading checks types and ranges; entries of other names are left out.
+    Reading checks types and ranges; unknown entries are dropped.
     """
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
     def entries(self) -> dict[str, Any]:
-        """The entries that were set, as JSON has them."""
+        """The set entries in JSON's form."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
     def keys(self) -> list[str]:
-        """Names of the entries that were set."""
+        """Names of the set entries."""
         fields, known = type(self).model_fields, self.model_fields_set
         return [*(f.alias or name for name, f in fields.items() if name in known), *self._unknown()]
 
     def _unknown(self) -> dict[str, Any]:
-        """Entries of names that the record does not know, where it carries them."""
+        """Unknown entries, if the record keeps them."""
         return self.model_extra or {}
 
     def __repr_args__(self) -> list[tuple[str, Any]]:
@@ -74,11 +74,11 @@ class Record(BaseModel):
         return self._unknown()[key]
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The entry, or `default` where it was not set."""
+        """The entry, or `default` if it is not set."""
         return self[key] if key in self else default  # noqa: SIM401
 
     def at(self, path: str) -> Any:
-        """The entry at `proof.class.outcome`, say, or None where it was not set."""
+        """The entry at a path such as `proof.class.outcome`; None if it is not set."""
         found: Any = self
         for key in path.split("."):
             found = found.get(key) if isinstance(found, Record | dict) else None
@@ -103,7 +103,7 @@ def read_record(kind: type[Kind], path: Path) -> Kind:
     """Read a JSON file of a run directory as a record.
 
     Raises:
-        SettingError: for the first entry that is missing, of another type or out of range.
+        SettingError: at the first entry that is missing, of another type or out of range.
     """
     try:
         return kind.model_validate(read_json(path))
@@ -120,23 +120,23 @@ def first_problem(error: ValidationError, where: str = "") -> str:
 
 
 def impossible(directory: Path, rule: str) -> SettingError:
-    """The error of a run directory that says what cannot be."""
-    return SettingError("run", directory, rule, "make the run again")
+    """The error for a run directory with impossible content."""
+    return SettingError("run", directory, rule, "search again")
 
 
 class Corner(Record):
     """One corner in `summary.json`."""
 
     corner: Count
-    unit: Count = -1  # none, as with `negative` and `unit_preactivation`, where no unit is pushed
-    side: Text | None = None  # `below` or `above`, where the activation hides the unit
+    unit: Count = -1  # -1 if no unit is pushed; `negative` and `unit_preactivation` are then unset
+    side: Text | None = None  # `below` or `above`: side on which the activation hides the unit
     positive: Size
     positive_relative: Size | None = None
     negative: Number = 0.0
     unit_preactivation: Number = 0.0
-    predicted_class: Count = -1  # none, as with `probability`, where the output is features
+    predicted_class: Count = -1  # -1 if the output is features; `probability` is then unset
     probability: Share = 0.0
-    cosine: Number | None = None  # with the target's output, where that is features
+    cosine: Number | None = None  # with the target's output, if it is features
     output_relative: Size | None = None
     total_variation: Size | None = None
 
@@ -152,7 +152,7 @@ OF_OUTPUT = {
 
 
 class Summary(Record):
-    """`summary.json`: a search's figures; docs/reference/run.md says what each is."""
+    """`summary.json`: figures of a search; docs/reference/run.md describes them."""
 
     experiment: Text
     classifier: Text
@@ -165,7 +165,7 @@ class Summary(Record):
     output: Literal["classes", "features"] = "classes"
     threshold: Number | None = None
     returns: Text = "logits"
-    initial_class: Count = -1  # none, as with the target's, where the output is features
+    initial_class: Count = -1  # -1 if the output is features, as is the target's
     target_class: Count = -1
     target_label: Count | None = None
     target_probability: Share = 0.0
@@ -199,7 +199,7 @@ class Summary(Record):
 
     @classmethod
     def of(cls, entries: dict[str, Any]) -> Self:
-        """A summary of some entries only, which are not checked."""
+        """A summary of some entries, which are not checked."""
         corners = [
             each if isinstance(each, Corner) else Corner.model_construct(**each)
             for each in entries.get("corners", ())
@@ -207,10 +207,10 @@ class Summary(Record):
         return cls.model_construct(**entries | {"corners": corners})
 
     def figures(self) -> dict[str, Any]:
-        """All entries but the corners'."""
+        """All entries except the corners'."""
         return {key: value for key, value in self.entries().items() if key != "corners"}
 
     @property
     def numbers(self) -> list[int]:
-        """The corners' numbers."""
+        """Indices of the corners."""
         return [entry.corner for entry in self.corners]

@@ -1,4 +1,4 @@
-"""Reading and writing a run directory. What is read is data: nothing in it is executed."""
+"""Read and write run directories. No code in them is executed."""
 
 import json
 import warnings
@@ -19,13 +19,13 @@ from .records import Summary, impossible, read_record
 
 
 class Corners:
-    """What a run and a hull have in common: the corners, and what is known of them.
+    """Corners with their images and summary; base of runs and hulls.
 
     Attributes:
         corners: (K, C, H, W) float32 in [0, 1].
         initial, target: (C, H, W).
-        units: (K,) int64, the unit that each corner pushed down.
-        summary: what `summary.json` holds.
+        units: (K,) int64, the unit that each corner pushes down.
+        summary: content of `summary.json`.
     """
 
     corners: Tensor
@@ -35,9 +35,9 @@ class Corners:
     summary: Summary
 
     def save(self, directory: str | Path) -> None:
-        """Write the run directory's corners, summary and images.
+        """Write corners, summary and images to a run directory.
 
-        The corners' file comes last: its presence marks a complete run.
+        The file of corners is written last: a directory that has it is complete.
         """
         directory = path_of(directory)
         refuse_links(directory)
@@ -61,13 +61,13 @@ _TENSORS = ("corners", "initial", "target", "units")
 
 @dataclass
 class Run(Corners):
-    """One run, or the runs of a sweep put together.
+    """One run, or the combined runs of a sweep.
 
     Attributes:
-        directory: where it was read from.
+        directory: its path.
         corners, initial, target, units, summary: as in `Corners`.
         config: the resolved settings, as plain dictionaries.
-        jobs: the directories that were put together; of one run its own.
+        jobs: the combined directories; for one run, its own.
     """
 
     directory: Path
@@ -84,16 +84,16 @@ class Run(Corners):
 
     @property
     def classifier(self) -> dict[str, Any]:
-        """What the settings say of the classifier."""
+        """The classifier's settings."""
         named = self.config.get("classifier")
         return named if isinstance(named, dict) else {}
 
 
 def load_run(directory: str | Path) -> Run:
-    """Read a run directory, or put a sweep's jobs together.
+    """Read a run directory, or combine the jobs of a sweep.
 
     Raises:
-        SettingError: when there are no corners, or a file is damaged or does not fit the others.
+        SettingError: if there are no corners, or a file is damaged or contradicts others.
     """
     directory = path_of(directory)
     if (directory / CORNERS).exists():
@@ -104,7 +104,7 @@ def load_run(directory: str | Path) -> Run:
             "run",
             directory,
             f"no corners there ({CORNERS} is missing, in it and in the folders below it)",
-            "give the directory that train.py printed at its end",
+            "give the directory that train.py printed",
         )
     return join(directory, [_read_one(job) for job in jobs])
 
@@ -123,11 +123,11 @@ def _read_one(directory: Path) -> Run:
     return run
 
 
-_MOST_CORNERS = 1000  # the midpoints of all edges alone take gigabytes then
+_MOST_CORNERS = 1000  # midpoints of all edges already take gigabytes
 
 
 def _problems(run: Run) -> Iterator[str]:
-    """What is impossible in a run's tensors, or contradicts its summary or its settings."""
+    """Errors in a run's tensors, and contradictions to its summary or settings."""
     corners, initial, target, units, summary = (
         run.corners, run.initial, run.target, run.units, run.summary
     )  # fmt: skip
@@ -164,7 +164,7 @@ def _problems(run: Run) -> Iterator[str]:
     for key, setting in said.items():
         if setting is not None and setting != summary[key]:
             yield (
-                f"summary.json is of {key} {summary[key]}, config.yaml of {setting}; put back the "
+                f"summary.json is of {key} {summary[key]}, config.yaml of {setting}; restore the "
                 "file that belongs to these corners"
             )
 
@@ -173,7 +173,7 @@ _SHARED = ("experiment", "classifier", "classifier_hash", "layer", "target_class
 
 
 def join(directory: Path, runs: list[Run]) -> Run:
-    """One run of all the jobs' corners, in the corners' order."""
+    """Combine jobs into one run, with corners in order."""
     first = runs[0]
     for run in runs[1:]:
         differing = [k for k in _SHARED if getattr(run.summary, k) != getattr(first.summary, k)]
@@ -185,7 +185,7 @@ def join(directory: Path, runs: list[Run]) -> Run:
                 "run",
                 directory,
                 f"{run.directory.name} and {first.directory.name} differ in "
-                f"{', '.join(differing)}, so their corners make no hull",
+                f"{', '.join(differing)}, so their corners do not form a hull",
                 "evaluate them one by one",
             )
     entries = [entry for run in runs for entry in run.summary.corners]
@@ -217,16 +217,16 @@ def join(directory: Path, runs: list[Run]) -> Run:
 
 
 def hulls_below(directory: Path) -> tuple[list[Run], dict[str, str]]:
-    """The hulls that a directory holds.
+    """The hulls in a directory.
 
-    Jobs beside each other that differ in their `corner` alone make one hull.
+    Jobs of a sweep that differ only in `corner` are combined into one hull.
 
     Returns:
-        The hulls, and why the other runs cannot be read, by their paths; a search that was killed
-        is one of these.
+        The hulls; and by path, the reasons why other runs cannot be read, for example if the
+        search was killed.
 
     Raises:
-        SettingError: when there is no run at all.
+        SettingError: if there is no run.
     """
     groups: dict[tuple[Path, str], list[Run]] = {}
     refused = _unfinished(directory)
@@ -241,14 +241,14 @@ def hulls_below(directory: Path) -> tuple[list[Run], dict[str, str]]:
         key = json.dumps(settings, sort_keys=True, default=str)
         groups.setdefault((place.parent, key), []).append(run)
     if not groups and not refused:
-        load_run(directory)  # says what is missing
+        load_run(directory)  # raises, with what is missing
     whole = not refused and len(groups) == 1
     hulls = []
     for (parent, _), runs in groups.items():
         place = directory if whole else parent / f"hull_of_{runs[0].directory.name}"
         try:
             if len(runs) > 1 and place.is_symlink():
-                raise SettingError(place, None, "is a link, and nothing is written through links")
+                raise SettingError(place, None, "is a link, and links are not written to")
             hulls += [join(place, runs)] if len(runs) > 1 else runs
         except SettingError:  # the same corner twice, or other images: one hull each
             hulls += runs
@@ -256,12 +256,12 @@ def hulls_below(directory: Path) -> tuple[list[Run], dict[str, str]]:
 
 
 def _unfinished(directory: Path) -> dict[str, str]:
-    """The runs below that have begun and have no corners, by their paths."""
-    # A job that a kill kept from writing its settings leaves only its lock.
+    """Runs in the directory without corners, by path, with the reason."""
+    # A job that was killed before it wrote its settings has only a lock.
     traces = [*directory.rglob(CONFIG), *directory.rglob(LOCK)]
     begun = sorted({path.parent for path in traces})
     names = [each.relative_to(directory) for each in begun if not any(each.rglob(CORNERS))]
     names = [name for name in names if name.parts and "wandb" not in name.parts]
-    at_work = "no corners yet: a process is at work there; wait until it ends"
-    ended = "no corners: the search was not finished; continue it with ckpt_path=last"
+    at_work = "no corners yet: a process is using the directory; wait until it ends"
+    ended = "no corners: the search did not finish; resume it with ckpt_path=last"
     return {str(name): at_work if is_claimed(directory / name) else ended for name in names}

@@ -1,1 +1,1 @@
-"""Finding corners: losses (Eq. 1 to 6), what is optimised, and Lightning around it."""
+"""Search for corners: losses (Eq. 1 to 6), parameterisations, and Lightning's training loop."""

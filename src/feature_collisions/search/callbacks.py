@@ -1,4 +1,4 @@
-"""What happens between the steps: curves, intermediate images, checkpoints, stopping, the bar."""
+"""Callbacks between steps: curves, intermediate images, checkpoints, stopping, progress bar."""
 
 import csv
 from collections.abc import Sequence
@@ -37,23 +37,23 @@ def due(module: Collision, every: int) -> bool:
 
 
 class Stop(CollisionCallback):
-    """Ends the search when it is finished, or when a process of it was told to end."""
+    """Ends the search when it is finished, or when one of its processes was interrupted."""
 
     def look(self, trainer: Trainer, module: Collision) -> None:
-        """Tell the trainer."""
+        """Set `trainer.should_stop`."""
         trainer.should_stop = module.finished or module.told
 
 
 class Progress(CollisionCallback):
-    """A progress bar over the steps: the corners' largest L_pos; at the end why it ended.
+    """A progress bar over the steps, with the largest L_pos and finally the reason for stopping.
 
-    Lightning's own counts batches of an endless epoch, and a batch is `log.every` steps here.
+    Lightning's bar counts batches of an endless epoch; a batch is `log.every` steps here.
     """
 
     bar: Any = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Open the bar, at the step that is resumed from."""
+        """Open the bar at the first step, also of a resumed search."""
         assert isinstance(module, Collision)
         total = module.stop.max_steps
         self.bar = tqdm(total=total, initial=module.step, desc="Finding corners", unit="step",
@@ -67,7 +67,7 @@ class Progress(CollisionCallback):
         self.bar.update(module.step - self.bar.n)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Close the bar, which is full where the search needs no more steps."""
+        """Close the bar; fill it if the search needs no more steps."""
         assert isinstance(module, Collision)
         if module.finished:
             enough = module.step < module.stop.max_steps
@@ -81,20 +81,20 @@ class Progress(CollisionCallback):
         self.bar.close()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, error: BaseException) -> None:
-        """Close the bar before the error is shown; the error may be older than the bar."""
+        """Close the bar before the error is shown; there may be no bar yet."""
         if self.bar is not None:
             self.bar.close()
 
 
 def curve_terms(sources: Sources | None, push: str = "unit") -> tuple[str, ...]:
-    """Which of `Collision.curves` are drawn: R only of composites, L_neg where units are pushed."""
+    """Names of the logged `Collision.curves`: R for composites, L_neg if units are pushed."""
     of_units = ("negative", "unit_preactivation") if push == "unit" else ()
     terms = ("positive", *of_units, "total")
     return terms if sources is None else (*terms, "total_variation")
 
 
 def has_row(module: Collision) -> bool:
-    """Whether the last `training_step` ended where the curves have a row."""
+    """Whether the curves have a row at the current step."""
     between = module.step % module.every != 0 and not module.finished
     return not between and module.step != module.step_before
 
@@ -114,9 +114,9 @@ class Curves(CollisionCallback):
         self.path, self.corners, self.terms = path, corners, terms
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Drop rows later than the step that is resumed from; they will be written again.
+        """Drop rows after the step that is resumed, and a row that a kill cut off.
 
-        A row that a kill cut off is dropped, too.
+        They are written again.
         """
         assert isinstance(module, Collision)
         if not trainer.is_global_zero:
@@ -129,7 +129,7 @@ class Curves(CollisionCallback):
         write_text(self.path, "\n".join([",".join(self.names()), *rows]) + "\n")
 
     def look(self, trainer: Trainer, module: Collision) -> None:
-        """Add one row; none where no step was taken, or a signal ended them on the way to one."""
+        """Add a row; none without a step, or if a signal came between two rows."""
         if not (trainer.is_global_zero and has_row(module)):
             return
         values = torch.stack([module.curves[name] for name in self.terms]).flatten().tolist()
@@ -140,7 +140,7 @@ class Curves(CollisionCallback):
             trainer.logger.log_metrics(named, step=module.step)
 
     def names(self) -> list[str]:
-        """The columns' names."""
+        """Names of the columns."""
         return ["step"] + [f"{term}/corner_{c}" for term in self.terms for c in self.corners]
 
 
@@ -148,8 +148,8 @@ class IntermediateImages(CollisionCallback):
     """Saves the corners as they change (appendix C), and shows them in W&B.
 
     Args:
-        folder: where `step_000250_corner_3.png` goes.
-        corners: names of the K corners.
+        folder: folder of `step_000250_corner_3.png`.
+        corners: indices of the K corners.
         every: steps between pictures.
     """
 
@@ -190,10 +190,10 @@ class Checkpoints(CollisionCallback):
         self.folder, self.every = folder, every
 
     def look(self, trainer: Trainer, module: Collision) -> None:
-        """Save when due, and at the end, also when the process was told to end.
+        """Save when due, at the end, and after an interruption.
 
         Raises:
-            OSError: when it cannot be written; the one before is still there.
+            OSError: if it cannot be written; the previous checkpoint is kept.
         """
         if due(module, self.every) or module.finished or module.told:
             trainer.save_checkpoint(self.folder / "last.ckpt")
@@ -206,14 +206,14 @@ def callbacks_of(
     sources: Sources | None,
     push: str = "unit",
 ) -> list[Callback]:
-    """All that happens between the steps of one search.
+    """All callbacks of a search.
 
     Args:
-        directory: where curves, images and checkpoints go; None keeps none.
-        corners: names of the K corners.
-        log: how often.
+        directory: folder of curves, images and checkpoints; None for none.
+        corners: indices of the K corners.
+        log: steps between them.
         sources: of composites.
-        push: what makes a corner.
+        push: how corners are kept apart (`loss.push`).
     """
     callbacks: list[Callback] = [Progress()]
     if directory is not None:
@@ -226,7 +226,7 @@ def callbacks_of(
 
 
 def log_afterwards(directory: Path, logger: Logger) -> None:
-    """Give a logger the curves and, for W&B, the pictures of a search whose ranks had none."""
+    """Log the curves and, for W&B, the pictures of a search whose ranks had no logger."""
     steps: dict[int, dict[str, Any]] = {}
     for row in csv.DictReader((directory / CURVES).read_text().splitlines()):
         values = {name: float(value) for name, value in row.items() if name != "step"}

@@ -1,7 +1,7 @@
-"""Checkpoints: what one must agree on to be continued from, and how it is written and read.
+"""Checkpoints: their compatibility, writing and reading.
 
-One file, from one process or from ranks that own some corners each: it is the same whoever wrote
-it, so any number of them goes on from it. It is read as data.
+A checkpoint is one file with all corners. It does not depend on the number of processes, so any
+number can resume from it. It is read as data.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ def problem_of(
     units: Tensor,
     optimizer: OptimizerSettings,
 ) -> dict[str, Any]:
-    """What a checkpoint must agree on; loss weights and limits may change on the way."""
+    """The properties in which a checkpoint must agree; loss weights and limits may change."""
     return {
         "classifier": weights_hash(model),
         "layer": layer,
@@ -40,16 +40,16 @@ def problem_of(
 
 
 def digest(tensor: Tensor) -> str:
-    """Eight hexadecimal digits of a tensor's values."""
+    """Hash of a tensor's values in eight hexadecimal digits."""
     return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()[:8]
 
 
 def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:
-    """Raise SettingError unless `path` is a checkpoint of this problem; nothing in it is executed.
+    """Raise SettingError unless `path` is a checkpoint of this problem; no code in it is executed.
 
     Args:
         path: the checkpoint.
-        problem: what it must agree on.
+        problem: from `problem_of`.
     """
     try:
         saved = load_saved(path, mmap=True)
@@ -97,7 +97,7 @@ BY_CORNER = ("state_dict", "optimizer_states")  # every tensor in them has a row
 
 
 def map_rows(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """What is BY_CORNER in a checkpoint, every tensor with rows changed."""
+    """Apply `change` to every tensor in the entries BY_CORNER of a checkpoint."""
     if isinstance(value, dict):
         return {key: map_rows(each, change) for key, each in value.items()}
     if isinstance(value, list):

@@ -1,7 +1,4 @@
-"""The LightningModule: a frozen network, and corners as the trainable parameter (Eq. 3).
-
-With the goal that ends a search.
-"""
+"""The LightningModule: a frozen network, and corners as the trainable parameter (Eq. 3)."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -24,17 +21,17 @@ from .losses import CollisionLoss, settings_at
 from .optimizers import make_optimizer, rate_at
 from .parameterisations import PatchComposite, Pixels
 
-_LOOKED_AT = 1000  # points between the corners that must be of the target's class before a stop
+_LOOKED_AT = 1000  # interior points that must be of the target's class before the search stops
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What the corners must have reached, as `stop` says.
+    """The limits that corners must reach.
 
     Args:
         stop: the limits.
-        norm: ||f(t)||, which `stop.positive_relative` is relative to.
-        output: what the network's outputs are compared with.
+        norm: ||f(t)||, the unit of `stop.positive_relative`.
+        output: compares the network's outputs with the target's.
     """
 
     stop: StopSettings
@@ -42,13 +39,13 @@ class Goal:
     output: Output
 
     def late(self, positive: Tensor) -> dict[str, Tensor]:
-        """Which corners' features are too far off, by reason.
+        """Corners whose L_pos exceeds a limit, by reason.
 
         Args:
             positive: (K,) L_pos, the norm.
 
         Returns:
-            (K,) bool by reason; `{}` in a reason stands for the corners it is true of.
+            (K,) bool by reason; `{}` in a reason is a placeholder for the corners.
         """
         stop, reasons = self.stop, {}
         if stop.positive is not None:
@@ -62,18 +59,18 @@ class Goal:
 
     @property
     def asks_classes(self) -> bool:
-        """Whether it says something of the network's outputs."""
+        """Whether it limits the network's outputs."""
         return self.stop.probability is not None and self.output.kind == "classes"
 
     def misclassified(self, outputs: Tensor) -> dict[str, Tensor]:
-        """Which corners the classifier tells from the target, by reason; outputs are (K, D)."""
+        """Corners whose output differs from the target's, by reason; outputs are (K, D)."""
         if self.stop.probability is None:
             return {}
         return self.output.unlike(outputs, self.stop.probability)
 
 
 def unmet(reasons: dict[str, Tensor], corners: Sequence[int]) -> list[str]:
-    """The reasons that are true of some corner, with those corners named."""
+    """The reasons that apply to some corner, with these corners named."""
     return [
         reason.format([corner for corner, true in zip(corners, late.tolist(), strict=True) if true])
         for reason, late in reasons.items()
@@ -82,18 +79,18 @@ def unmet(reasons: dict[str, Tensor], corners: Sequence[int]) -> list[str]:
 
 
 def all_met(reasons: dict[str, Tensor]) -> bool:
-    """Whether no reason is true of any corner."""
+    """Whether no reason applies to any corner."""
     return not reasons or not bool(torch.stack(list(reasons.values())).any())
 
 
 class Found(NamedTuple):
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         corners: (K, C, H, W) float32.
-        variation: (K,) R(P) of composites, 0 of pixels.
+        variation: (K,) R(P) of composites, 0 for pixels.
         step: optimiser steps taken.
-        seconds: time spent in them; `earlier`: all time up to the checkpoint it went on from.
+        seconds: time for these steps; `earlier`: all time before the checkpoint that was resumed.
     """
 
     corners: Tensor
@@ -106,36 +103,35 @@ class Found(NamedTuple):
 class Collision(LightningModule):
     """Moves all corners at once until each collides with the target.
 
-    One `training_step` takes up to `every` optimiser steps, for Lightning's own loop costs
-    several times an MNIST step. Its batch is ignored: there is no data to iterate over.
+    One `training_step` takes up to `every` optimiser steps, because Lightning's loop costs several
+    times as much as a step on MNIST. Its batch is ignored: there is no data to iterate over.
 
-    Where several ranks run it (`strategy`), each keeps every R-th corner and takes its share of the
-    points between corners. All of them look, decide and write together, so no rank waits for
-    one that has gone another way.
+    With several ranks (`strategy`), each has every R-th corner and its share of the interior
+    points. All ranks check, decide and write together, so none waits for another.
 
     Args:
-        network: images to pre-activations, and to logits, too, where the loss compares them.
-        parameterisation: module whose forward gives the corners, (K, C, H, W).
-        loss: of all corners' pre-activations and images.
-        goal: what every corner must reach, and how many steps it may take.
+        network: images to pre-activations, and to logits if the loss compares them.
+        parameterisation: module whose forward returns the corners, (K, C, H, W).
+        loss: loss of all corners' pre-activations and images.
+        goal: the limits that every corner must reach, and the number of steps.
         optimizer: settings.
-        every: steps between looks at the terms.
-        classifier: images to logits, where the goal speaks of classes.
-        per_batch: images in one forward pass, corners and points between them; None for as many
-            as memory holds.
+        every: steps between checks.
+        classifier: images to logits, if the goal limits classes.
+        per_batch: images in one forward pass, corners and interior points; None for as many as fit
+            in memory.
         compiled: run the network through torch.compile.
-        seed: of the points between corners.
-        problem: what a checkpoint must agree on to be continued from.
+        seed: of the interior points.
+        problem: must agree with a checkpoint's to resume it.
 
     Attributes:
         step: optimiser steps taken; `step_before`: before the last `training_step`.
-        seconds: time spent in them; `earlier`: all time up to the checkpoint it went on from.
-        told: whether a process of the search had been told to end, at the last look.
-        found: what was found, once the search has ended.
-        converged: whether `stop` lets the search end after `step`: every corner has reached the
-            goal, and, with `loss.hull`, points between them its classes.
-        curves: (K,) `positive` (the norm), `total` and `total_variation` (R) after `step`, and,
-            where units are pushed, `negative` and `unit_preactivation`.
+        seconds: time for these steps; `earlier`: all time before the checkpoint that was resumed.
+        told: whether a process of the search was interrupted before the last check.
+        found: the result, after the search has ended.
+        converged: whether every corner meets the goal after `step` and, with `loss.hull`, interior
+            points meet its classes.
+        curves: (K,) `positive` (the norm), `total` and `total_variation` (R) after `step`, and, if
+            units are pushed, `negative` and `unit_preactivation`.
     """
 
     def __init__(
@@ -169,10 +165,10 @@ class Collision(LightningModule):
         self.curves: dict[str, Tensor] = {}
         self.converged = self.resumed = self.told = False
         self.found: Found | None = None
-        self.ending: Callable[[], bool] = bool  # whether this process was told to end
+        self.ending: Callable[[], bool] = bool  # whether this process was interrupted
 
     def setup(self, stage: str) -> None:
-        """Keep this rank's corners, of several ranks."""
+        """Keep only this rank's corners."""
         self.rank, self.ranks = self.trainer.global_rank, self.trainer.world_size
         if self.ranks > 1:
             self.parameterisation.keep(self._own)
@@ -182,30 +178,30 @@ class Collision(LightningModule):
 
     @property
     def _own(self) -> slice:
-        """This rank's rows among those of all."""
+        """This rank's rows among those of all ranks."""
         return slice(self.rank, None, self.ranks)
 
     def of_all(self, own: Tensor) -> Tensor:
-        """A row of each of this rank's corners (k, ...) to those of all (K, ...), with gradients.
+        """Gather one row per corner, (k, ...) of this rank to (K, ...) of all, with gradients.
 
         Every rank must call it.
         """
         if self.ranks == 1:
             return own
-        most = -(-self.count // self.ranks)  # ranks with a corner less send a row of zeros
+        most = -(-self.count // self.ranks)  # ranks with one corner less send a row of zeros
         rows = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])
         parts = self.all_gather(rows, sync_grads=own.requires_grad)
         assert isinstance(parts, Tensor)  # (ranks, most, ...)
         return parts.transpose(0, 1).flatten(0, 1)[: self.count]
 
     def _agreed(self, vote: bool, every: bool = True) -> bool:
-        """Whether every rank votes for it, or any does; every rank must call it."""
+        """Whether all ranks vote for it, or any; every rank must call it."""
         if self.ranks == 1:
             return vote
         return self.trainer.strategy.reduce_boolean_decision(vote, all=every)
 
     def on_fit_start(self) -> None:
-        """Compile the network where it is going to run."""
+        """Compile the network on its final device."""
         if self.compiled:
             self.network.compile()
 
@@ -214,12 +210,11 @@ class Collision(LightningModule):
         return make_optimizer(self.optimizer_settings, self.parameterisation.parameters())
 
     def training_step(self, batch: Any, batch_index: int) -> None:
-        """Take the steps up to the next multiple of `every`, then look at the terms.
+        """Take the steps up to the next multiple of `every`, then check the goal.
 
         Raises:
-            SettingError: for a network that does not compile.
-            CollisionError: when a loss or a gradient is not finite, naming the step, or memory runs
-                out.
+            SettingError: if the network cannot be compiled.
+            CollisionError: if a loss or gradient is not finite (with the step), or memory runs out.
         """
         try:
             self._take_steps()
@@ -236,13 +231,13 @@ class Collision(LightningModule):
             raise CollisionError(
                 f"out of memory at step {self.step} with "
                 f"corners_per_batch={self.per_batch or 'auto'}; lower it or data.size, or "
-                "set trainer.precision=bf16-mixed. Checkpoints written before are kept: go on with "
+                "set trainer.precision=bf16-mixed. Saved checkpoints are kept: resume with "
                 "ckpt_path=last"
             ) from error
 
     def _take_steps(self) -> None:
         start = time.perf_counter()
-        if self.resumed:  # the checkpoint may be that of the end
+        if self.resumed:  # the checkpoint may be of a finished search
             self.resumed = False
             self._look([], [])
             if self.finished:
@@ -262,7 +257,7 @@ class Collision(LightningModule):
             totals.append(self._descend(step, backward))
             optimizer.step()
             self.parameterisation.project()
-            if self.ranks == 1 and self.ending():  # several end at the next look, together
+            if self.ranks == 1 and self.ending():  # several ranks end together, at the next check
                 end = step + 1
                 break
         self._look(totals, _optimised(optimizer, not scaled))
@@ -271,7 +266,7 @@ class Collision(LightningModule):
         self.seconds += time.perf_counter() - start
 
     def _descend(self, step: int, backward: Callable[[Tensor], None]) -> Tensor:
-        """Leave the loss's gradient in the parameters; the loss, summed over the corners."""
+        """Compute the gradients of the parameters; return the loss, summed over the corners."""
         images, variation = self.parameterisation.penalised()
         settings = self.loss.settings
         tied = settings.hull > 0 or self.loss.ties_corners
@@ -284,7 +279,7 @@ class Collision(LightningModule):
             total = sum(own, self._loss_of(together, slice(len(images))))
             backward(total)
             return total.detach()
-        # In parts: each part's gradient with respect to its images, then all through the images.
+        # In parts: first the gradients with respect to the images, then those of the parameters.
         totals: list[Tensor] = list(own)
         gradients: list[Any] = []
         for points, corners in ((images, True), (inside, False)):
@@ -299,7 +294,7 @@ class Collision(LightningModule):
         return torch.stack(totals).detach().sum()
 
     def _loss_of(self, images: Tensor, rows: slice) -> Tensor:
-        """The loss, summed, of the corners `rows` and of points between corners after them."""
+        """Summed loss of the corners `rows` and of the interior points after them."""
         preactivation, logits = self._observe(images)
         count = len(self.loss.units[rows])
         total: Tensor = self.loss(preactivation[:count], rows).sum()
@@ -312,7 +307,7 @@ class Collision(LightningModule):
         return total
 
     def _observe(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """f0 (B, N), and logits where the loss compares them, in the loss's own precision."""
+        """f0 (B, N), and logits if the loss compares them, in the precision of the loss."""
         dtype = self.loss.features.dtype
         if isinstance(self.network, Observed):
             logits, preactivation = self.network(images)
@@ -322,29 +317,29 @@ class Collision(LightningModule):
     def _points_inside(self, count: int, step: int, every: Tensor, halfway: int = 0) -> Tensor:
         """This rank's share of `count` random points of the hull of all corners (K, C, H, W).
 
-        The first `halfway` of them lie in the middle of two corners.
+        The first `halfway` points are midpoints of two corners.
         """
         if count == 0:
             return every[:0]
-        # A generator reads 32 bits of its seed; the odd factor keeps the seeds' steps apart.
+        # A generator uses 32 bits of its seed; the odd factor separates seeds and steps.
         drawn = (self.seed * 2_654_435_761 + step) % 2**32
         generator = torch.Generator().manual_seed(drawn)
         weights = torch.empty(count, len(every)).exponential_(generator=generator)
-        if halfway:  # of each row the two largest, which any two are as often
+        if halfway:  # the two largest of each row; all pairs are equally likely
             ends = weights[:halfway].topk(min(2, len(every))).indices
             weights[:halfway] = torch.zeros_like(weights[:halfway]).scatter_(1, ends, 1.0)
         weights = (weights / weights.sum(1, keepdim=True)).to(every)
-        # No matrix product: how its gradient rounds depends on the number of threads.
+        # No matrix product: the rounding of its gradient depends on the number of threads.
         shares = weights[self._own].view(-1, len(every), *[1] * (every.dim() - 1))
         return (shares * every).sum(1)
 
     def _at_once(self, images: Tensor) -> bool:
-        """Whether a rank's corners and points go through the network together, in all ranks."""
+        """Whether each rank runs its corners and points through the network in one batch."""
         rows = sum(-(-count // self.ranks) for count in (self.count, self.loss_settings.hull))
         return self._most(images) >= rows
 
     def _most(self, images: Tensor) -> int:
-        """How many of `images`, and of points between them, go through the network at once."""
+        """Batch size for `images` and interior points."""
         if self.per_batch is None:
             inside = -(-self.loss_settings.hull // self.ranks)
             beside = self.trainer.num_devices if self.ranks > 1 else 1
@@ -366,19 +361,19 @@ class Collision(LightningModule):
         preactivation = torch.cat([self._observe(images[rows])[0] for rows in parts])
         own = self.loss.curves(preactivation, variation)
         losses = torch.stack([*totals, own["total"].sum()]).isfinite()
-        # A network can hide what is not a number, and clipping an infinite step does.
+        # A network can hide a NaN, and clipping hides an infinite step.
         rest = torch.stack([tensor.isfinite().all() for tensor in (images, variation, *optimised)])
         if not (losses.all() & rest.all()):
             step = self.step + (len(totals) if losses.all() else int(losses.int().argmin()))
             what = "gradient" if losses.all() else "loss"
             raise CollisionError(
                 f"the {what} is not finite at step {step}; lower optimizer.rate, loss.alpha or "
-                "loss.beta. Checkpoints written before are kept"
+                "loss.beta. Saved checkpoints are kept"
             )
         self.curves = dict(zip(own, self.of_all(torch.stack(list(own.values()), 1)).T, strict=True))
         every = self.of_all(images) if self.loss.settings.hull else images
         step = self.step + len(totals)
-        self.converged = self._agreed(  # the classes cost many steps: not where nothing hangs on it
+        self.converged = self._agreed(  # classes cost many steps: check them only if it matters
             self.stop.least <= step < self.stop.max_steps
             and all_met(self.goal.late(own["positive"]))
             and self._classified_as_target(images, every)
@@ -386,9 +381,9 @@ class Collision(LightningModule):
         self.told = self._agreed(self.ending(), every=False)
 
     def _classified_as_target(self, images: Tensor, every: Tensor) -> bool:
-        """Whether the goal is met at the corners and, with `loss.hull`, at points between all.
+        """Whether the goal is met at the corners and, with `loss.hull`, at interior points.
 
-        These cost a step each, so they are looked at last, and to the first that fails.
+        Each batch costs as much as a step, so the check comes last and stops at the first failure.
         """
         if self.classifier is None:
             return True
@@ -402,19 +397,19 @@ class Collision(LightningModule):
 
     @property
     def finished(self) -> bool:
-        """Whether the search stops here."""
-        looked_at = self.step % self.every == 0  # not so where a signal ended the steps
+        """Whether the search ends at this step."""
+        looked_at = self.step % self.every == 0  # False after a signal
         enough = looked_at and self.step >= self.stop.least and self.converged
         return self.step >= self.stop.max_steps or enough
 
     def on_train_end(self) -> None:
-        """Say what was found; on every rank, of all corners."""
+        """Set `found` of all corners, on every rank."""
         corners = self.of_all(self.parameterisation().detach().float()).cpu()
         variation = self.curves["total_variation"].detach().cpu()
         self.found = Found(corners, variation, self.step, self.seconds, self.earlier)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the parameterisation and the counters, nothing of the classifier."""
+        """Save the parameterisation and the counters, not the classifier."""
         kept = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("param")}
         checkpoint["state_dict"] = kept
         for name in BY_CORNER:
@@ -427,9 +422,9 @@ class Collision(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the counters up again, and of the rest this rank's rows, laid as it lays them.
+        """Restore the counters and this rank's rows, in the parameter's memory format.
 
-        Fused Adam on a CPU takes its means to lie in memory as the parameter does, unasked.
+        Fused Adam on a CPU assumes, without a check, that its averages have this format.
         """
         for name in BY_CORNER:
             checkpoint[name] = map_rows(
@@ -442,21 +437,21 @@ class Collision(LightningModule):
 
 
 def check_scale(scaler: Any, step: int) -> None:
-    """Raise CollisionError where float16's gradients overflow at every scale, so no step is taken.
+    """Raise CollisionError if float16's gradients overflow at every scale, so no step is taken.
 
-    Each overflow skips a step and halves the scale, which starts at 2^16; 36 of them get here.
+    Each overflow skips a step and halves the scale, which starts at 2^16. This is raised after 36.
     """
     if scaler is not None and scaler.get_scale() < 2**-20:
         raise CollisionError(
             f"trainer.precision=16-mixed: the gradient is not finite at any scale by step {step}, "
-            "so steps are skipped; take bf16-mixed or 32-true. Checkpoints written before are kept"
+            "so steps are skipped; take bf16-mixed or 32-true. Saved checkpoints are kept"
         )
 
 
 def _optimised(optimizer: torch.optim.Optimizer, gradients: bool) -> list[Tensor]:
-    """The parameters, what the optimiser keeps of their earlier gradients, and the last ones.
+    """The parameters, the optimiser's averages and, with `gradients`, the last gradients.
 
-    Without `gradients` for 16-mixed, whose loss scaling leaves steps out that overflow.
+    16-mixed excludes them: its loss scaling skips steps that overflow.
     """
     found: list[Tensor] = []
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):

@@ -1,4 +1,4 @@
-"""The one way from a classifier and two images to a hull: `find_corners`, in two halves."""
+"""From a classifier and two images to a hull: `find_corners`, as a checked `Search` and its run."""
 
 import math
 import time
@@ -66,7 +66,7 @@ from .trainer import AGREES, fit, halve_and_compare, make_trainer
 
 @contextmanager
 def fitting(count: int, place: torch.device) -> Iterator[None]:
-    """Say in a SettingError what to do where corners do not fit before the first step."""
+    """Turn an out-of-memory error before the first step into a SettingError with a remedy."""
     try:
         yield
     except RuntimeError as error:
@@ -82,12 +82,12 @@ def fitting(count: int, place: torch.device) -> Iterator[None]:
 
 @dataclass
 class Search(SearchSettings):
-    """A search that is ready to run: everything it was given has been checked.
+    """A search whose arguments have been checked, ready to run.
 
-    Its fields are what `find_corners` takes, `SearchSettings` among them by keyword.
+    Its fields are the arguments of `find_corners`, with those of `SearchSettings`.
 
     Raises:
-        SettingError: for images, a model, a layer, corners or a checkpoint that cannot be used.
+        SettingError: if images, model, layer, corners or checkpoint cannot be used.
     """
 
     model: nn.Module
@@ -101,7 +101,7 @@ class Search(SearchSettings):
     grid: int | None = None
     output: str = "classes"
     threshold: float | None = None
-    graph: Graph = None  # type: ignore[assignment]  # traced where none is given
+    graph: Graph = None  # type: ignore[assignment]  # traced if None
 
     def __post_init__(self) -> None:
         self._check_arguments()
@@ -132,7 +132,7 @@ class Search(SearchSettings):
         self.lightning = make_trainer(self.trainer, callbacks, self.directory, count)
 
     def _check_arguments(self) -> None:
-        """Refuse what is of the wrong kind or out of range; paths may be given as text."""
+        """Raise SettingError for a wrong type or range; paths may be text."""
         if torch.is_inference_mode_enabled():
             raise SettingError(
                 "find_corners",
@@ -144,7 +144,7 @@ class Search(SearchSettings):
         self.initial, self.target = self.initial.detach(), self.target.detach()
         if not isinstance(self.trainer, dict):
             raise SettingError(
-                "trainer", str(self.trainer), "must be a dict of Trainer's arguments"
+                "trainer", str(self.trainer), "must be a dict of the Trainer's arguments"
             )
         if not (isinstance(self.layer, str) and all(names_of(self.layer))):
             raise SettingError(
@@ -154,7 +154,7 @@ class Search(SearchSettings):
         check_output(self.output, self.threshold)
         if self.loss.output and self.output == "features":
             raise SettingError(
-                "loss.output", self.loss.output, "compares classes, which an encoder has not",
+                "loss.output", self.loss.output, "compares classes, and an encoder has no classes",
                 "leave it out",
             )  # fmt: skip
         self._check_distance()
@@ -162,14 +162,14 @@ class Search(SearchSettings):
             raise SettingError(
                 "optimizer.name",
                 "sobolev",
-                "goes along gradients of pixels, and composites have logits",
+                "is for pixels; composites have logits",
                 "take optimizer=adam or optimizer=paper",
             )
         self.directory = None if self.directory is None else path_of(self.directory)
         self.ckpt_path = None if self.ckpt_path is None else path_of(self.ckpt_path)
 
     def _check_distance(self) -> None:
-        """Refuse a reward for a distance that images of this size do not have."""
+        """Raise SettingError if `loss.distance` does not suit images of this size."""
         if not self.loss.distance:
             return
         height, width = self.initial.shape[1:]
@@ -191,17 +191,17 @@ class Search(SearchSettings):
             )
 
     def _check_branches(self) -> None:
-        """Raise SettingError for several layers that are no whole: something goes round them."""
+        """Raise SettingError if a branch bypasses several layers."""
         past = following(self.graph, self.layer).past if "," in self.layer else ()
         if past:
             raise SettingError(
                 "layer", f"[{self.layer}]",
-                f"these layers leave a way round them, through {', '.join(past[:3])}",
-                "name those branches too, or one layer that everything flows through",
+                f"{', '.join(past[:3])} bypasses these layers",
+                "name those branches as well, or one layer that everything flows through",
             )  # fmt: skip
 
     def _dtype(self) -> torch.dtype:
-        """What the search computes in: float64 where it is asked for, or the model does."""
+        """Dtype of the search: float64 if requested or used by the model."""
         if is_double(self.model):
             if self.trainer["precision"] in MIXED:
                 raise SettingError(
@@ -214,7 +214,7 @@ class Search(SearchSettings):
         return torch.float64 if self.trainer["precision"] == "64-true" else torch.float32
 
     def _precision(self, asked: Any) -> dict[str, str]:
-        """What the steps compute in, for the summary; `auto` is decided here."""
+        """Precision of the steps, for the summary; decides `auto`."""
         if asked != "auto" or self.dtype == torch.float64:
             return {"precision": self.trainer["precision"]}
         said = {"precision": "32-true", "precision_reason": "auto: no bfloat16 arithmetic here"}
@@ -228,11 +228,11 @@ class Search(SearchSettings):
             if cosine >= AGREES:
                 self.trainer["precision"] = said["precision"] = "bf16-mixed"
             else:
-                self.module = self._collision()  # with weights that were not halved
+                self.module = self._collision()  # with float32 weights
         return said
 
     def _collision(self) -> Collision:
-        """The search's module: what every step runs, compared with the model."""
+        """The LightningModule, compared with the model."""
         self.features = features = target_features(
             self.graph, self.layer, self.target, self.dtype, self.loss.tolerance
         )
@@ -272,17 +272,17 @@ class Search(SearchSettings):
         )
 
     def _push(self) -> str:
-        """What makes a corner, where `loss.push=auto` leaves it open.
+        """Decide `loss.push=auto`.
 
         Raises:
-            SettingError: for a push that this layer or these corners have not.
+            SettingError: if this layer or these corners do not allow the push.
         """
         push, features = self.loss.push, self.features
         flat = bool(features.activation.sides)
         hidden = int((~features.active).sum())
         exact = following(self.graph, self.layer).activation.is_exact
         if hidden == 0 or (not exact and hidden <= max(self.corners)):
-            flat = False  # at least within the tolerance, this target has no unit for a corner
+            flat = False  # within the tolerance this target has no hidden unit
         if push == "auto":
             return "unit" if flat else "apart" if len(self.corners) > 1 else "direction"
         if push == "unit" and not flat:
@@ -296,13 +296,13 @@ class Search(SearchSettings):
             raise SettingError(
                 "loss.push",
                 "apart",
-                "a corner alone has none to be apart from",
+                "a single corner has no others to be apart from",
                 "take loss.push=direction, or search several corners at once (without -m)",
             )
         return push
 
     def _units(self) -> Tensor:
-        """(K,) the unit that each corner pushes; -1 where none is."""
+        """(K,) the unit that each corner pushes down; -1 for none."""
         if self.push != "unit":
             return torch.full((len(self.corners),), -1, device=self.initial.device)
         first = self.corner_order == "inactive_first"
@@ -316,7 +316,7 @@ class Search(SearchSettings):
             logger: a Lightning logger for curves and pictures.
 
         Raises:
-            CollisionError: when the loss stops being finite, or memory runs out.
+            CollisionError: if the loss is not finite, or memory runs out.
         """
         self.module.started = time.perf_counter()
         self._say_if_already_there()
@@ -325,7 +325,7 @@ class Search(SearchSettings):
             fit(self.lightning, self.module, None if shared else logger, self.ckpt_path)
         found = self.module.found
         assert found is not None
-        # Lightning leaves what it has moved on the CPU.
+        # Lightning moves its modules to the CPU at the end.
         found = found._replace(corners=found.corners.to(self.initial))
         if shared and logger and self.directory is not None:
             log_afterwards(self.directory, logger)
@@ -342,7 +342,7 @@ class Search(SearchSettings):
         if summary.unmet:
             warnings.warn(
                 f"not converged: {'; '.join(summary.unmet)} after {summary.steps} steps; "
-                "raise stop.max_steps or lower loss.beta; docs/how-to/tune.md has more",
+                "raise stop.max_steps or lower loss.beta; see docs/how-to/tune.md",
                 stacklevel=2,
             )
         return Hull(
@@ -357,7 +357,7 @@ class Search(SearchSettings):
         )
 
     def _say_if_already_there(self) -> None:
-        """Warn where the goal is met before the first step: then meeting it shows nothing."""
+        """Warn if the goal is met before the first step: then convergence shows nothing."""
         oriented = self.features.oriented(self._preactivation(self.start))
         norms = positive(oriented, self.features.values, self.features.active)
         outputs = logits_of(self.model, self.start)
@@ -365,7 +365,7 @@ class Search(SearchSettings):
         if reasons and all_met(reasons):
             warnings.warn(
                 f"the initial image meets the goal before the first step: its L_pos is "
-                f"{float(norms):.3g}, where ||f(t)|| is {self.goal.norm:.3g}. Then converging "
+                f"{float(norms):.3g}, where ||f(t)|| is {self.goal.norm:.3g}. Then convergence "
                 "shows nothing: lower stop.positive_relative or stop.positive, or choose another "
                 "layer or another image",
                 stacklevel=4,
@@ -374,7 +374,7 @@ class Search(SearchSettings):
     def _frozen(
         self, layout: torch.memory_format
     ) -> tuple[TargetLayer | Observed, nn.Module | None]:
-        """What the steps run, and what is asked for classes: compared with the model itself."""
+        """The networks for steps and for classes, compared with the model."""
         network = network_of(self.graph, self.layer, self.loss.output > 0, self.dtype, layout)
         classifier = frozen_copy(self.graph, layout) if self.goal.asks_classes else None
         pair = torch.stack([self.initial, self.target])
@@ -402,13 +402,13 @@ class Search(SearchSettings):
 
     @property
     def limit(self) -> float:
-        """The feature error over ||f(t)|| up to which features are said to collide."""
+        """Largest feature error, relative to ||f(t)||, of a collision."""
         if self.stop.hull_relative is not None:
             return float(self.stop.hull_relative)
         return collision_limit(self.graph, self.layer, self.sources is not None)
 
     def _limits(self, found: Tensor, summary: Summary) -> None:
-        """Of composites whose features do not collide: what a single corner gets to."""
+        """For composites without a collision: the feature error of a single corner."""
         limit, norm = self.limit, self.module.loss.norm
         ends = self._preactivation(torch.cat([found, found.mean(0, keepdim=True)]))
         largest = float(self.features.error(ends).max()) / norm if norm else 0.0
@@ -423,7 +423,7 @@ class Search(SearchSettings):
         summary.floor, summary.limits = floor, what_limits(largest, limit, floor, moved)
 
     def _summary(self, found: Found) -> Summary:
-        """What `summary.json` says of the corners."""
+        """The content of `summary.json`."""
         summary = summarise(
             self.graph, self.layer, (self.initial, self.target), found.corners, self.corners,
             self.units, self.features, self.goal.output, experiment="find_corners",
@@ -451,39 +451,40 @@ def find_corners(
     logger: Logger | None = None,
     **settings: Any,
 ) -> Hull:
-    """Find images that the classifier cannot tell from the target, one per corner (Eq. 3 and 4).
+    """Find images with the target's features, one per corner (Eq. 3 and 4).
 
     Args:
-        model: any network that takes images (B, C, H, W) in [0, 1]. It is not changed, and stays on
-            its device. What `model(images)` gives in eval mode is compared with what is searched.
-        layer: the target layer, such as one whose output feeds a ReLU; several that everything
-            flows through together; `auto`: the last place that everything flows through, and that
-            hides something if possible (`graph.flow.last_layer`).
-        initial: (C, H, W) float32 in [0, 1], where every corner starts; required.
-        target: (C, H, W) float32 in [0, 1], whose features are matched; required.
-        corners: which of the target's inactive units to push down, counted in flat order; where no
-            unit is pushed (`loss.push`), just their numbers, which decide their directions.
-        output: `classes`: the model returns logits (B, classes); `features`: it is an encoder, and
-            its output (B, D) is asked for no class.
-        threshold: of an encoder: its user takes two images for the same above this cosine.
+        model: any network for images (B, C, H, W) in [0, 1]. It is not changed, and stays on its
+            device. The search is checked against `model(images)` in eval mode.
+        layer: the target layer, for example one that feeds a ReLU; or several layers that
+            everything flows through together; or `auto` for the last layer that everything flows
+            through, one that hides something if possible (`graph.flow.last_layer`).
+        initial: (C, H, W) float32 in [0, 1], the start of every corner; required.
+        target: (C, H, W) float32 in [0, 1], the image whose features are matched; required.
+        corners: which of the target's inactive units to push down, counted in flat order. If no
+            unit is pushed (`loss.push`), the numbers only decide the directions.
+        output: `classes` if the model returns logits (B, classes); `features` if it is an encoder
+            that returns features (B, D).
+        threshold: for an encoder, the cosine above which two images count as the same.
         logger: a Lightning logger for curves and pictures.
-        **settings: fields of `SearchSettings`, which the command line has, too: `loss`,
-            `optimizer`, `stop`, `log`, `trainer`, `corners_per_batch`, `channels_last`, `compile`,
-            `corner_order` and `seed`; and what follows.
+        **settings: fields of `SearchSettings`, as on the command line: `loss`, `optimizer`, `stop`,
+            `log`, `trainer`, `corners_per_batch`, `channels_last`, `compile`, `corner_order` and
+            `seed`; and the keywords below.
 
     Keyword Args:
-        directory (Path): where curves, intermediate images and checkpoints go; None keeps none.
-        ckpt_path (Path): a checkpoint to continue from.
-        sources (Sources): pasted patches: the corners are composites of them, and start at
-            Eq. 5's (sec. 4); None: they are pixels, and start at `initial` (sec. 3).
-        grid (int): of composites: a grid of logits per window, or None for a logit per pixel.
+        directory (Path): folder for curves, intermediate images and checkpoints; None for none.
+        ckpt_path (Path): a checkpoint to resume.
+        sources (Sources): pasted patches. Corners are then composites, starting at Eq. 5's (sec.
+            4). None: corners are pixels, starting at `initial` (sec. 3).
+        grid (int): for composites, side of the grid of logits per window; None for one logit per
+            pixel.
 
     Returns:
-        The hull of the corners. Whether they converged is in its `summary`.
+        The hull of the corners. Its `summary` says whether they converged.
 
     Raises:
-        SettingError: for images, a layer or corners that cannot be used.
-        CollisionError: when the loss stops being finite.
+        SettingError: if images, layer or corners cannot be used.
+        CollisionError: if the loss is not finite.
 
     Example:
         >>> generator = torch.manual_seed(0)
@@ -499,5 +500,5 @@ def find_corners(
     """
     named: Any = ",".join(map(str, layer)) if isinstance(layer, list | tuple) else layer
     settings |= {"output": output, "threshold": threshold}
-    pair: Any = (initial, target)  # checked there, None too
+    pair: Any = (initial, target)  # checked by Search, also None
     return Search(model, named, pair[0], pair[1], corners, **settings).run(logger)

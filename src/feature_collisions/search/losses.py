@@ -1,12 +1,12 @@
-"""The losses of Eq. 2 to 6: a pure function per term, and the sum that a search descends.
+"""The losses of Eq. 2 to 6: a pure function per term, and their weighted sum.
 
 Shapes: `preactivation` f0(x) is (K, N), one row per corner; a term of the features is (K,), one
-value per corner. Corners share nothing there, so the sum over them has each corner's own gradient.
+value per corner. Corners are independent there, so the gradient of the sum has one part per corner.
 
-A new term of the features or of the logits is a function here, and a line in the method of
-`CollisionLoss` that is given what it looks at; a term of the images is one entry of `of_images`.
-The functions take pre-activations as `TargetFeatures.oriented` gives them: units that the layer is
-blind to above a ceiling are mirrored, so what it cannot see is negative.
+A new term of the features or logits is a function here, and a line in the method of `CollisionLoss`
+that has its inputs. A term of the images is one entry of `of_images`. The functions take
+pre-activations from `TargetFeatures.oriented`: units that are hidden above a ceiling are mirrored,
+so hidden values are negative.
 """
 
 import math
@@ -27,15 +27,15 @@ _ALL = slice(None)
 
 
 def negative(preactivation: Tensor, inactive: Tensor, units: Tensor) -> Tensor:
-    """L_neg^i of Eq. 2: unit i is pushed down, the other inactive units are held near zero.
+    """L_neg^i of Eq. 2, (K,): unit i is pushed down, the other inactive units are held near zero.
 
-    As one product with the signs that |.| takes, unit i's being 1: autograd's own gradient of the
-    paper's two terms, 7 % of an MNIST step sooner.
+    It is one product with the signs of |.|, 1 for unit i. The gradient is that of the paper's two
+    terms, and a step on MNIST takes 7 % less time.
 
     Args:
         preactivation: (K, N) f0(x).
         inactive: (N,) -nsgn(f0(t)), 1 for inactive units and 0 for active ones.
-        units: (K,) each corner's unit i, one of the inactive.
+        units: (K,) each corner's unit i, an inactive unit.
 
     Example:
         >>> inactive = torch.tensor([False, True, True])
@@ -47,7 +47,7 @@ def negative(preactivation: Tensor, inactive: Tensor, units: Tensor) -> Tensor:
 
 
 def settings_at(settings: LossSettings, step: int) -> LossSettings:
-    """The settings with the weights that `stages` has for step `step`."""
+    """The settings with the weights of `stages` at `step`."""
     for stage in settings.stages:
         if step >= stage.step:
             names = ("alpha", "beta", "gamma")
@@ -60,7 +60,7 @@ def divergence(logits: Tensor, target_logits: Tensor) -> Tensor:
     """KL(p(t) || p(x)) of class probabilities, in nats: logits (B, classes) to (B,).
 
     Args:
-        logits: of any points.
+        logits: (B, classes) of any images.
         target_logits: (classes,) of the target.
     """
     target = target_logits.log_softmax(0).expand_as(logits)
@@ -68,12 +68,12 @@ def divergence(logits: Tensor, target_logits: Tensor) -> Tensor:
 
 
 def directions(corners: Sequence[int], like: Tensor) -> Tensor:
-    """Smooth random directions (K, C, H, W) of norm 1, each decided by its corner's number alone.
+    """Smooth random directions (K, C, H, W) of norm 1; each depends only on its corner's index.
 
-    Noise on every eighth pixel, enlarged by bilinear interpolation.
+    They are noise at every eighth pixel, enlarged by bilinear interpolation.
 
     Args:
-        corners: numbers of the K corners.
+        corners: indices of the K corners.
         like: (C, H, W) of the images' shape, dtype and device.
     """
     channels, *size = like.shape
@@ -88,7 +88,7 @@ def directions(corners: Sequence[int], like: Tensor) -> Tensor:
 
 
 def mean_distance(images: Tensor) -> Tensor:
-    """The mean root mean square distance between two of the images (K, C, H, W).
+    """Mean RMS distance between two of the images (K, C, H, W).
 
     Its gradient at equal images is 0.
     """
@@ -97,20 +97,18 @@ def mean_distance(images: Tensor) -> Tensor:
 
 
 class CollisionLoss(nn.Module):
-    """alpha L_pos + beta L_neg^i of Eq. 4, for all corners at once; `of_images` adds Eq. 6's R.
+    """alpha L_pos + beta L_neg^i of Eq. 4 for all corners; `of_images` adds Eq. 6's R.
 
-    Where no unit is pushed, L_neg is left out, L_pos counts all that later layers see, and
-    `of_images` adds the reward for the corners' distance or for going along a direction.
+    If no unit is pushed, L_neg is left out, L_pos counts all that later layers see, and `of_images`
+    rewards the distance between corners, or along directions.
 
     Args:
         target: the target's features.
-        units: (K,) each corner's unit; -1 where none is pushed.
-        settings: alpha, beta, gamma, the form of L_pos, and what goes beyond the paper; `push` is
-            `unit`, `direction` or `apart`.
-        target_logits: (classes,), where `loss.output` compares classes.
-        initial: (C, H, W), where `loss.nearness` holds corners near it, or they go from it along
-            directions.
-        along: (K, C, H, W) each corner's direction, where that is what pushes it.
+        units: (K,) each corner's unit; -1 for none.
+        settings: weights and form of the terms; `push` is `unit`, `direction` or `apart`.
+        target_logits: (classes,), needed for `loss.output`.
+        initial: (C, H, W), needed for `loss.nearness` and for directions.
+        along: (K, C, H, W) each corner's direction, for `push=direction`.
     """
 
     features: Tensor
@@ -145,16 +143,16 @@ class CollisionLoss(nn.Module):
 
     @property
     def alpha(self) -> float:
-        """The weight of L_pos: of features in units of ||f(t)||, where `normalise` says so."""
+        """Weight of L_pos, divided by ||f(t)|| (squared for `half_square`) if `normalise`."""
         return self.settings.alpha / self.scale**self._power
 
     @property
     def beta(self) -> float:
-        """The weight of L_neg, likewise."""
+        """Weight of L_neg, divided by ||f(t)|| if `normalise`."""
         return self.settings.beta / self.scale
 
     def forward(self, preactivation: Tensor, rows: slice = _ALL) -> Tensor:
-        """Eq. 4 (K,) of the corners `rows`, whose pre-activations (K, N) these are."""
+        """Eq. 4 (K,) of the corners `rows` with pre-activations (K, N)."""
         oriented = self.target.oriented(preactivation)
         if not self.pushes_units:
             return self._interior(oriented)
@@ -163,16 +161,16 @@ class CollisionLoss(nn.Module):
 
     @property
     def pushes_units(self) -> bool:
-        """Whether each corner drives a unit down, as in the paper."""
+        """Whether each corner pushes a unit down, as in the paper."""
         return self.settings.push not in ("direction", "apart")
 
     @property
     def ties_corners(self) -> bool:
-        """Whether a term of the images looks at several corners."""
+        """Whether a term of the images depends on several corners."""
         return self.settings.distance > 0 or self.settings.push == "apart"
 
     def interior(self, preactivation: Tensor) -> Tensor:
-        """alpha L_pos (M,) of any points' pre-activations (M, N)."""
+        """alpha L_pos (M,) of interior points with pre-activations (M, N)."""
         return self._interior(self.target.oriented(preactivation))
 
     def _interior(self, oriented: Tensor) -> Tensor:
@@ -181,29 +179,30 @@ class CollisionLoss(nn.Module):
         return self.alpha * positive(oriented, self.features, self.active, form, rectified)
 
     def output(self, logits: Tensor) -> Tensor:
-        """output alpha L_pos(0) KL(p(t) || p(x)), (B,), of any points' logits (B, classes).
+        """output alpha L_pos(0) KL(p(t) || p(x)), (B,), from logits (B, classes).
 
-        L_pos(0), of an image without features, makes the weight one for all networks.
+        L_pos(0), the loss of zero features, makes the weight independent of the network.
         """
         assert self.target_logits is not None
         weight = self.settings.output * self.alpha * self.norm**self._power / self._power
         return weight * divergence(logits, self.target_logits)
 
     def of_images(self, images: Tensor, variation: Tensor, every: Tensor) -> list[Tensor]:
-        """The terms of the images, each summed over the corners: those whose weight is not 0.
+        """The terms of the images with a weight other than 0, each summed over the corners.
 
-        A term that ties corners together is taken of all, and counts for the share that these are:
-        several ranks with some corners each have it once between them.
+        A term of several corners is computed from all, and multiplied by this rank's share of
+        them, so it counts once over all ranks.
 
         Args:
-            images: (K, C, H, W).
+            images: (K, C, H, W) of this rank.
             variation: (K,) R(P) (sec. 4.1).
-            every: the images of all corners, these among them.
+            every: the images of all corners, with these.
         """
         settings, terms = self.settings, []
         if settings.gamma:
             terms.append(settings.gamma * variation.sum())
-        # Less the first: rounding would tell equal images apart, with a gradient of full length.
+        # Minus the first: otherwise rounding separates equal images, with a gradient of full
+        # length.
         parted = every - every[:1] if self.ties_corners and len(every) > 1 else None
         if settings.distance and parted is not None:
             square = settings.distance_pooling
@@ -222,16 +221,16 @@ class CollisionLoss(nn.Module):
         return terms
 
     def curves(self, preactivation: Tensor, variation: Tensor) -> dict[str, Tensor]:
-        """What is drawn of each corner, (K,) each: L_pos (the norm), the sum, R(P).
+        """Curves of each corner, (K,) each: L_pos (the norm), the sum, R(P).
 
-        And L_neg and unit i, where these are pushed.
+        If units are pushed, also L_neg and f0 of unit i.
 
         Args:
             preactivation: (K, N) f0 of all corners.
             variation: (K,) R(P).
         """
         total = self(preactivation)
-        if self.settings.gamma:  # 0 times what is not a number is none either
+        if self.settings.gamma:  # 0 times NaN is NaN
             total = total + self.settings.gamma * variation
         oriented = self.target.oriented(preactivation)
         found = {

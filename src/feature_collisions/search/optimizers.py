@@ -1,4 +1,4 @@
-"""How a loss is descended: Adam, the authors' own descent, or along smooth gradients."""
+"""Optimisers: Adam, the authors' gradient descent, and descent along Sobolev gradients."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,10 +12,10 @@ from ..settings.search import OptimizerSettings
 def make_optimizer(
     settings: OptimizerSettings, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """The optimiser that `optimizer` names.
+    """Make the optimiser named by `optimizer`.
 
-    `descent` with `average` a > 0 steps along a running mean of the gradient, a times the old
-    plus 1 - a times the new, as the authors' experiments do; the mean starts at the first gradient.
+    `descent` with `average` a > 0 uses a running mean of the gradient, a times the old plus 1 - a
+    times the new, as in the authors' experiments. The mean starts at the first gradient.
     """
     if settings.name == "adam":
         betas = (0.9, float(settings.square_average))
@@ -27,7 +27,7 @@ def make_optimizer(
 
 
 def rate_at(settings: OptimizerSettings, step: int, max_steps: int) -> float:
-    """The rate of step `step`: of its stage, or on the line from `rate` to `final_rate`."""
+    """Rate at `step`: of its stage, or on the line from `rate` to `final_rate`."""
     if settings.stages:
         rates = [stage.rate for stage in settings.stages if step >= stage.step]
         return rates[-1] if rates else settings.rate
@@ -36,26 +36,26 @@ def rate_at(settings: OptimizerSettings, step: int, max_steps: int) -> float:
 
 
 class SobolevDescent(torch.optim.Optimizer):
-    """Steps of a given length along the images' Sobolev gradient.
+    """Steps of fixed length along the images' Sobolev gradient.
 
-    The gradient of a loss in the inner product of H^(1/2), which weights a frequency by its size:
-    what changes over many pixels moves further than what changes from one to the next. Of each
-    image (..., H, W) a running mean is kept, and a step moves its pixels by `lr` in root mean
-    square, however long the gradient is.
+    This is the gradient of the loss in the inner product of H^(1/2), which weights a component by
+    its frequency. So low frequencies change more than high ones. Each image (..., H, W) has a
+    running mean of its gradient. A step changes its pixels by `lr` (RMS), whatever the length of
+    the gradient.
 
     Args:
         parameters: images (K, C, H, W).
-        lr: the root mean square by which an image's pixels move in a step.
-        average: the share of earlier gradients in the running mean, in [0, 1).
+        lr: RMS change of an image's pixels per step.
+        average: weight of earlier gradients in the running mean, in [0, 1).
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, average: float) -> None:
         super().__init__(parameters, {"lr": lr, "average": average})
-        self.weights: Tensor | None = None  # of frequencies, made where the images are
+        self.weights: Tensor | None = None  # of frequencies, on the images' device
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Move every image along its own gradient."""
+        """Move every image along its gradient."""
         for group in self.param_groups:
             for images in group["params"]:
                 self._move(images, group["lr"], group["average"])
@@ -69,15 +69,15 @@ class SobolevDescent(torch.optim.Optimizer):
         mean: Tensor = state["mean"].lerp_(images.grad, 1 - average)
         spectrum = torch.fft.rfft2(mean).mul_(self.weights)
         direction = torch.fft.irfft2(spectrum, s=(images.shape[-2], images.shape[-1]))
-        for length in (largest, root_mean_square):  # squares of small numbers alone would be 0
+        for length in (largest, root_mean_square):  # squares of small numbers would underflow
             direction /= length(direction).clamp_min_(torch.finfo(images.dtype).tiny)
         images.sub_(direction, alpha=rate)
 
 
 def inverse_frequencies(images: Tensor) -> Tensor:
-    """1 over each frequency of `rfft2` of images (..., H, W), (H, W // 2 + 1), in pixels a period.
+    """Period in pixels of each component of `rfft2` of images (..., H, W): (H, W // 2 + 1).
 
-    The mean of an image has no period; it is given the longest side's.
+    The mean of an image has no period; the longest side is used.
     """
     height, width = images.shape[-2:]
     like = {"dtype": images.dtype, "device": images.device}
@@ -87,10 +87,10 @@ def inverse_frequencies(images: Tensor) -> Tensor:
 
 
 def largest(images: Tensor) -> Tensor:
-    """The largest |pixel| of each image (K, C, H, W), (K, 1, 1, 1)."""
+    """Largest |pixel| of each image (K, C, H, W): (K, 1, 1, 1)."""
     return images.abs().amax((1, 2, 3), keepdim=True)
 
 
 def root_mean_square(images: Tensor) -> Tensor:
-    """Of the pixels of each image (K, C, H, W), (K, 1, 1, 1)."""
+    """RMS of the pixels of each image (K, C, H, W): (K, 1, 1, 1)."""
     return images.square().mean((1, 2, 3), keepdim=True).sqrt_()

@@ -1,4 +1,4 @@
-"""What is optimised: modules whose forward gives the images of all corners."""
+"""Parameterisations of corners: modules whose forward returns the images of all corners."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ _NOISE, _LOGIT_NOISE = 0.01, 0.1  # in pixels of [0, 1], and in logits of a comp
 
 
 class Pixels(nn.Module):
-    """The corners' pixels themselves, all starting from one image (sec. 3).
+    """The corners' pixels, all starting from one image (sec. 3).
 
     Args:
         initial: (C, H, W) in [0, 1].
         count: number of corners K.
-        memory_format: how their numbers lie in memory.
+        memory_format: of the pixels.
     """
 
     def __init__(
@@ -45,31 +45,31 @@ class Pixels(nn.Module):
         self.pixels.add_(_NOISE * noise.to(self.pixels)).clamp_(0, 1)
 
     def keep(self, rows: slice) -> None:
-        """Leave out all corners but `rows`."""
+        """Keep only the corners `rows`."""
         self.pixels = nn.Parameter(self.laid(self.pixels.detach()[rows]))
 
     def laid(self, pixels: Tensor) -> Tensor:
-        """Pixels as the parameter has them in memory."""
+        """Pixels in the parameter's memory format."""
         return pixels.contiguous(memory_format=self.memory_format)
 
     @torch.no_grad()
     def project(self) -> None:
-        """Clip to [0, 1], as the authors do after every step (they to [0, 255])."""
+        """Clip to [0, 1]; the authors clip to [0, 255] after every step."""
         self.pixels.clamp_(0, 1)
 
 
 class PatchComposite(nn.Module):
-    """Composites of the same sources, one per corner, by control parameters P (section 4).
+    """Composites of the same sources, one per corner, with control parameters P (section 4).
 
-    All corners start at Eq. 5's weights: the logits are their logarithm, but for a constant at each
-    pixel, which softmax takes away. (Eq. 5 in the paper; softmax in its section 4.2.)
+    All corners start at Eq. 5's weights: the logits are their logarithm, up to a constant per pixel
+    that softmax removes (section 4.2).
 
     Args:
         sources: M pasted patches with windows of w x w pixels.
         count: number of corners K.
-        grid: None for one logit per pixel of a window, (K, M, w, w), as in the paper; or g: what is
-            added to Eq. 5's logits is a g x g grid per window, (K, M, g, g), enlarged by bicubic
-            interpolation, so neighbouring pixels change together.
+        grid: None for one logit per pixel of a window, (K, M, w, w), as in the paper. With g, a
+            g x g grid per window, (K, M, g, g), is enlarged by bicubic interpolation and added to
+            Eq. 5's logits, so neighbouring pixels change together.
     """
 
     start: Tensor
@@ -97,8 +97,8 @@ class PatchComposite(nn.Module):
 
     def penalised(self) -> tuple[Tensor, Tensor]:
         """The corners x = G(P, Q), (K, C, H, W), and R(P), (K,)."""
-        self.sources = self.sources.like(self.control)  # it may have been moved
-        # Half precision is for the network: a P rounded to it would draw steps into the image.
+        self.sources = self.sources.like(self.control)  # the module may have been moved
+        # Half precision is only for the network: rounding P would add visible steps to the image.
         with torch.autocast(self.control.device.type, enabled=False):
             logits = self.logits()
             place = (logits.device, logits.dtype)
@@ -107,10 +107,10 @@ class PatchComposite(nn.Module):
             return blend(logits, self.sources, self.layout)
 
     def logits(self) -> Tensor:
-        """P before its softmax, (K, M, w, w)."""
+        """P before the softmax, (K, M, w, w)."""
         if self.grid is None:
             return self.control
-        # Two products of matrices, the second one wide: many small ones take longer.
+        # Two large matrix products: many small ones take longer.
         taller = torch.matmul(self.enlarge, self.control)
         return (taller @ self.enlarge.T).add_(self.start)
 
@@ -121,12 +121,12 @@ class PatchComposite(nn.Module):
         self.control.add_(_LOGIT_NOISE * noise.to(self.control))
 
     def keep(self, rows: slice) -> None:
-        """Leave out all corners but `rows`."""
+        """Keep only the corners `rows`."""
         self.control = nn.Parameter(self.laid(self.control.detach()[rows]))
 
     def laid(self, control: Tensor) -> Tensor:
-        """Control parameters as the parameter has them in memory."""
+        """Control parameters in the parameter's memory format."""
         return control.contiguous()
 
     def project(self) -> None:
-        """Softmax keeps every composite within its sources: there is nothing to clip."""
+        """Do nothing: softmax keeps every composite in the range of its sources."""

@@ -1,9 +1,8 @@
-"""Lightning's strategy for a search on several devices: each rank owns some of the corners.
+"""Lightning strategy for a search on several devices: each rank owns some of the corners.
 
-Corners are independent of each other, so no gradient is averaged over the ranks, as DDP would; what
-ties corners together, and what is decided or written once, goes through Lightning's collectives.
-The ranks are spawned by the process that was started: none runs the command line again, so a
-sweep cannot begin again in each of them.
+Corners are independent, so gradients are not averaged over ranks as in DDP. Terms of several
+corners, decisions and files go through Lightning's collectives. The first process spawns the ranks.
+None runs the command line again, so a sweep does not start again in each of them.
 """
 
 import io
@@ -37,23 +36,23 @@ from ..ends import Stopped, between_steps, stopping, told_to_end
 from ..errors import CollisionError, SettingError
 from .collision import Collision, Found
 
-_PATIENCE = timedelta(minutes=30)  # as torch has it: a look may come after a compilation
-_GRACE = 5  # seconds that the others have when one rank has failed, before they are killed
+_PATIENCE = timedelta(minutes=30)  # torch's default; compilation may delay a rank
+_GRACE = 5  # seconds before the other ranks are killed after one failed
 _HOST = "127.0.0.1"
 
 
 class CornersOverRanks(DDPStrategy):
     """Spawned ranks that own corners: gloo between CPUs, NCCL between GPUs; one machine.
 
-    Of DDP it has the process group, the collectives and one device per rank; the module is not
-    wrapped (Lightning has no public strategy without gradients to average), and `Collision.setup`
-    keeps the corners that are its rank's.
+    From DDP it has the process group, the collectives and one device per rank. The module is not
+    wrapped (Lightning has no public strategy without averaged gradients). `Collision.setup` keeps
+    the rank's corners.
 
     Args:
         patience: how long a rank waits for another before it gives up.
     """
 
-    port: int  # of the launcher's store, where the ranks find each other
+    port: int  # of the launcher's store, which connects the ranks
 
     def __init__(self, patience: timedelta = _PATIENCE) -> None:
         super().__init__(start_method="spawn", timeout=patience)
@@ -63,10 +62,10 @@ class CornersOverRanks(DDPStrategy):
         self._launcher = RankLauncher(self)
 
     def configure_ddp(self) -> None:
-        """Leave the module as it is: every rank has the gradient of its own corners."""
+        """Do not wrap the module: every rank has its corners' gradient."""
 
     def setup_distributed(self) -> None:
-        """Meet the other ranks at the launcher's store: no port is guessed, none left open."""
+        """Connect through the launcher's store, whose port is known."""
         self.set_world_ranks()
         self._process_group_backend = self._get_process_group_backend()
         dist.init_process_group(
@@ -80,10 +79,10 @@ class CornersOverRanks(DDPStrategy):
 
 
 class RankLauncher(_Launcher):
-    """Spawns the ranks, hands on what the first found, and ends all when one fails.
+    """Spawns the ranks, returns the first one's result, and ends all if one fails.
 
-    Lightning's own launcher for spawned processes writes the whole network into a temporary file to
-    bring it back, and gives an error as the text of a traceback.
+    Lightning's launcher for spawned processes returns the whole network through a temporary file,
+    and reports errors as the text of a traceback.
     """
 
     def __init__(self, strategy: CornersOverRanks) -> None:
@@ -91,7 +90,7 @@ class RankLauncher(_Launcher):
 
     @property
     def is_interactive_compatible(self) -> bool:
-        """Whether a notebook may use it: one whose model is imported, so it can be pickled."""
+        """Whether it works in notebooks: if the model is imported, so that it can be pickled."""
         return True
 
     def launch(
@@ -100,11 +99,11 @@ class RankLauncher(_Launcher):
         """Run `function`, a method of `trainer`, in every rank; `found` of its module is set here.
 
         Raises:
-            SettingError, CollisionError, OSError: what a rank raised, in its own words.
+            SettingError, CollisionError, OSError: the error of a rank.
         """
         module = trainer.lightning_module
         assert isinstance(module, Collision)
-        module.cpu()  # on a GPU it would stay, beside the ranks' own
+        module.cpu()  # to free the GPU for the ranks' copies
         store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
         self.strategy.port = store.port
         count = self.strategy.num_processes
@@ -125,13 +124,13 @@ class RankLauncher(_Launcher):
         found = said[0]
         if found is None and not told_to_end():
             raise CollisionError(
-                "a process of trainer.devices was told to end, and the others with it; go on with "
+                "a process of trainer.devices was interrupted, and the others with it; resume with "
                 "ckpt_path=last"
             )
         module.found = Found(**found) if found else None
 
     def kill(self, signum: Any) -> None:
-        """Nothing: the ranks end with `launch`."""
+        """Do nothing: the ranks end with `launch`."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {"strategy": self.strategy}
@@ -145,16 +144,16 @@ def _run_rank(
     reports: Sequence[Connection],
     threads: int,
 ) -> None:
-    """One rank's process. A signal ends the steps of all ranks at the next look."""
+    """One rank's process. A signal ends the steps of all ranks at the next check."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     os.environ["LOCAL_RANK"] = str(rank)
     loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
-    if loopback:  # a search stays on its machine, whatever its name resolves to
+    if loopback:  # a search stays on one machine, whatever its name resolves to
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
     module, trainer = args[0], function.__self__
-    # Lightning answers SIGTERM by a collective of its own, in the midst of whatever a rank is
-    # doing: the other one waits in another, and both hang. There is no public switch for it.
+    # On SIGTERM Lightning starts a collective at any point of the program. Another rank may wait
+    # in a different collective, and both hang. There is no public option against it.
     trainer._signal_connector.register_signal_handlers = _leave_signals
     try:
         with stopping(), between_steps(), quiet_lightning():
@@ -172,9 +171,9 @@ def _run_rank(
 
 
 def _end_with_parent() -> None:
-    """Wait for the process that spawned this one, and end with it.
+    """End this process when its parent ends.
 
-    When it is killed, its claim to the run directory is given up, and another may go on there.
+    A killed parent no longer locks the run directory, and another process may resume there.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -183,11 +182,11 @@ def _end_with_parent() -> None:
 
 
 def _leave_signals() -> None:
-    """In place of Lightning's own: `stopping` has the signals."""
+    """Disable Lightning's signal handlers: `stopping` handles signals."""
 
 
 def _await(ranks: ProcessContext, heard: Sequence[Connection], said: list[Any]) -> None:
-    """Wait until all have ended, and listen; a signal is passed on to them."""
+    """Wait until all ranks have ended, and receive their results; forward signals to them."""
     passed_on = False
     while not ranks.join(timeout=0.1, grace_period=_GRACE):
         _listen(heard, said)
@@ -200,7 +199,7 @@ def _await(ranks: ProcessContext, heard: Sequence[Connection], said: list[Any]) 
 
 
 def _listen(heard: Sequence[Connection], said: list[Any]) -> None:
-    """Take in what each rank says, once: what was found, or how it failed. It is read as data."""
+    """Receive each rank's result or error, read as data."""
     for rank, connection in enumerate(heard):
         if connection.poll():
             message = io.BytesIO(connection.recv_bytes())
@@ -209,7 +208,7 @@ def _listen(heard: Sequence[Connection], said: list[Any]) -> None:
 
 @contextmanager
 def _ended_together(ranks: ProcessContext) -> Iterator[ProcessContext]:
-    """End every rank when this process goes on, whatever the reason."""
+    """End all ranks on leaving the block, for whatever reason."""
     try:
         yield ranks
     finally:
@@ -227,19 +226,19 @@ def _send(report: Connection, said: Any) -> None:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Leave out Lightning's lines about the hardware, and warnings that do not apply."""
+    """Silence Lightning's messages about the hardware, and warnings that do not apply."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # The frozen network is meant to be in eval mode.
+            # The frozen network is in eval mode on purpose.
             warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training")
-            # One process is right: where SLURM is installed, Lightning tells to use it.
+            # One process is right, but Lightning recommends srun if SLURM is installed.
             warnings.filterwarnings("ignore", ".*srun. command is available")
-            # The search runs where it was told to.
+            # The search runs on the device of its settings.
             warnings.filterwarnings("ignore", "GPU available but not used")
-            # Lightning 2.6 asks torch in a way that torch 2.12 and later deprecate.
+            # Lightning 2.6 uses functions that torch 2.12 deprecates.
             warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
             warnings.filterwarnings("ignore", "torch.distributed.nn.functional.* is deprecated")
             yield
@@ -271,6 +270,6 @@ def in_own_words(said: Sequence[Any], error: Exception) -> Exception:
         return own
     last = str(error).strip().splitlines()[-1]
     return CollisionError(
-        f"a process of trainer.devices failed ({last}); the others were ended. Checkpoints written "
-        "before are kept: go on with ckpt_path=last, with trainer.devices=1 if it happens again"
+        f"a process of trainer.devices failed ({last}); the others were stopped. Saved checkpoints "
+        "are kept: resume with ckpt_path=last, and trainer.devices=1 if it happens again"
     )

@@ -1,4 +1,4 @@
-"""What `summary.json` says of corners, however they were found."""
+"""The content of `summary.json`, for corners of any solver."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from .losses import negative
 
 
 def class_probabilities(model: nn.Module, images: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, classes), the model in eval mode."""
+    """Class probabilities (B, classes) of images (B, C, H, W), in eval mode."""
     return logits_of(model, images).softmax(1)
 
 
@@ -30,18 +30,18 @@ def summarise(
     output: Output,
     **others: Any,
 ) -> Summary:
-    """The figures of corners as they are saved (float32), and the problem that they solve.
+    """Figures of the corners as saved (float32), and the settings of their problem.
 
     Args:
-        graph: of the classifier.
+        graph: graph of the classifier.
         layer: the target layer.
         pair: the initial image and the target, (C, H, W) each.
         images: (K, C, H, W), the corners.
-        corners: their K numbers.
-        units: (K,) the unit each pushed down.
-        features: the target's, in the dtype that pre-activations are computed in.
-        output: what the network's outputs are compared with.
-        others: what is known of the search.
+        corners: their K indices.
+        units: (K,) the unit that each pushes down.
+        features: the target's, in the dtype of pre-activations.
+        output: compares the network's outputs with the target's.
+        others: further entries about the search.
     """
     outputs = logits_of(graph.model, torch.stack([pair[0], *images]))
     preactivation = preactivation_of(graph, layer, images, features.features.dtype)
@@ -70,14 +70,14 @@ def corner_records(
     target: TargetFeatures,
     said: Sequence[Corner],
 ) -> list[Corner]:
-    """Each corner's figures.
+    """Figures of each corner.
 
     Args:
-        corners: numbers of the K corners.
-        units: (K,) the unit each pushed down.
-        preactivation: (K, N) f0 of the corners as they are saved.
+        corners: indices of the K corners.
+        units: (K,) the unit that each pushes down.
+        preactivation: (K, N) f0 of the corners as saved.
         target: the target's features.
-        said: what the network says of each (`Output.of_images`).
+        said: outputs of the network (`Output.of_images`).
     """
     oriented = target.oriented(preactivation)
     norms = positive(oriented, target.values, target.active)

@@ -1,4 +1,4 @@
-"""Lightning's Trainer around a search, and what `trainer.precision=auto` comes to."""
+"""Lightning's Trainer for a search, and the decision of `trainer.precision=auto`."""
 
 import itertools
 from pathlib import Path
@@ -24,21 +24,22 @@ AGREES = 0.9  # cosine; 0.96 to 0.97 at the first step of SqueezeNet and ResNet-
 def make_trainer(
     arguments: dict[str, Any], callbacks: list[Callback], directory: Path | None, corners: int
 ) -> Trainer:
-    """A Trainer for one search: on one device, or on several that share the corners out.
+    """A Trainer for one search, on one device or on several that divide the corners.
 
     Args:
-        arguments: of Lightning's Trainer, as `check_trainer` leaves them.
-        callbacks: what happens between the steps.
-        directory: where Lightning writes, if anywhere.
-        corners: how many there are: a device without one is left out.
+        arguments: of Lightning's Trainer, from `check_trainer`.
+        callbacks: callbacks of the search.
+        directory: Lightning's folder, if any.
+        corners: their number; devices without a corner are not used.
 
     Raises:
-        SettingError: for arguments that the Trainer refuses.
+        SettingError: if the Trainer refuses the arguments.
     """
     devices = device_ids(arguments)[:corners]
     shared = len(devices) > 1
-    # In an allocation of SLURM's (or of others) Lightning would take the search for one of many
-    # processes, refuse its devices, requeue the job and keep all but the first from logging.
+    # In an allocation of SLURM (or another scheduler) Lightning would take the search for one of
+    # many
+    # processes, refuse its devices, requeue the job, and log only in the first.
     alone = LightningEnvironment()
     alone.set_global_rank(0)
     own = {
@@ -63,17 +64,17 @@ def make_trainer(
 
 
 def fit(trainer: Trainer, module: Collision, logger: Logger | None, ckpt_path: Path | None) -> None:
-    """Run the search in `module` until its callbacks stop it; what it found is in `module.found`.
+    """Run the search in `module` until its callbacks stop it; the result is `module.found`.
 
     Args:
-        trainer: of `make_trainer`.
+        trainer: from `make_trainer`.
         module: the search.
         logger: a Lightning logger for curves and pictures.
-        ckpt_path: a checkpoint to continue from.
+        ckpt_path: a checkpoint to resume.
 
     Raises:
-        SettingError: for a network that does not compile.
-        CollisionError: when the loss stops being finite, memory runs out, or a rank fails.
+        SettingError: if the network cannot be compiled.
+        CollisionError: if the loss is not finite, memory runs out, or a rank fails.
     """
     trainer.logger = logger
     with quiet_lightning():
@@ -81,14 +82,14 @@ def fit(trainer: Trainer, module: Collision, logger: Logger | None, ckpt_path: P
 
 
 def halve_and_compare(module: Collision, device: torch.device) -> float:
-    """Halve the network's weights; what that does to the first step's gradient.
+    """Halve the network's weights, and compare the first gradient before and after.
 
     Args:
-        module: a search in float32 that has not begun; its network stays in bf16-mixed.
-        device: where the search is going to run.
+        module: a search in float32 before its first step; its network stays in bf16-mixed.
+        device: of the search.
 
     Returns:
-        The smallest cosine, over the corners, between the gradients before and after.
+        The smallest cosine over the corners between the two gradients.
     """
     per_batch = module.per_batch
     module.to(device)
@@ -96,12 +97,12 @@ def halve_and_compare(module: Collision, device: torch.device) -> float:
     halve_weights(module.network, "bf16-mixed")
     after = _gradient(module, True)
     module.cpu()
-    module.per_batch = per_batch  # `auto` is measured where the steps run
+    module.per_batch = per_batch  # `auto` is measured on the search's device
     return float(torch.cosine_similarity(before, after, dim=1).nan_to_num(-1).min())
 
 
 def _gradient(module: Collision, mixed: bool) -> Tensor:
-    """Of the first step, (K, numbers of a corner) in float64."""
+    """Gradient of the first step, (K, numbers of a corner) in float64."""
     (parameter,) = module.parameterisation.parameters()
     with torch.autocast(module.device.type, torch.bfloat16, enabled=mixed):
         module._descend(0, Tensor.backward)

@@ -31,9 +31,9 @@ def in_plain_words(error: OmegaConfBaseException) -> str:
     if said.endswith("is not Optional"):
         return f"{name}=null: must have a value; leave it out for the default"
     if found := _GROUP.match(said):
-        return f"{name}={found[1]}: is a group of settings; give one of them, {name}.NAME=VALUE"
+        return f"{name}={found[1]}: is a group of settings; set one of them with {name}.NAME=VALUE"
     if said == "Cannot merge DictConfig with ListConfig":
-        return f"{name}: takes a list where it is one, and NAME=VALUE in it where it is a group"
+        return f"{name}: a list takes a list, a group takes NAME=VALUE"
     if found := re.match("Cannot convert '(.*)' to string: '(.*)'", said):
         return f"{name}={found[2]}: must be {_KINDS['str']}"
     if _MISSING.match(said) or said.startswith("Missing mandatory value"):
@@ -60,7 +60,7 @@ def _known(name: str, parent: Any) -> str:
         return question.replace("mean ", f"mean {group}." if group else "mean ")
     if elsewhere := [each for each in _all(parent) if each.rpartition(".")[2] == key]:
         return f"did you mean {' or '.join(elsewhere)}?"
-    return f"known here are {', '.join(names) or 'none'}"
+    return f"the settings here are {', '.join(names) or 'none'}"
 
 
 def _all(parent: Any) -> Iterator[str]:

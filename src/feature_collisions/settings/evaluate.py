@@ -91,7 +91,7 @@ class EdgeSettings(Group):
     """Exact walk along the hull's edges."""
 
     group = "edges"
-    share: Annotated[float | None, Share("1 walks every edge to its end")] = None
+    share: Annotated[float | None, Share("1 walks whole edges")] = None
     """Share of each edge that is walked, in [0, 1]; null: as far as `seconds` allow."""
     seconds: NonNegative = 10.0
     """Seconds for all edges together, if `share` is null."""

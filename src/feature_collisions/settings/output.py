@@ -24,7 +24,7 @@ def check_output(output: str, threshold: float | None) -> None:
     one_of("output", output, OUTPUTS)
     if threshold is not None and output == "classes":
         raise SettingError(
-            "output.threshold", threshold, "is of cosines between features, and the output is "
+            "output.threshold", threshold, "is a cosine of features, but the output is "
             "classes", "leave it out, or set classifier.output=features for an encoder",
         )  # fmt: skip
     OutputSettings(threshold).validate()

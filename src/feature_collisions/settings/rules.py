@@ -148,4 +148,4 @@ def check_rising(name: str, stages: Sequence[Any]) -> None:
     steps = [stage.step for stage in stages]
     if any(step <= before for before, step in pairwise([0, *steps])):
         rule = f"stages begin at steps {steps}"
-        raise SettingError(name, None, rule, "they must rise, from 1 or later")
+        raise SettingError(name, None, rule, "they must increase and start at 1 or later")

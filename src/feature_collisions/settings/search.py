@@ -127,7 +127,7 @@ class LossSettings(Group):
                 "loss.hull_edges",
                 self.hull_edges,
                 f"must be at most loss.hull={self.hull}",
-                "lower the one or raise the other",
+                "lower this one or raise the other",
             )
 
 
@@ -172,7 +172,7 @@ class OptimizerSettings(Group):
             raise SettingError(
                 "optimizer.final_rate",
                 self.final_rate,
-                "with optimizer.stages the rate does not fall as well",
+                "optimizer.stages already changes the rate",
                 f"set it to optimizer.rate={self.rate}",
             )
 
@@ -232,7 +232,7 @@ class StopSettings(Group):
                 "stop.min_steps",
                 self.min_steps,
                 f"must not exceed stop.max_steps={self.max_steps}",
-                "lower the one or raise the other",
+                "lower this one or raise the other",
             )
 
 

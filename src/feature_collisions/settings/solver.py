@@ -40,7 +40,7 @@ def check_used(
         group = name.partition(".")[0].partition("@")[0]
         if pairs is not None and name in ("initial", "target"):
             raise SettingError(
-                override, None, f"pairs={pairs} names the images", "leave out the one or the other"
+                override, None, f"pairs={pairs} names the images", "leave one of them out"
             )
         if solver == "gradient" and parameterisation == "pixels" and group == "patches":
             raise SettingError(
@@ -59,7 +59,7 @@ def check_used(
             raise SettingError(
                 override,
                 None,
-                "only linear programs have an objective, and solver=exact",
+                "only linear_program and exact have an objective",
                 "set solver=linear_program, or leave it out",
             )
         if solver != "gradient" and group in _OF_A_SEARCH and override not in _AS_IT_IS:

@@ -193,7 +193,7 @@ class Settings(SearchSettings):
             )
         if self.solver != "gradient" and self.ckpt_path:
             raise SettingError(
-                "ckpt_path", self.ckpt_path, "linear programs keep no checkpoints", "leave it out"
+                "ckpt_path", self.ckpt_path, "linear programs write no checkpoints", "leave it out"
             )
         self._check_networks()
         parse_corners(self.corner)
@@ -264,14 +264,14 @@ def parse_corners(corner: Any) -> list[int]:
             raise SettingError("corner", text[:40], "no layer has as many units", _CORNER_RULE)
         if span and int(span[1]) > int(span[2]):
             raise SettingError(
-                "corner", text, "a range must rise", f"write corner={span[2]}..{span[1]}"
+                "corner", text, "a range must increase", f"write corner={span[2]}..{span[1]}"
             )
         if span and int(span[2]) - int(span[1]) >= _MOST:
             raise SettingError(
                 "corner",
                 text,
                 f"names {int(span[2]) - int(span[1]) + 1:,} corners",
-                f"a run takes {_MOST:,} at most; shorten the range",
+                f"a run has at most {_MOST:,}; shorten the range",
             )
         if span:
             corners += range(int(span[1]), int(span[2]) + 1)
@@ -282,7 +282,7 @@ def parse_corners(corner: Any) -> list[int]:
     if not corners:
         raise SettingError("corner", corner, "no corner is named", _CORNER_RULE)
     if len(set(corners)) < len(corners):
-        raise SettingError("corner", corner, "a corner is named twice", "name each one once")
+        raise SettingError("corner", corner, "a corner is named twice", "name each once")
     return corners
 
 
@@ -298,7 +298,7 @@ def check_arguments(arguments: list[str]) -> None:
         group, _, choice = argument.lstrip("+").partition("=")
         if group in _GROUPS and re.fullmatch(r"[-+.\d]+|true|false|\{.*", choice.lower()):
             raise SettingError(
-                argument, None, "is none of the choices", f"they are the files in conf/{group}/"
+                argument, None, "is not one of the choices", f"they are the files in conf/{group}/"
             )
         longest = max(map(len, re.findall(r"\d+", argument)), default=0)
         if longest > _LONGEST:
@@ -306,7 +306,7 @@ def check_arguments(arguments: list[str]) -> None:
                 f"{argument[:40]}...",
                 None,
                 f"a number of {longest} digits",
-                f"none may have more than {_LONGEST}",
+                f"numbers may have at most {_LONGEST}",
             )
 
 

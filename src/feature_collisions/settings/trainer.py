@@ -28,7 +28,7 @@ def check_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
                 f"trainer.{name}",
                 value,
                 "is not an argument of a search",
-                f"known are {', '.join(_ARGUMENTS)}; stop says how long it runs",
+                f"known are {', '.join(_ARGUMENTS)}; set the length of the search with stop",
             )
     trainer = _DEFAULTS | trainer
     _check_one_of("strategy", trainer["strategy"], ("auto", "ddp"))

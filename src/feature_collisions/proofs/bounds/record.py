@@ -94,7 +94,7 @@ class _Recorder(fx.Interpreter):
         if not same and not all(is_new_shape(user) for user in node.users):
             users = [u for u in node.users if not is_new_shape(u)]
             if any(self.kinds[user] != "fixed" for user in users):
-                raise NotPiecewiseLinear(f"{node.name} depends on how many images there are")
+                raise NotPiecewiseLinear(f"{node.name} depends on the number of images")
 
     def _add(self, node: fx.Node, value: Tensor) -> None:
         moving = [given for given in node.all_input_nodes if self.kinds[given] != "fixed"]
