@@ -1,4 +1,4 @@
-"""Corners that no network with this first layer can tell from the target: `exact_hull`."""
+"""Corners with the target's values at a linear first layer: `exact_hull`."""
 
 import time
 import warnings
@@ -35,38 +35,37 @@ from .programs import Pushed
 from .windows import Polytope, polytope_of
 
 _MOST = 1000  # corners
-_SAME = 1e-4  # corners nearer than this (L2, pixels in [0, 1]) are one
-_EXACT = 1e-9  # of ||W t||: how exact the corners must be in float64
-_OF_PROGRAMS = 1e-7  # HiGHS takes constraints for met; float32 pixels are not nearer
-_MOVED = 1e-6  # of what a picture differs from the target by: less is rounding
+_SAME = 1e-4  # L2 distance, pixels in [0, 1], below which corners coincide
+_EXACT = 1e-9  # relative to ||W t||: required accuracy of the corners in float64
+_OF_PROGRAMS = 1e-7  # tolerance of HiGHS, and of float32 pixels
+_MOVED = 1e-6  # relative to the distance from target to picture; smaller movements are rounding
 
 
 def exact_hull(
     model: nn.Module, target: Tensor, towards: Tensor | int, layer: str = "auto", seed: int = 0
 ) -> Hull:
-    """Corners whose values at a linear first layer equal the target's, so at every layer behind it.
+    """Corners with the target's values at a linear first layer, and so at every later layer.
 
-    The images x of [0, 1] with W (x - t) = 0 are a convex polytope. All its points, and so all
-    mixes of the corners, are the same to the network, whatever follows the layer. Where an
-    activation with an exactly flat side follows, units that it hides may be anywhere beyond its
-    edge. The corners are found in float64 and kept in float32, whose rounding `prove` accounts for.
+    The images x in [0, 1] with W (x - t) = 0 are a convex polytope. The network gives all its
+    points the same output, and so all interpolations of the corners. If an activation with an
+    exactly flat side follows, units that it hides only need to stay beyond its edge. Corners are
+    found in float64 and saved in float32; `prove` accounts for the rounding.
 
     Args:
         model: any network whose graph begins with affine steps.
         target: (C, H, W) float32 in [0, 1].
-        towards: (K, C, H, W) pictures, to each of which a corner is the nearest point of the
-            polytope; or K, for K corners that are far from each other, pushed along random
-            directions first.
-        layer: the name of an affine layer that everything flows through; `auto`: the last.
-        seed: decides the random directions.
+        towards: (K, C, H, W) pictures; each corner is the point of the polytope nearest to one of
+            them. Or K, for K corners far from each other, moved along random directions first.
+        layer: name of an affine layer that everything flows through; `auto` for the last.
+        seed: of the random directions.
 
     Returns:
         The hull. Its initial image is the first picture, or the target.
 
     Raises:
-        SettingError: for images that cannot be used, a network that does not begin with a linear
-            layer, or a layer that hides nothing.
-        CollisionError: for a target whose pixels at 0 or 1 leave no other image.
+        SettingError: if images cannot be used, the network does not begin with a linear layer, or
+            the layer hides nothing.
+        CollisionError: if the target's pixels at 0 or 1 leave no other image.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -82,26 +81,26 @@ def exact_hull(
 
 @dataclass
 class ExactCorners:
-    """Points of the first layer's polytope: checked when made, found by `run`, as `Search` is.
+    """Points of the first layer's polytope: checked on creation, found by `run`, as in `Search`.
 
     Args:
-        model, target, layer: as `exact_hull` takes them.
+        model, target, layer: as for `exact_hull`.
         towards: also `Pushed`, for corners that push units.
-        seed: decides random directions.
-        graph: of the model, once it gives logits; traced where none is given.
+        seed: of random directions.
+        graph: graph of the model that returns logits; traced if None.
         initial: (C, H, W), for the pictures of the run.
-        numbers: of the corners; from 0 where none are given.
-        output, threshold: as `find_corners` takes them.
+        numbers: indices of the corners; from 0 by default.
+        output, threshold: as for `find_corners`.
 
     Attributes:
         first: the first layer.
-        features: what it sees of the target.
-        polytope: of the images that have the same features.
-        units: (K,) that the corners push; -1 where none.
+        features: the target's features at it.
+        polytope: the images with the same features.
+        units: (K,) that the corners push down; -1 for none.
 
     Raises:
-        SettingError: for images that cannot be used, a layer that is not linear in the pixels or
-            hides nothing, or a corner that does not exist.
+        SettingError: if images cannot be used, the layer is not linear in the pixels or hides
+            nothing, or a corner does not exist.
     """
 
     model: nn.Module
@@ -167,7 +166,7 @@ class ExactCorners:
         """Find the corners.
 
         Raises:
-            CollisionError: where the target's pixels at 0 or 1 leave no other image.
+            CollisionError: if the target's pixels at 0 or 1 leave no other image.
         """
         started = time.perf_counter()
         found, steps = self._points()
@@ -194,7 +193,7 @@ class ExactCorners:
         )  # fmt: skip
 
     def _points(self) -> tuple[Tensor, int]:
-        """The corners (K, n) float64, and the steps they took."""
+        """The corners (K, n) float64, and the number of steps."""
         if isinstance(self.towards, Tensor):
             return self.polytope.nearest(self.towards.flatten(1).double())
         if isinstance(self.towards, int):
@@ -214,10 +213,10 @@ class ExactCorners:
             push, objective = "apart", "random"
         elif isinstance(self.towards, Pushed):
             solver, push, objective = "linear_program", "unit", self.towards.objective
-            if objective == "random":  # a corner's name is then the unit that it has lowest
+            if objective == "random":  # a corner is then named after its lowest unit
                 oriented = features.oriented(self.first(corners))
                 self.units = torch.where(features.active, torch.inf, oriented).argmin(1)
-        seen = objective == "eq2"  # which lets hidden units rise
+        seen = objective == "eq2"  # it allows hidden units to rise
         residual = float(self.first.residual(exact, features, seen).max())
         by_programs = solver == "linear_program" and objective != "near"
         if not (converged := residual <= (_OF_PROGRAMS if by_programs else _EXACT)):

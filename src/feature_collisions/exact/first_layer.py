@@ -1,4 +1,4 @@
-"""The first layer of a network: affine in the pixels, and all that later layers see of them."""
+"""The first layer of a network: affine in the pixels, and the only input of later layers."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,13 +27,13 @@ class FirstLayer:
     """Images to the values of the first layer, exactly affine, in float64 on the CPU.
 
     Attributes:
-        name: of the layer, as `Graph.nodes` has it.
-        node: it, in the graph.
+        name: of the layer in `Graph.nodes`.
+        node: of the layer in the graph.
         network: images (B, C, H, W) to its values; its weights are a copy.
         size: (C, H, W) of an image.
-        bias: (N,) its values at the image of zeros.
-        activation: what follows, where it is exactly flat on a side and nothing else reads the
-            layer; else none, so every value counts.
+        bias: (N,) its values at the black image.
+        activation: the next activation, if it is exactly flat on a side and nothing else reads the
+            layer; otherwise the identity, so every value counts.
     """
 
     name: str
@@ -67,13 +67,13 @@ class FirstLayer:
         return columns.mT
 
     def features(self, target: Tensor) -> TargetFeatures:
-        """What the network sees of an image (C, H, W)."""
+        """Features of an image (C, H, W) at the layer."""
         return TargetFeatures(self(target[None])[0], self.activation)
 
     def residual(
         self, images: Tensor, features: TargetFeatures, active_alone: bool = False
     ) -> Tensor:
-        """(B,) how far W x is from what it must be, over ||W t||; of a black target, absolute."""
+        """(B,) violation of the conditions by W x, relative to ||W t||; absolute if t is black."""
         sides = Sides.of(features, self.bias)
         gap = sides.sign * (self(images) - self.bias) - sides.side
         gap = torch.where(sides.equal, gap, 0 if active_alone else gap.relu())
@@ -82,15 +82,15 @@ class FirstLayer:
         return found
 
 
-_CHUNK = 2**22  # numbers of the images that are computed together: 32 MiB
+_CHUNK = 2**22  # numbers in a batch of images: 32 MiB
 
 
 class Sides(NamedTuple):
-    """Of the layer's N units: sign (W x) = side where `equal`, and at most side elsewhere.
+    """Conditions on the layer's N units: sign (W x) = side if `equal`, otherwise <= side.
 
     Attributes:
-        equal: (N,) bool, the active units: all where nothing hides any.
-        sign: (N,) -1 of units that the rectifier clips at its top, else 1.
+        equal: (N,) bool, the active units; all if nothing is hidden.
+        sign: (N,) -1 for units that the rectifier clips at its ceiling, otherwise 1.
         side: (N,).
     """
 
@@ -100,7 +100,7 @@ class Sides(NamedTuple):
 
     @classmethod
     def of(cls, target: TargetFeatures, bias: Tensor) -> "Sides":
-        """What the values of an image must be, for the network to give what it gives the target."""
+        """Conditions on an image's values for the same output as the target."""
         sign = torch.where(target.above, -1.0, 1.0).to(bias)
         edge = torch.where(target.active, target.preactivation, target.edge)
         return cls(target.active, sign, sign * (edge - bias))
@@ -108,15 +108,15 @@ class Sides(NamedTuple):
 
 @torch.no_grad()
 def first_layer(graph: Graph, layer: str = "auto") -> FirstLayer:
-    """The first layer, or the one of this name.
+    """The first layer, or the one with this name.
 
     Args:
-        graph: of the network.
-        layer: the name of an affine layer that everything flows through; `auto`: the last such.
+        graph: graph of the network.
+        layer: name of an affine layer that everything flows through; `auto` for the last.
 
     Raises:
-        SettingError: for a network that cannot be exported, one whose pixels pass through
-            something else first, or a layer that is not affine or that something goes past.
+        SettingError: if the network cannot be exported or begins with another operation, or the
+            layer is not affine or is bypassed.
     """
     try:
         network = graph.runnable()
@@ -161,7 +161,7 @@ def _named(graph: Graph, layer: str, affine: set[fx.Node]) -> fx.Node:
 
 
 def _last_layer(graph: Graph, affine: set[fx.Node]) -> fx.Node:
-    """The last affine layer that everything flows through, with a batch norm behind it."""
+    """The last affine layer that everything flows through, with its batch norm."""
     through = [node for node in graph.nodes.values() if node in affine and not _past(graph, node)]
     if not any(node.target in LAYERS | AVERAGES for node in through):
         raise SettingError(
@@ -181,7 +181,7 @@ def _last_layer(graph: Graph, affine: set[fx.Node]) -> fx.Node:
 
 
 def _first_bend(graph: Graph, affine: set[fx.Node]) -> str:
-    """The first operation on the pixels that is not affine, as messages name it."""
+    """Name of the first operation on the pixels that is not affine, for messages."""
     assert graph.network is not None
     moving: set[fx.Node] = set()
     for node in graph.network.graph.nodes:
@@ -195,7 +195,7 @@ def _first_bend(graph: Graph, affine: set[fx.Node]) -> str:
 
 
 def _past(graph: Graph, node: fx.Node) -> str:
-    """An operation through which the output sees the pixels past a node; empty where none does."""
+    """Name of an operation that bypasses a node; empty if there is none."""
     assert graph.network is not None
     names = {each: name for name, each in graph.nodes.items()}
     seen, waiting = {node}, [next(iter(reversed(graph.network.graph.nodes)))]
@@ -222,6 +222,6 @@ def _activation(graph: Graph, node: fx.Node) -> Activation:
 
 
 def probe(size: torch.Size, count: int, seed: int = 0) -> Tensor:
-    """Random images (count, C, H, W), float64, on which two ways of computing are compared."""
+    """Random images (count, C, H, W), float64, to compare two computations."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, *size, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""How many directions of the pixels a layer sees at the target, and how many it hides."""
+"""Number of directions of the pixels that a layer sees, and hides, at the target."""
 
 import time
 
@@ -14,24 +14,24 @@ from ..runs.evaluation import Evaluation, Rounding
 from .first_layer import first_layer
 from .windows import polytope_of
 
-_BATCH = 64  # gradients that are computed at once, where memory holds so many
-_SMALL = 1e-10  # of the largest singular value: 0, but for rounding
+_BATCH = 64  # gradients computed at once, if memory allows
+_SMALL = 1e-10  # relative to the largest singular value; smaller ones are rounding
 
 
 def hidden_dimensions(hull: Hull, seconds: float) -> Evaluation:
-    """The directions of the pixels that the layer's active units see and hide at the target.
+    """Count the directions of the pixels that the layer's active units see and hide at the target.
 
-    Of a layer that is affine in the pixels they are counted exactly. Elsewhere it is the rank of
-    the Jacobian at the target, of random combinations of its rows (Halko et al. 2011), as many as
-    the time allows: where these are all independent, the layer sees at least so many.
+    The count is exact for a layer that is affine in the pixels. For deeper layers it is the rank of
+    the Jacobian at the target, from as many random combinations of its rows as time allows (Halko
+    et al. 2011). If these are all independent, the layer sees at least so many.
 
     Args:
-        hull: its layer and its target.
-        seconds: for a layer behind others.
+        hull: its layer and target.
+        seconds: time for a deeper layer.
 
     Returns:
         `pixel_dimensions`; `seen_dimensions`; `hidden_dimensions`, the rest; and
-        `hidden_dimensions_exact`: whether that is all, or the time ended, so fewer may be hidden.
+        `hidden_dimensions_exact`: False if the time ended first, so fewer may be hidden.
     """
     pixels, exact = hull.target.numel(), True
     try:
@@ -51,7 +51,7 @@ def hidden_dimensions(hull: Hull, seconds: float) -> Evaluation:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def _rank(hull: Hull, seconds: float) -> tuple[int, bool]:
-    """The rank of the layer's Jacobian at the target, or that of what the time allows."""
+    """Rank of the layer's Jacobian at the target, or a lower bound if time ends first."""
     started, generator = time.perf_counter(), torch.Generator().manual_seed(0)
     layer = TargetLayer(hull.graph, hull.layer).cpu().double()
     target = hull.target.detach().cpu().double()
@@ -63,7 +63,7 @@ def _rank(hull: Hull, seconds: float) -> tuple[int, bool]:
         rows = torch.cat([rows, _gradients(layer, features, target, count, generator)])
         late = time.perf_counter() - started > seconds
         if len(rows) < 2 * looked and len(rows) <= least and not late:
-            continue  # the rank is looked at whenever there are twice as many
+            continue  # the rank is computed whenever the number of rows has doubled
         sizes, looked = torch.linalg.svdvals(rows), len(rows)
         rank = min(least, int((sizes > _SMALL * sizes[0]).sum()))
         if rank < len(rows):
@@ -80,7 +80,7 @@ def _gradients(
     count: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """(count, n) gradients of random combinations of the features."""
+    """Gradients (count, n) of random combinations of the features."""
     images = target.repeat(count, 1, 1, 1).requires_grad_()
     values = features.rectified(layer(images))
     mixed = torch.randn(values.shape, generator=generator, dtype=torch.float64)
@@ -90,12 +90,12 @@ def _gradients(
 
 @torch.no_grad()
 def rounded(hull: Hull) -> Evaluation:
-    """What rounding does to the first layer's values, where corners are exact: `rounding`.
+    """Effect of rounding on the first layer's values of exact corners: `rounding`.
 
-    The largest ||W (c - t)|| over ||W t|| of a corner, so of every mix, which is a convex function:
-    in `float64`, as found; in `float32`, as saved; in `uint8`, as PNGs hold them. Of inactive units
-    it counts what is beyond the edge. `amplification` is measured at the PNGs: the relative change
-    of the output, in L2, over that of the first layer's values.
+    It is the largest ||W (c - t)|| / ||W t|| of a corner, and so of every interpolation, since it
+    is convex: in `float64` as found, in `float32` as saved, in `uint8` as in the PNGs. For inactive
+    units only the violation of the edge counts. `amplification` is measured at the PNGs: the
+    relative change of the output, in L2, over that of the first layer's values.
     """
     if hull.summary.solver != "exact":
         return Evaluation()

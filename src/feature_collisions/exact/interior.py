@@ -1,4 +1,4 @@
-"""Points of a polytope for certain, where its target is at the edge of the box."""
+"""Interior points of a polytope whose target has pixels at 0 or 1."""
 
 from dataclasses import dataclass
 
@@ -7,20 +7,20 @@ from scipy.linalg import lstsq
 from scipy.optimize import linprog
 from scipy.sparse import csr_array, hstack, vstack
 
-_TIGHT = 1e-12  # of a row's length: what it has left where nothing is left
-_MOVES = 0.5  # of 1: what may move at all moves by 1 in the linear program's answer
+_TIGHT = 1e-12  # relative to a row's norm; a smaller remainder is zero
+_MOVES = 0.5  # in the linear program's solution a variable that can move at all moves by 1
 
 
 @dataclass(frozen=True)
 class Interior:
-    """A point of the polytope that is inside all constraints which some point of it is inside.
+    """A point that strictly satisfies every constraint which some point of the polytope does.
 
     Attributes:
-        rows: (m, n) what is seen.
-        limit: (m,) what the rows give at most.
-        equal: (m,) bool, the rows that give just that, everywhere in the polytope.
-        point: (n,).
-        moves: (n,) bool, the pixels that are not the same everywhere in it.
+        rows: (m, n) rows of the constraints.
+        limit: (m,) upper limits.
+        equal: (m,) bool, rows at their limit everywhere in the polytope.
+        point: (n,) the point.
+        moves: (n,) bool, pixels that are not constant in the polytope.
     """
 
     rows: np.ndarray
@@ -33,10 +33,11 @@ class Interior:
     def of(
         cls, rows: np.ndarray, limit: np.ndarray, equal: np.ndarray, target: np.ndarray
     ) -> "Interior":
-        """Of the x in [0, 1] with rows x = limit where `equal`, else at most that; one is `target`.
+        """Interior point of {x in [0, 1]: rows x = limit if `equal`, otherwise <= limit}.
 
-        Directions in which the target may move are a cone. One of them moves all that any moves,
-        and the linear program finds it: it counts what moves, each by at most 1.
+        The polytope contains `target`. Feasible directions at it form a cone, and one of them moves
+        every variable that any moves. The linear program finds it: it maximises the sum of the
+        movements, each at most 1.
         """
         slack = limit - rows @ target
         tight = ~equal & (slack <= _TIGHT * np.linalg.norm(rows, axis=1))
@@ -45,7 +46,7 @@ class Interior:
         turned = csr_array(rows * inward)
         counted, count = turned[:, edge], int(edge.sum())
         of_rows = np.eye(int(tight.sum()))
-        # d = the counted part of each, at most 1, and the rest; both at least 0 at an edge
+        # d = counted part (at most 1) + rest; both are >= 0 at an edge
         same = hstack([turned[equal], counted[equal], csr_array((int(equal.sum()), len(of_rows)))])
         less = hstack([turned[tight], counted[tight], csr_array(of_rows)])
         bounds = [(0 if at else None, None) for at in edge] + [(0, 1)] * (count + len(of_rows))
@@ -66,10 +67,10 @@ class Interior:
         return cls(rows, limit, equal | (tight & ~freed), target + step * way, moves)
 
     def from_near(self, points: np.ndarray) -> np.ndarray:
-        """Points of the polytope near points (n, B): the equations are met, then all the others."""
+        """Points of the polytope near points (n, B): first meet the equations, then the rest."""
         x = np.where(self.moves[:, None], points, self.point[:, None])
         rows, limit = self.rows[self.equal], self.limit[self.equal, None]
-        for _ in range(2):  # once more for the rounding of the first
+        for _ in range(2):  # twice, because of rounding
             x[self.moves] += lstsq(
                 rows[:, self.moves], limit - rows @ x, _TIGHT, lapack_driver="gelsy"
             )[0]
@@ -83,7 +84,7 @@ class Interior:
 
 
 def _longest(start: np.ndarray, way: np.ndarray) -> float:
-    """How often `way` can be gone from `start` in [0, 1]."""
+    """Largest multiple of `way` that stays in [0, 1] from `start`."""
     return min(_until(1 - start, way), _until(start, -way))
 
 

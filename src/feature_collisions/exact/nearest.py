@@ -1,4 +1,4 @@
-"""Nearest points of polytopes, exactly: quadratic programs, by Newton's method on their duals."""
+"""Nearest points of polytopes: quadratic programs by Newton's method on their duals."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,28 +10,28 @@ from scipy.linalg import qr, solve_triangular
 from torch import Tensor
 
 _STEPS = 200
-_TOLERANCE = 1e-12  # of the sides' norm: what float64 leaves
-_SHORTEST = 2.0**-40  # of a step: below it rounding decides
-_CONJUGATE = 60  # conjugate gradient steps in one of Newton's
-_DIRECT = 2**32  # products in forming systems that are solved at once, as the last few are
-_HELD = 2**22  # numbers of the rows of columns that are solved together: 32 MiB
-_LITTLE = 1e-10  # added to curvatures of about 1, at least: pixels at 0 and 1 may leave none
-_PAST = 0.5  # of a step's first slope: its last is no further below 0
+_TOLERANCE = 1e-12  # relative to the norm of the sides: accuracy of float64
+_SHORTEST = 2.0**-40  # shortest step; rounding dominates below
+_CONJUGATE = 60  # conjugate gradient steps per Newton step
+_DIRECT = 2**32  # products to form systems that are solved directly, as the last few are
+_HELD = 2**22  # numbers in the rows of systems solved together: 32 MiB
+_LITTLE = 1e-10  # added to curvatures of about 1, which pixels at 0 and 1 can make 0
+_PAST = 0.5  # largest negative slope at a step's end, relative to the slope at its start
 
 
 class Rows(Protocol):
-    """A linear map that several points go through at once."""
+    """A linear map of several points at once."""
 
     def times(self, points: Tensor) -> Tensor:
         """(n, B) to (M, B)."""
 
     def back(self, multipliers: Tensor) -> Tensor:
-        """(M, B) to (n, B), by the transposed map."""
+        """(M, B) to (n, B) by the transpose."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Rows that are held: weight (M, n), float64."""
+    """An explicit matrix: weight (M, n), float64."""
 
     weight: Tensor
 
@@ -45,7 +45,7 @@ class Matrix:
 
 
 class Nearest(NamedTuple):
-    """The nearest points (n, B), Newton's steps, and how far constraints are off (B,), relative."""
+    """Nearest points (n, B), number of Newton steps, relative violation of constraints (B,)."""
 
     points: Tensor
     steps: int
@@ -53,7 +53,7 @@ class Nearest(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Of B problems that are still open: see `nearest_points`; every tensor has them last."""
+    """State of B unsolved problems, the last axis of every tensor; see `nearest_points`."""
 
     point: Tensor
     side: Tensor
@@ -70,21 +70,20 @@ class _State(NamedTuple):
 def nearest_points(
     points: Tensor, rows: Rows, sides: Tensor, equal: Tensor, tolerance: float = _TOLERANCE
 ) -> Nearest:
-    """The x nearest to each point in L2 for which rows x = sides, or <= sides, and 0 <= x <= 1.
+    """The x nearest to each point in L2 with rows x = sides, or <= sides, and 0 <= x <= 1.
 
-    To minimise |x - point|^2 / 2 + v.x is to be nearest to point - v: so this solves every
-    quadratic program whose quadratic part is a distance. For multipliers u, the x that minimises
-    the Lagrangian is clip(point - rows' u); what remains is to maximise a concave, piecewise
-    quadratic function of as many numbers as there are rows, those of inequalities being at least 0.
-    Newton's method on the pieces ends at the optimum after a few steps, whose systems conjugate
-    gradients solve: with orthonormal rows they are near the identity.
+    Minimising |x - point|^2 / 2 + v.x finds the point nearest to point - v, so this solves every
+    quadratic program whose quadratic part is a distance. For multipliers u the Lagrangian has the
+    minimiser x = clip(point - rows' u). The dual is a concave, piecewise quadratic function of M
+    numbers, those of inequalities >= 0. Newton's method reaches its maximum in a few steps.
+    Conjugate gradients solve the systems; with orthonormal rows they are near the identity.
 
     Args:
         points: (n, B) float64.
-        rows: M of them, which all problems share.
+        rows: M rows, shared by all problems.
         sides: (M, B).
         equal: (M,) bool, the rows that are equations.
-        tolerance: of the sides' norm, or of 1 where that is less, as where a target is black.
+        tolerance: relative to the norm of the sides, or absolute if that is below 1.
     """
     u = torch.zeros_like(sides)
     scale = sides.norm(dim=0).clamp_min(1)
@@ -104,7 +103,7 @@ def nearest_points(
 
 
 def _dual(rows: Rows, point: Tensor, side: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The unclipped x (n, B), the dual's gradient (M, B) and its value (B,)."""
+    """Unclipped x (n, B), gradient (M, B) and value (B,) of the dual."""
     free = point - rows.back(u)
     x = free.clamp(0, 1)
     gap = rows.times(x) - side
@@ -112,12 +111,12 @@ def _dual(rows: Rows, point: Tensor, side: Tensor, u: Tensor) -> tuple[Tensor, T
 
 
 def _newton(rows: Rows, state: _State, equal: Tensor, error: float) -> _State:
-    """One step of every problem, each as long as its dual's value grows."""
+    """One Newton step of every problem, with a line search on the dual."""
     moving = (equal | (state.u > 0) | (state.gap > 0)).to(state.u)
     inside = ((state.free > 0) & (state.free < 1)).to(state.u)
 
     goal = moving * state.gap
-    length = (state.free.clamp(0, 1) - state.point).norm(dim=0)  # multipliers' is like it
+    length = (state.free.clamp(0, 1) - state.point).norm(dim=0)  # the multipliers' norm is similar
     damping: Tensor = (goal.norm(dim=0) / length.clamp_min(1)).clamp_min(_LITTLE)
 
     def curvature(v: Tensor) -> Tensor:
@@ -141,7 +140,7 @@ def _newton(rows: Rows, state: _State, equal: Tensor, error: float) -> _State:
         free, gap, value = _dual(rows, old.point, old.side, u)
         growth = (old.gap * (u - old.u)).sum(0)
         enough = value >= old.value + 1e-4 * growth - 1e-12 * old.value.abs()
-        enough &= (gap * (u - old.u)).sum(0) >= -_PAST * growth  # values differ by rounding alone
+        enough &= (gap * (u - old.u)).sum(0) >= -_PAST * growth  # values differ only by rounding
         ended = enough | (length[left] <= _SHORTEST)
         for part, each in zip(parts, (u, free, gap, value), strict=True):
             part[..., left[ended]] = each[..., ended]
@@ -153,7 +152,7 @@ def _newton(rows: Rows, state: _State, equal: Tensor, error: float) -> _State:
 def _solved(
     weight: Tensor, moving: Tensor, inside: Tensor, goal: Tensor, damping: Tensor
 ) -> Tensor:
-    """The same system solved at once, for many columns of the goal (M, B) together."""
+    """Solve the system directly, for many columns of the goal (M, B) together."""
     found = torch.zeros_like(goal)
     for part in torch.arange(goal.shape[1]).split(max(1, _HELD // weight.numel())):
         of = moving[:, part].any(1).nonzero()[:, 0]
@@ -171,7 +170,7 @@ def _solved(
 def _conjugate_gradients(
     curvature: Callable[[Tensor], Tensor], goal: Tensor, share: float
 ) -> Tensor:
-    """Solve curvature(x) = goal for each column, to `share` of its norm."""
+    """Solve curvature(x) = goal for each column, to the relative accuracy `share`."""
     x, rest, way = torch.zeros_like(goal), goal.clone(), goal.clone()
     square = rest.square().sum(0)
     enough = share**2 * square
@@ -190,14 +189,14 @@ def _conjugate_gradients(
     return x
 
 
-_DEPENDENT = 1e-7  # of the largest: a row that adds as little may depend on the others
+_DEPENDENT = 1e-7  # relative to the largest; a row that adds less counts as dependent
 
 
 class Conditioned:
-    """Constraints rewritten with orthonormal equations, and inequalities at right angles to them.
+    """Constraints rewritten with orthonormal equations, and inequalities orthogonal to them.
 
     Args:
-        equal: (E, n) rows of equations, float64; they may depend on each other.
+        equal: (E, n) rows of equations, float64; they may be dependent.
         below: (L, n) rows of inequalities.
 
     Attributes:
@@ -207,7 +206,7 @@ class Conditioned:
     """
 
     def __init__(self, equal: np.ndarray, below: np.ndarray) -> None:
-        if not len(equal):  # LAPACK takes no empty matrix
+        if not len(equal):  # LAPACK rejects empty matrices
             equal = np.zeros((1, equal.shape[1]))
         basis, triangle = qr(equal.T, mode="economic")
         order, sizes = np.arange(len(triangle)), np.abs(np.diag(triangle))
@@ -221,14 +220,14 @@ class Conditioned:
         self._tied = below @ basis.T
         rest = below - self._tied @ basis
         lengths = np.linalg.norm(rest, axis=1)
-        self._kept = lengths > 1e-12 * np.linalg.norm(below, axis=1)  # the equations say the others
+        self._kept = lengths > 1e-12 * np.linalg.norm(below, axis=1)  # others are implied
         self._lengths = lengths[self._kept]
         rows = np.vstack([basis, rest[self._kept] / self._lengths[:, None]])
         self.rows = Matrix(torch.from_numpy(rows))
         self.equal = torch.arange(len(rows)) < rank
 
     def sides(self, value: np.ndarray, limit: np.ndarray) -> Tensor:
-        """What the rewritten rows give, (M, B), of equal x = value (E, B), below x <= limit."""
+        """Sides (M, B) of the rewritten rows, for equal x = value (E, B), below x <= limit."""
         at = np.zeros((self.rank, limit.shape[1]))
         if self.rank:
             at = solve_triangular(self._triangle, value[self._order], trans="T")

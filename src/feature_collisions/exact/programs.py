@@ -1,4 +1,4 @@
-"""Linear programs over the first layer's polytope: section 2's vertices, and Eq. 2's optima."""
+"""Linear programs over the first layer's polytope: vertices (section 2), and optima of Eq. 2."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from .windows import Polytope, Problem, polytope_of
 
 
 class Solution(NamedTuple):
-    """A point (n,) float64, the objective's least value, and the solver's iterations."""
+    """A point (n,) float64, the minimum of the objective, and the solver's iterations."""
 
     point: Tensor
     value: float
@@ -32,8 +32,8 @@ class Solution(NamedTuple):
 
 
 def least(polytope: Polytope, cost: Tensor) -> Solution:
-    """The point of the polytope at which `cost` (n,) times the pixels is least."""
-    point, iterations = torch.where(cost > 0, 0.0, 1.0).double(), 0  # of pixels that nothing sees
+    """The point of the polytope that minimises `cost` (n,) times the pixels."""
+    point, iterations = torch.where(cost > 0, 0.0, 1.0).double(), 0  # for pixels that nothing sees
     for problem in polytope.problems:
         for window, pixels in enumerate(problem.pixels):
             point[pixels] = polytope.target[pixels]
@@ -44,7 +44,7 @@ def least(polytope: Polytope, cost: Tensor) -> Solution:
 
 
 def least_of_eq2(polytope: Polytope, unit: int) -> Solution:
-    """The least L_neg^i of Eq. 2 at L_pos = 0: other inactive units are held near zero."""
+    """The minimum of L_neg^i of Eq. 2 at L_pos = 0, which holds other units near zero."""
     point, value, iterations = polytope.target.clone(), 0.0, 0
     for problem in polytope.problems:
         for window, pixels in enumerate(problem.pixels):
@@ -57,7 +57,7 @@ def least_of_eq2(polytope: Polytope, unit: int) -> Solution:
 def _solve(
     problem: Problem, window: int, cost: np.ndarray | None = None, pushed: int = -1
 ) -> Solution:
-    """Of one window: the least cost, or z_i + sum_j |z_j| over inactive units, i the pushed one."""
+    """Minimise one window's cost, or z_i + sum_j |z_j| over inactive units with pushed unit i."""
     if problem.given is None:
         raise SettingError("layer", None, "is too large for linear programs", "set solver=exact")
     matrix, limit, equal = problem.given
@@ -67,9 +67,9 @@ def _solve(
         below, held = held, below & ~own
         cost, constant = matrix[own].sum(0), float(limit[own].sum())
     count, extra = len(cost), 2 * int(held.sum())
-    split = eye_array(extra // 2)  # |z_j| = p + n where z_j = p - n and both are at least 0
+    split = eye_array(extra // 2)  # |z_j| = p + n with z_j = p - n and p, n >= 0
     same = block_array([[matrix[equal], None, None], [matrix[held], -split, split]], format="csc")
-    result = linprog(  # type: ignore[call-overload]  # its hints do not know sparse matrices
+    result = linprog(  # type: ignore[call-overload]  # its type hints lack sparse matrices
         np.r_[cost, np.ones(extra)], A_eq=same, b_eq=np.r_[limit[equal], limit[held]],
         A_ub=np.pad(matrix[below], ((0, 0), (0, extra))), b_ub=limit[below],
         bounds=[(0, 1)] * count + [(0, None)] * extra, method="highs",
@@ -82,20 +82,20 @@ def _solve(
 
 @dataclass(frozen=True)
 class Pushed:
-    """Corners that each push one unit, or go along one direction.
+    """Corners that each push one unit down, or move along one direction.
 
     Attributes:
-        corners: which of the target's inactive units to push down; `random`: just their numbers.
-        objective: `eq2` (L_neg^i at L_pos = 0), `unit` (unit i alone), `near` (unit i as low as
-            `nearness` / 2 times the squared distance from the initial image lets it go, which keeps
-            the picture) or `random` (a random direction of the pixels). All but `eq2` keep inactive
-            units at most 0.
-        corner_order: how `corners` count units: `flat`, or `inactive_first`, as `Search` does for
-            pixels, so a corner has one unit with both.
+        corners: which of the target's inactive units to push down; for `random` only indices.
+        objective: `eq2` (L_neg^i at L_pos = 0), `unit` (only unit i), `near` (unit i plus
+            `nearness` / 2 times the squared distance from the initial image, which keeps the
+            picture) or `random` (a random direction of the pixels). All except `eq2` keep inactive
+            units <= 0.
+        corner_order: order in which `corners` count units, `flat` or `inactive_first`, as in
+            `Search`.
         nearness: `loss.nearness`, for `near`.
 
     Raises:
-        SettingError: for an unknown objective or order, corners that name none, or no nearness.
+        SettingError: if objective, order, corners or nearness are invalid.
     """
 
     corners: Sequence[int]
@@ -117,10 +117,10 @@ class Pushed:
             )
 
     def units(self, layer: FirstLayer, features: TargetFeatures, initial: Tensor) -> Tensor:
-        """(K,) the units that the corners count.
+        """(K,) the units of the corners.
 
         Raises:
-            SettingError: for a corner that does not exist.
+            SettingError: if a corner does not exist.
         """
         start = layer(initial[None])[0] if self.corner_order == "inactive_first" else None
         return features.units(self.corners, start)
@@ -128,14 +128,14 @@ class Pushed:
     def solve(
         self, polytope: Polytope, ways: Tensor, units: Tensor, initial: Tensor, seed: int
     ) -> tuple[Tensor, int]:
-        """Corners (K, n), and the steps taken.
+        """Corners (K, n), and the number of steps.
 
         Args:
             polytope: of the target.
-            ways: (K, n) the gradient of each unit, where down is further hidden.
+            ways: (K, n) gradient of each unit, oriented so that down is further hidden.
             units: (K,).
             initial: (C, H, W).
-            seed: decides random directions; the other objectives have one answer.
+            seed: of random directions; the other objectives have one solution.
         """
         if self.objective == "near":
             return polytope.nearest(initial.flatten().double() - ways / self.nearness)
@@ -155,11 +155,10 @@ class Pushed:
 
 
 def depth(hull: Hull) -> Depth | None:
-    """How deep gradient descent's corners are: L_neg as a share of Eq. 2's exact optimum.
+    """L_neg of gradient descent's corners as a share of Eq. 2's exact optimum.
 
-    Both are of the units that the hull says its corners push down. The optimum is at L_pos = 0, by
-    linear programs. None where the layer is not affine, or where the corners are linear programs'
-    already.
+    Both are for the units of the hull's corners. The optimum at L_pos = 0 is found by linear
+    programs. None if the layer is not affine, or the corners are from linear programs.
     """
     if hull.summary.solver != "gradient" or hull.summary.push != "unit":
         return None

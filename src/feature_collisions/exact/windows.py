@@ -1,4 +1,4 @@
-"""What the first layer sees of the pixels, as small problems: windows that share their rows."""
+"""The first layer's constraints as small problems: windows of pixels that share their rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,26 +19,26 @@ from .first_layer import FirstLayer, Sides, probe
 from .interior import Interior
 from .nearest import Conditioned, Nearest, Rows, nearest_points
 
-_HELD = 2**25  # entries of a layer's matrix that are held: 256 MiB
-_SAME = 1e-9  # of the largest value: two ways of computing a layer
-_ROUNDS = 3  # in which points that are to lie far apart are pushed
-_LOOSE = 1e-2  # of the sides' norm: how exact these are but for the last
-_OFF = 1e-10  # of it: what Newton's steps leave at most, or a linear program finishes them
+_HELD = 2**25  # largest explicit matrix of a layer: 256 MiB
+_SAME = 1e-9  # relative to the largest value: agreement of two computations of a layer
+_ROUNDS = 3  # rounds of moving points apart
+_LOOSE = 1e-2  # relative to the norm of the sides: accuracy of all rounds but the last
+_OFF = 1e-10  # the same, of Newton's method; otherwise a linear program finishes
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Windows of the pixels whose values may move alone; all see them through the same rows.
+    """Independent windows of pixels with the same rows.
 
     Attributes:
         pixels: (P, p) flat indices, of P windows.
-        rows: what the layer sees of a window's pixels.
-        equal: (M,) bool, the rows whose values must stay; the others may not rise.
-        sides: (M, P) what they must give, or stay below.
-        seen: the rank of the equations: how many directions of p a window does not hide.
+        rows: the layer's rows for a window's pixels.
+        equal: (M,) bool, rows that are equations; the others are upper limits.
+        sides: (M, P) the values, or limits.
+        seen: rank of the equations: number of the p directions that a window does not hide.
         units: (P, m) of the layer, in the order of `given`.
-        given: the layer's own weights of a window's pixels and what they must give, before the
-            equations are made orthonormal; None where they are too many to be held.
+        given: the original weights and limits of a window, before orthonormalisation; None if they
+            are too large.
     """
 
     pixels: Tensor
@@ -50,7 +50,7 @@ class Problem:
     given: "Given | None" = None
 
     def nearest(self, points: Tensor, target: Tensor, tolerance: float) -> Nearest:
-        """The nearest points of the polytope to points (K, P, p); the result has (p, K P)."""
+        """Points of the polytope nearest to points (K, P, p); the result is (p, K P)."""
         columns = points.flatten(0, 1).mT.contiguous()
         sides = self.sides.repeat(1, len(points))
         found = nearest_points(columns, self.rows, sides, self.equal, tolerance)
@@ -68,7 +68,7 @@ class Problem:
 
 
 class Given(NamedTuple):
-    """matrix (m, p) times a window's pixels is limit (m, P) where `equal`, and else at most it."""
+    """matrix (m, p) times a window's pixels = limit (m, P) if `equal`, otherwise <= limit."""
 
     matrix: np.ndarray
     limit: np.ndarray
@@ -77,11 +77,11 @@ class Given(NamedTuple):
 
 @dataclass(frozen=True)
 class Polytope:
-    """The images of [0, 1] that the first layer cannot tell from the target.
+    """The images in [0, 1] with the same values at the first layer as the target.
 
     Attributes:
         target: (n,) float64.
-        problems: of pixels that are seen; the others are free.
+        problems: of the pixels that the layer sees; the others are free.
     """
 
     target: Tensor
@@ -89,16 +89,16 @@ class Polytope:
 
     @property
     def hidden(self) -> int:
-        """How many directions of the pixels the layer's active units cannot see."""
+        """Number of directions of the pixels that the layer's active units do not see."""
         return len(self.target) - sum(len(each.pixels) * each.seen for each in self.problems)
 
     @property
     def counted(self) -> bool:
-        """Whether `hidden` is exact: equations that are too many to be held may say more."""
+        """Whether `hidden` is exact: implicit equations may be dependent."""
         return all(problem.given for problem in self.problems)
 
     def nearest(self, points: Tensor, tolerance: float = 1e-12) -> tuple[Tensor, int]:
-        """Its points (K, n) nearest to others, and the steps."""
+        """Its points (K, n) nearest to given points, and the number of steps."""
         found, steps = points.clamp(0, 1), 0
         for problem in self.problems:
             part = problem.nearest(points[:, problem.pixels], self.target, tolerance)
@@ -108,10 +108,10 @@ class Polytope:
         return found, steps
 
     def apart(self, count: int, generator: torch.Generator) -> tuple[Tensor, int]:
-        """`count` points far from each other: pushed along random directions, then away.
+        """`count` points far from each other: moved along random directions, then apart.
 
-        Each round is a step of the convex maximisation of the sum of their squared distances: a
-        quadratic program that leaves the points near the corners of the box.
+        Each round is a step of maximising the convex sum of their squared distances: a quadratic
+        program that moves the points near the corners of the box.
         """
         draws = torch.randn(count, len(self.target), generator=generator, dtype=torch.float64)
         way, taken = draws.sign(), 0
@@ -140,14 +140,14 @@ def polytope_of(
 
 
 class Windows(NamedTuple):
-    """Values at units (P, M) are matrix (M, p) times the pixels (P, p), and a bias."""
+    """Values (P, M) of units: matrix (M, p) times the pixels (P, p), plus a bias."""
 
     matrix: Tensor
     pixels: Tensor
     units: Tensor
 
     def problem(self, sides: Sides) -> Problem:
-        """Their problem, where all windows see the same of their units."""
+        """Their common problem, if all windows have the same equations."""
         equal, sign = sides.equal[self.units[0]].numpy(), sides.sign[self.units[0]]
         matrix, side = (sign[:, None] * self.matrix).numpy(), sides.side[self.units].mT.numpy()
         given = Conditioned(matrix[equal], matrix[~equal])
@@ -157,7 +157,7 @@ class Windows(NamedTuple):
 
 
 def _of_windows(windows: Windows, sides: Sides) -> list[Problem]:
-    """One problem of all windows, or, where they see other units, one for each."""
+    """One problem for all windows, or one for each if their equations differ."""
     if sides.equal.all():
         return [windows.problem(sides)]
     parts = range(len(windows.pixels))
@@ -168,7 +168,7 @@ def _of_windows(windows: Windows, sides: Sides) -> list[Problem]:
 
 
 def _of_matrix(layer: FirstLayer, sides: Sides) -> Iterator[Problem]:
-    """Problems of pixels and units that no other pixel or unit is connected with."""
+    """Problems of connected components of pixels and units."""
     matrix = layer.weight()
     units, pixels = matrix.nonzero().mT.numpy()
     count = len(matrix)
@@ -184,7 +184,7 @@ def _of_matrix(layer: FirstLayer, sides: Sides) -> Iterator[Problem]:
 
 
 class _Network(NamedTuple):
-    """Rows that are too many to be held: the layer itself, and its gradient."""
+    """Implicit rows, for large matrices: the layer and its gradient."""
 
     layer: FirstLayer
     sign: Tensor
@@ -200,7 +200,7 @@ class _Network(NamedTuple):
 
 
 def _of_network(layer: FirstLayer, sides: Sides) -> Problem:
-    """One problem of all pixels. Its equations are taken to be independent: more may be hidden."""
+    """One problem of all pixels. Its equations are assumed independent: more may be hidden."""
     count = layer.size.numel()
     return Problem(
         torch.arange(count)[None], _Network(layer, sides.sign), sides.equal,
@@ -212,8 +212,8 @@ def _of_network(layer: FirstLayer, sides: Sides) -> Problem:
 def _windows(layer: FirstLayer) -> Windows | None:
     """A convolution or linear layer whose windows share no pixel, read from the graph.
 
-    Before it, pixels may be scaled, shifted and moved; behind it there may be a batch norm. What is
-    read is compared with the layer. None where there are no such windows.
+    Before it, pixels may be scaled, shifted and permuted; after it there may be a batch norm. The
+    result is compared with the layer. None if there are no such windows.
     """
     end = next(iter(reversed(layer.network.graph.nodes))).args[0]
     while isinstance(end, fx.Node) and end.target is BATCH_NORM:
@@ -232,7 +232,7 @@ def _windows(layer: FirstLayer) -> Windows | None:
     if len(pixels.unique()) < pixels.numel() or not torch.equal(scale, scale[:1].expand_as(scale)):
         return None
     units = torch.arange(len(pixels) * len(weight))
-    of_channels = weight.ndim == 4  # (M, P), where a linear layer gives (P, M)
+    of_channels = weight.ndim == 4  # (M, P); a linear layer gives (P, M)
     units = units.view(len(weight), -1).mT if of_channels else units.view(-1, len(weight))
     return _as_the_layer(Windows(weight.flatten(1) * scale[0], pixels, units), layer)
 
@@ -241,7 +241,7 @@ _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "group
 
 
 def _moved(before: fx.GraphModule, size: torch.Size) -> tuple[Tensor, Tensor] | None:
-    """Which pixel each input of the layer is, and by what it is scaled; each of its shape."""
+    """Pixel index and scale of each input of the layer, in its shape."""
     numbers = torch.arange(1.0, size.numel() + 1, dtype=torch.float64).view(1, *size)
     zero, one = (before(torch.full_like(numbers, value)) for value in (0.0, 1.0))
     scale = one - zero
@@ -251,11 +251,11 @@ def _moved(before: fx.GraphModule, size: torch.Size) -> tuple[Tensor, Tensor] | 
     return (whole.long(), scale) if inside.all() else None
 
 
-_WHOLE = 1e-3  # how near to a whole number a pixel's number is read
+_WHOLE = 1e-3  # tolerance when a pixel's index is rounded to an integer
 
 
 def _cut(values: Tensor, weight: Tensor, given: dict[str, Any]) -> Tensor:
-    """The layer's input in windows (P, p)."""
+    """Cut the layer's input into windows (P, p)."""
     if weight.ndim == 2:
         return values.reshape(-1, weight.shape[1])
     stride, dilation = _pair(given.get("stride", 1)), _pair(given.get("dilation", 1))
@@ -270,7 +270,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _as_the_layer(windows: Windows, layer: FirstLayer) -> Windows | None:
-    """The windows with a batch norm's scale; None where they do not give the layer's values."""
+    """The windows with a batch norm's scale; None if they do not give the layer's values."""
     images = probe(layer.size, 3)
     values = layer(images) - layer.bias
     if values.shape[1] != windows.units.numel():
