@@ -23,7 +23,7 @@ from ..settings.train import DataSettings
 from .image_set import ImageSet
 from .images import averaged, image_endings, load_image, quiet_decoders
 
-# Folders and files that systems create anywhere, in addition to hidden ones; compared in lower case.
+# Folders and files that systems create, in addition to hidden ones; compared in lower case.
 _OF_SYSTEMS = ("__macosx", "@eadir", "#recycle", "lost+found", "$recycle.bin",
                "system volume information", "thumbs.db", "desktop.ini")  # fmt: skip
 _SIDE = 224  # the default of `data.size`
