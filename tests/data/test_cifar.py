@@ -63,7 +63,7 @@ def test_a_file_that_is_not_the_published_one_is_not_opened(root, tmp_path):
 
 
 def test_nothing_is_downloaded_to_where_a_run_says_or_beside_image_folders(tmp_path):
-    with pytest.raises(SettingError, match="CIFAR-10 is not there"):
+    with pytest.raises(SettingError, match="CIFAR-10 is missing"):
         load_data(DataSettings("cifar10", str(tmp_path)), download=False)
     save_png(tmp_path / "airplane" / "000.png", torch.rand(3, 32, 32))
     with pytest.raises(

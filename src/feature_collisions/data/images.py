@@ -122,9 +122,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         pixels = np.asarray(image).astype(np.float64)
         if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError(
-                f"pixels of mode {image.mode} have an unknown range; store 8 or 16 bits"
-            )
+            raise ValueError(f"pixels of mode {image.mode} have no known range; store 8 or 16 bits")
         return Image.fromarray((pixels / 257).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
