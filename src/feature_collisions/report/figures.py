@@ -207,7 +207,7 @@ def survey_figure(
     found: Mapping[str, Mapping[str, Interval | None]],
     extra: Mapping[str, Mapping[str, float]],
 ) -> Figure:
-    """Each network's sizes, and their means against the blind units and the user's columns.
+    """Each network's sizes, and their means against inactive units and the user's columns.
 
     Args:
         rows: what was measured, by network.

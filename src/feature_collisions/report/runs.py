@@ -32,7 +32,7 @@ COLUMNS = {
     "relative_size": ("relative size", ".3f"),
     "pooled_size": ("8x8 pixels averaged", ".3f"),
     "initial_distance_mean": ("distance from the initial image", ",.2f"),
-    "blind_share": ("blind units", ".1%"),
+    "blind_share": ("inactive units", ".1%"),
     "share_proved": ("share proved", ".0%"),
     "relative_size_proved": ("size proved", ".3f"),
     "judge_size": ("size to the judge", ".3f"),
