@@ -337,7 +337,7 @@ def test_images_that_fail_anywhere_in_the_network_are_refused_before_the_first_s
         def forward(self, images):
             raise torch.OutOfMemoryError("out of memory: tried to allocate a size of 9 GiB")
 
-    with pytest.raises(SettingError, match=r"too little memory .* smaller images"):
+    with pytest.raises(SettingError, match=r"too little memory; use smaller images"):
         find_corners(Hungry(), "net.1", *pair, range(3))
 
 

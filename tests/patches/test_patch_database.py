@@ -189,7 +189,9 @@ def test_broken_images_are_left_out_and_listed(make, tmp_path):
         open_database(SETTINGS, make(), 0)
     for file in files:
         file.write_bytes(b"no image")
-    with pytest.raises(SettingError, match=r"none of the chosen images can be read; .*no image of"):
+    with pytest.raises(
+        SettingError, match=r"none of the chosen images can be read; .*not an image of"
+    ):
         open_database(SETTINGS, make(), 0)
 
 
