@@ -66,7 +66,7 @@ def _unproved(name: str, hulls: Sequence[Row]) -> list[str]:
     """Why nothing of a network's hulls is proved, by how many there are of each reason."""
     counts = Counter(row.unproved for row in hulls if row.unproved)
     return [
-        f"{name}: nothing proved of {count} of {len(hulls)} hulls ({reason})."
+        f"{name}: nothing proved for {count} of {len(hulls)} hulls ({reason})."
         for reason, count in counts.most_common()
     ]
 
