@@ -1,1 +1,1 @@
-"""What holds at every point: edges walked, bounds, linear programs."""
+"""Proofs about every point of a hull: exact walks of edges, and bounds."""

@@ -1,4 +1,4 @@
-"""What is known of a hull's edges and pieces, kept from one evaluation to the next."""
+"""Cached results about a hull's edges and subdomains, reused by later evaluations."""
 
 import hashlib
 import math
@@ -13,7 +13,7 @@ from ..data.files import load_tensors, read_json, save_tensors, write_json
 from ..errors import SettingError
 from ..graph.graph import held_by
 
-_METHOD = 11  # raise it when the walk or its judgement changes: what was proved otherwise is stale
+_METHOD = 11  # raise it when the walk or the proofs change, to invalidate cached results
 
 
 def proof_key(
@@ -26,11 +26,11 @@ def proof_key(
     """A SHA-256 of everything that a proof depends on.
 
     Args:
-        network: the graph in the precision it is walked in.
-        corners: (K, C, H, W), in the order that counts the edges.
+        network: the graph in the precision of the proof.
+        corners: (K, C, H, W), in the order that numbers the edges.
         target_class: the class that is proved.
-        target: the image that the corners collide with, where that matters.
-        statement: what is proved of what follows the network, such as an activation.
+        target: the image that the corners collide with, if relevant.
+        statement: further parts of the statement, such as the activation.
     """
     digest = hashlib.sha256(f"{torch.__version__} {target_class}\n".encode())
     digest.update(f"{statement} {fingerprint(network)}\n".encode())
@@ -42,7 +42,7 @@ def proof_key(
 
 
 def fingerprint(network: fx.GraphModule) -> str:
-    """A SHA-256 of all that a graph computes: its operations, their options and every tensor."""
+    """SHA-256 of a graph: its operations, their options and all tensors."""
     digest = hashlib.sha256()
     for node in network.graph.nodes:
         digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
@@ -61,7 +61,7 @@ def _add(digest: Any, tensor: Tensor) -> None:
 
 
 class _Kept:
-    """What is known of one hull, under `key` in a directory."""
+    """Cached results for one hull, under `key` in a directory."""
 
     kind: ClassVar[str]
     what: ClassVar[str]
@@ -71,12 +71,12 @@ class _Kept:
 
 
 class EdgeCache(_Kept):
-    """What is known of the edges of one hull."""
+    """Cached results for the edges of one hull."""
 
     kind, what = "edges", "the walk of the edges"
 
     def load(self, count: int) -> list[dict[str, Any]] | None:
-        """What an earlier evaluation kept of `count` edges, in their order, or None."""
+        """Cached results of `count` edges, in order; None if there are none."""
 
         def load(path: Path) -> list[dict[str, Any]]:
             kept = read_json(path)
@@ -92,16 +92,16 @@ class EdgeCache(_Kept):
 
 
 class PieceCache(_Kept):
-    """What is known of the pieces of one hull, for one statement."""
+    """Cached subdomains of one hull, for one statement."""
 
     kind, what = "hulls", "the proof over pieces"
 
     def load(self, corners: int, figures: int) -> dict[str, Tensor] | None:
-        """What an earlier evaluation kept, or None.
+        """Cached subdomains, or None.
 
         Args:
-            corners: of the hull.
-            figures: that are known of each piece.
+            corners: number of corners.
+            figures: number of figures per subdomain.
         """
 
         def load(path: Path) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ class PieceCache(_Kept):
         self.cache.save(self.key, kept, save_tensors)
 
     def ignore(self, reason: str) -> None:
-        """Say that what was kept is not used, and why."""
+        """Warn that the cached results are not used, with the reason."""
         self.cache.ignore(self.key, reason)
 
 
@@ -146,7 +146,7 @@ def _whole(kept: dict[str, Tensor], corners: int, figures: int) -> bool:
     return abs(float(volume.sum() + numbers[0]) - 1) < _SLACK
 
 
-_SLACK = 1e-6  # lengths are sums, of float32 at the least
+_SLACK = 1e-6  # rounding of sums of lengths, in float32 at worst
 _NUMBERS = ("walked", "failed", "pieces", "rounding")
 _OTHERS = ("first_failure", "margin_min", "unconfirmed")
 

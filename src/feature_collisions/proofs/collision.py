@@ -1,4 +1,4 @@
-"""How nearly every point of a hull collides with the target, at the target layer (section 2)."""
+"""Upper bound on the feature error over a hull, at the target layer (section 2)."""
 
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from .judge import HullJudge, cache_of
 from .problem import Problem
 from .splitting import Judged, Keep, Pieces, Splitting
 
-_UNITS = 2048  # of a target layer whose errors are bounded together
+_UNITS = 2048  # largest target layer with joint bounds
 _HALVINGS = 2  # of a piece for its collision
-_NEAR = 1.05  # a collision's bound so close to an error that was seen is not improved
+_NEAR = 1.05  # a bound within this factor of an error that was seen is not improved
 _POWERS = 12  # steps of the power method
 _TINY = 1e-200  # stands for 0 in a denominator
 
@@ -37,15 +37,16 @@ def prove_collision(
     directory: Path | None = None,
     keep: Keep | None = None,
 ) -> dict[str, Any]:
-    """How far is any point of the hull from colliding with the target, at the target layer?
+    """Bound the feature error of every point of the hull, at the target layer.
 
-    Where the layer is affine in the pixels, the pre-activations of a mix are the mix of the
-    corners', and the answer is exact. Elsewhere the largest error of all pieces is an upper bound.
+    If the layer is affine in the pixels, the pre-activations of an interpolation are those of the
+    corners, interpolated, and the result is exact. Otherwise the largest bound of all subdomains is
+    an upper bound.
 
     Args:
         problem: the hull and its target.
-        seconds: for it; bounds that take more than a tenth longer are given up.
-        directory: as `prove_class` takes it.
+        seconds: time; bounds that take over a tenth longer are abandoned.
+        directory: as for `prove_class`.
         keep: as `prove_class` takes it.
 
     Returns:
@@ -62,7 +63,7 @@ def prove_collision(
         `seconds`. Or the `reason` why nothing is bounded.
 
     Raises:
-        SettingError: for a time that is negative or no number.
+        SettingError: if the time is negative or not a number.
     """
     at_least("seconds", seconds, 0)
     try:
@@ -118,11 +119,11 @@ def _flatten(network: fx.GraphModule) -> None:
 
 
 class _CollisionJudge(HullJudge):
-    """The target layer's features beside the target's.
+    """Bounds on features minus the target's.
 
-    Behind an activation that is no rectifier the features are what it gives, all of them seen. A
-    unit that the layer sees in the target is off by at most |f0(x) - f0(t)|, one that it is
-    blind to by at most what is above 0 of its `oriented` pre-activation (`TargetFeatures`).
+    After an activation that is not a rectifier, features are its values, all active. The error of
+    an active unit is at most |f0(x) - f0(t)|; that of an inactive unit is at most the positive part
+    of its `oriented` pre-activation (`TargetFeatures`).
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -149,7 +150,7 @@ class _CollisionJudge(HullJudge):
         return True
 
     def _of_target(self, target: Tensor) -> tuple[float, Tensor]:
-        """At least ||f(t)||, and (N,) at most how far f(t) is off by rounding."""
+        """Lower bound on ||f(t)||, and upper bounds (N,) on the rounding error of f(t)."""
         _, reach = self._enclosed(target[None])
         features, reach = self.features, reach[0]
         least = (features.features.abs() - reach).clamp_min(0)
@@ -158,10 +159,10 @@ class _CollisionJudge(HullJudge):
         return float(least.norm()) * (1 - 1e-12), slack
 
     def _enclosed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pre-activations (B, N) of images, and how far rounding may put them off.
+        """Pre-activations (B, N) of images, and bounds on their rounding error.
 
         Raises:
-            NotPiecewiseLinear: where the way to the layer has no bounds.
+            NotPiecewiseLinear: if there are no bounds up to the layer.
         """
         images = images.to(self.place, torch.float64)
         if not isinstance(self.cut.network, fx.GraphModule):
@@ -175,7 +176,7 @@ class _CollisionJudge(HullJudge):
         return torch.stack(middles), torch.stack(reaches)
 
     def exact(self) -> dict[str, Any]:
-        """What holds of an affine layer: everything is convex, so its largest is at a corner."""
+        """Result for an affine layer: errors are convex, so the largest is at a corner."""
         features = self.features
         self.norm, self.slack = self._of_target(self.problem.target)
         preactivation, reach = self._enclosed(self.problem.corners)
@@ -196,7 +197,7 @@ class _CollisionJudge(HullJudge):
         }
 
     def _scale(self, preactivation: Tensor, reach: Tensor, whole: float) -> float:
-        """The share to which the hull shrunk has errors within the line: they are convex."""
+        """Share to which the hull can be shrunk so that the convex errors are within the limit."""
         line = self.limit * self.norm
         if whole <= line:
             return 1.0
@@ -206,14 +207,14 @@ class _CollisionJudge(HullJudge):
         return max(0.0, (line - inner) / (whole - inner) * (1 - 1e-12)) if inner < whole else 0.0
 
     def _errors(self, preactivation: Tensor) -> Tensor:
-        """At most how far units (..., N) are off."""
+        """Upper bounds on the errors of units (..., N)."""
         features = self.features
         oriented = features.oriented(preactivation)
         off = torch.where(features.active, (oriented - features.values).abs(), oriented.relu())
         return off + self.slack
 
     def prepare(self) -> None:
-        """Follow the network to the target layer."""
+        """Prepare the network up to the target layer."""
         if not isinstance(self.cut.network, fx.GraphModule):
             raise NotPiecewiseLinear("torch.export cannot trace the network")
         if len(self.features.active) > _UNITS:
@@ -227,14 +228,14 @@ class _CollisionJudge(HullJudge):
         self._look(self.preactivation, torch.eye(len(self.preactivation)))
 
     def figure_at(self, values: Tensor) -> Tensor:
-        """How far features are off, over ||f(t)||, negative."""
+        """Feature error relative to ||f(t)||, negated."""
         features = self.features
         off = features.rectified(values.flatten(1)) - features.features
         found: Tensor = -off.norm(dim=1) / self.norm
         return found
 
     def _look(self, preactivation: Tensor, weights: Tensor) -> None:
-        """Note how far features are off at points (n, K) of the hull."""
+        """Record the feature errors at points (n, K) of the hull."""
         off = -self.figure_at(preactivation)
         beyond = gauge(weights)[(off > self.limit).cpu()]
         with self.one_by_one:
@@ -291,16 +292,16 @@ class _CollisionJudge(HullJudge):
         return tuple(each.nan_to_num(torch.inf, torch.inf) for each in found)  # type: ignore[return-value]
 
     def _most(self, middle: Tensor, reach: Tensor) -> Tensor:
-        """At most how far units (..., N) are off that lie within `reach` of `middle`."""
+        """Upper bounds on the errors of units (..., N) within `reach` of `middle`."""
         blind = (self.features.oriented(middle) + reach).relu() + self.slack
         return torch.where(self.features.active, self._errors(middle) + reach, blind)
 
 
 def joint_norm(columns: Tensor, radii: Tensor) -> Tensor:
-    """At most ||A e|| for |e| <= radii: A (P, S, M), radii (P, K, M), the answer (P, K).
+    """Upper bound (P, K) on ||A e|| for |e| <= radii: A (P, S, M), radii (P, K, M).
 
-    For any s > 0, ||A e||^2 <= lambda_max(A R S^-1 R A^T) sum(s), R the radii: s weighs every
-    deviation by what it makes alone.
+    For any s > 0, ||A e||^2 <= lambda_max(A R S^-1 R A^T) sum(s), R the radii. Here s weights each
+    deviation by its effect alone.
     """
     if not columns.numel():
         return radii.new_zeros(radii.shape[:2])
@@ -317,11 +318,11 @@ def joint_norm(columns: Tensor, radii: Tensor) -> Tensor:
 
 
 def largest_eigenvalue(matrices: Tensor) -> Tensor:
-    """At least the largest eigenvalue of symmetric matrices (..., S, S) of a trace of about 1.
+    """Upper bound on the largest eigenvalue of positive semidefinite matrices (..., S, S), trace 1.
 
-    None of their eigenvalues is below 0. A guess c by the power method, for which c I - M is then
-    seen to have none below 0: a Cholesky factor of it is found, and what is found is that of a
-    matrix at most gamma trace(c I - M) away (Higham 2002, theorem 10.3).
+    The power method gives an estimate c. Then c I - M is checked to be positive semidefinite by a
+    Cholesky factor, which is exact for a matrix at most gamma trace(c I - M) away (Higham 2002,
+    theorem 10.3).
     """
     size, eps = matrices.shape[-1], torch.finfo(matrices.dtype).eps
     flat = matrices.flatten(0, -3)

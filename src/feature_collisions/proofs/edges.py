@@ -1,7 +1,7 @@
-"""Is a whole edge of the hull the target's class? Walked chunk by chunk, resumable.
+"""Whether whole edges of the hull are of the target's class: walked in chunks, resumable.
 
-A chunk is bounded between points of it where the network is too large to be walked bend by bend in
-one piece, and walked so where bounds do not decide.
+If a network is too large to walk an edge exactly at once, chunks are bounded between points, and
+walked exactly only if bounds do not decide.
 """
 
 import itertools
@@ -32,29 +32,28 @@ from .splitting import Splitting
 from .whole_hull import ClassJudge
 
 _SAVE_EVERY = 10.0  # seconds
-_FIRST = 1 / 32  # of an edge, while nobody knows how long it takes
-_FEWEST = 10  # a chunk cut to less than this part is not worth its start
+_FIRST = 1 / 32  # of an edge, until its pace is known
+_FEWEST = 10  # a chunk is not cut to less than this part
 _DTYPES = {64: torch.float64, 32: torch.float32}
 
 
 @dataclass
 class Edge:
-    """What is known of one edge; places go from 0 at its first corner to 1 at its second.
+    """Results for one edge; positions are from 0 at its first corner to 1 at its second.
 
     Attributes:
-        corners: the two corners' numbers.
-        walked: the place up to which it has been walked, or the length that bounds verify.
+        corners: indices of the two corners.
+        walked: position up to which it has been walked, or the length that bounds verify.
         failed: length on which the margin is not above `rounding`.
-        first_failure: the first interval of it, or None.
-        margin_min: the margin of the target's class over the largest other logit is nowhere less;
-            the smallest one where all was walked bend by bend.
-        pieces: how many it took: linear ones, chunks' ends included, or pieces between two points
-            that were bounded.
-        rounding: what a margin must exceed to count, over all that has been walked: `_SAFETY` times
-            the largest difference found between a walked logit and the network's own at the same
-            point, rounded up to a power of two so that it seldom grows.
-        unconfirmed: length on which the walk finds the class and interval arithmetic does not; None
-            for a network that is too large for it.
+        first_failure: the first such interval, or None.
+        margin_min: lower bound on the margin of the target's class over the largest other logit;
+            the exact minimum if walked exactly.
+        pieces: number of linear pieces, with the ends of chunks, or of bounded intervals.
+        rounding: smallest margin that counts: `_SAFETY` times the largest difference between a
+            walked logit and the network's at the same point, rounded up to a power of two so that
+            it rarely grows.
+        unconfirmed: length on which the walk finds the class but interval arithmetic does not; None
+            if the network is too large for it.
     """
 
     corners: tuple[int, int]
@@ -73,20 +72,20 @@ class Edge:
 
     @property
     def proved(self) -> float:
-        """Share of the edge on which interval arithmetic confirms that: none of a large network."""
+        """Share of the edge that interval arithmetic confirms: 0 for a large network."""
         return 0.0 if self.unconfirmed is None else max(0.0, self.held - self.unconfirmed)
 
     def begin_anew(self, rounding: float) -> None:
-        """Forget what was found, under a larger rounding."""
+        """Reset the results, for a larger rounding."""
         self.walked = self.failed = 0.0
         self.first_failure = self.margin_min = None
         self.pieces, self.rounding, self.unconfirmed = 0, rounding, 0.0
 
 
-_SAFETY = 100  # rounding seen at a few points stands for that at all of them
-_SMALL = 2**16  # products for an image: networks that interval arithmetic follows everywhere
-_POINTS = 4  # of a chunk that is bounded between them: more take longer each, memory being slow
-_FEW = 3  # bends on a piece that are walked sooner than bounded
+_SAFETY = 100  # factor from rounding seen at a few points to that at all
+_SMALL = 2**16  # products per image of networks that are rechecked in interval arithmetic
+_POINTS = 4  # of a bounded chunk; more are slower per point, because of memory
+_FEW = 3  # breakpoints on a piece that are faster walked than bounded
 
 
 @dataclass
@@ -96,9 +95,9 @@ class Walker:
     Attributes:
         problem: the hull and its target.
         settings: precision and memory.
-        width: how much of an edge the next chunk takes that is walked bend by bend.
-        step: how far apart the next points are between which the network is bounded.
-        waits: how many chunks are walked before the next one is bounded.
+        width: share of an edge in the next chunk that is walked exactly.
+        step: distance of the next points between which the network is bounded.
+        waits: number of chunks to walk before the next one is bounded.
     """
 
     problem: Problem
@@ -120,7 +119,7 @@ class Walker:
         self.exact = self._exact_steps()
 
     def _exact_steps(self) -> list[Step] | None:
-        """The steps that chunks are rechecked in; None for a network too large for it."""
+        """Steps for rechecking chunks; None if the network is too large."""
         corners = self.problem.corners.to(able(self.problem.corners.device), torch.float64)
         network = traced(self.problem.graph) if self.dtype != torch.float64 else self.network
         try:
@@ -132,17 +131,17 @@ class Walker:
     def advance(self, edge: Edge, ends: tuple[int, int], share: float, most: float = 1.0) -> None:
         """Walk the next chunk of an edge, at most `most` of it, and at most up to `share`.
 
-        A larger rounding counts for what was walked before as well: where that may change what was
-        found, the edge begins anew under it.
+        A larger rounding also applies to earlier chunks. If it may change their results, the edge
+        is walked again.
 
         Raises:
-            NotPiecewiseLinear: when the walk and the network disagree.
+            NotPiecewiseLinear: if the walk and the network disagree.
         """
         if self.chords is None or not self._bound(edge, ends, min(share, edge.walked + most)):
             self._walk(edge, ends, share, most)
 
     def _walk(self, edge: Edge, ends: tuple[int, int], share: float, most: float) -> None:
-        """The next chunk, bend by bend."""
+        """Walk the next chunk exactly."""
         while True:
             start, end = edge.walked, min(edge.walked + min(self.width, most), share)
             if share - end < 1e-9:
@@ -174,7 +173,7 @@ class Walker:
         chunk: tuple[float, float],
         failed: Iterable[tuple[float, float]],
     ) -> None:
-        """Confirm in interval arithmetic what a chunk is said to be outside of what failed."""
+        """Confirm a chunk in interval arithmetic, outside of the failed intervals."""
         if self.exact is None or edge.unconfirmed is None:
             edge.unconfirmed = None
             return
@@ -185,7 +184,7 @@ class Walker:
         edge.unconfirmed += unconfirmed(self.exact, corners, self.problem.target_class, good)
 
     def _begin_to_bound(self) -> None:
-        """For a network that takes many chunks, where there are bounds for it."""
+        """Bounds for a network that needs many chunks, if available."""
         if self.chords is None and not self.is_unbounded:
             try:
                 self.chords = Chords(steps_of(self.network, self.corners[0]), self.memory)
@@ -194,10 +193,10 @@ class Walker:
             self.step = self.width
 
     def _bound(self, edge: Edge, ends: tuple[int, int], share: float) -> bool:
-        """The next pieces between points, up to the first on which bounds do not decide.
+        """Bound the next intervals, up to the first that is not decided.
 
         Returns:
-            Whether there are any.
+            Whether any interval was decided.
         """
         assert self.chords is not None
         if self.waits:
@@ -227,7 +226,7 @@ class Walker:
             held = int((used < 1).cumprod(0).sum())
             if held == 0 and (not used[0] < torch.inf or bends[0] <= _FEW):
                 return self._give_up()
-            # Strays grow about as the square of the step: half the margin is to be used.
+            # Deviations grow about as the square of the step: use half of the margin.
             self.step *= min(1.5, max(0.5, math.sqrt(0.5 / max(float(used.max()), 0.1))))
             if held:
                 break
@@ -241,14 +240,14 @@ class Walker:
         return True
 
     def _give_up(self) -> bool:
-        """Walk this chunk, and the longer the more often bounds fail one after the other."""
+        """Walk this chunk; more chunks if bounds failed repeatedly."""
         self.waits, self.failures = 2**self.failures - 1, self.failures + 1
         return False
 
     def _holds_the_rounding(
         self, edge: Edge, ends: tuple[int, int], places: Tensor, logits: Tensor, margins: Tensor
     ) -> bool:
-        """Whether what was found before holds with a chunk's rounding; if not, begin anew."""
+        """Whether earlier results hold with a chunk's rounding; if not, reset them."""
         rounding = self._rounding(ends, places, logits, margins)
         if rounding > edge.rounding and _reaches(edge, rounding):
             edge.begin_anew(rounding)
@@ -260,7 +259,7 @@ class Walker:
     def _check_between(
         self, ends: tuple[int, int], places: Tensor, logits: Tensor, strays: Tensor
     ) -> None:
-        """Refuse bounds that the network itself leaves halfway between two points."""
+        """Refuse bounds that the network violates halfway between two points."""
         middle = self.network(self._image(ends, float(places.mean()))[None])[0]
         slack = float(logits.abs().max()) * torch.finfo(self.dtype).eps ** 0.5
         if not ((middle - logits.mean(0)).abs() <= strays + slack).all():
@@ -273,10 +272,7 @@ class Walker:
     def _rounding(
         self, ends: tuple[int, int], places: Tensor, logits: Tensor, margins: Tensor
     ) -> float:
-        """What a chunk's margins must exceed, by the network's own logits.
-
-        They are asked for at the middle and where it matters most.
-        """
+        """Smallest margin that counts, from the network at the middle and the worst point."""
         looked = [int(margins.amin(1).argmin()), len(places) // 2]
         images = torch.stack([self._image(ends, float(places[k])) for k in looked])
         difference = float((self.network(images) - logits[looked]).abs().max())

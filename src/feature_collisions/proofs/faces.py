@@ -1,4 +1,4 @@
-"""The triangles of a hull: which parts of each are proved to be the target's class, and a map."""
+"""The triangles of a hull: parts that are proved, refuted or undecided."""
 
 import itertools
 from typing import Any
@@ -14,18 +14,18 @@ from .problem import Problem
 from .splitting import Splitting
 from .whole_hull import ClassJudge
 
-_PIECES = 300  # of a triangle: as many as a picture shows
+_PIECES = 300  # per triangle: as many as a picture shows
 _CORNERS = 10  # of a hull: 120 triangles; there are 2,024 with 24
 
 
 @torch.no_grad()
 @without_cudnn()
 def prove_faces(problem: Problem, seconds: float = 5.0) -> dict[str, Any]:
-    """Prove the class on every triangle of three corners, by bounds over pieces of it.
+    """Prove the class on every triangle of three corners, by bounds over subdomains.
 
     Args:
-        problem: three corners or more, and their target.
-        seconds: for all triangles together.
+        problem: at least three corners, and their target.
+        seconds: time for all triangles together.
 
     Returns:
         `share_proved` of all triangles' area, and `triangles`: each one's `corners` (their
@@ -35,7 +35,7 @@ def prove_faces(problem: Problem, seconds: float = 5.0) -> dict[str, Any]:
         `reason` why the network cannot be bounded.
 
     Raises:
-        SettingError: for a time that is negative or no number.
+        SettingError: if the time is negative or not a number.
     """
     at_least("seconds", seconds, 0)
     judge = ClassJudge(problem)

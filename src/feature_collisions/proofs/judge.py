@@ -1,4 +1,4 @@
-"""What the proofs of a hull have in common: its pieces, bounded in whole and local networks."""
+"""Base of the proofs of a hull: subdomains, bounded in the whole and in reduced networks."""
 
 import math
 from abc import ABC, abstractmethod
@@ -22,19 +22,18 @@ from .cache import PieceCache, proof_key
 from .problem import Problem
 from .splitting import Judged, Pieces, Splitting
 
-_MEMORY = 2**30  # bytes that the bounds of the pieces of a batch may take
-_LOOKED_AT = 64  # points at which what was kept is tried before it is gone on with
+_MEMORY = 2**30  # bytes for the bounds of a batch
+_LOOKED_AT = 64  # points at which cached results are tested before they are used
 _AT_ONCE = 16
 _COPIES = 6  # of every value, at each vertex
-_LITTLE = 2**14  # products for an image: a smaller network needs no local ones
+_LITTLE = 2**14  # products per image; smaller networks need no reduced ones
 
 
 class HullJudge(ABC):
-    """Bounds the pieces of a hull, on the CPU some in each of as many threads as keep it busy.
+    """Bounds the subdomains of a hull, on a CPU in several threads.
 
     Attributes:
-        one_by_one: held where threads must take turns: the model is the caller's, and may not run
-            twice at once.
+        one_by_one: lock for the caller's model, which must not run in two threads at once.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -50,7 +49,7 @@ class HullJudge(ABC):
         self.until = math.inf
 
     def follow(self, network: fx.GraphModule) -> None:
-        """Make the steps of the network, and see how many pieces fit into memory."""
+        """Make the steps of the network, and determine the batch size."""
         self.network: fx.GraphModule = network
         self.steps: list[Step] = steps_of(network, self.corners[0])
         numbers = sum(step.size for step in self.steps) * (len(self.corners) + 1)
@@ -62,7 +61,7 @@ class HullJudge(ABC):
             )
 
     def __call__(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
-        """Judge pieces of one region; the threads share them out."""
+        """Judge subdomains of one region in all threads."""
         every = torch.arange(len(pieces.volume))
         shares = every.tensor_split(min(self.threads, len(every)))
         if len(shares) == 1:
@@ -73,7 +72,7 @@ class HullJudge(ABC):
 
     @torch.no_grad()
     def contradicts(self, known: Splitting) -> bool:
-        """Whether a point of the hull is worse than what was kept of the whole hull allows."""
+        """Whether a point of the hull contradicts cached results."""
         weights = dirichlet(_LOOKED_AT, len(self.corners), torch.Generator().manual_seed(0))
         least = float(known.everywhere[0])
         slack = 1e-9 * abs(least) if math.isfinite(least) else 0.0
@@ -91,7 +90,7 @@ class HullJudge(ABC):
 
     @abstractmethod
     def judge(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
-        """Judge pieces of one region."""
+        """Judge subdomains of one region."""
 
     def bounds(self, pieces: Pieces, steps: list[Step] | None) -> tuple[Bounds, Tensor]:
         """The bounds of some pieces, and the values (P, N) of the last step at their middles."""
@@ -108,10 +107,10 @@ class HullJudge(ABC):
         return bounds, values_of(steps, points.mean(1))
 
     def localise(self, piece: Pieces, steps: list[Step] | None) -> list[Step] | None:
-        """The local network of one piece, or None where there is nothing to gain.
+        """The reduced network of one subdomain, or None if there is no gain.
 
         Raises:
-            TooManyBends: where too many units bend.
+            TooManyBends: if too many units are unstable.
         """
         work = numbers_of(steps or self.steps)
         if work < _LITTLE or any(isinstance(step, Smooth) for step in self.steps):
@@ -123,7 +122,7 @@ class HullJudge(ABC):
         return localise(self.steps, points, error, self.until)
 
     def may_localise(self, piece: Pieces) -> bool:
-        """Whether not too many units are seen to bend on a piece for a local network."""
+        """Whether few enough units are seen to be unstable for a reduced network."""
         try:
             check_bends(self.steps, self._points(piece)[0])
         except TooManyBends:
@@ -131,7 +130,7 @@ class HullJudge(ABC):
         return True
 
     def halve(self, pieces: Pieces, times: int) -> Parts:
-        """Cut pieces across their longest edges, unjudged."""
+        """Halve subdomains across their longest edges without judging them."""
         images = Bounds(self.steps[:1], self._points(pieces), 0.0)
         return images.parts({}, torch.full((len(pieces.volume),), times, device=self.place))
 
@@ -141,7 +140,7 @@ class HullJudge(ABC):
         return points
 
     def _check(self, bounds: Bounds, points: Tensor) -> None:
-        """See once that what the network computes lies within the bounds."""
+        """Check once that the network's values are within the bounds."""
         values = self.network(points[0])
         last = bounds.at[-1]
         off = (values - last.middle[0]).abs() > last.radius[0]
@@ -157,7 +156,7 @@ def cache_of(
     statement: str,
     line: float = 0.0,
 ) -> PieceCache | None:
-    """Where what is known of this hull and statement, up to a line, is kept."""
+    """The cache of this hull and statement, up to a limit."""
     if directory is None:
         return None
     behind = f"{statement} {line} {problem.layer} {problem.features.activation.sides}"

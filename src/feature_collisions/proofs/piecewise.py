@@ -1,8 +1,8 @@
-"""A segment between two images, walked exactly through a piecewise linear network.
+"""Exact walk of a segment between two images through a piecewise linear network.
 
-Along a segment between two images such a network is linear between breakpoints (ExactLine,
-Sotoudeh and Thakur 2019). `Line` carries the values at all breakpoints through the network, and
-adds those at which a ReLU, a clipped one or a max pool switches.
+Along such a segment the network is linear between breakpoints (ExactLine, Sotoudeh and Thakur
+2019). `Line` propagates the values at all breakpoints through the network, and adds those at which
+a ReLU, a clipped ReLU or a max pool switches.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from ..graph.operations import NotPiecewiseLinear, kinds, pooling, size_of, wher
 
 
 class TooManyPieces(RuntimeError):
-    """A segment has more breakpoints than memory allows; it has to be cut first."""
+    """A segment has more breakpoints than memory allows; it must be cut."""
 
     def __init__(self, points: int, limit: int) -> None:
         super().__init__(f"{points} breakpoints, {limit} fit into memory")
@@ -32,12 +32,12 @@ def traced(
     """A frozen copy of the model in eval mode, as a graph.
 
     Args:
-        graph: of any classifier.
-        dtype: what the copy computes in.
-        images: (B, C, H, W) for which the graph must give what the model itself gives.
+        graph: graph of any classifier.
+        dtype: of the copy.
+        images: (B, C, H, W) on which the graph must agree with the model.
 
     Raises:
-        NotPiecewiseLinear: when it is no graph, or the graph is not what the model does.
+        NotPiecewiseLinear: if there is no graph, or it does not agree with the model.
     """
     network = frozen_graph(graph, dtype)
     if images is not None:
@@ -52,11 +52,11 @@ class Line(fx.Interpreter):
     """Walks segments between images exactly through a piecewise linear network.
 
     Args:
-        network: what `traced` gives.
-        memory: bytes the values at all breakpoints may take in any one layer.
+        network: from `traced`.
+        memory: bytes for the values of one layer at all breakpoints.
 
     Raises:
-        NotPiecewiseLinear: for a network that is not.
+        NotPiecewiseLinear: if the network is not piecewise linear.
     """
 
     def __init__(self, network: fx.GraphModule, memory: int = 2**28) -> None:
@@ -68,18 +68,18 @@ class Line(fx.Interpreter):
                 name = f"{where(node)} ({base_name(node)})"
                 raise NotPiecewiseLinear(f"{name} bends everywhere; the hull's class has bounds")
         self.memory = memory
-        self.fullest = 0.0  # the largest share of it that the last walk took
+        self.fullest = 0.0  # largest share of it in the last walk
 
     @torch.no_grad()
     def walk(self, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
         """Breakpoints and logits along the segment from `start` to `end`, both (C, H, W).
 
         Returns:
-            Places (n,) from 0 to 1, rising, and logits (n, classes) there: between two
+            Positions (n,) from 0 to 1, increasing, and logits (n, classes) there. Between
             neighbours the logits are linear.
 
         Raises:
-            TooManyPieces: when the breakpoints do not fit into `memory`.
+            TooManyPieces: if the breakpoints do not fit into `memory`.
         """
         self.places = torch.tensor([0.0, 1.0], dtype=start.dtype, device=start.device)
         self.fullest = 0.0
@@ -87,7 +87,7 @@ class Line(fx.Interpreter):
         return self.places, logits
 
     def run_node(self, node: fx.Node) -> Any:
-        """Compute a node at all breakpoints, after adding those at which it switches."""
+        """Compute a node at all breakpoints, with those at which it switches."""
         kind = self.kinds[node]
         if kind in ("relu", "clipped"):
             source, ceiling = node.all_input_nodes[0], ceiling_of(node)
@@ -104,7 +104,7 @@ class Line(fx.Interpreter):
         return found
 
     def _insert(self, interval: Tensor, share: Tensor) -> None:
-        """Add breakpoints: in which intervals (m,), and at which share (m,) of each."""
+        """Add breakpoints, given by intervals (m,) and positions (m,) in them."""
         if not len(interval):
             return
         order = share.argsort()
@@ -135,11 +135,11 @@ class Line(fx.Interpreter):
 
 
 def _zeros(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Where units (n, ...) change sign between neighbours: interval (m,) and share of it (m,)."""
+    """Sign changes of units (n, ...) between neighbours: interval (m,) and position in it (m,)."""
     above = values > 0
     interval, *unit = (above[:-1] ^ above[1:]).nonzero().unbind(1)
     before, after = values[interval, *unit], values[interval + 1, *unit]
-    crossing = (before != 0) & (after != 0)  # zero at one end: it bends there, not between
+    crossing = (before != 0) & (after != 0)  # zero at one end: the kink is there, not between
     before, after = before[crossing], after[crossing]
     return interval[crossing], before / (before - after)
 
@@ -147,7 +147,7 @@ def _zeros(values: Tensor) -> tuple[Tensor, Tensor]:
 def _switches(
     values: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
 ) -> tuple[Tensor, Tensor]:
-    """Where the largest of a window changes between neighbours: interval (m,), share of it (m,)."""
+    """Changes of a window's largest cell between neighbours: interval (m,), position in it (m,)."""
     largest, index = F.max_pool2d(
         values, kernel, stride, padding, dilation, ceil_mode, return_indices=True
     )
@@ -178,10 +178,10 @@ def _switches(
 def _envelope(
     left: Tensor, right: Tensor, inside: Tensor, interval: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Where the largest of some lines on [0, 1] changes: lines (m, k) by their values at the ends.
+    """Changes of the largest of several lines on [0, 1]: lines (m, k) by their values at the ends.
 
     Returns:
-        The entries of `interval` (m,) and the place of each change.
+        The entries of `interval` (m,) and the position of each change.
     """
     slope = right - left
     minus = torch.full_like(left, -torch.inf)

@@ -1,4 +1,4 @@
-"""What proofs are about: a network, some corners, and what is claimed of their hull."""
+"""The problem of a proof: a network, corners, and statements about their hull."""
 
 from dataclasses import dataclass
 
@@ -12,18 +12,18 @@ from ..simplex import mixes
 
 @dataclass(frozen=True)
 class Problem:
-    """A verification problem: does all of a hull have the target's class, and its features?
+    """A verification problem: does all of a hull have the target's class and features?
 
     Attributes:
-        graph: of the network, as its caller uses it.
+        graph: graph of the caller's network.
         layer: the target layer.
-        corners: (K, C, H, W) whose hull it is.
+        corners: (K, C, H, W) of the hull.
         target: (C, H, W).
-        features: the target's, at the layer.
-        target_class: the class claimed; -1: none, as the output is features.
-        limit: the largest ||f(x) - f(t)|| over ||f(t)|| claimed.
-        names: the corners' numbers, by which results speak of them.
-        solved: whether the corners are solutions of the layer's equations (`exact_hull`).
+        features: the target's features at the layer.
+        target_class: the class to prove; -1 if the output is features.
+        limit: the limit of ||f(x) - f(t)|| / ||f(t)|| to prove.
+        names: indices of the corners in results.
+        solved: whether the corners solve the layer's equations (`exact_hull`).
     """
 
     graph: Graph
@@ -41,7 +41,7 @@ class Problem:
         return mixes(weights, self.corners)
 
     def margins(self, classes: int, like: Tensor) -> Tensor:
-        """(classes - 1, classes) rows of the output: the target's logit less each other one."""
+        """Rows (classes - 1, classes) of the output: the target's logit minus each other one."""
         rows = torch.eye(classes, dtype=torch.float64, device=like.device)
         others = torch.arange(classes, device=like.device) != self.target_class
         return rows[self.target_class] - rows[others]

@@ -1,8 +1,7 @@
-"""Whether the class holds on a segment, again and in interval arithmetic.
+"""Recheck the class on a segment in interval arithmetic.
 
-A walk finds breakpoints as floating point gives them: where a network multiplies its rounding, it
-can step over some, and its own logits at a few points show nothing of it. Bounds with rounding
-accounted for do not.
+A walk finds breakpoints in floating point. If a network amplifies rounding, it can miss some, and
+logits at a few points do not reveal it. Bounds that include rounding do.
 """
 
 from collections.abc import Sequence
@@ -26,14 +25,14 @@ def unconfirmed(
     intervals: Sequence[tuple[float, float]],
     pieces: int = _PIECES,
 ) -> float:
-    """The length of the intervals on which no bound above 0 is found for the class's margin.
+    """Length of the intervals on which no positive bound on the class's margin is found.
 
     Args:
         steps: of the network, float64.
         ends: (2, C, H, W) of the segment, float64.
         target_class: the class.
         intervals: parts of the segment, from 0 to 1.
-        pieces: how many to bound at most; what is left then counts as not confirmed.
+        pieces: largest number of pieces to bound; the rest counts as not confirmed.
     """
     classes = torch.arange(steps[-1].size, device=ends.device)
     rows = torch.eye(len(classes), dtype=torch.float64, device=ends.device)

@@ -1,9 +1,9 @@
-"""A hull cut into pieces until each is settled: halved where it helps, until time is up.
+"""Branch and bound: a hull is cut into subdomains until each is verified or time is up.
 
-A piece is a simplex of V points of the hull, by their weights; halving an edge gives two of half
-its volume. After at most 50 halvings weights are multiples of 2^-50, which float64 holds exactly;
-smaller pieces are not cut. After a few halvings a piece gets a local network of its own, in
-which its parts are judged (see `local`).
+A subdomain is a simplex of V points of the hull, given by their weights. Halving an edge gives two
+of half its volume. After at most 50 halvings weights are multiples of 2^-50, exact in float64;
+smaller subdomains are not cut. After a few halvings a subdomain gets a reduced network, in which
+its parts are judged (see `local`).
 """
 
 import copy
@@ -27,31 +27,31 @@ from .cache import PieceCache
 
 Keep = Callable[[Tensor, Tensor], None]
 """Takes the weights (n, V, K) of subdomains that cover a hull, and on which a statement holds."""
-_MOST = 64  # pieces at once
+_MOST = 64  # subdomains per batch
 _SHELLS = 32  # of the hull, the inner ones first
-_INSIDE = 0.95  # of the share that holds a point where the statement fails: what is beyond is last
-_LEVEL = 0.7  # of the worst: pieces that far from settled are halved in the same turn
-_HALVINGS = 6  # of a piece, until its parts get local networks of their own
-_APART = 2  # halvings of what is too large for a local network
-_ROOM = 2**26  # numbers that local networks may hold
-_SECONDS = 0.5  # a batch should take at most
-_GRACE = 1.1  # times its time: what is begun within that may go on so long
+_INSIDE = 0.95  # relative to the share with a known failure; subdomains beyond come last
+_LEVEL = 0.7  # relative to the worst: subdomains that are halved in the same turn
+_HALVINGS = 6  # of a subdomain, until its parts get reduced networks
+_APART = 2  # halvings of a subdomain that is too large for a reduced network
+_ROOM = 2**26  # numbers in all reduced networks
+_SECONDS = 0.5  # longest batch
+_GRACE = 1.1  # factor of the time limit for batches that have begun
 _SAVE_EVERY = 10.0  # seconds
-_FEW = 4096  # parts of a hull: if even these are too large for local networks, no time will do
+_FEW = 4096  # parts of a hull; if even these are too large, the proof is intractable
 _PROBED = 8  # of them
 _SMALLEST = 2.0**-45  # share of the hull's volume
 
 
 class Pieces(NamedTuple):
-    """Pieces of a hull of K corners.
+    """Subdomains of a hull of K corners.
 
     Attributes:
         weights: (n, V, K) of the V vertices of each.
         volume: (n,) their shares of the hull.
-        figures: (n, F) what holds on each: the larger, the better.
-        begins: (n,) no smaller share of the hull than that holds a part of each.
-        region: (n,) the number of the region that each is judged in.
-        inside: (n, V, V) the vertices' weights there.
+        figures: (n, F) lower bounds on each; larger is better.
+        begins: (n,) smallest share of the shrunk hull that contains a part of each.
+        region: (n,) index of the region in which each is judged.
+        inside: (n, V, V) the vertices' weights in that region.
     """
 
     weights: Tensor
@@ -80,11 +80,11 @@ class Pieces(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A piece with a local network.
+    """A subdomain with a reduced network.
 
     Attributes:
-        steps: of the network; None: the whole network, in which weights are of the hull's corners.
-        volume: of the piece.
+        steps: of the network; None for the whole network, with weights of the hull's corners.
+        volume: of the subdomain.
     """
 
     steps: list[Step] | None
@@ -92,12 +92,12 @@ class Region(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What is found of P pieces.
+    """Results for P subdomains.
 
     Attributes:
-        figures: (P, F) what holds on all of a piece: the larger, the better.
-        settled: (P,) whether that is good enough.
-        parts: what to cut them into.
+        figures: (P, F) lower bounds on a subdomain; larger is better.
+        settled: (P,) whether it is verified.
+        parts: the parts to cut it into.
     """
 
     figures: Tensor
@@ -115,14 +115,14 @@ class Judged(NamedTuple):
 
 
 class Judge(Protocol):
-    """Judges pieces.
+    """Judges subdomains.
 
     Attributes:
-        most: how many pieces fit into memory at once in the whole network.
-        seen: the worst that was seen at a point.
-        beyond: the least share of the hull that holds a point where the statement is seen to fail.
-        until: when its bounds have to be there, by the monotonic clock; later ones raise OutOfTime.
-        threads: among which it shares pieces out.
+        most: number of subdomains that fit in memory in the whole network.
+        seen: worst figure seen at a point.
+        beyond: smallest share of the shrunk hull with a point where the statement fails.
+        until: deadline by the monotonic clock; later bounds raise OutOfTime.
+        threads: among which subdomains are divided.
     """
 
     most: int
@@ -135,14 +135,14 @@ class Judge(Protocol):
         """Judge pieces of one region."""
 
     def localise(self, piece: Pieces, steps: list[Step] | None) -> list[Step] | None:
-        """The local network of one piece, taken out of its region's; None where it is no gain.
+        """The reduced network of one subdomain, from its region's; None if there is no gain.
 
         Raises:
-            TooManyBends: where it would be too large.
+            TooManyBends: if it would be too large.
         """
 
     def contradicts(self, known: "Splitting") -> bool:
-        """Whether a point of the hull contradicts what an earlier call kept."""
+        """Whether a point of the hull contradicts cached results."""
 
     def may_localise(self, piece: Pieces) -> bool:
         """Whether not too many units are seen to bend on a piece for a local network."""
@@ -153,20 +153,20 @@ class Judge(Protocol):
 
 @dataclass
 class Splitting:
-    """What is known of all pieces of a hull.
+    """State of branch and bound over a hull.
 
     Attributes:
-        open: the pieces that are not settled.
-        settled: (F,) what holds on all that are settled.
-        line: the first figure above which a statement holds on a piece.
-        reached: the share to which the hull is shrunk at which a settled piece begins where it
-            does not.
-        share: of the hull's volume that is settled.
-        count: how many pieces have been judged.
-        seconds: how long that took.
-        hopeless: whether even small parts of it are too large for local networks; None: not asked.
-        keeps: whether to keep the weights (n, V, K) of the pieces that are settled, in `done`, and
-            whether the statement holds on each, in `held`.
+        open: the unverified subdomains.
+        settled: (F,) lower bounds on all verified ones.
+        line: limit of the first figure, above which the statement holds on a subdomain.
+        reached: share of the shrunk hull at which a verified subdomain begins where the statement
+            does not hold.
+        share: verified share of the hull's volume.
+        count: number of judged subdomains.
+        seconds: time for them.
+        hopeless: whether even small parts are too large for reduced networks; None if not tested.
+        keeps: whether to keep the weights (n, V, K) of verified subdomains in `done`, and in `held`
+            whether the statement holds on each.
     """
 
     open: Pieces
@@ -188,7 +188,7 @@ class Splitting:
 
     @classmethod
     def of(cls, vertices: Tensor, figures: int, line: float = 0.0) -> "Splitting":
-        """The simplex of some points, by their weights (V, K), of which nothing is known."""
+        """Initial state: the simplex of points with weights (V, K)."""
         like = torch.zeros(1, figures, dtype=torch.float64)
         whole = _unplaced(vertices.double()[None], like[:, 0] + 1, like - torch.inf)
         return cls(whole, like[0] + torch.inf, line)
@@ -198,12 +198,12 @@ class Splitting:
 
     @property
     def everywhere(self) -> Tensor:
-        """(F,) what holds on the whole hull."""
+        """(F,) lower bounds on the whole hull."""
         return torch.cat([self.open.figures, self.settled[None]]).amin(0)
 
     @property
     def scale(self) -> float:
-        """The share to which the hull can be shrunk so that the statement holds on all of it."""
+        """Share to which the hull can be shrunk so that the statement holds everywhere."""
         return scale_without(self._unverified(self.open), self.reached)
 
     def subdomains(self) -> tuple[Tensor, Tensor]:
@@ -212,12 +212,12 @@ class Splitting:
         return torch.cat([*self.done, self.open.weights]), torch.cat([*self.held, open_])
 
     def _unverified(self, pieces: Pieces) -> Tensor:
-        """The weights (n, V, K) of the pieces on which the statement is not known to hold."""
+        """Weights (n, V, K) of the unverified subdomains."""
         return pieces.weights[~(pieces.figures[:, 0] > self.line)]
 
     @property
     def reason(self) -> str | None:
-        """Why none of the hull is settled, where something can be said."""
+        """Reason why nothing is verified, if known."""
         if self.share:
             return None
         if self.hopeless:
@@ -236,16 +236,16 @@ class Splitting:
         worst_first: bool,
         limit: float = math.inf,
     ) -> None:
-        """Judge pieces, and halve those that are not settled, until all are or time is up.
+        """Judge subdomains, and halve unverified ones, until all are verified or time is up.
 
         Args:
-            judge: judges pieces.
-            seconds: to spend; pieces that are begun may take a tenth more, or stay as they are.
-            cache: keeps what is known; what it has of an earlier call is gone on with.
-            name: what the progress bar says.
-            worst_first: begin with the pieces that are farthest from settled; else with the
-                innermost ones, of these with the largest.
-            limit: how many pieces to judge at most, about.
+            judge: judges subdomains.
+            seconds: time; started batches may take a tenth longer.
+            cache: of results; earlier ones are continued.
+            name: label of the progress bar.
+            worst_first: begin with the worst subdomains, otherwise with the innermost, of these
+                with the largest.
+            limit: approximate largest number of subdomains to judge.
         """
         if cache and (kept := cache.load(self.open.weights.shape[2], len(self.settled))):
             fresh = copy.copy(self)
@@ -262,7 +262,7 @@ class Splitting:
         with bar:
             while self._left(limit) and time.monotonic() < end:
                 began, count = time.monotonic(), self.count
-                if pace:  # what does not end in time is left alone
+                if pace:  # do not start what cannot end in time
                     self.most = max(1, min(self.most, int((end - began) / pace)))
                 try:
                     self.advance(judge, worst_first)
@@ -285,12 +285,12 @@ class Splitting:
             cache.save(self._kept(judge))
 
     def _left(self, limit: float) -> bool:
-        """Whether there is a piece to judge, and not too many have been."""
+        """Whether a subdomain is left to judge, within the limit."""
         some = bool((self.open.volume > _SMALLEST).any())
         return some and self.count < limit and not self.hopeless
 
     def advance(self, judge: Judge, worst_first: bool) -> None:
-        """Judge up to `most` pieces of one region, and halve those that are not settled."""
+        """Judge up to `most` subdomains of one region, and halve unverified ones."""
         order = (-self.open.volume).argsort(stable=True)
         order = order[self.open.volume[order] > _SMALLEST]
         if worst_first:
@@ -315,10 +315,10 @@ class Splitting:
         self._take_in(now, found)
 
     def _take_in(self, now: Tensor, found: Judged) -> None:
-        """Note what is found of some pieces, and cut those that are not settled."""
+        """Record results for subdomains, and cut unverified ones."""
         pieces = self.open.at(now)
         settled, parts = found.settled.cpu(), Parts(*(each.cpu() for each in found.parts))
-        figures = torch.maximum(found.figures.cpu(), pieces.figures)  # they hold on its halves
+        figures = torch.maximum(found.figures.cpu(), pieces.figures)  # they also hold on its halves
         pieces = pieces._replace(figures=figures)
         self.share += float(pieces.volume[settled].sum())
         if self.keeps:
@@ -331,17 +331,17 @@ class Splitting:
         self.open = self.open.at(later).and_also(pieces.cut(parts))
 
     def _of_region(self, order: Tensor) -> Tensor:
-        """Pieces of the region at hand, but not those that need a region of their own."""
+        """Subdomains of the current region, except those that need their own region."""
         least = self.regions[self.region].volume / 2**_HALVINGS
         return order[(self.open.region[order] == self.region) & (self.open.volume[order] > least)]
 
     def _place(self, judge: Judge, index: Tensor) -> bool:
-        """Go to the region of a piece, or, where it is small there, to one of its own.
+        """Switch to the region of a subdomain, or, if it is small there, to its own region.
 
         Returns:
-            Whether there is one; not where the piece is too large for a local network, nor where
-            the last two of its size were. Of the whole hull bounds are asked all the same, to see
-            how far off they are.
+            Whether there is a region: not if the subdomain, or the last two of its size, are too
+            large for a reduced network. The whole hull is bounded anyway, to see how loose its
+            bounds are.
         """
         piece = self.open.at(index)
         self.region, volume = int(piece.region), float(piece.volume)
@@ -369,22 +369,21 @@ class Splitting:
         return True
 
     def _keep_region(self, number: int, new: Region) -> None:
-        """Keep a region beside those that pieces are in, while there is room."""
+        """Keep a region in memory, if there is room."""
         alive = set(self.open.region.tolist())
         kept = {k: region for k, region in self.regions.items() if k in alive or k == 0}
         kept[number] = new
         room = _ROOM
         for k in sorted(kept, reverse=True):
             room -= numbers_of(kept[k].steps or [])
-            if room < 0 and k != number:  # the oldest are made anew when their turn comes
+            if room < 0 and k != number:  # the oldest are made again when they are needed
                 kept[k] = Region(None, math.inf)
         self.regions = kept
 
     def _cut_unjudged(self, judge: Judge, index: Tensor) -> None:
-        """Cut a piece that is too large for a local network.
+        """Cut a subdomain that is too large for a reduced network.
 
-        The whole network's bounds would say of it what they said of the whole hull: they are off
-        by far.
+        The whole network's bounds would be as loose on it as on the whole hull.
         """
         undecided = torch.zeros(1, dtype=torch.bool)
         piece = self.open.at(index)
@@ -393,7 +392,7 @@ class Splitting:
         self._take_in(index, Judged(piece.figures, undecided, judge.halve(piece, _APART)))
 
     def _is_hopeless(self, judge: Judge, piece: Pieces) -> bool:
-        """Whether the parts of a piece, a `_FEW`th of the hull each, have no local network."""
+        """Whether parts of a subdomain, a `_FEW`th of the hull each, have no reduced network."""
         times = int(math.log2(float(piece.volume) * _FEW))
         if times < 1:
             return False
@@ -419,7 +418,7 @@ class Splitting:
 
 
 def _unplaced(weights: Tensor, volume: Tensor, figures: Tensor) -> Pieces:
-    """Pieces of the whole network."""
+    """Subdomains judged in the whole network."""
     corners = weights.shape[1]
     inside = weights.new_zeros(len(weights), corners, corners)
     region = torch.zeros(len(weights), dtype=torch.int64)

@@ -1,8 +1,8 @@
-"""What is proved of the whole hull, not of samples: its class, and that it collides (section 2).
+"""Proofs about the whole hull: its class, and its collision (section 2).
 
-Both statements are of exact arithmetic: of every exact mix of the corners as saved, through the
-network with its weights as they are. Rounding in the bounds is accounted for. The model as it
-rounds itself may decide otherwise where its margin is as small as its own rounding.
+Both statements are in exact arithmetic, about every interpolation of the corners as saved, with the
+network's weights as stored. The bounds include their own rounding. The model, which rounds, may
+decide differently if its margin is as small as its rounding.
 """
 
 from collections.abc import Sequence
@@ -24,15 +24,15 @@ from .piecewise import traced
 from .problem import Problem
 from .splitting import Judged, Keep, Pieces, Splitting
 
-_SHORTER = 2  # halvings of each edge that large pieces may be cut by at once
-_SLACK = 1e-9  # of a weight: a point on a piece's face is in the piece
-_TIE = 1e-4  # of the logits: where margins are smaller, the model itself is asked
+_SHORTER = 2  # halvings of each edge of large subdomains at once
+_SLACK = 1e-9  # of a weight: a point on a subdomain's face is in it
+_TIE = 1e-4  # relative to the logits; the model decides smaller margins
 
 
 def prove(
     problem: Problem, seconds: float = 60.0, suspects: Sequence[Sequence[float]] = ()
 ) -> dict[str, Any]:
-    """Both statements, each in up to `seconds` (see `prove_class` and `prove_collision`)."""
+    """Prove both statements, each in at most `seconds`; see `prove_class`, `prove_collision`."""
     return {
         "class": prove_class(problem, seconds, suspects=suspects),
         "collision": prove_collision(problem, seconds),
@@ -48,14 +48,14 @@ def prove_class(
     suspects: Sequence[Sequence[float]] = (),
     keep: Keep | None = None,
 ) -> dict[str, Any]:
-    """Is every point of the hull the target's class? By bounds over pieces of it, or refuted.
+    """Prove or refute that every point of the hull is of the target's class.
 
     Args:
         problem: the hull and its target.
-        seconds: for it; bounds that take more than a tenth longer are given up.
-        directory: where what is known is kept between one call and the next. It should be the
-            user's own: what a stranger's run directory says would be stated as proved.
-        suspects: weights of points to try first, such as the worst that a search has found.
+        seconds: time; bounds that take over a tenth longer are abandoned.
+        directory: folder for cached results. It must be the user's: results in an untrusted run
+            directory would count as proved.
+        suspects: weights of points to try first, such as the worst one of a search.
         keep: is given the subdomains, for a certificate.
 
     Returns:
@@ -67,7 +67,7 @@ def prove_class(
         encoder the outcome is `not asked`.
 
     Raises:
-        SettingError: for a time that is negative or no number.
+        SettingError: if the time is negative or not a number.
     """
     at_least("seconds", seconds, 0)
     if problem.target_class < 0:
@@ -116,14 +116,14 @@ def prove_class(
 
 
 class ClassJudge(HullJudge):
-    """The target's logit over each other one."""
+    """Bounds on the target's logit minus each other one."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self.counter_example: dict[str, Any] | None = None
 
     def prepare(self) -> None:
-        """Follow the classifier to its logits."""
+        """Prepare the network up to its logits."""
         self.follow(traced(self.problem.graph, images=self.problem.corners))
         self.rows = self.problem.margins(self.steps[-1].size, self.corners)
 
@@ -132,7 +132,7 @@ class ClassJudge(HullJudge):
         return {"counter_example": self.counter_example} if self.counter_example else {}
 
     def try_points(self, weights: Tensor) -> None:
-        """Ask the model itself for points of the hull, until one is of another class."""
+        """Evaluate the model at points of the hull, until one is of another class."""
         if self.counter_example or not len(weights):
             return
         images = self.problem.points(weights)
@@ -147,7 +147,7 @@ class ClassJudge(HullJudge):
             self.beyond = float(gauge(weights[first])) * (1 - _SLACK)
 
     def judge(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
-        """The margins of pieces: a piece is settled where all are above 0."""
+        """Margins of subdomains; one is verified if all are above 0."""
         bounds, logits = self.bounds(pieces, steps)
         here = (logits @ self.rows.T).amin(1)
         near = here <= _TIE * logits.abs().amax(1)
@@ -165,11 +165,11 @@ class ClassJudge(HullJudge):
         return Judged(figures, settled, bounds.parts(weigh, halvings * ~settled))
 
     def figure_at(self, values: Tensor) -> Tensor:
-        """The least margin."""
+        """The smallest margin."""
         return (values @ self.rows.T).amin(1)
 
     def misses(self, known: Splitting, weights: Tensor) -> bool:
-        """Whether a point of another class is in no piece that is open."""
+        """Whether a point of another class is in no unverified subdomain."""
         self.try_points(weights)
         return bool(self.counter_example) and not bool(self._refuted(known.open).any())
 

@@ -1,1 +1,1 @@
-"""Bounds between neighbouring points of a segment, for networks too large for bounds of pieces."""
+"""Bounds between neighbouring points of a segment, for networks too large for other bounds."""

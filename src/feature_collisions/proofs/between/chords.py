@@ -1,13 +1,12 @@
-"""How far a network strays from its chords: between neighbouring points of a segment.
+"""Secant bounds: deviation of a network from straight lines between points of a segment.
 
-The network is computed at points of a segment. Between two neighbours each value is the straight
-line between its ends, its chord, plus a deviation. Deviations begin at units that bend there. Near
-the pixels, where a deviation reaches few units, it is carried through the layers sign by sign, in a
-window of the map (one generator of a zonotope, Singh et al. 2018); once windows cover the map, by
-norms (Szegedy et al. 2014).
+The network is computed at points of a segment. Between two neighbours each value is its secant, the
+straight line between its ends, plus a deviation. Deviations start at unstable units. Near the
+pixels, where a deviation reaches few units, it is propagated with its signs in a window of the map
+(one generator of a zonotope, Singh et al. 2018). Once windows cover the map, its norm is propagated
+(Szegedy et al. 2014).
 
-Deviations are computed in float32, whatever the values are computed in: they are small, and what
-rounding does to them is far smaller.
+Deviations are computed in float32: they are small, and their rounding is much smaller.
 """
 
 import math
@@ -35,7 +34,7 @@ from ..piecewise import TooManyPieces
 from .norms import Ball, Norms, behind_pool
 from .windows import Windows, born, looked_up, none_yet, put_back, together, united
 
-_COVER = 0.5  # of a map: windows that are larger give way to norms
+_COVER = 0.5  # share of a map; larger windows are replaced by norms
 
 Deviation = Windows | Ball | None
 
@@ -45,10 +44,10 @@ class Chords:
 
     Args:
         steps: of the network.
-        memory: bytes that the windows of any one layer may take.
+        memory: bytes for the windows of one layer.
 
     Raises:
-        NotPiecewiseLinear: for a layer whose norm is not known.
+        NotPiecewiseLinear: if the norm of a layer is unknown.
     """
 
     def __init__(self, steps: Sequence[Step], memory: int) -> None:
@@ -63,17 +62,17 @@ class Chords:
 
     @torch.no_grad()
     def bound(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits at points of a segment, and how far they stray between.
+        """Logits at points of a segment, and bounds on their deviation between points.
 
         Args:
-            images: (M + 1, C, H, W), evenly or not, in the segment's order.
+            images: (M + 1, C, H, W) in the segment's order, at any spacing.
 
         Returns:
-            Logits (M + 1, classes) at the images; (M, classes) at most how far they are, between
-            two neighbours, from the straight line between theirs; (M,) bends met in windows.
+            Logits (M + 1, classes) at the images; upper bounds (M, classes) on their deviation
+            from the straight line between neighbours; (M,) unstable units in windows.
 
         Raises:
-            TooManyPieces: when the windows do not fit into `memory`.
+            TooManyPieces: if the windows do not fit into `memory`.
         """
         self.intervals, self.names = len(images) - 1, 0
         self.bends = torch.zeros(self.intervals, dtype=torch.long, device=images.device)
@@ -106,7 +105,7 @@ class Chords:
         return self.norms.behind(step, list(map(self._ball, strays, step.taken)))
 
     def _in_windows(self, step: Affine, given: list[Windows]) -> Windows | None:
-        """What an affine step makes of windows; None where it has no way or they are too large."""
+        """Windows after an affine step; None if it does not support them or they are too large."""
         if isinstance(step, Joined):
             return self._fitting(united(given, step.shape, None))
         if isinstance(step, Summed):
@@ -123,7 +122,7 @@ class Chords:
         return self._fitting(windows.convolved(weight, step.grid, step.groups, step.shape))
 
     def _fitting(self, windows: Windows) -> Windows:
-        """Windows that do not take too much memory."""
+        """The windows; raises TooManyPieces if they take too much memory."""
         size = windows.patches.numel() * windows.patches.element_size()
         if size > self.memory:
             count = len(windows.name)
@@ -140,7 +139,7 @@ class Chords:
     def _rectifier(
         self, step: Rectifier, values: Tensor, stray: Deviation
     ) -> tuple[Tensor, Deviation]:
-        """Units that may bend on an interval, and no others, deviate anew."""
+        """Add a deviation for each unit that is unstable on an interval."""
         top = step.ceiling
         moves = spread = None
         if isinstance(stray, Windows):
@@ -164,7 +163,7 @@ class Chords:
     def _max_pool(
         self, step: MaxPool, values: Tensor, stray: Deviation
     ) -> tuple[Tensor, Deviation]:
-        """Windows whose largest cell may change, and no others, deviate anew."""
+        """Add a deviation for each window whose largest cell may change."""
         assert step.grid is not None
         largest, winner, gap = _pooled(step, values)
         if isinstance(stray, Windows) and _covers(stray, step):
@@ -189,7 +188,7 @@ class Chords:
         return largest, self._grown(moved, units, gap[tuple(units.unbind(1))])
 
     def _grown(self, windows: Windows, units: Tensor, radius: Tensor) -> Windows | None:
-        """With a window for each unit (n, 4) that strays by `radius` (n,) of its own."""
+        """Add a window for each unit (n, 4) with deviation `radius` (n,)."""
         units, radius = units[radius > 0], radius[radius > 0]
         self.bends += units[:, 0].bincount(minlength=self.intervals)
         names = self.names + torch.arange(len(units), device=units.device)
@@ -201,7 +200,7 @@ class Chords:
     def _with(
         self, ball: Ball | None, shape: torch.Size, units: Tensor, radius: Tensor
     ) -> Ball | None:
-        """With units (n, .) that stray by `radius` (n,) of their own."""
+        """Add units (n, .) with deviations `radius` (n,)."""
         if not len(units):
             return ball
         self.bends += units[:, 0].bincount(minlength=self.intervals)
@@ -212,19 +211,19 @@ class Chords:
 
 
 def _covers(windows: Windows, step: Weighted | MaxPool) -> bool:
-    """Whether behind a step windows would be as large as much of the map."""
+    """Whether windows would cover too much of the map after a step."""
     assert step.grid is not None
     return math.prod(windows.size_behind(step.grid)) > _COVER * math.prod(step.shape[1:])
 
 
 def _between(first: Tensor, last: Tensor, top: float) -> Tensor:
-    """Where a rectifier bends between two values."""
+    """Whether a rectifier has a kink between two values."""
     bends = (first > 0) ^ (last > 0)
     return bends if top == math.inf else bends | ((first > top) ^ (last > top))
 
 
 def _gap(left: Tensor, right: Tensor, top: float) -> Tensor:
-    """How far a rectifier strays from its chord, on lines (n,) by their values at both ends."""
+    """Largest deviation of a rectifier from its secant, on lines (n,) given by their ends."""
     gap = torch.zeros_like(left)
     ends = left.clamp(0, top), right.clamp(0, top)
     for kink in (0.0, top):
@@ -239,8 +238,8 @@ def _pooled(step: MaxPool, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A max pool at M + 1 points, on M intervals.
 
     Returns:
-        Its values (M + 1, C, H', W'). (M, C, H', W') which place of the channel is largest; -1
-        where that changes. (M, C, H', W') how far the chord is above the largest line at most.
+        Its values (M + 1, C, H', W'). Index (M, C, H', W') of the largest cell; -1 if it changes.
+        Upper bounds (M, C, H', W') on the secant minus the largest line.
     """
     assert step.grid is not None
     largest, index = F.max_pool2d(values, *step.grid, ceil_mode=step.ceiled, return_indices=True)
@@ -262,18 +261,18 @@ def _unsettled(
     spread: Tensor,
     touched: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Where the largest cell may change when cells stray by `spread` (M, C, H, W).
+    """Whether the largest cell may change when cells deviate by `spread` (M, C, H, W).
 
     Args:
         step: the pool.
-        values: (M + 1, C, H, W) that it takes.
-        largest: what `_pooled` gives.
-        winner: what `_pooled` gives.
-        spread: of the values.
-        touched: (n,) where to look: rows of (M H' W', C).
+        values: (M + 1, C, H, W), its input.
+        largest: from `_pooled`.
+        winner: from `_pooled`.
+        spread: deviation of the values.
+        touched: (n,) rows of (M H' W', C) to check.
 
     Returns:
-        (n, C) whether it may; (n, C) how far any cell strays, where it may, else 0.
+        (n, C) whether it may change; (n, C) the largest deviation of a cell there, otherwise 0.
     """
     height, width = values.shape[2:]
     count = step.shape[1] * step.shape[2]

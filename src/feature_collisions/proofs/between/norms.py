@@ -1,4 +1,4 @@
-"""How much a step can lengthen a deviation: upper bounds on norms of its linear part."""
+"""Upper bounds on the norms of the linear parts of steps."""
 
 import math
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from ..bounds.steps import (
 )
 
 _SQUARINGS = 6
-_WORK = 2**28  # products that a layer's Fourier transform may take
+_WORK = 2**28  # largest number of products for a layer's Fourier transform
 
 
 @dataclass
 class Ball:
-    """How far a step's values stray on M intervals, by Euclidean norms.
+    """Euclidean norms of the deviation of a step's values on M intervals.
 
     Attributes:
-        total: (M,) of all values together.
-        channels: (M, C) of each channel's.
+        total: (M,) of all values.
+        channels: (M, C) of each channel.
     """
 
     total: Tensor
@@ -36,13 +36,13 @@ class Ball:
 
     @classmethod
     def of_channels(cls, channels: Tensor, total: Tensor | None = None) -> "Ball":
-        """By the channels' norms, where `total` does not say it better."""
+        """From the norms of channels, and `total` if it is smaller."""
         together = channels.norm(dim=1)
         return cls(together if total is None else torch.minimum(total, together), channels)
 
     @classmethod
     def of_units(cls, radius: Tensor) -> "Ball":
-        """Of units that stray by at most `radius` (M, C, ...)."""
+        """From bounds `radius` (M, C, ...) on the deviations of units."""
         return cls.of_channels(radius.double().reshape(*radius.shape[:2], -1).norm(dim=2))
 
     def __add__(self, other: "Ball") -> "Ball":
@@ -54,19 +54,19 @@ class Ball:
 
     @classmethod
     def all_alike(cls, total: Tensor, channels: int) -> "Ball":
-        """Where no more is known of a channel than of all together."""
+        """From the total norm only."""
         return cls(total, total[:, None].expand(-1, channels))
 
 
 class Norms:
-    """Bounds on the norms of a network's steps, each computed when it is first asked for."""
+    """Bounds on the norms of a network's steps, computed on first use."""
 
     def __init__(self) -> None:
         self.weights: dict[str, tuple[float, Tensor]] = {}
         self.signed: dict[tuple[str, int], float] = {}
 
     def behind(self, step: Affine, balls: list[Ball]) -> Ball:
-        """What an affine step makes of its sources' deviations."""
+        """Norms after an affine step."""
         if isinstance(step, Joined):
             return Ball(
                 torch.stack([ball.total for ball in balls]).norm(dim=0),
@@ -109,13 +109,13 @@ class Norms:
 
 
 def behind_pool(step: MaxPool, ball: Ball) -> Ball:
-    """What a max pool makes of a deviation: a cell counts in each window that it is in."""
+    """Norms after a max pool: a cell counts in each window that contains it."""
     assert step.grid is not None
     return ball.times(math.sqrt(_windows_of_a_cell(step.grid)))
 
 
 def _windows_of_a_cell(grid: Grid) -> int:
-    """In how many windows a cell is at most."""
+    """Largest number of windows that contain a cell."""
     return math.prod(
         k if d > 1 else -(-k // s)
         for k, s, d in zip(grid.kernel, grid.stride, grid.dilation, strict=True)
@@ -161,14 +161,14 @@ def _of_weights(step: Weighted) -> tuple[float, Tensor]:
 
 
 def _work(step: Weighted) -> int:
-    """Products that the norms at all frequencies take, about."""
+    """Approximate number of products for the norms at all frequencies."""
     assert step.grid is not None
     frequencies = math.prod(step.taken[0][1:]) if max(step.grid.kernel) > 1 else 1
     return int(frequencies * min(step.weight.shape[:2]) ** 3)
 
 
 def _largest_singular_value(matrices: Tensor) -> float:
-    """At least the largest one of any of the matrices (..., n, m), and little more.
+    """A tight upper bound on the largest norm of the matrices (..., n, m).
 
     Of a Gram matrix G: lambda_max <= |G^p|_F^(1/p), which is at most n^(1 / 2p) times too large.
     """

@@ -1,7 +1,7 @@
-"""Deviations of a feature map that are confined to small windows of it, carried layer by layer.
+"""Deviations of a feature map confined to small windows, propagated layer by layer.
 
-What one unit adds reaches few units of the layers just behind it. K such additions are a batch of
-windows: convolutions take them as they take images, and other layers look up what they need.
+The deviation of one unit reaches few units of the next layers. K of them are a batch of windows:
+convolutions process them like images, and other layers look up the cells they need.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..bounds.steps import Grid, Pair
 
-_ROUNDED = 1.001  # sums in float32 are far closer to the exact ones
+_ROUNDED = 1.001  # more than the rounding of sums in float32
 
 
 @dataclass
@@ -21,11 +21,11 @@ class Windows:
     """sum_k phi_k patch_k on M intervals, phi_k unknown functions from 0 to 1.
 
     Attributes:
-        intervals: M, how many.
+        intervals: M.
         shape: (C, H, W) of the map.
-        interval: (K,) in which each is.
-        name: (K,) rising numbers by which branches of a network know the same phi_k.
-        row, column: (K,) of each window's first place; windows may overlap the map's border.
+        interval: (K,) index of each window's interval.
+        name: (K,) increasing ids, equal for the same phi_k in branches of a network.
+        row, column: (K,) of each window's first cell; windows may overlap the map's border.
         patches: (K, h, w, C), 0 outside the map.
     """
 
@@ -43,7 +43,7 @@ class Windows:
         return self.patches.shape[1], self.patches.shape[2]
 
     def places(self) -> Tensor:
-        """(K, h, w) rows of all intervals' maps as (M H W, C); M H W stands for what is outside."""
+        """(K, h, w) rows in the maps of all intervals, (M H W, C); M H W is outside."""
         _, height, width = self.shape
         steps = [torch.arange(count, device=self.row.device) for count in self.size]
         rows = (self.row[:, None] + steps[0])[:, :, None]
@@ -53,7 +53,7 @@ class Windows:
         return torch.where(inside, flat, self.intervals * height * width)
 
     def spread(self) -> Tensor:
-        """(M, C, H, W) at most the size of the sum, whatever the phi_k are."""
+        """Upper bound (M, C, H, W) on the absolute value of the sum for any phi_k."""
         channels, height, width = self.shape
         rows = self.patches.new_zeros(self.intervals * height * width + 1, channels)
         rows.index_add_(0, self.places().flatten(), self.patches.abs().flatten(0, 2))
@@ -61,12 +61,12 @@ class Windows:
         return maps.mul_(_ROUNDED).permute(0, 3, 1, 2)
 
     def masked(self, kept: Tensor) -> "Windows":
-        """The same units where `kept` (M, C, H, W) is true, else 0."""
+        """Set units to 0 unless `kept` (M, C, H, W)."""
         patches = self.patches * looked_up(kept.to(self.patches.dtype), self.places())
         return replace(self, patches=patches)
 
     def convolved(self, weight: Tensor, grid: Grid, groups: int, shape: torch.Size) -> "Windows":
-        """Behind a convolution without its bias."""
+        """After a convolution without its bias."""
         row, column, canvas = self._to_windows_of(grid)
         values = F.conv2d(
             canvas.permute(0, 3, 1, 2), weight, None, grid.stride, 0, grid.dilation, groups
@@ -77,10 +77,10 @@ class Windows:
         return replace(found, patches=patches.masked_fill(outside[..., None], 0.0))
 
     def pooled(self, winner: Tensor, grid: Grid, shape: torch.Size) -> "Windows":
-        """Behind a max pool.
+        """After a max pool.
 
         Args:
-            winner: (M, C, H', W') the place of a channel that is largest; -1 where it changes.
+            winner: (M, C, H', W') index of the largest cell of a window; -1 if it changes.
             grid: of the pool.
             shape: (C, H', W') of its values.
         """
@@ -98,7 +98,7 @@ class Windows:
         return replace(found, patches=taken * inside)
 
     def size_behind(self, grid: Grid) -> Pair:
-        """Rows and columns of the windows that a window's cells are in."""
+        """Size of a window after a convolution or pool with `grid`."""
         height, width = (
             (count - 1 + (k - 1) * d) // s + 1
             for count, k, s, d in zip(
@@ -134,11 +134,11 @@ class Windows:
         return first[0], first[1], canvas[:, rows, columns]
 
     def without_zeros(self) -> "Windows":
-        """Those that are not 0 throughout."""
+        """Only windows that are not zero."""
         return self[self.patches.flatten(1).any(1).nonzero()[:, 0]]
 
     def __getitem__(self, kept: Tensor) -> "Windows":
-        """Those of these numbers."""
+        """Windows with these indices."""
         if len(kept) == len(self.name):
             return self
         return replace(
@@ -148,7 +148,7 @@ class Windows:
 
 
 def born(units: Tensor, radius: Tensor, names: Tensor, like: Windows) -> Windows:
-    """Windows that hold one unit each: `units` (K, 4) are interval, channel, row, column."""
+    """Windows of one unit each: `units` (K, 4) are interval, channel, row, column."""
     interval, channel, row, column = units.unbind(1)
     height, width = like.size
     patches = like.patches.new_zeros(len(units), height, width, like.shape[0])
@@ -161,14 +161,14 @@ def born(units: Tensor, radius: Tensor, names: Tensor, like: Windows) -> Windows
 
 
 def none_yet(intervals: int, shape: torch.Size, like: Tensor) -> Windows:
-    """No windows, of one place, on maps (C, H, W)."""
+    """An empty batch of windows on maps (C, H, W)."""
     none = torch.empty(0, dtype=torch.long, device=like.device)
     patches = torch.empty(0, 1, 1, shape[0], device=like.device)
     return Windows(intervals, shape, none, none, none, none, patches)
 
 
 def together(first: Windows, second: Windows) -> Windows:
-    """Both, in windows of one size, of which none is in both."""
+    """Concatenate two batches with distinct names, in windows of one size."""
 
     def both(name: str) -> Tensor:
         return torch.cat([getattr(first, name), getattr(second, name)])
@@ -180,7 +180,7 @@ def together(first: Windows, second: Windows) -> Windows:
 
 
 def united(given: Sequence[Windows], shape: torch.Size, signs: Sequence[int] | None) -> Windows:
-    """Behind a sum of `given`, times signs, or behind their channels one after the other."""
+    """After a signed sum of `given`, or after joining their channels."""
     name, place = torch.cat([each.name for each in given]).unique(return_inverse=True)
     numbers = place.split([len(each.name) for each in given])
     interval, (row, column) = torch.empty_like(name), name.new_full((2, len(name)), 2**40)
@@ -223,14 +223,14 @@ def _put(
 
 
 def looked_up(maps: Tensor, places: Tensor, outside: float = 0) -> Tensor:
-    """What maps (M, C, H, W) have at places (...), as (..., C)."""
+    """Values (..., C) of maps (M, C, H, W) at flat positions (...)."""
     rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
     rows = torch.cat([rows, rows.new_full((1, rows.shape[1]), outside)])
     return rows[places]
 
 
 def put_back(rows: Tensor, places: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Maps of shape (M, C, H, W) that have `rows` (n, C) at flat places, and 0 elsewhere."""
+    """Maps of shape (M, C, H, W) with `rows` (n, C) at flat positions, and 0 elsewhere."""
     count, channels, height, width = shape
     flat = rows.new_zeros(count * height * width, channels)
     flat[places] = rows

@@ -1,1 +1,1 @@
-"""Bounds on a piecewise linear network over pieces of a hull."""
+"""Bounds on a network over subdomains of a hull."""

@@ -1,7 +1,7 @@
-"""Linear functions of one layer's values on their way back to the pixels, over pieces of a hull.
+"""Backward (CROWN) pass: linear functions of a layer's values over subdomains of a hull.
 
-CROWN (Zhang et al. 2018): where a function meets a bend, it goes on by a line below and a line
-above it. It stops behind the first bends, whose forward bounds are the best there are.
+At an unstable unit a function continues with a linear lower and upper bound (Zhang et al. 2018).
+It stops after the first activations, where forward bounds are already exact.
 """
 
 import math
@@ -17,17 +17,16 @@ from .planes import Plane
 from .relaxation import Lines, Tops, Values, between, rounding
 from .steps import Affine, Curve, Product, Rectifier, Softmax, Step, check_time
 
-_MEMORY = 2**27  # bytes of the rows that are carried backward at once
-_HARDLY = 1e-9  # of the largest deviation: what is smaller counts as rounding
+_MEMORY = 2**27  # bytes of rows per backward pass
+_HARDLY = 1e-9  # relative to the largest deviation; smaller ones count as rounding
 
 
 @dataclass
 class Enclosure(Values):
-    """The values of a step over P pieces, and how rows get through it.
+    """Bounds on a step's values over P subdomains, and its relaxations for rows.
 
     Attributes:
-        toll: (P, N) what a row that is carried backward through the step pays for rounding, per
-            unit of its entries.
+        toll: (P, N) rounding error of a row that passes backward, per unit of its entries.
         lines: of a rectifier or a smooth activation.
         plane: of a product or a softmax.
         tops: of a max pool.
@@ -40,15 +39,15 @@ class Enclosure(Values):
 
 
 class Spread(NamedTuple):
-    """S functions of a piece's points: s = middle + columns e for some |e| <= radii, +- toll.
+    """S functions on a subdomain: s = middle + columns e for some |e| <= radii, +- toll.
 
     Attributes:
-        middle: (P, S, K) linear on the piece, by its vertices' values.
-        reach: (P, S, K) the most that the deviations e can make of each function alone.
-        toll: (P, S) for rounding.
-        columns: (P, S, M) what each of a piece's M deviations does to each function.
-        radii: (P, K, M) how large these are, linear on the piece. Those of hardly any size are paid
-            for in `toll`, and are 0.
+        middle: (P, S, K) linear on the subdomain, by values at its vertices.
+        reach: (P, S, K) largest effect of the deviations e on each function.
+        toll: (P, S) rounding error.
+        columns: (P, S, M) effect of each of the M deviations on each function.
+        radii: (P, K, M) bounds on the deviations, linear on the subdomain. Negligible ones are 0
+            and part of `toll`.
     """
 
     middle: Tensor
@@ -64,12 +63,12 @@ class Spread(NamedTuple):
 
 
 class Descent:
-    """Rows (P, S, N) on their way to the pixels; (1, S, N) while all pieces have the same.
+    """Backward pass of rows (P, S, N); (1, S, N) while all subdomains have the same.
 
     Attributes:
-        total: (P, S, K) what is known of the functions, by its vertices' values.
-        toll: (P, S) what rounding may have changed.
-        met: the rows that met each activation, by the number of its step.
+        total: (P, S, K) bounds accumulated so far, by values at the vertices.
+        toll: (P, S) rounding error.
+        met: rows at each activation, by index of its step.
     """
 
     def __init__(self, steps: Sequence[Step], at: Sequence[Enclosure], count: int) -> None:
@@ -81,11 +80,11 @@ class Descent:
         self.toll = like.new_zeros(pieces, count)
 
     def down(self, number: int, rows: Tensor) -> None:
-        """Carry rows of one step to where they stop."""
+        """Propagate rows of one step to where they stop."""
         self._carry({number: rows}, number)
 
     def down_from(self, number: int, units: Tensor, mine: Tensor) -> None:
-        """Carry units (P, S) of a step with a weight matrix, or rows of zeros where not `mine`."""
+        """Propagate units (P, S) of a step with a weight matrix; rows of zeros unless `mine`."""
         step = self.steps[number]
         assert isinstance(step, Dense)
         self.toll += self.at[number].toll.gather(1, units) * mine
@@ -122,7 +121,7 @@ class Descent:
                 waiting[source] = waiting[source] + each if source in waiting else each
 
     def bound(self) -> Tensor:
-        """The lower bounds' values at the vertices, (P, S, K)."""
+        """Values (P, S, K) of the lower bounds at the vertices."""
         found = self.total - self.toll[..., None] - torch.finfo(self.total.dtype).tiny ** 0.5
         return torch.where(found.isfinite(), found, -torch.inf)
 
@@ -159,9 +158,9 @@ class Descent:
 
 
 class Centred(Descent):
-    """Between two lines of one slope everywhere: what lies off their middle is a deviation.
+    """Backward pass with parallel lower and upper lines; distances from the middle are deviations.
 
-    `met` holds the sums (P, N) of the rows' absolute values.
+    `met` has the sums (P, N) of the rows' absolute values.
     """
 
     def __init__(self, steps: Sequence[Step], at: Sequence[Enclosure], count: int) -> None:
@@ -206,13 +205,13 @@ DescentT = TypeVar("DescentT", bound=Descent)
 
 
 class Units(NamedTuple):
-    """Rows (P, S, N) of one unit (P, S) each, or of zeros where a piece has no more (`mine`)."""
+    """Rows (P, S, N) of one unit (P, S) each; zeros if a subdomain has fewer (`mine`)."""
 
     units: Tensor
     mine: Tensor
 
     def rows(self, size: int) -> Tensor:
-        """All their numbers."""
+        """The dense rows."""
         rows = self.mine.new_zeros(*self.units.shape, size)
         return rows.scatter_(2, self.units[..., None], self.mine[..., None])
 
@@ -225,7 +224,7 @@ def descents(
     rows: Tensor | Units,
     until: float,
 ) -> list[DescentT]:
-    """Rows (P, S, N), or (S, N), of one step carried down, in parts that fit into memory.
+    """Backward passes of rows (P, S, N) or (S, N) of one step, in parts that fit into memory.
 
     Raises:
         OutOfTime: after `until`.

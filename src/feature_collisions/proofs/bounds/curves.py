@@ -1,9 +1,9 @@
-"""What bounds know of a smooth activation: the extrema of y - slope x, by tangents and secants.
+"""Extrema of y - slope x of a smooth activation, by tangents and secants.
 
-Between its inflections and kinks an activation is convex or concave. On such a part a tangent
-bounds it from one side, wherever it touches, and the ends of an interval from the other. So the
-least and the largest y - slope x over any interval are those of a few points, up to how far off the
-touching point is, which a bound pays for.
+Between its inflections and kinks an activation is convex or concave. On such a part any tangent is
+a bound on one side, and the ends of an interval on the other. So the minimum and maximum of
+y - slope x over an interval are at a few points, up to the error of the point of contact, which the
+bound includes.
 """
 
 import itertools
@@ -15,18 +15,18 @@ from torch import Tensor
 
 from ...graph.activations import Activation
 
-_REACH, _TOUCHING = 12.0, 2049  # how far out an activation bends, and points of a part to touch
-_FAR = 1e4  # as far out functions of positive numbers are touched
-_OFF = 2.0**-44  # of a value's size: the float64 functions and derivatives are closer than that
+_REACH, _TOUCHING = 12.0, 2049  # largest |input| of curved parts; points of contact per part
+_FAR = 1e4  # the same for functions of positive numbers
+_OFF = 2.0**-44  # relative error of the float64 functions and derivatives
 
 
 class Part(NamedTuple):
-    """A part of the line on which an activation is convex, or concave.
+    """An interval on which an activation is convex or concave.
 
     Attributes:
-        start, end: where.
-        convex: or concave.
-        points, slopes: (n,) places, and the activation's slopes there, which rise.
+        start, end: its ends.
+        convex: False if concave.
+        points, slopes: (n,) inputs, and the activation's slopes there, increasing.
     """
 
     start: float
@@ -37,10 +37,10 @@ class Part(NamedTuple):
 
 
 class Shape:
-    """What bounds know of an activation.
+    """An activation's convex and concave parts.
 
     Args:
-        activation: one whose inflections are known.
+        activation: with known inflections.
         like: a tensor on the device.
     """
 
@@ -74,12 +74,12 @@ class Shape:
         return slope
 
     def error(self, x: Tensor, slope: Tensor) -> Tensor:
-        """How far y - slope x may be off, at most, up to places of this size."""
+        """Upper bound on the error of y - slope x for inputs up to this size."""
         size = self.function(x).abs() + self.function(-x).abs() + (1 + slope.abs()) * x.abs()
         return self.off + _OFF * (size + 1)
 
     def most(self, low: Tensor, high: Tensor, slope: Tensor, sign: int = 1) -> Tensor:
-        """At least the largest of sign (y - slope x) over [low, high], of one shape each."""
+        """Upper bound on sign (y - slope x) over [low, high], elementwise."""
         found = torch.full_like(low, -torch.inf)
         for start, end, convex, points, slopes in self.parts:
             first, last = low.clamp_min(start), high.clamp_max(end)
@@ -98,12 +98,12 @@ class Shape:
         return torch.where(found.isfinite() & (low <= high), found, torch.inf)
 
     def ends(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """At most the least and at least the largest value over [low, high]."""
+        """Lower and upper bounds on the value over [low, high]."""
         flat = torch.zeros_like(low)
         return -self.most(low, high, flat, -1), self.most(low, high, flat)
 
     def is_all(self, convex: bool, low: Tensor, high: Tensor) -> Tensor:
-        """Whether [low, high] is in one part that is convex, or concave."""
+        """Whether [low, high] is in one convex (or concave) part."""
         found = torch.zeros_like(low, dtype=torch.bool)
         for part in self.parts:
             if part.convex == convex:

@@ -1,13 +1,13 @@
-"""What is left of a network on one piece of a hull, where few units bend.
+"""Reduced network on a subdomain of a hull with few unstable units.
 
-On a piece P with vertices v_1, ..., v_K every value of the network is
+On a subdomain P with vertices v_1, ..., v_K every value of the network is
 
     z = sum_k w_k M_k + sum_j G_j e_j,   e_j = rho(z_j) - slope_j z_j,
 
-w the weights of a point, j the units that bend on P, and e_j what each deviates from a line: linear
-parts go through the network as images do, and each bend adds one image. So the network on P, and on
-all pieces that P is cut into, is one of some hundreds of units instead of all. It is a list of
-steps itself, so a part of P can be taken out of it again.
+where w are the weights of a point, j the units that are unstable on P, and e_j their deviations
+from a line. Linear parts pass through the network like images, and each unstable unit adds one
+image. So the network on P, and on all its parts, has a few hundred units instead of all. It is
+again a list of steps, and can be reduced further on a part of P.
 """
 
 import math
@@ -31,14 +31,14 @@ from .steps import (
     check_time,
 )
 
-_GRAIN = 2.0**20  # slopes are multiples of its inverse: sums of them and 1 are exact
-_BENDS = 3000  # at most
-_MEMORY = 2**30  # bytes that the images may take
+_GRAIN = 2.0**20  # slopes are multiples of 1 / _GRAIN, so their sums with 1 are exact
+_BENDS = 3000  # most unstable units
+_MEMORY = 2**30  # bytes for the images
 
 
 @dataclass
 class Dense(Affine):
-    """sum_i W_i x_i, values off by at most `error`.
+    """sum_i W_i x_i, with an error of at most `error`.
 
     Attributes:
         weights: (N, M_i) of each source.
@@ -64,10 +64,10 @@ class _Form(NamedTuple):
 
     Attributes:
         base: (K, ...) at the vertices, without deviations.
-        slopes: (n, ...) what each of the first n deviations does.
-        error: (...) how far values may be off.
-        size: (...) at most the sum of all terms' sizes, anywhere on the piece.
-        units: the last deviations are these units' own.
+        slopes: (n, ...) coefficients of the first n deviations.
+        error: (...) bound on the error of values.
+        size: (...) bound on the sum of all terms' absolute values on the subdomain.
+        units: units of the last deviations.
     """
 
     base: Tensor
@@ -78,12 +78,12 @@ class _Form(NamedTuple):
 
     @property
     def is_zero(self) -> Tensor:
-        """(...) where values are 0 exactly, so the windows of a max pool over them tie."""
+        """(...) whether values are exactly 0, so windows of a max pool over them tie."""
         return (self.size == 0) & (self.error == 0)
 
 
 class TooManyBends(Exception):
-    """A piece is too large for a local network."""
+    """A subdomain is too large for a reduced network."""
 
 
 @torch.no_grad()
@@ -93,16 +93,16 @@ def localise(
     error: Tensor | float = 0.0,
     until: float = math.inf,
 ) -> list[Step]:
-    """The steps of a network on a piece, from weights (K,) of its vertices to the same values.
+    """Steps of the reduced network on a subdomain, from weights (K,) to the same values.
 
     Args:
         steps: of the network.
-        vertices: (K, C, H, W), the piece's, or (K, K) where `steps` are of a local network.
-        error: how far each of their numbers may be off.
-        until: when to give up, by the monotonic clock.
+        vertices: (K, C, H, W) of the subdomain, or (K, K) if `steps` are of a reduced network.
+        error: bound on the error of the vertices.
+        until: deadline by the monotonic clock.
 
     Raises:
-        TooManyBends: where too many units bend.
+        TooManyBends: if too many units are unstable.
         OutOfTime: after `until`.
     """
     check_bends(steps, vertices)
@@ -110,7 +110,7 @@ def localise(
 
 
 class _Localiser:
-    """Carries linear parts through a network.
+    """Propagates linear parts through a network.
 
     Attributes:
         found: the local network's steps.
@@ -122,7 +122,7 @@ class _Localiser:
         self.corners = len(vertices)
         point = Input("point", (), torch.Size([self.corners]))
         self.found: list[Step] = [point]
-        self.blocks: list[tuple[int, int]] = []  # of deviations: how many, and their step
+        self.blocks: list[tuple[int, int]] = []  # of deviations: their number and step
         self.none = torch.zeros(0, dtype=torch.int64, device=vertices.device)
         self.middle = vertices.new_zeros(0, self.corners)
         self.radius = self.middle  # (n, K), with the middle: where each deviation lies
@@ -164,7 +164,7 @@ class _Localiser:
             [torch.stack([form.error, form.size, (~form.is_zero).to(base)]) for form in given]
         )
         size = size + step.offset.abs() * (1 + self._most(count).sum())
-        zero = (some == 0) & (size == 0)  # sums of zeros alone
+        zero = (some == 0) & (size == 0)  # sums of zeros only
         error = error + step.error + rounding(step.terms, size).masked_fill(zero, 0)
         return _Form(base, slopes, error, size, self.none)
 
@@ -193,7 +193,7 @@ class _Localiser:
         return _Form(base, slopes, error, size, units)
 
     def _max_pool(self, step: MaxPool, given: _Form) -> _Form:
-        """Of a window whose largest cell is always the same, that; any other one is kept whole."""
+        """Replace a window by its largest cell if that is constant; keep others whole."""
         x = self._range(given)
         tops, lower, upper = tops_of(step, x)
         units = (~tops.alone[0].flatten()).nonzero().flatten()
@@ -234,7 +234,7 @@ class _Localiser:
         )
 
     def _range(self, form: _Form) -> Range:
-        """Where values lie on the piece."""
+        """Range of values on the subdomain."""
         count = len(form.slopes)
         base, slopes = form.base.flatten(1), form.slopes.flatten(1)
         middle = base + self.middle[:count].T @ slopes
@@ -248,7 +248,7 @@ class _Localiser:
         return Range(below, above, below.amin(1), above.amax(1))
 
     def _most(self, count: int) -> Tensor:
-        """(count,) how large deviations are at most."""
+        """(count,) bounds on deviations."""
         return (self.middle[:count].abs() + self.radius[:count]).amax(1)
 
     def _count(self, more: int, step: Step) -> None:
@@ -270,7 +270,7 @@ class _Localiser:
         return slopes, size.view(slopes.shape[1:])
 
     def _keep(self, name: str, form: _Form, units: Tensor) -> int:
-        """Make a step of some units, and give its number."""
+        """Add a step of some units, and return its index."""
         weights, sources = [form.base.flatten(1)[:, units].T], [0]
         slopes = form.slopes.flatten(1).index_select(1, units).T
         counts = [count for count, _ in self.blocks]
@@ -295,13 +295,13 @@ def _check_room(count: int, step: Step) -> None:
 
 @torch.no_grad()
 def check_bends(steps: Sequence[Step], vertices: Tensor) -> None:
-    """Count the rectifiers that are on at one vertex and off at another: these bend for certain.
+    """Count rectifiers that are on at one vertex and off at another, so certainly unstable.
 
-    The vertices go through the network for that; until the images of some thousand bends are too
-    many, they take seconds and gigabytes.
+    This takes one pass of the vertices. Without it, thousands of images would take seconds and
+    gigabytes before they are too many.
 
     Raises:
-        TooManyBends: where these alone are.
+        TooManyBends: if these are already too many.
     """
     values, count = list[Tensor](), 0
     for step, value in zip(steps, _values_of(steps, vertices), strict=True):
@@ -328,7 +328,7 @@ def _products(weights: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
 
 
 def _dense(name: str, sources: list[int], weights: list[Tensor], error: Tensor) -> Dense:
-    """A step sum_i W_i x_i of its sources, (N, M_i) each, off by at most `error` (N,)."""
+    """A step sum_i W_i x_i of its sources, (N, M_i) each, with error at most `error` (N,)."""
     found = Dense(
         name, tuple(sources), error.shape,
         call=lambda *values: _products(weights, values),
@@ -342,7 +342,7 @@ def _dense(name: str, sources: list[int], weights: list[Tensor], error: Tensor) 
 
 
 def numbers_of(steps: Sequence[Step]) -> int:
-    """How many products the linear and convolutional layers of a network sum up for an image."""
+    """Number of products in the linear and convolutional layers for an image."""
     count = 0
     for step in steps:
         if isinstance(step, Dense):
@@ -353,13 +353,13 @@ def numbers_of(steps: Sequence[Step]) -> int:
 
 
 def values_of(steps: Sequence[Step], points: Tensor) -> Tensor:
-    """What a network of steps computes at points (B, ...)."""
+    """Output of a network of steps at points (B, ...)."""
     *_, last = _values_of(steps, points)
     return last
 
 
 def _values_of(steps: Sequence[Step], points: Tensor) -> Iterator[Tensor]:
-    """What every step of a network computes at points (B, ...)."""
+    """Values of every step of a network at points (B, ...)."""
     values: list[Tensor] = []
     for step in steps:
         given = [values[k] for k in step.sources]

@@ -1,14 +1,14 @@
-"""Sound bounds on a piecewise linear network over pieces of a hull: carried forward and backward.
+"""Sound bounds on a network over subdomains of a hull, by forward and backward passes.
 
-A piece is the simplex of K images. Every bound is a linear function on it, held by its values at
-the K vertices; its least and its largest value are among these, so the last step loses
-nothing. Forward, a bound of every unit goes through the network once (K + 1 images' work). Backward
-(CROWN: Zhang et al. 2018), a linear function of one layer is carried towards the pixels: where it
-meets a bend, by a line below and a line above it; it stops behind the first bends, whose forward
-bounds are the best there are.
+A subdomain is the simplex of K images. Every bound is a linear function on it, stored by its values
+at the K vertices. Its minimum and maximum are among these, so the last step loses nothing. The
+forward pass bounds every unit once (the work of K + 1 images). The backward pass (CROWN: Zhang et
+al. 2018) propagates a linear function of one layer towards the pixels, with a linear lower and
+upper bound at each unstable unit. It stops after the first activations, where forward bounds are
+already exact.
 
-They hold in exact arithmetic: docs/method.md ("Rounding") has the argument. What a network computes
-of its weights alone is taken as float64 gives it.
+Bounds hold in exact arithmetic: docs/explanation/method.md ("Rounding") has the argument. Values
+that depend only on weights are taken as float64 gives them.
 """
 
 import math
@@ -34,20 +34,20 @@ from .steps import (
     check_time,
 )
 
-_WORK = 2**25  # numbers a piece that rows of a layer's bends may pass on their way
-_UNITS = 2**14  # by whose bends pieces are cut
+_WORK = 2**25  # most numbers per subdomain in a layer's backward pass
+_UNITS = 2**14  # most units that decide how subdomains are halved
 
 
 class Bounds:
-    """Bounds of every step of a network over P pieces of a hull.
+    """Bounds on every step of a network over P subdomains of a hull.
 
     Args:
         steps: of the network.
-        vertices: (P, K, C, H, W), each piece's.
-        error: (P, K, C, H, W) or a number, how far each pixel may be off.
-        work: units that bend are bounded backward, too, where the rows of a layer's pass at most
-            so many numbers on their way to the pixels.
-        until: when to give up, by the monotonic clock: what takes longer raises OutOfTime.
+        vertices: (P, K, C, H, W) of each subdomain.
+        error: (P, K, C, H, W) or a number, bound on the error of each pixel.
+        work: unstable units of a layer also get a backward pass, if its rows have at most so many
+            numbers.
+        until: deadline by the monotonic clock; raises OutOfTime.
     """
 
     @torch.no_grad()
@@ -173,10 +173,10 @@ class Bounds:
         return replace(found, tops=tops)
 
     def tighten(self, number: int, user: Step) -> None:
-        """Bound a step backward, too, and keep of both bounds what is better.
+        """Bound a step by a backward pass as well, and keep the better bounds.
 
-        Rows are carried for the units at which `user` bends alone, each piece's own; none where
-        they are many.
+        Only units at which `user` is unstable have rows, separately for each subdomain; none if
+        there are too many.
         """
         found = self.at[number]
         low, high = found.low.flatten(1), found.high.flatten(1)
@@ -186,7 +186,7 @@ class Bounds:
         if not 0 < count * way <= self.work:
             return
         units = bends.int().argsort(dim=1, descending=True, stable=True)[:, :count]
-        mine = bends.gather(1, units)  # a piece with fewer has rows of zeros
+        mine = bends.gather(1, units)  # a subdomain with fewer has rows of zeros
         below, above = (each.mT for each in self.spread(number, Units(units, mine.to(low))).ends())
         every = units[:, None].expand(-1, self.corners, -1)
         middle, radius = found.middle.flatten(2), found.radius.flatten(2)
@@ -212,19 +212,19 @@ class Bounds:
         """Lower bounds of linear functions of one step's values.
 
         Args:
-            number: of the step.
-            rows: (S, N) the functions' coefficients, or (P, S, N) of each piece its own.
+            number: index of the step.
+            rows: coefficients (S, N), or (P, S, N) for each subdomain.
 
         Returns:
-            (P, S, K): a linear function on each piece below each of them, by its vertices' values;
-            -inf where nothing finite is known.
+            (P, S, K): a linear lower bound on each subdomain, by values at its vertices; -inf if
+            there is no finite bound.
         """
         found = descents(Descent, self.steps, self.at, number, rows, self.until)
         self.met = {k: torch.cat([each.met[k] for each in found], 1) for k in found[0].met}
         return torch.cat([each.bound() for each in found], 1)
 
     def spread(self, number: int, rows: Tensor | Units) -> Spread:
-        """Linear functions of one step's values, and all that can move them away (see `Spread`)."""
+        """Linear functions of one step's values with their deviations (see `Spread`)."""
         found = descents(Centred, self.steps, self.at, number, rows, self.until)
         self.met = {k: torch.stack([each.met[k] for each in found]).sum(0) for k in found[0].met}
         columns = torch.cat([torch.cat(each.columns, 2) for each in found], 1)
@@ -236,11 +236,11 @@ class Bounds:
         return Spread(middle, reach, toll, columns, radii)
 
     def parts(self, weights: dict[int, Tensor], halvings: Tensor) -> "Parts":
-        """Halve each piece some times, across the edges along which the activations bend most.
+        """Halve each subdomain several times, across the edges with the most nonlinearity.
 
         Args:
-            weights: (P, N) of some activations' units, by the number of their step.
-            halvings: (P,) how often to halve each.
+            weights: (P, N) of some activations' units, by index of their step.
+            halvings: (P,) number of halvings of each.
         """
         images = self.at[0].middle.flatten(2)
         inner = images @ images.mT
@@ -274,9 +274,9 @@ class Bounds:
 
 
 def _widen(found: Enclosure) -> None:
-    """Where bounds overflowed and nothing is known, let any value be: never NaN, in place.
+    """Replace overflowed bounds by infinite ones, in place, so they are never NaN.
 
-    NaN compares as false with everything, and a comparison must not settle what is unknown.
+    Comparisons with NaN are false, and a comparison must not decide an unknown value.
     """
     lost = found.middle.isnan() | found.radius.isnan()
     if not lost.any():
@@ -288,11 +288,11 @@ def _widen(found: Enclosure) -> None:
 
 
 class Parts(NamedTuple):
-    """What some pieces are cut into.
+    """Parts of subdomains.
 
     Attributes:
-        piece: (Q,) the number of the piece that each part is of.
-        inside: (Q, K, K) its vertices, by weights of that piece's.
+        piece: (Q,) index of each part's subdomain.
+        inside: (Q, K, K) its vertices, by weights of the subdomain's.
     """
 
     piece: Tensor
@@ -300,7 +300,7 @@ class Parts(NamedTuple):
 
 
 def halve(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Pieces (n, V, K) halved across an edge each, (2n, V, K): halves are neighbours."""
+    """Halve subdomains (n, V, K) across an edge each: (2n, V, K), halves next to each other."""
     each = torch.arange(len(weights), device=weights.device)
     middle = (weights[each, first] + weights[each, second]) / 2
     halves = torch.stack([weights, weights], 1)
@@ -310,11 +310,11 @@ def halve(weights: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 class Bent(NamedTuple):
-    """An activation's units over P pieces.
+    """An activation's units over P subdomains.
 
     Attributes:
-        x: (P, K, N) what enters each at the vertices.
-        weight: (P, N) of each.
+        x: (P, K, N) inputs at the vertices.
+        weight: (P, N) of each unit.
         value: the activation.
     """
 
@@ -339,11 +339,11 @@ def _heaviest(bent: Sequence[Bent]) -> Sequence[Bent]:
 
 
 def _most_bent(bent: Sequence[Bent], lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """The edge of each piece across which values bend most at its middle: two vertices (P,).
+    """The edge of each subdomain with the most nonlinearity at its middle: two vertices (P,).
 
     Args:
         bent: the units that count.
-        lengths: (P, K, K) of the edges; where nothing bends the longest is taken.
+        lengths: (P, K, K) of the edges; the longest is taken if nothing is nonlinear.
     """
     corners = lengths.shape[1]
     first, second = torch.triu_indices(corners, corners, 1, device=lengths.device)

@@ -1,12 +1,12 @@
-"""Products of two values that move, and softmax, on a piece: a plane, and what is left of it.
+"""Products of two varying values, and softmax, on a subdomain: a plane plus a remainder.
 
-What is left is of second order in the piece's size, so its signs need no care: rows of both signs
-go through the plane, and pay for the rest. Its middle is known at each point; for a product
+The remainder is of second order in the subdomain's size, so its sign does not matter: rows of both
+signs pass through the plane and add its bound. Its middle is known at each point; for a product
 
     B(x, y) = sum_k w_k B(x_k, y_k) - sum_{k<l} w_k w_l B(x_k - x_l, y_k - y_l)
 
-of values that are linear on the piece, x_k and y_k at its vertices: the differences are summed up
-with their signs, as far as B sums.
+of values that are linear on the subdomain, x_k and y_k at its vertices. Differences are summed with
+their signs, as far as B sums.
 """
 
 from typing import NamedTuple
@@ -17,17 +17,17 @@ from torch import Tensor
 from .relaxation import Values, between, rounding
 from .steps import Product, Softmax
 
-_OFF = 2.0**-44  # of a value's size: float64 exponentials are closer than that
-_BLOCK = 2**22  # numbers that pairs of a softmax may take at once
+_OFF = 2.0**-44  # relative error of float64 exponentials
+_BLOCK = 2**22  # most numbers for pairs of a softmax
 
 
 class Plane(NamedTuple):
-    """y = plane(x) + rest.
+    """y = plane(x) + remainder.
 
     Attributes:
-        at: what `Product.back` and `Softmax.back` take: where it touches, (P, ...) each.
-        middle, radius: (P, K, ...) of the rest.
-        size: (P, ...) what a row's entry is multiplied with on its way back, at most.
+        at: (P, ...) points of contact, for `Product.back` and `Softmax.back`.
+        middle, radius: (P, K, ...) of the remainder.
+        size: (P, ...) bound on the factor of a row's entry in the backward pass.
     """
 
     at: tuple[Tensor, Tensor]
@@ -37,7 +37,7 @@ class Plane(NamedTuple):
 
 
 def of_product(step: Product, x: Values, y: Values) -> tuple[Plane, Values]:
-    """The plane of a product through the middle of the piece, and the product itself."""
+    """Plane of a product through the middle of the subdomain, and bounds on the product."""
     corners = x.middle.shape[1]
     size = step.value(x.largest, y.largest)
     i, j = torch.triu_indices(corners, corners, 1, device=size.device)
@@ -68,16 +68,15 @@ def _within(middle: Tensor, radius: Tensor, size: Tensor | None = None) -> Value
 
 
 def of_softmax(step: Softmax, x: Values) -> tuple[Plane, Values]:
-    """The plane of a softmax through the middle of the piece, and the softmax itself.
+    """Plane of a softmax through the middle of the subdomain, and bounds on the softmax.
 
     With s = softmax(c), d = x - c and phi(t) = exp(t) - 1 - t, which is convex,
 
         -s_i sum_j s_j phi(d_j - d_i) <= softmax_i(x) - s_i - s_i u_i <= s_i phi(u_i),
 
     u_i = d_i - sum_j s_j d_j: log softmax_i is concave, 1 / softmax_i is convex and above its
-    tangent, and both give a bound that is convex in x, so each vertex pays for its own
-    interval. Where least and largest values are closer together than that, they are the bounds,
-    and rows end there.
+    tangent. Both bounds are convex in x, so each vertex has its own interval. If the minimum and
+    maximum are closer together than that, they are the bounds, and rows end there.
     """
     middle, radius = (each.movedim(step.axis, -1) for each in (x.middle, x.radius))
     ends = [each.movedim(step.axis, -1) for each in (x.low, x.high)]
@@ -91,7 +90,7 @@ def of_softmax(step: Softmax, x: Values) -> tuple[Plane, Values]:
     upper = s * _most(u, reach)
     lower = -s * _sum_of_pairs(s, d, radius)
     lowest = _box(middle - radius, middle + radius)[0].amin(1)
-    log = centre.log_softmax(-1)  # a share that underflows, times what overflows
+    log = centre.log_softmax(-1)  # an underflowing share times an overflowing value
     highest = torch.minimum(_box(*ends)[1], (log + (u + reach).amax(1)).exp())
     lowest, highest = (lowest * (1 - off)).clamp_min(0), (highest * (1 + off) + off).clamp_max(1)
     error = off[:, None] * (1 + upper - lower + s * (u.abs() + reach))

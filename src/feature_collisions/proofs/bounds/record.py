@@ -1,4 +1,4 @@
-"""A traced network as a list of steps."""
+"""Convert a graph to a list of steps."""
 
 import math
 from collections.abc import Callable
@@ -43,29 +43,28 @@ from .steps import (
     Weighted,
 )
 
-_FEW = 4  # operations on a number in steps that only move, add or scale
+_FEW = 4  # operations per number in steps that only move, add or scale
 Common = tuple[str, tuple[int, ...], torch.Size]
 
 
 def steps_of(network: fx.GraphModule, image: Tensor) -> list[Step]:
-    """The steps of a frozen graph that takes images as this one (C, H, W).
+    """The steps of a frozen graph for images like this one (C, H, W).
 
     Raises:
-        NotPiecewiseLinear: for a node that is not known to be piecewise linear, or not to keep
-            images apart.
+        NotPiecewiseLinear: if a node is of no known kind, or mixes images.
     """
     return _Recorder(network, image).steps
 
 
 class _Recorder(fx.Interpreter):
-    """Runs the network on one image and on two, and makes a step of each node that moves."""
+    """Runs the network on one and two images, and makes a step of each varying node."""
 
     def __init__(self, network: fx.GraphModule, image: Tensor) -> None:
         super().__init__(network, garbage_collect_values=False)
         self.extra_traceback = False  # it goes into messages
         self.kinds, self.steps = kinds(network), list[Step]()
         self.number: dict[fx.Node, int] = {}
-        self.repeated = set[fx.Node]()  # what is fixed, once for each image
+        self.repeated = set[fx.Node]()  # fixed values, repeated for each image
         with torch.no_grad():
             self.run(image.expand(2, *image.shape))
             pair, self.env = self.env, {}
@@ -84,7 +83,7 @@ class _Recorder(fx.Interpreter):
                 self._add(node, value)
 
     def _check_fixed(self, node: fx.Node, other: Any) -> None:
-        """Refuse numbers that depend on how many images there are, but for new shapes."""
+        """Refuse numbers that depend on the number of images, except in reshapes."""
         mine = self.env[node]
         sizes = [each.shape[:1] for each in (mine, other) if isinstance(each, Tensor)]
         if sizes == [(1,), (2,)] and torch.equal(mine.expand(2, *mine.shape[1:]), other):
@@ -170,7 +169,7 @@ class _Recorder(fx.Interpreter):
         return dict(map_arg(given_by_name(node, names), lambda source: self.env[source]))
 
     def _batch_norm(self, node: fx.Node, common: Common, taken: Any, like: Tensor) -> Scaled:
-        """By running averages; scale and offset are taken as float64 gives them."""
+        """Batch norm with running averages; scale and offset are computed in float64."""
         names = ("input", "weight", "bias", "mean", "variance", "training", "momentum", "eps")
         given = self._given(node, names)
         scale = (given["variance"] + given["eps"]).rsqrt()
@@ -184,7 +183,7 @@ class _Recorder(fx.Interpreter):
         )  # fmt: skip
 
     def _layer(self, node: fx.Node, common: Common, taken: Any, like: Tensor) -> Weighted:
-        """A linear layer or a convolution, of weights that do not move."""
+        """A linear layer or a convolution with fixed weights."""
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         given = self._given(node, names)
         weight, bias = given.pop("weight"), given.pop("bias", None)
@@ -226,7 +225,7 @@ def _signs(node: fx.Node) -> tuple[int, int]:
 
 
 def _counts_channels(node: fx.Node) -> bool:
-    """Whether torch.cat joins along the channels, and each value once."""
+    """Whether torch.cat joins distinct values along the channels."""
     given = given_by_name(node, ("tensors", "dim"))
     joined = given["tensors"]
     return given.get("dim") == 1 and len(joined) == len(node.all_input_nodes)

@@ -1,6 +1,7 @@
-"""Linear bounds of what bends, on a piece of a hull: rectifiers, smooth activations, max pools.
+"""Linear relaxations of rectifiers, smooth activations and max pools on a subdomain of a hull.
 
-A piece is the simplex of K points. A linear function on it is held by its values at the K vertices.
+A subdomain is the simplex of K points. A linear function on it is stored by its values at the K
+vertices.
 """
 
 import math
@@ -15,10 +16,10 @@ from .steps import MaxPool
 
 
 def rounding(terms: int, size: Tensor) -> Tensor:
-    """What a sum of `terms` products can be off by, whose sizes add up to `size`.
+    """Bound on the rounding error of a sum of `terms` products with total absolute value `size`.
 
-    Twice gamma and more (Higham 2002, section 3.1): rounding in `size` and in a bound that is
-    widened are covered too.
+    It is more than twice gamma (Higham 2002, section 3.1), to cover rounding in `size` and in the
+    widened bound.
     """
     limits = torch.finfo(size.dtype)
     return (terms + 4) * limits.eps * size + terms * limits.tiny
@@ -32,11 +33,11 @@ def between(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Range(NamedTuple):
-    """Where the values x of a step lie on P pieces.
+    """Bounds on the values x of a step on P subdomains.
 
     Attributes:
-        below, above: (P, K, ...) linear on a piece, by their values at its vertices.
-        low, high: (P, ...) numbers.
+        below, above: (P, K, ...) linear bounds, by values at the vertices.
+        low, high: (P, ...) constant bounds.
     """
 
     below: Tensor
@@ -45,14 +46,14 @@ class Range(NamedTuple):
     high: Tensor
 
     def most(self, slope: Tensor) -> Tensor:
-        """Above slope x, for slopes (P, ...): (P, K, ...)."""
+        """Upper bound (P, K, ...) on slope x for slopes (P, ...)."""
         slope = slope[:, None]
         return torch.maximum(slope * self.below, slope * self.above)
 
 
 @dataclass
 class Values:
-    """Where the values of a step lie over P pieces.
+    """Bounds on the values of a step over P subdomains.
 
     At the point with weights w a value is within sum_k w_k radius_k of sum_k w_k middle_k, and
     between `low` and `high`.
@@ -69,12 +70,12 @@ class Values:
 
     @property
     def range(self) -> Range:
-        """By the ends of intervals."""
+        """As a Range, from the ends of intervals."""
         return Range(self.middle - self.radius, self.middle + self.radius, self.low, self.high)
 
     @property
     def largest(self) -> Tensor:
-        """(P, ...) the largest absolute value over a piece by the vertices' intervals."""
+        """(P, ...) largest absolute value over a subdomain, from the vertices' intervals."""
         return (self.middle.abs() + self.radius).amax(1)
 
 
@@ -109,7 +110,7 @@ class Bend(NamedTuple):
 
     @property
     def is_on(self) -> Tensor:
-        """(P, ...) whether y is (1 - tilt) x everywhere, and not `is_off`: x may be 0 alone."""
+        """(P, ...) whether y is (1 - tilt) x everywhere, and not `is_off`; x may be only 0."""
         return (self.x.low >= 0) & (self.x.high <= self.top) & ~self.is_off
 
     @property
@@ -119,7 +120,7 @@ class Bend(NamedTuple):
 
     @property
     def is_full(self) -> Tensor:
-        """(P, ...) whether y is top - tilt x everywhere, and not `is_on`: x may be top alone."""
+        """(P, ...) whether y is top - tilt x everywhere, and not `is_on`; x may be only top."""
         return (self.x.low >= self.top) & ~self.is_on
 
     def value(self, x: Tensor, least: float = 0.0, most: float = math.inf) -> Tensor:
@@ -139,7 +140,7 @@ class Bend(NamedTuple):
         return torch.where(self.is_off | self.is_full, 0, slope)
 
     def lines(self) -> Lines:
-        """Lines below and above."""
+        """Linear lower and upper bounds."""
         low_slope, high_slope = self._low_slope() - self.tilt, self.chord() - self.tilt
         starts = self.start_below(low_slope), self.start_above(high_slope)
         floor = self.start_below(high_slope)
@@ -199,16 +200,16 @@ class Bend(NamedTuple):
 class Curved(NamedTuple):
     """y = g(x) of the values x in a range, g an activation.
 
-    Where g is convex on all that the vertices' intervals hold, y - slope x is below the mix of its
-    values at their ends: each vertex pays for its own interval alone. Where g is concave, the
-    same holds from below; elsewhere [low, high] decides.
+    If g is convex on all of the vertices' intervals, y - slope x is below the interpolation of its
+    values at their ends, so each vertex needs only its interval. If g is concave, the same holds
+    from below. Otherwise [low, high] decides.
     """
 
     x: Range
     shape: Shape
 
     def lines(self) -> Lines:
-        """Lines below and above: of the secant and the tangent, what is nearer in the middle."""
+        """Linear lower and upper bounds: secant or tangent, the closer one in the middle."""
         low, high = self.x.low, self.x.high
         width = high - low
         middle = (low + high) / 2
@@ -228,9 +229,9 @@ class Curved(NamedTuple):
         return Lines(low_slope, low_start, high_slope, high_start, floor)
 
     def own_ends(self) -> tuple[Tensor, Tensor]:
-        """The least and the largest value by the vertices' own intervals, (P, K, ...) each.
+        """Minimum and maximum from the vertices' intervals, (P, K, ...) each.
 
-        Infinite on the side for which they do not decide.
+        Infinite on a side that they do not bound.
         """
         flat = torch.zeros_like(self.x.low)
         return -self._own(flat, -1), self._own(flat, 1)
@@ -241,11 +242,11 @@ class Curved(NamedTuple):
 
     def _most(self, slope: Tensor, sign: int) -> Tensor:
         whole = self.shape.most(self.x.low, self.x.high, slope, sign)[:, None]
-        own = self._own(slope, sign)  # of a unit, all its vertices or none
+        own = self._own(slope, sign)  # all vertices of a unit or none
         return torch.where(own.isfinite(), own, whole.expand_as(own))
 
     def _own(self, slope: Tensor, sign: int) -> Tensor:
-        """The largest sign (y - slope x) by the vertices' own intervals, where that is convex."""
+        """Maximum of sign (y - slope x) from the vertices' intervals, if it is convex."""
         below, above, steep = self.x.below, self.x.above, slope[:, None]
         ends = [sign * (self.shape.function(x) - steep * x) for x in (below, above)]
         error = self.shape.error(torch.maximum(below.abs(), above.abs()), steep)
@@ -255,22 +256,22 @@ class Curved(NamedTuple):
 
 
 class Tops(NamedTuple):
-    """Of each window of a max pool (P, C, windows): its cell that stands for it, and if for all."""
+    """Representative cell of each window of a max pool (P, C, windows), and whether it is exact."""
 
     cell: Tensor
     alone: Tensor
 
 
 def windows(step: MaxPool, values: Tensor) -> Tensor:
-    """The cells (..., windows, cells) of each window; -inf for what lies outside."""
+    """Cells (..., windows, cells) of each window; -inf outside of the map."""
     found = values.flatten(-2)[..., step.cells.clamp_min(0)]
     return found.masked_fill(step.cells < 0, -torch.inf)
 
 
 def tops_of(step: MaxPool, x: Range) -> tuple[Tops, Tensor, Tensor]:
-    """The cells that stand for windows, and linear bounds (P, K, C, windows) of these.
+    """Representative cells of windows, and linear bounds (P, K, C, windows).
 
-    Where one cell is the largest everywhere, the bounds are its own.
+    If one cell is the largest everywhere, the bounds are those of the cell.
     """
     place = windows(step, x.below.mean(1)).argmax(-1, keepdim=True)
     least, most = windows(step, x.low), windows(step, x.high)

@@ -1,7 +1,7 @@
-"""The steps of a network: each says how bounds go through it.
+"""The steps of a network, with the operations that bounds need.
 
-A step is affine in what moves with the pixels, or it bends: a rectifier or a max pool. Steps work
-on batches of flat order, and know the shape of one image's values.
+A step is affine in varying values, or nonlinear: a rectifier, an activation, a product, a softmax
+or a max pool. Steps work on flat batches, and know the shape of one image's values.
 """
 
 import math
@@ -19,22 +19,22 @@ Pair = tuple[int, int]
 
 
 class OutOfTime(Exception):
-    """The time for bounds is over before they are there."""
+    """The time ended before bounds were found."""
 
 
 def check_time(until: float) -> None:
-    """Raise OutOfTime after `until`, by the monotonic clock: what takes long looks at it."""
+    """Raise OutOfTime after `until`, by the monotonic clock; for long computations."""
     if time.monotonic() > until:
         raise OutOfTime
 
 
 class Grid(NamedTuple):
-    """Where the windows of a convolution or a max pool lie, by rows and by columns.
+    """Geometry of a convolution or max pool, by rows and columns.
 
     Attributes:
         kernel: cells of a window.
         stride: from one window to the next.
-        padding: of zeros, or of nothing in a max pool, before the first cell.
+        padding: before the first cell: zeros, or nothing in a max pool.
         dilation: from one cell of a window to the next.
     """
 
@@ -45,7 +45,7 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, *options: Any) -> "Grid":
-        """Of PyTorch's options: a number each, for both axes, or a pair."""
+        """From PyTorch's options, numbers or pairs."""
         pairs = [(each, each) if isinstance(each, int) else tuple(each) for each in options]
         return cls(*pairs)
 
@@ -55,10 +55,10 @@ class Step:
     """One node of the graph.
 
     Attributes:
-        name: the node's.
-        sources: the numbers of the steps that it takes its values from.
+        name: of the node.
+        sources: indices of its input steps.
         shape: of one image's values.
-        bends: how many bends lie on the way from the pixels, itself included.
+        bends: number of nonlinear steps from the pixels to this one, included.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Step:
 
     @property
     def size(self) -> int:
-        """Numbers an image."""
+        """Values per image."""
         return math.prod(self.shape)
 
 
@@ -81,10 +81,10 @@ class Affine(Step):
     """sum_i A_i x_i + b, each row of an A_i with entries of one sign: sums, averages, factors.
 
     Attributes:
-        call: computes it of the sources' values, (B, ...) each.
-        taken: one image's shape for each source.
-        terms: how many products a sum has at most, forward or backward.
-        error: how far each value may be off by what its coefficients were computed of.
+        call: computes it from the sources' values, (B, ...) each.
+        taken: shape of one image for each source.
+        terms: largest number of products in a sum, forward or backward.
+        error: bound on the error of values from rounding of the coefficients.
     """
 
     call: Callable[..., Tensor]
@@ -104,7 +104,7 @@ class Affine(Step):
         return self.call(*values) - self.offset
 
     def spread(self, values: Sequence[Tensor]) -> Tensor:
-        """sum_i |A_i| x_i, for values that are at least 0."""
+        """sum_i |A_i| x_i, for values >= 0."""
         found = []
         for place, value in enumerate(values):
             given = self._zeros(len(value))
@@ -121,7 +121,7 @@ class Affine(Step):
 
 @dataclass
 class Reshaped(Affine):
-    """The same numbers in another shape."""
+    """The same values in another shape."""
 
     def spread(self, values: Sequence[Tensor]) -> Tensor:
         """The values."""
@@ -134,7 +134,7 @@ class Reshaped(Affine):
 
 @dataclass
 class Joined(Affine):
-    """The sources' channels, one source after the other."""
+    """The sources' channels, concatenated."""
 
 
 @dataclass
@@ -150,7 +150,7 @@ class Summed(Affine):
 
 @dataclass
 class Averaged(Affine):
-    """Averages over places, in each channel the same ones."""
+    """Averages over positions, the same in each channel."""
 
 
 @dataclass
@@ -173,10 +173,10 @@ class Weighted(Affine):
     """A linear layer or a convolution: weights of both signs.
 
     Attributes:
-        apply: computes it of values, weight and bias.
+        apply: computes it from values, weight and bias.
         weight: of the layer.
-        transpose: applies the layer's transpose, where there is a direct way.
-        grid: of a convolution of images that is padded with zeros; else None.
+        transpose: applies the layer's transpose, if there is a direct way.
+        grid: of a zero-padded convolution of images; otherwise None.
         groups: of a convolution.
     """
 
@@ -212,11 +212,11 @@ class Rectifier(Step):
 
     @property
     def is_tilted(self) -> bool:
-        """Whether it is more than a rectifier."""
+        """Whether `tilt` is not zero."""
         return isinstance(self.tilt, Tensor)
 
     def value(self, x: Tensor) -> Tensor:
-        """What the rectifier itself, without its tilt, makes of values."""
+        """The rectifier of values, without `tilt`."""
         return x.clamp(0, self.ceiling)
 
     def bends_on(self, low: Tensor, high: Tensor) -> Tensor:
@@ -227,26 +227,26 @@ class Rectifier(Step):
 
 @dataclass
 class Curve(Step):
-    """A smooth activation, of each unit alone."""
+    """A smooth activation, elementwise."""
 
     curve: Shape
 
     def value(self, x: Tensor) -> Tensor:
-        """What the activation makes of values."""
+        """The activation of values."""
         return self.curve.function(x)
 
     def bends_on(self, low: Tensor, high: Tensor) -> Tensor:
-        """Everywhere."""
+        """True everywhere."""
         return low < high
 
 
 @dataclass
 class Product(Step):
-    """Products of two values that move, number by number or of matrices.
+    """Products of two varying values, elementwise or of matrices.
 
     Attributes:
-        taken: one image's shape for each source.
-        matrices: whether they are matrices.
+        taken: shape of one image for each source.
+        matrices: whether it is a matrix product.
     """
 
     taken: list[torch.Size]
@@ -254,7 +254,7 @@ class Product(Step):
 
     @property
     def terms(self) -> int:
-        """How many products a value is the sum of; or a row, on its way back."""
+        """Number of products in a value, or in a row of the backward pass."""
         return max(*self.taken[0], *self.taken[1]) if self.matrices else self.size
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
@@ -262,7 +262,7 @@ class Product(Step):
         return x @ y if self.matrices else x * y
 
     def back(self, at: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
-        """Rows (P, S, ...) through at_0 y + x at_1, which touches at values (P, ...) of both."""
+        """Rows (P, S, ...) through the tangent plane at_0 y + x at_1 at values (P, ...)."""
         x, y = (each[:, None] for each in at)
         if self.matrices:
             return [rows @ y.mT, x.mT @ rows]
@@ -277,11 +277,11 @@ class Softmax(Step):
     axis: int
 
     def value(self, x: Tensor) -> Tensor:
-        """The shares of values with any axes before one image's."""
+        """The softmax of values with any axes before one image's."""
         return x.softmax(self.axis)
 
     def back(self, at: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
-        """Rows (P, S, ...) through s_i (x_i - sum_j s_j x_j) where `kept`; at is s and kept."""
+        """Rows (P, S, ...) through s_i (x_i - sum_j s_j x_j) if `kept`; `at` is s and kept."""
         shares, kept = (each[:, None] for each in at)
         rows = rows * (shares * kept)
         return [rows - shares * rows.sum(self.axis, keepdim=True)]
@@ -295,9 +295,9 @@ class MaxPool(Step):
     """The largest of each window.
 
     Attributes:
-        cells: (windows, cells) places of a flat channel; -1 for what lies outside.
-        grid: of the windows, where the values are a network's own.
-        ceiled: whether a last window may reach out of the map.
+        cells: (windows, cells) flat positions in a channel; -1 outside.
+        grid: of the windows, if the values are of the original network.
+        ceiled: whether the last window may extend beyond the map.
     """
 
     cells: Tensor
