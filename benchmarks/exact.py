@@ -1,7 +1,8 @@
 """What first layers hide: exact hulls of whole networks, a survey of stems, hybrid pictures.
 
 Hulls, near photographs and far: sizes, processor seconds, and how much the layer's values and the
-outputs of random mixes differ from the target's, in float64, float32 and 8 bits.
+outputs of random mixes differ from the target's, in float64, float32 and 8 bits, whose pixels are
+rounded apart and together; and the size that no five points of the polytope exceed.
 Run: PYTHONPATH=DIR python benchmarks/exact.py hulls --networks MODULE:NAME:SIZE NAME --root DIR
 A name alone is timm's, with random weights, which the theorem allows.
 Survey: python benchmarks/exact.py survey FIGURE     Pictures: ... pictures FIGURE --networks ...
@@ -11,6 +12,7 @@ import argparse
 import importlib
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -18,8 +20,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from feature_collisions.data.datasets import load_data
 from feature_collisions.data.image_folder import ImageFolder
 from feature_collisions.data.images import pooled_distance
+from feature_collisions.exact import windows
+from feature_collisions.exact.eight_bits import with_exact_pngs
 from feature_collisions.exact.exact_hull import ExactCorners
 from feature_collisions.exact.first_layer import first_layer
 from feature_collisions.exact.nearest import Matrix
@@ -47,18 +52,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, nargs=6, default=(0, 1, 2, 3, 4, 5),
                         help="the target, and five photographs")  # fmt: skip
     parser.add_argument("--mixes", type=int, default=2000)
-    parser.add_argument("--flips", type=int, default=0, help="pixels rounded the other way")
+    parser.add_argument("--rounds", type=int, default=3, help="in which far corners are pushed")
     return parser.parse_args()
 
 
 def network_of(name: str) -> tuple[nn.Module, int]:
     """A network and the size of its images."""
     torch.manual_seed(0)
+    if name == "digits":
+        return digits(), 28
     if ":" in name:
         module, function, size = name.split(":")
         return getattr(importlib.import_module(module), function)().eval(), int(size)
     model = timm.create_model(name).eval()
     return model, model.pretrained_cfg["input_size"][-1]
+
+
+def digits() -> nn.Sequential:
+    """The tutorial's network with a strided stem: 8 values of each square of 4x4 pixels."""
+    rest = nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 64), nn.ReLU(), nn.Linear(64, 10)
+    return nn.Sequential(nn.Conv2d(1, 8, 4, stride=4), *rest).eval()
 
 
 @torch.no_grad()
@@ -72,40 +85,40 @@ def change(model: nn.Module, target: Tensor, corners: Tensor, mixes: int) -> flo
     return most / float(expected.abs().max())
 
 
-def flipped(polytope: Polytope, corners: Tensor, flips: int) -> Tensor:
-    """Corners in 8 bits whose pixels are rounded the other way, one by one, as the layer demands.
+def at_most(polytope: Polytope, given: Tensor, kind: str, count: int = 5) -> float:
+    """A distance that the mean of `count` points of the polytope's distances is at most.
 
-    In each window the pixel is moved by 1/255 whose move leaves the least of W (c - t).
+    The nearest points of a convex set are no further apart than what they are nearest to, once that
+    is projected onto the set's span. Points of the box are in a ball of radius sqrt(n) / 2, whose
+    slice by the equations is a smaller ball; K points of one of radius r have a mean squared
+    distance of at most 2 K / (K - 1) r^2.
     """
-    found = (corners * 255).round()
+    start = given[:1] - 0.5 if kind == "far" else given[1:]
+    left = start.flatten(1).double()
     for problem in polytope.problems:
         assert isinstance(problem.rows, Matrix)
         rows = problem.rows.weight[problem.equal]
-        pixels = found[:, problem.pixels].flatten(0, 1).mT  # (p, K P)
-        sides = problem.sides[problem.equal].repeat(1, len(corners))
-        lengths = rows.square().sum(0)[:, None] / 255**2
-        for _ in range(flips):
-            slope = 2 * rows.mT @ (rows @ pixels / 255 - sides) / 255
-            way = torch.where(slope > 0, -1.0, 1.0).to(pixels)
-            gain = torch.where((pixels + way >= 0) & (pixels + way <= 255),
-                               slope.abs() - lengths, -1.0)  # fmt: skip
-            best, which = gain.max(0)
-            columns = (best > 0).nonzero()[:, 0]
-            if not len(columns):
-                break
-            pixels[which[columns], columns] += way[which[columns], columns]
-        found[:, problem.pixels] = pixels.mT.reshape(len(corners), *problem.pixels.shape)
-    return found / 255
+        part = left[:, problem.pixels]
+        seen = part @ rows.mT @ rows
+        left[:, problem.pixels] = seen if kind == "far" else part - seen
+    if kind == "near":
+        return float(torch.pdist(left).mean())
+    radius = left.shape[1] / 4 - left.square().sum()
+    return float(2 * count / (count - 1) * radius) ** 0.5
 
 
 def hulls(arguments: argparse.Namespace) -> None:
-    columns = ("network", "hidden of directions", "corners", "size", "of 2x2, 4x4, 8x8 averages",
-               "processor s", "||W (c - t)||: float64, 32, 8 bits, flipped",
-               "outputs: float64, 32, 8 bits, flipped")  # fmt: skip
+    columns = ("network", "hidden of directions", "corners", "size", "at most",
+               "of 2x2, 4x4, 8x8 averages", "processor s",
+               "||W (c - t)||: float64, 32, 8 bits apart, together",
+               "outputs: float64, 32, 8 bits apart, together")  # fmt: skip
+    windows._ROUNDS = arguments.rounds
     print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
     for name in arguments.networks:
         model, size = network_of(name)
-        images = ImageFolder(DataSettings("image_folder", arguments.root, size))
+        images: Sequence[Tensor] = load_data(DataSettings("digits")).test
+        if name != "digits":
+            images = ImageFolder(DataSettings("image_folder", arguments.root, size))
         given = torch.stack([images[k] for k in arguments.images])
         sample = torch.stack([images[k] for k in range(0, len(images), -(-len(images) // 100))])
         for kind, towards in (("near", given[1:]), ("far", 5)):
@@ -115,14 +128,21 @@ def hulls(arguments: argparse.Namespace) -> None:
                 found, _ = polytope.nearest(given[1:].flatten(1).double())
             else:
                 found, _ = polytope.apart(5, torch.Generator().manual_seed(0))
+            whole = with_exact_pngs(polytope, found)
             seconds = time.process_time() - started
             shape = (-1, *given[0].shape)
-            saved = found.float().view(shape)
-            sets = {"64": found.view(shape), "32": saved, "8": (saved.double() * 255).round() / 255}
-            if arguments.flips:
-                sets["flipped"] = flipped(polytope, found, arguments.flips).view(shape)
+            saved, apart, png = (
+                whole.float(),
+                *((255 * each).round() / 255 for each in (found, whole)),
+            )
+            sets = {"64": whole, "32": saved, "apart": apart, "together": png}
+            sets = {key: each.view(shape) for key, each in sets.items()}
+            saved = sets["32"]
             layer, wide = problem.first, network_of(name)[0].double()
-            residuals = [float(layer.residual(each, given[0]).max()) for each in sets.values()]
+            residuals = [
+                float(layer.residual(each, problem.features).max()) for each in sets.values()
+            ]
+            most = at_most(polytope, given, kind) / pooled_distance(sample, 1)
             sizes = [pooled_distance(saved, s) / pooled_distance(sample, s) for s in (1, 2, 4, 8)]
             changes = [
                 change(model if key == "32" else wide, given[0], each, arguments.mixes)
@@ -130,6 +150,7 @@ def hulls(arguments: argparse.Namespace) -> None:
             ]
             cells = (
                 name, f"{polytope.hidden:,} of {given[0].numel():,}", kind, f"{sizes[0]:.2f}",
+                f"{most:.2f}",
                 ", ".join(f"{each:.2f}" for each in sizes[1:]), f"{seconds:.1f}",
                 ", ".join(f"{each:.1e}" for each in residuals),
                 ", ".join(f"{each:.1e}" for each in changes),

@@ -30,6 +30,7 @@ from ..networks.weights import weights_hash
 from ..runs.records import Summary
 from ..search.summary import summarise
 from ..settings.rules import SEED, whole
+from .eight_bits import with_exact_pngs
 from .first_layer import FirstLayer, first_layer
 from .programs import Pushed
 from .windows import Polytope, polytope_of
@@ -49,7 +50,8 @@ def exact_hull(
     The images x in [0, 1] with W (x - t) = 0 are a convex polytope. The network gives all its
     points the same output, and so all interpolations of the corners. If an activation with an
     exactly flat side follows, units that it hides only need to stay beyond its edge. Corners are
-    found in float64 and saved in float32; `prove` accounts for the rounding.
+    found in float64 and saved in float32; `prove` accounts for the rounding. Small
+    windows are moved by a few levels, so 8-bit PNGs of them are nearly exact.
 
     Args:
         model: any network whose graph begins with affine steps.
@@ -194,11 +196,13 @@ class ExactCorners:
 
     def _points(self) -> tuple[Tensor, int]:
         """The corners (K, n) float64, and the number of steps."""
-        if isinstance(self.towards, Tensor):
-            return self.polytope.nearest(self.towards.flatten(1).double())
-        if isinstance(self.towards, int):
-            generator = torch.Generator().manual_seed(self.seed)
-            return self.polytope.apart(self.towards, generator)
+        if not isinstance(self.towards, Pushed):
+            if isinstance(self.towards, Tensor):
+                found, steps = self.polytope.nearest(self.towards.flatten(1).double())
+            else:
+                generator = torch.Generator().manual_seed(self.seed)
+                found, steps = self.polytope.apart(self.towards, generator)
+            return with_exact_pngs(self.polytope, found), steps
         assert self.initial is not None
         each = torch.arange(len(self.units))
         rows = torch.zeros(len(each), len(self.first.bias), dtype=torch.float64)

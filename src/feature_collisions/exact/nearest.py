@@ -1,6 +1,5 @@
 """Nearest points of polytopes: quadratic programs by Newton's method on their duals."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,9 +11,11 @@ from torch import Tensor
 _STEPS = 200
 _TOLERANCE = 1e-12  # relative to the norm of the sides: accuracy of float64
 _SHORTEST = 2.0**-40  # shortest step; rounding dominates below
+_COARSE = 1e-3  # relative accuracy of steps that float32 suffices for
 _CONJUGATE = 60  # conjugate gradient steps per Newton step
 _DIRECT = 2**32  # products to form systems that are solved directly, as the last few are
 _HELD = 2**22  # numbers in the rows of systems solved together: 32 MiB
+_TINY = 1e-30  # replaces 0 in a denominator
 _LITTLE = 1e-10  # added to curvatures of about 1, which pixels at 0 and 1 can make 0
 _PAST = 0.5  # largest negative slope at a step's end, relative to the slope at its start
 
@@ -119,17 +120,13 @@ def _newton(rows: Rows, state: _State, equal: Tensor, error: float) -> _State:
     length = (state.free.clamp(0, 1) - state.point).norm(dim=0)  # the multipliers' norm is similar
     damping: Tensor = (goal.norm(dim=0) / length.clamp_min(1)).clamp_min(_LITTLE)
 
-    def curvature(v: Tensor) -> Tensor:
-        found: Tensor = moving * rows.times(inside * rows.back(moving * v)) + damping * v
-        return found
-
     if (
         isinstance(rows, Matrix)
         and rows.weight.shape[0] * rows.weight.numel() * goal.shape[1] <= _DIRECT
     ):
         direction = _solved(rows.weight, moving, inside, goal, damping)
     else:
-        direction = _conjugate_gradients(curvature, goal, min(0.1, error))
+        direction = _conjugate_gradients(rows, moving, inside, goal, damping, min(0.1, error))
     length = torch.ones_like(state.value)
     new, left = state, torch.arange(len(length))
     parts = [each.clone() for each in (state.u, state.free, state.gap, state.value)]
@@ -168,9 +165,20 @@ def _solved(
 
 
 def _conjugate_gradients(
-    curvature: Callable[[Tensor], Tensor], goal: Tensor, share: float
+    rows: Rows, moving: Tensor, inside: Tensor, goal: Tensor, damping: Tensor, share: float
 ) -> Tensor:
-    """Solve curvature(x) = goal for each column, to the relative accuracy `share`."""
+    """Solve curvature(x) = goal for each column, to the relative accuracy `share`.
+
+    In float32 if it suffices.
+    """
+    if isinstance(rows, Matrix) and share > _COARSE and goal.dtype == torch.float64:
+        narrow = (Matrix(rows.weight.float()), moving.float(), inside.float(), goal.float())
+        return _conjugate_gradients(*narrow, damping.float(), share).double()
+
+    def curvature(v: Tensor) -> Tensor:
+        found: Tensor = moving * rows.times(inside * rows.back(moving * v)) + damping * v
+        return found
+
     x, rest, way = torch.zeros_like(goal), goal.clone(), goal.clone()
     square = rest.square().sum(0)
     enough = share**2 * square
@@ -180,11 +188,11 @@ def _conjugate_gradients(
         turned = curvature(way)
         along = (way * turned).sum(0)
         on = (square > enough) & (along > 0)
-        step = torch.where(on, square / along.clamp_min(1e-300), 0.0)
+        step = torch.where(on, square / along.clamp_min(_TINY), 0.0)
         x += step * way
         rest -= step * turned
         new = torch.where(on, rest.square().sum(0), 0.0)
-        way = rest + new / square.clamp_min(1e-300) * way
+        way = rest + new / square.clamp_min(_TINY) * way
         square = new
     return x
 
