@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import torch
 
 from feature_collisions.data.files import load_tensors
 from feature_collisions.errors import SettingError
@@ -11,7 +12,7 @@ from feature_collisions.networks import mnist_mlp
 from feature_collisions.networks.classifiers import load_classifier
 from feature_collisions.networks.weights import weights_hash
 from feature_collisions.settings.train import ClassifierSettings
-from helpers.commands import start
+from helpers.commands import run_command, start
 
 MLP = ClassifierSettings("mnist_mlp", None, "hidden1")
 TRAINED = ClassifierSettings("mnist_mlp", None, "hidden1", train=True)
@@ -48,16 +49,19 @@ def test_only_the_digits_classifier_is_trained_here(digits, settings):
 
 
 def test_one_thread_and_two_give_the_same_figures(tmp_path):
-    """The main job to the end, as a user starts it; the second one does as an older processor."""
+    """The main job to the end; the second one, as a user starts it, does as an older processor."""
     older = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
-    jobs = {}
-    for threads, also in (("1", {}), ("2", older)):
-        environment = os.environ | also | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        arguments = ("wandb.mode=disabled", f"hydra.run.dir={threads}")
-        jobs[threads] = start("train.py", *arguments, cwd=tmp_path, env=environment)
-    for job in jobs.values():
-        assert job.wait() == 0, job.stdout.read()
-        job.stdout.close()
+    environment = os.environ | older | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    jobs = "1", "2"
+    arguments = [("wandb.mode=disabled", f"hydra.run.dir={job}") for job in jobs]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with start("train.py", *arguments[1], cwd=tmp_path, env=environment) as job:
+            assert run_command(tmp_path, "train.py", *arguments[0]) is None
+            assert job.wait() == 0, job.stdout.read()
+    finally:
+        torch.set_num_threads(before)
     one, two = (load_tensors(tmp_path / n / "collision.safetensors")["corners"] for n in jobs)
     assert (one - two).abs().max() < 1e-6
     first, second = (json.loads((tmp_path / n / "summary.json").read_text()) for n in jobs)
