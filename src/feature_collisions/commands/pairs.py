@@ -58,7 +58,7 @@ def parse_pairs(
             raise SettingError(
                 "pairs",
                 setting,
-                "N must be a whole number of at least 1, and P lie in [0, 1)",
+                "N must be a whole number of at least 1, and P in [0, 1)",
                 _RULE,
             )
         if form[2] and output == "features":

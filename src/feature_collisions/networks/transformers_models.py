@@ -194,7 +194,7 @@ def _pixels(folder: Path) -> Pixels:
             source,
             None,
             f"has no {_PROCESSORS[0]}, with the image size, mean and deviation",
-            "save the image processor there, too",
+            "also save the image processor there",
         )
     transformers = _transformers()
     given = _read(source, lambda: _processed(transformers, folder))

@@ -83,7 +83,7 @@ class Sources:
                 raise SettingError(
                     "sources",
                     None,
-                    f"window {number}, {side}x{side} pixels at row {top}, column {left}, lies "
+                    f"window {number}, {side}x{side} pixels at row {top}, column {left}, is "
                     f"outside the composite of {height}x{width}",
                 )
             covered[max(0, top) : top + side, max(0, left) : left + side] = True

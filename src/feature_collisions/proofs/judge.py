@@ -145,7 +145,7 @@ class HullJudge(ABC):
         last = bounds.at[-1]
         off = (values - last.middle[0]).abs() > last.radius[0]
         if off.any():
-            raise NotPiecewiseLinear("what the network computes lies outside its bounds")
+            raise NotPiecewiseLinear("the network's values are outside their bounds")
         self.checked = True
 
 

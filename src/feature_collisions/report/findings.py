@@ -32,14 +32,13 @@ class Evidence(StrEnum):
 
 
 MEANINGS = {
-    Evidence.PROVED: "holds at every point that is spoken of, sampled or not",
-    Evidence.REFUTED: "a point is shown of which it does not hold",
-    Evidence.WALKED: "computed along edges, up to rounding: bend by bend, or by bounds between "
-    "points",
+    Evidence.PROVED: "holds at every point of the stated set, not only at samples",
+    Evidence.REFUTED: "a counter-example is shown",
+    Evidence.WALKED: "computed along edges, up to rounding: exactly, or by bounds between points",
     Evidence.SEARCHED: "the worst point that a gradient search found; there may be a worse one",
-    Evidence.SAMPLED: "of points drawn at random; nothing is certain of any other point",
+    Evidence.SAMPLED: "of random points; other points may differ",
     Evidence.MEASURED: "computed from the pictures themselves",
-    Evidence.NOT_PROVED: "tried, and left open: here it is an empirical finding",
+    Evidence.NOT_PROVED: "tried without success: here the finding is empirical",
     Evidence.NOT_MEASURED: "failed, or left out",
 }
 
@@ -294,7 +293,7 @@ def _seen_behind(result: Evaluation) -> str:
     if past := result.past:
         return f"largest ||f(x) - f(t)|| at the layer; later layers also see {', '.join(past[:3])}"
     if result.activation == "unknown":
-        return "largest ||f(x) - f(t)||; that a ReLU follows is known from numbers alone"
+        return "largest ||f(x) - f(t)||; that a ReLU follows was only checked numerically"
     return "largest ||f(x) - f(t)||: all that later layers see"
 
 
@@ -346,7 +345,7 @@ def _edges(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     value = f"{target} on {share:.4%} of their length"
     rounding = f"rounding bounded on {proved:.2%}" if proved else "rounding sampled"
     walk = f"float{edges.precision}, {rounding}"
-    note = f"{walk}; no piece of another class was met"
+    note = f"{walk}; no part of another class was found"
     first = next((edge for edge in edges.edges if edge.first_failure), None)
     if first and first.first_failure:
         value += f", another class on {failed:.4%}"
@@ -388,7 +387,7 @@ def _features_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Findin
             f"at most {number(proof.feature_relative_max, '.3g')} of ||f(t)|| from the target's",
             Evidence.PROVED,
             f"{_past(result)}no inactive unit is above {number(proof.inactive_max)}, "
-            f"no activation is off by more than {proof.feature_error_max:.4g} (section 2: the "
+            f"no activation differs by more than {proof.feature_error_max:.4g} (section 2: the "
             "layer is affine, so the largest error over the hull is at a corner; of the corners as "
             "saved, in float64)",
         )
@@ -397,8 +396,8 @@ def _features_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Findin
             label,
             f"at most {number(proof.feature_relative_max, '.3g')} of ||f(t)|| from the target's",
             Evidence.PROVED,
-            f"{_past(result)}no activation is off by more than {proof.feature_error_max:.4g}; "
-            f"the largest that was met is {number(proof.feature_relative_seen, '.3g')} of "
+            f"{_past(result)}no activation differs by more than {proof.feature_error_max:.4g}; "
+            f"the largest found is {number(proof.feature_relative_seen, '.3g')} of "
             f"||f(t)|| (bounds in float64, pieces of the hull: {proof.pieces})",
         )
 
@@ -426,10 +425,10 @@ def _rounding(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     unit = " of the target's norm" if what == "outputs" else ""
     yield Finding(
         "first layer's values of every mix",
-        f"{number(found.float64, '.1g')} of ||W t|| off in float64, as found, "
+        f"residual {number(found.float64, '.1g')} of ||W t|| in float64, as found, "
         f"{found.float32:.2g} in float32, as saved, {found.uint8:.2g} in 8-bit PNGs",
         Evidence.MEASURED,
-        f"{what} of sampled mixes are off by at most {off[0]} in float32 and {off[1]} in 8 bits"
+        f"{what} of sampled mixes differ by at most {off[0]} in float32 and {off[1]} in 8 bits"
         f"{unit}; {_amplified(result, found.amplification)}",
     )
 
@@ -617,14 +616,14 @@ BASELINES = (
     Entry("the hull, uniform: least cosine", "dirichlet.cosine_min", ".4f"),
     Entry("ball, any direction (appendix B): least cosine", "ball_cosine_min", ".4f"),
     Entry("the same, clipped to [0, 1]: least cosine", "ball_clipped_cosine_min", ".4f"),
-    Entry("ball in the corners' own span: least cosine", "ball_span_cosine_min", ".4f"),
+    Entry("ball in the corners' span: least cosine", "ball_span_cosine_min", ".4f"),
     Entry("the corners' simplex, turned at random: least cosine", "random_simplex_cosine_min",
           ".4f"),
     Entry("hull of plain Eq. 1 solutions: least cosine", "plain_cosine_min", ".4f"),
     Entry("the hull, uniform", "dirichlet.accuracy", ".2%"),
     Entry("ball, any direction (appendix B)", "ball_accuracy", ".2%"),
     Entry("the same, clipped to [0, 1]", "ball_clipped_accuracy", ".2%"),
-    Entry("ball in the corners' own span", "ball_span_accuracy", ".2%"),
+    Entry("ball in the corners' span", "ball_span_accuracy", ".2%"),
     Entry("the corners' simplex, turned at random", "random_simplex_accuracy", ".2%"),
     Entry("hull of plain Eq. 1 solutions", "plain_accuracy", ".2%"),
 )  # fmt: skip
@@ -652,7 +651,7 @@ def _counted(result: Evaluation, key: str) -> str:
     if samples is None or least is None:
         return ""
     error = result.at(key.removesuffix("accuracy") + "feature_relative_max")
-    features = "" if error is None else f"; features at most {error:.3g} of ||f(t)|| off"
+    features = "" if error is None else f"; feature error at most {error:.3g} of ||f(t)||"
     return f"of {samples:,} points; at least {least:.2%}, at 95 % confidence{features}"
 
 

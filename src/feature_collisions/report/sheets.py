@@ -123,7 +123,7 @@ def corners_sheet(hull: Hull, words: Words, start: Tensor | None = None) -> Shee
            for part, entry in zip(parts, entries, strict=True)]  # fmt: skip
     rows = [[first, Panel(start, "start", "the composite by Eq. 5"), *panels, last],
             [None, None, *own]]  # fmt: skip
-    note += " Below: what each has of its own, the corner minus the mean of the corners, on grey."
+    note += " Below: what is unique to each, the corner minus the mean of the corners, on grey."
     return Sheet("corners", heading, rows, note)
 
 

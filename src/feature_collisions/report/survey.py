@@ -23,8 +23,8 @@ _NOTE = (
     "of the hull shrunk about its centroid until all of it is proved."
 )
 _WARNING = (
-    "An interval covers 95 % of what resampled pairs give; of twenty that stand beside each "
-    "other one leaves 0 out by chance. From few pairs it is rough itself."
+    "Intervals cover 95 % of the means of resampled pairs. One of twenty excludes 0 by chance. "
+    "With few pairs they are rough."
 )
 
 

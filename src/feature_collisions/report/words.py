@@ -83,7 +83,7 @@ class ClassWords(Words):
         "Probability of the target's class at sampled points of the hull, for both samplers; the "
         "dashed line is the target's own. Bins are 0.02 wide."
     )
-    explored = "Class and probability are not computed here: the classifier was asked"
+    explored = "Class and probability are not computed here: the classifier was run"
 
     def pair(self, summary: Summary) -> tuple[str, str]:
         """Their classes."""
@@ -144,7 +144,7 @@ class FeatureWords(Words):
         "Cosine with the target's features at sampled points of the hull, for both samplers; the "
         "dashed line is the initial image's. Bins are 0.02 wide."
     )
-    explored = "The cosine is not computed here: the encoder was asked"
+    explored = "The cosine is not computed here: the encoder was run"
 
     def pair(self, summary: Summary) -> tuple[str, str]:
         """Generic names: there are no classes."""
