@@ -111,7 +111,7 @@ class Subject(NamedTuple):
         settings: how many points, and what else to measure.
         directory: where images go; None: nothing is kept, proofs in the user's cache neither.
         distances: as `evaluate` takes them; None: unknown.
-        judge: another network that is asked about the corners.
+        judge: another network that judges the corners.
         known: what was measured before.
     """
 

@@ -13,7 +13,7 @@ SIGMA = 4  # pixels: standard deviation of the Gaussian low-pass, and distance b
 def low_pass(images: Tensor) -> Tensor:
     """A Gaussian low-pass of images, sampled every `SIGMA` pixels.
 
-    At this spacing aliasing is below 1 %, so the result hardly depends on the samples' positions.
+    At this spacing aliasing is below 1 %, so the result depends little on the samples' positions.
     At the border only weights inside the image count.
 
     Args:

@@ -296,7 +296,7 @@ def _margins(logits: Tensor, target_class: int) -> Tensor:
 
 
 def _sums(strays: Tensor, target_class: int) -> Tensor:
-    """How far margins stray, by how far logits (n, classes) do: (n, classes - 1)."""
+    """Deviations of margins (n, classes - 1) from those of logits (n, classes)."""
     others = torch.arange(strays.shape[1], device=strays.device) != target_class
     return strays[:, target_class, None] + strays[:, others]
 

@@ -66,7 +66,7 @@ class HullJudge(ABC):
         shares = every.tensor_split(min(self.threads, len(every)))
         if len(shares) == 1:
             return self.judge(pieces, steps)
-        judge = torch.no_grad()(self.judge)  # another thread has a mode of its own
+        judge = torch.no_grad()(self.judge)  # the mode is per thread
         calls = (partial(judge, pieces.at(share), steps) for share in shares)
         return Judged.joined(list(self._pool.results(calls)))
 

@@ -70,7 +70,7 @@ class Pieces(NamedTuple):
         return Pieces(*(torch.cat(both) for both in zip(self, others, strict=True)))
 
     def cut(self, parts: Parts) -> "Pieces":
-        """Parts of them, which are as large as those beside them."""
+        """Their parts; parts of one subdomain have equal volume."""
         whole = self.at(parts.piece)
         volume = whole.volume / parts.piece.bincount()[parts.piece]
         weights, inside = (parts.inside @ each for each in (whole.weights, whole.inside))

@@ -23,7 +23,7 @@ def write_report(
 
     Args:
         directory: the run's.
-        hull: the corners and their classifier, which is asked about the explorer's lattice.
+        hull: the corners and their classifier, which is evaluated on the explorer's lattice.
         result: what `evaluation.json` holds.
         class_names: one per class.
     """

@@ -375,7 +375,7 @@ def log_rows(
     table: str,
     picture: str,
 ) -> str | None:
-    """Log a table over many hulls in a run of its own, how many have which outcome, and a picture.
+    """Log a table over many hulls, counts of outcomes and a picture in a separate run.
 
     Args:
         mode: as for `log_evaluation`.

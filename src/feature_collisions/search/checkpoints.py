@@ -79,7 +79,7 @@ def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:
 
 
 class CheckpointFile(TorchCheckpointIO):
-    """Writes beside the path and renames, so a kill leaves a whole checkpoint.
+    """Writes a temporary file and renames it, so a kill leaves a complete checkpoint.
 
     Lightning's own writes into the system's folder for temporary files, where a kill leaves it.
     """

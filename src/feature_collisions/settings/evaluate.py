@@ -181,7 +181,7 @@ class EvaluateSettings(Group):
     proof: ProofSettings = field(default_factory=ProofSettings)
     """What is proved of the whole hull."""
     sizes: SizeSettings = field(default_factory=SizeSettings)
-    """What a hull's size is measured in, beside pixels."""
+    """Measures of a hull's size other than pixels."""
     data: DataPlace = field(default_factory=DataPlace)
     """Current location of the run's data."""
     classifier: ClassifierPlace = field(default_factory=ClassifierPlace)

@@ -140,7 +140,7 @@ def _of_weights(step: Weighted) -> tuple[float, Tensor]:
         symbols = weight.unflatten(0, (step.groups, -1)).flatten(2)[None]
         factor = math.sqrt(_windows_of_a_cell(step.grid))
     else:
-        # On a torus that is as large as the map and all that a kernel sees beside it, a
+        # On a torus as large as the map and the kernel's reach around it, a
         # convolution without stride is diagonal in frequencies, and has this one as a part. Along
         # an axis on which the kernel is one cell, all frequencies are alike.
         size = [

@@ -129,7 +129,7 @@ class Descent:
         self.met[number] = rows.expand(len(self.total), -1, -1)
 
     def _spread(self, rows: Tensor, size: Tensor, middle: Tensor, radius: Tensor) -> None:
-        """Of what lies within `radius` of `middle`, (P, K, ...) each."""
+        """Range of values within `radius` of `middle`, (P, K, ...) each."""
         self.total += rows @ middle.flatten(2).mT - size @ radius.flatten(2).mT
 
     def _through_lines(self, rows: Tensor, size: Tensor, lines: Lines) -> Tensor:

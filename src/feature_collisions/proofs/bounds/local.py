@@ -125,7 +125,7 @@ class _Localiser:
         self.blocks: list[tuple[int, int]] = []  # of deviations: their number and step
         self.none = torch.zeros(0, dtype=torch.int64, device=vertices.device)
         self.middle = vertices.new_zeros(0, self.corners)
-        self.radius = self.middle  # (n, K), with the middle: where each deviation lies
+        self.radius = self.middle  # (n, K), with the middle: range of each deviation
         last_use = {source: number for number, step in enumerate(steps) for source in step.sources}
         forms: dict[int, _Form] = {}
         for number, step in enumerate(steps):

@@ -86,7 +86,7 @@ class Bounds:
         return values.flatten(0, 1)
 
     def _charge(self, step: Step, terms: int, size: Tensor) -> Tensor:
-        """The toll of a step: `size` (P, ...) bounds what a row's entries are multiplied with."""
+        """Rounding error of a step: `size` (P, ...) bounds the factors of a row's entries."""
         return rounding(step.size + terms + 2 * len(self.steps), size.flatten(1))
 
     def _enclosure(self, step: Step, middle: Tensor, radius: Tensor, toll: Tensor) -> Enclosure:

@@ -128,7 +128,7 @@ class Bend(NamedTuple):
         return x.clamp(least, most) - self.tilt * x
 
     def chord(self) -> Tensor:
-        """A slope (P, ...) of the bend itself, whatever its tilt, for a line above it."""
+        """A slope (P, ...) for a line above the rectifier, without its tilt."""
         below, above, low, high = self.x
         tiny = torch.finfo(low.dtype).tiny
         passed = above.clamp(0) - below.clamp(0)
