@@ -76,7 +76,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "floating": (lambda p: {"left": p["left"].float()}, "left: must be whole numbers"),
     "above": (lambda p: {"top": p["top"] - 9}, "window 0, 10x10 pixels at row -10, column -1"),
     "left": (lambda p: {"left": p["left"] - 9}, "window 0, .* at row -1, column -10, is outside"),
-    "right": (lambda p: {"left": p["left"] + 10}, "window 2, .* at row -1, column 17, lies"),
+    "right": (lambda p: {"left": p["left"] + 10}, "window 2, .* at row -1, column 17, is"),
     "far": (lambda p: {"top": p["top"] + 2**62}, "is outside the composite of 16x16"),
     "a gap": (lambda p: {"top": p["top"].clamp_min(3)}, "no window covers row 0, column 0 of the"),
     "nothing": (lambda p: {"size": (0, 16)}, r"size=\(0, 16\): must be \(H, W\)"),
