@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from ..ends import Stopped
 from ..errors import SettingError
 from ..escaping import for_line, for_terminal
+from ..interrupts import Interrupted
 from ..runs.directories import claimed, newest_run
 from ..settings.evaluate import EvaluateSettings
 from ..settings.train import to_settings
@@ -30,9 +30,9 @@ def main(config: DictConfig) -> None:
         directory = Path(settings.run) if settings.run else newest_run(Path("runs"))
         try:
             evaluate_all(settings, directory)
-        except Stopped as stopped:
+        except Interrupted as interrupted:
             place = override("run", directory.absolute())
-            stopped.command = command("evaluate", *changed(sys.argv[1:], place))
+            interrupted.command = command("evaluate", *changed(sys.argv[1:], place))
             raise
     except (SettingError, OSError) as error:
         sys.exit(f"error: {explain(error)}")

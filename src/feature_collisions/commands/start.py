@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from .. import __version__
-from ..ends import Stopped, stopping
 from ..errors import CollisionError, SettingError
 from ..escaping import for_terminal
+from ..interrupts import Interrupted, interruptible
 from ..settings.conversions import did_you_mean, in_plain_words
 from ..settings.evaluate import EvaluateSettings
 from ..settings.survey import tell_of_networks
@@ -68,13 +68,13 @@ def run_command(name: str, task: Callable[[DictConfig], None], conf: Path) -> No
             version = f"feature_collisions {__version__}"
             print(version if "--version" in asked else usage(name, conf), flush=True)
             return
-        with stopping():
+        with interruptible():
             config = {"config_path": str(conf), "config_name": _CONFIGS[name]}
             hydra.main(version_base="1.3", **config)(task)()
-    except Stopped as stopped:
-        go_on = stopped.command or _again(name, sys.argv[1:])
-        print(f"\n{stopped}; written files are kept. To resume: {go_on}", file=sys.stderr)
-        sys.exit(stopped.status)
+    except Interrupted as interrupted:
+        go_on = interrupted.command or _again(name, sys.argv[1:])
+        print(f"\n{interrupted}; written files are kept. To resume: {go_on}", file=sys.stderr)
+        sys.exit(interrupted.status)
     except BrokenPipeError:  # `train.py --help | head`: end as by SIGPIPE
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the remaining flush
         sys.exit(_BROKEN_PIPE)

@@ -15,8 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ..ends import Stopped
 from ..errors import CollisionError, SettingError
+from ..interrupts import Interrupted
 from ..runs.directories import (
     CHECKPOINT,
     CONFIG,
@@ -62,12 +62,12 @@ def main(config: DictConfig) -> None:
         group = directory.parent.name if sweep else directory.name
         with claimed(directory, "hydra.sweep.dir" if sweep else "hydra.run.dir"):
             train(settings, directory, checkpoint, group, list(hydra.overrides.task))
-    except Stopped as stopped:
+    except Interrupted as interrupted:
         begun = (directory / CONFIG).exists()
         remove_if_empty(output)
         place = Path(hydra.sweep.dir).absolute() if sweep else directory
         resumable = config.get("solver", "gradient") == "gradient"
-        stopped.command = continuing(sys.argv[1:], place, sweep, sweep or begun, resumable)
+        interrupted.command = continuing(sys.argv[1:], place, sweep, sweep or begun, resumable)
         raise
     except (SettingError, CollisionError, OSError) as error:
         remove_if_empty(output)

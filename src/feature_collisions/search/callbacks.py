@@ -41,7 +41,7 @@ class Stop(CollisionCallback):
 
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Set `trainer.should_stop`."""
-        trainer.should_stop = module.finished or module.told
+        trainer.should_stop = module.finished or module.interrupted
 
 
 class Progress(CollisionCallback):
@@ -195,7 +195,7 @@ class Checkpoints(CollisionCallback):
         Raises:
             OSError: if it cannot be written; the previous checkpoint is kept.
         """
-        if due(module, self.every) or module.finished or module.told:
+        if due(module, self.every) or module.finished or module.interrupted:
             trainer.save_checkpoint(self.folder / "last.ckpt")
 
 

@@ -126,7 +126,7 @@ class Collision(LightningModule):
     Attributes:
         step: optimiser steps taken; `step_before`: before the last `training_step`.
         seconds: time for these steps; `earlier`: all time before the checkpoint that was resumed.
-        told: whether a process of the search was interrupted before the last check.
+        interrupted: whether a process of the search was interrupted before the last check.
         found: the result, after the search has ended.
         converged: whether every corner meets the goal after `step` and, with `loss.hull`, interior
             points meet its classes.
@@ -163,9 +163,9 @@ class Collision(LightningModule):
         self.seconds = self.earlier = 0.0
         self.started = time.perf_counter()
         self.curves: dict[str, Tensor] = {}
-        self.converged = self.resumed = self.told = False
+        self.converged = self.resumed = self.interrupted = False
         self.found: Found | None = None
-        self.ending: Callable[[], bool] = bool  # whether this process was interrupted
+        self.is_interrupted: Callable[[], bool] = bool  # whether this process was interrupted
 
     def setup(self, stage: str) -> None:
         """Keep only this rank's corners."""
@@ -257,7 +257,9 @@ class Collision(LightningModule):
             totals.append(self._descend(step, backward))
             optimizer.step()
             self.parameterisation.project()
-            if self.ranks == 1 and self.ending():  # several ranks end together, at the next check
+            if (
+                self.ranks == 1 and self.is_interrupted()
+            ):  # several ranks end together, at the next check
                 end = step + 1
                 break
         self._look(totals, _optimised(optimizer, not scaled))
@@ -378,7 +380,7 @@ class Collision(LightningModule):
             and all_met(self.goal.late(own["positive"]))
             and self._classified_as_target(images, every)
         )
-        self.told = self._agreed(self.ending(), every=False)
+        self.interrupted = self._agreed(self.is_interrupted(), every=False)
 
     def _classified_as_target(self, images: Tensor, every: Tensor) -> bool:
         """Whether the goal is met at the corners and, with `loss.hull`, at interior points.

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..data.devices import able, out_of_memory
 from ..data.images import check_pair, save_png
-from ..ends import between_steps
 from ..errors import SettingError
 from ..graph.agreement import (
     check_agreement,
@@ -46,6 +45,7 @@ from ..hull.distances import SIGMA
 from ..hull.hull import Hull
 from ..hull.outputs import output_of
 from ..hull.statistics import collision_limit
+from ..interrupts import between_steps
 from ..networks.unwrap import unwrap, unwrap_layer
 from ..patches.composite import Sources
 from ..patches.floor import alone, what_limits
@@ -321,7 +321,7 @@ class Search(SearchSettings):
         self.module.started = time.perf_counter()
         self._say_if_already_there()
         shared = self.lightning.world_size > 1
-        with between_steps() as self.module.ending, fitting(len(self.corners), self.device):
+        with between_steps() as self.module.is_interrupted, fitting(len(self.corners), self.device):
             fit(self.lightning, self.module, None if shared else logger, self.ckpt_path)
         found = self.module.found
         assert found is not None

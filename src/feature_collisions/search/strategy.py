@@ -32,8 +32,8 @@ from torch.multiprocessing.spawn import (
     start_processes,
 )
 
-from ..ends import Stopped, between_steps, stopping, told_to_end
 from ..errors import CollisionError, SettingError
+from ..interrupts import Interrupted, between_steps, interruptible, is_interrupted
 from .collision import Collision, Found
 
 _PATIENCE = timedelta(minutes=30)  # torch's default; compilation may delay a rank
@@ -122,7 +122,7 @@ class RankLauncher(_Launcher):
             _listen(heard, said)
             raise in_own_words(said, error) from None
         found = said[0]
-        if found is None and not told_to_end():
+        if found is None and not is_interrupted():
             raise CollisionError(
                 "a process of trainer.devices was interrupted, and the others with it; resume with "
                 "ckpt_path=last"
@@ -156,9 +156,9 @@ def _run_rank(
     # in a different collective, and both hang. There is no public option against it.
     trainer._signal_connector.register_signal_handlers = _leave_signals
     try:
-        with stopping(), between_steps(), quiet_lightning():
+        with interruptible(), between_steps(), quiet_lightning():
             function(*args, **kwargs)
-    except Stopped:
+    except Interrupted:
         return
     except (SettingError, CollisionError, OSError) as error:
         _send(reports[rank], as_data(error))
@@ -182,7 +182,7 @@ def _end_with_parent() -> None:
 
 
 def _leave_signals() -> None:
-    """Disable Lightning's signal handlers: `stopping` handles signals."""
+    """Disable Lightning's signal handlers: `interruptible` handles signals."""
 
 
 def _await(ranks: ProcessContext, heard: Sequence[Connection], said: list[Any]) -> None:
@@ -190,7 +190,7 @@ def _await(ranks: ProcessContext, heard: Sequence[Connection], said: list[Any]) 
     passed_on = False
     while not ranks.join(timeout=0.1, grace_period=_GRACE):
         _listen(heard, said)
-        if told_to_end() and not passed_on:
+        if is_interrupted() and not passed_on:
             passed_on = True
             for process in ranks.processes:
                 with suppress(ProcessLookupError):

@@ -15,7 +15,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ECHO = 0.5  # seconds; `timeout` and some schedulers send each signal twice
 
 
-class Stopped(BaseException):
+class Interrupted(BaseException):
     """A signal interrupted the process. It is no Exception, so `except Exception` passes it on.
 
     Attributes:
@@ -38,20 +38,20 @@ class Stopped(BaseException):
 class _State:
     """State of the process, as signals are per process."""
 
-    stopped: Stopped | None = None
+    interrupted: Interrupted | None = None
     waiting = False
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
-    """Raise Stopped on SIGINT and SIGTERM within the block; ignored signals stay ignored.
+def interruptible() -> Iterator[None]:
+    """Raise Interrupted on SIGINT and SIGTERM within the block; ignored signals stay ignored.
 
-    Stopped leaves the block even if a library turned it into another error.
+    Interrupted leaves the block even if a library turned it into another error.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread receives signals
         return
-    _State.stopped, _State.waiting = None, False
+    _State.interrupted, _State.waiting = None, False
     before = {each: signal.getsignal(each) for each in _SIGNALS}
     for each, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -61,14 +61,14 @@ def stopping() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-        stopped, _State.stopped = _State.stopped, None  # a later search does not see it
-        if stopped is not None:
-            raise stopped
+        interrupted, _State.interrupted = _State.interrupted, None  # a later search does not see it
+        if interrupted is not None:
+            raise interrupted
 
 
-def told_to_end() -> bool:
-    """Whether a signal has come, within `stopping`."""
-    return _State.stopped is not None
+def is_interrupted() -> bool:
+    """Whether a signal has come, within `interruptible`."""
+    return _State.interrupted is not None
 
 
 @contextmanager
@@ -76,23 +76,23 @@ def between_steps() -> Iterator[Callable[[], bool]]:
     """Defer signals within the block; yields a function that returns whether one has come.
 
     Call it between two steps, where the state is consistent, and leave the block if it returns
-    True. Stopped is raised afterwards.
+    True. Interrupted is raised afterwards.
     """
     _State.waiting = True
     try:
-        yield told_to_end
+        yield is_interrupted
     finally:
         _State.waiting = False
-        if _State.stopped is not None:
-            raise _State.stopped
+        if _State.interrupted is not None:
+            raise _State.interrupted
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    first = _State.stopped
+    first = _State.interrupted
     if first is None:
-        _State.stopped = Stopped(number)
+        _State.interrupted = Interrupted(number)
         if not _State.waiting:
-            raise _State.stopped
+            raise _State.interrupted
     elif time.monotonic() - first.at > _ECHO:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from feature_collisions import ends
+from feature_collisions import interrupts
 from feature_collisions.data.files import load_tensors, save_tensors
-from feature_collisions.ends import Stopped, between_steps, stopping
+from feature_collisions.interrupts import Interrupted, between_steps, interruptible
 from feature_collisions.networks.mnist_mlp import MnistMLP
 from helpers.commands import ROOT, run_command, start
 
@@ -157,28 +157,28 @@ def test_stopped_leaves_whatever_a_library_makes_of_it():
             raise RuntimeError("a library's own") from None
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match="interrupted by SIGTERM"), stopping():
+    with pytest.raises(Interrupted, match="interrupted by SIGTERM"), interruptible():
         swallow()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_search_after_a_stopped_one_is_not_told_of_its_signal():
-    with pytest.raises(Stopped), stopping():
+    with pytest.raises(Interrupted), interruptible():
         os.kill(os.getpid(), signal.SIGTERM)
-    with between_steps() as ending:
-        assert not ending()
+    with between_steps() as is_interrupted:
+        assert not is_interrupted()
 
 
 def test_a_signal_waits_for_the_step_that_is_under_way():
     def step():
-        with stopping(), between_steps() as ending:
-            assert not ending()
+        with interruptible(), between_steps() as is_interrupted:
+            assert not is_interrupted()
             os.kill(os.getpid(), signal.SIGINT)
-            assert ending()
+            assert is_interrupted()
             done.append(True)
 
     done = []
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         step()
     assert done == [True]
 
@@ -187,17 +187,17 @@ def test_the_second_signal_ends_at_once_its_echo_does_not(monkeypatch):
     """GNU timeout sends each signal twice."""
 
     def step():
-        with stopping(), between_steps() as ending:
+        with interruptible(), between_steps() as is_interrupted:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
-            assert ending()
-            monkeypatch.setattr(ends, "_ECHO", 0.0)
-            monkeypatch.setattr(ends.os, "kill", lambda *call: sent.append(call))
+            assert is_interrupted()
+            monkeypatch.setattr(interrupts, "_ECHO", 0.0)
+            monkeypatch.setattr(interrupts.os, "kill", lambda *call: sent.append(call))
             signal.raise_signal(signal.SIGTERM)
             sent.append(signal.getsignal(signal.SIGTERM))
 
     sent = []
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         step()
     assert sent == [(os.getpid(), signal.SIGTERM), signal.SIG_DFL]
 
@@ -205,7 +205,7 @@ def test_the_second_signal_ends_at_once_its_echo_does_not(monkeypatch):
 def test_ignored_signals_stay_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with stopping():
+        with interruptible():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
