@@ -14,7 +14,7 @@ _backends: Any = torch.backends  # PyTorch's type hints lack these
 _ON_CPU = _backends.mkldnn.matmul, _backends.mkldnn.conv
 
 
-def able(device: torch.device, dtype: torch.dtype = torch.float64) -> torch.device:
+def device_for(device: torch.device, dtype: torch.dtype = torch.float64) -> torch.device:
     """Return `device`, or the CPU if it does not support `dtype`."""
     lacking = dtype == torch.float64 and device.type in WITHOUT_FLOAT64
     return CPU if lacking else device

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.devices import able, in_half
+from ..data.devices import device_for, in_half
 from ..graph.graph import copied
 from ..graph.target_layer import TargetLayer
 from ..hull.evaluator import Replica, batch_sizes, in_batches
@@ -65,7 +65,7 @@ def _basis(corners: Tensor) -> Tensor:
     There are fewer than K - 1 if corners coincide or are collinear: directions below the rounding
     of the pixels are dropped.
     """
-    wide = corners.flatten(1).to(able(corners.device)).double()
+    wide = corners.flatten(1).to(device_for(corners.device)).double()
     _, lengths, rows = torch.linalg.svd(wide[1:] - wide[0], full_matrices=False)
     rounding = torch.finfo(corners.dtype).eps * wide.norm()
     spanned: Tensor = rows[lengths > rounding].to(corners)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..graph.graph import evaluating
-from ..graph.logits import ask
+from ..graph.logits import predict
 from ..hull.evaluator import Replica
 from ..hull.hull import Hull
 
@@ -82,4 +82,4 @@ def _listed(hull: Hull, found: Tensor) -> list[int]:
 @torch.inference_mode()
 def _bars(replica: Replica, weights: Tensor) -> Tensor:
     """Bars (B, k) on the CPU."""
-    return replica.output.bars(ask(replica.model, replica.points(weights))).cpu()
+    return replica.output.bars(predict(replica.model, replica.points(weights))).cpu()

@@ -17,7 +17,7 @@ from ..errors import SettingError
 from .activations import Activation
 from .flow import following, module_named, names_of, other_readers
 from .graph import Graph, copied, evaluating
-from .logits import ask, device_of, first_weight, like_weights
+from .logits import device_of, first_weight, like_weights, predict
 from .target_layer import Observed, TargetLayer, joined
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -88,8 +88,8 @@ def check_agreement(
     with torch.no_grad(), evaluating(model):
         logits, preactivation = _listened(model, layer, images)
         _check_finite(model, logits)
-        alike("a second call gives other logits", logits, ask(model, images), _RANDOM)
-        alone = torch.cat([ask(model, image[None]) for image in images])
+        alike("a second call gives other logits", logits, predict(model, images), _RANDOM)
+        alone = torch.cat([predict(model, image[None]) for image in images])
         alike("its logits of an image depend on the batch", logits, alone, _BATCH)
         outputs = [_outputs(observed, images)]
     with torch.no_grad():
@@ -136,7 +136,7 @@ def check_hidden(graph: Graph, layer: str, images: Tensor) -> tuple[str, ...]:
         return known.past
     alike = partial(_check_alike, may_reduce(device_of(model)))
     with evaluating(model):
-        logits = ask(model, images)
+        logits = predict(model, images)
 
         def further(values: Tensor) -> Tensor:
             far = _FURTHER * values.abs().max()
@@ -195,7 +195,7 @@ def _with_values(
         return change(output) if first and isinstance(output, Tensor) else output
 
     with _observed_by(modules, hook):
-        return ask(model, images)
+        return predict(model, images)
 
 
 @contextmanager
@@ -218,7 +218,7 @@ def check_graph(model: nn.Module, network: nn.Module, images: Tensor) -> None:
         images: (B, C, H, W) to compare on.
     """
     with evaluating(model):
-        alone = torch.cat([ask(model, image[None]) for image in images])
+        alone = torch.cat([predict(model, image[None]) for image in images])
     found = network(like_weights(network, images))
     if not isinstance(found, Tensor):
         raise SettingError("model", None, f"returns {type(found).__name__}, not only logits")
@@ -237,7 +237,7 @@ def check_differentiable(model: nn.Module, image: Tensor) -> None:
     given = like_weights(model, image[None]).clone().requires_grad_()
     with evaluating(model):
         try:
-            output = ask(model, given)
+            output = predict(model, given)
         except SettingError:
             raise
         except Exception:  # any error of its forward is reported where its layer is computed
@@ -279,7 +279,7 @@ def _listened(model: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Ten
             copies.setdefault(module, output.detach().clone())
 
     with _observed_by(modules, keep):
-        logits = ask(model, images)
+        logits = predict(model, images)
     if len(copies) < len(named):
         return logits, None
     return logits, joined([copies[module] for module in modules])
@@ -291,7 +291,7 @@ def _outputs(network: nn.Module, images: Tensor) -> tuple[Tensor | None, Any]:
         return logits, preactivation
     if isinstance(network, TargetLayer):
         return None, network(like_weights(network, images))
-    return ask(network, images), None
+    return predict(network, images), None
 
 
 def _check_finite(model: nn.Module, logits: Tensor) -> None:

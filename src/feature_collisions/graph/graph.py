@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from ..data.devices import able, precision_flags_kept
+from ..data.devices import device_for, precision_flags_kept
 from ..errors import SettingError, first_line
 from .logits import device_of, first_weight, logits_in
 from .operations import NotPiecewiseLinear, is_no_operation, leave_out_dtype, without_in_place
@@ -103,7 +103,7 @@ def frozen_graph(graph: Graph, dtype: torch.dtype = torch.float64) -> fx.GraphMo
     network = copied(graph.runnable())
     write_with_simpler(network)
     fold(network)
-    network.requires_grad_(False).eval().to(able(device_of(graph.model), dtype), dtype)
+    network.requires_grad_(False).eval().to(device_for(device_of(graph.model), dtype), dtype)
     return network
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import SettingError
 
 
-def ask(model: nn.Module, images: Tensor) -> Tensor:
+def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Logits of `model(images)`; its hooks run.
 
     Args:

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..data.devices import able, without_tf32
+from ..data.devices import device_for, without_tf32
 from ..errors import SettingError, first_line
 from .activations import RELU, Activation, title_of
 from .flow import following
 from .graph import Graph, evaluating
-from .logits import ask
+from .logits import predict
 from .target_layer import TargetLayer
 
 _TOGETHER = 16  # batch size
@@ -246,7 +246,7 @@ def explain_forward_errors(size: Sequence[int], where: str = "") -> Iterator[Non
 @without_tf32()
 def preactivation_of(graph: Graph, layer: str, images: Tensor, dtype: torch.dtype) -> Tensor:
     """f0 (B, N) of images (B, C, H, W) in `dtype`, on their device if it supports `dtype`."""
-    place = able(images.device, dtype)
+    place = device_for(images.device, dtype)
     cut = TargetLayer(graph, layer).to(place, dtype)
     return torch.cat([cut(part) for part in images.to(place, dtype).split(_TOGETHER)])
 
@@ -256,4 +256,4 @@ def preactivation_of(graph: Graph, layer: str, images: Tensor, dtype: torch.dtyp
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """Logits (B, classes) of images (B, C, H, W) in the model's dtype and eval mode."""
     with evaluating(model):
-        return torch.cat([ask(model, part) for part in images.split(_TOGETHER)])
+        return torch.cat([predict(model, part) for part in images.split(_TOGETHER)])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..data.devices import able
+from ..data.devices import device_for
 from ..errors import SettingError
 from ..settings.trainer import MIXED
 from .flow import activations_behind, module_of, nodes_of
@@ -119,7 +119,7 @@ def network_of(
         network = TargetLayer(graph, layer)
     if isinstance(network.network, fx.GraphModule):
         reuse_memory(network.network)
-    place = able(device_of(graph.model), dtype)
+    place = device_for(device_of(graph.model), dtype)
     network.to(place, dtype).to(memory_format=layout)
     return network
 

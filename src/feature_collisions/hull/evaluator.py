@@ -16,7 +16,7 @@ from ..data.memory import images_at_once
 from ..data.threads import Threads, threads_of_cpu
 from ..errors import CollisionError, SettingError
 from ..graph.graph import copied, evaluating
-from ..graph.logits import ask, like_weights
+from ..graph.logits import like_weights, predict
 from ..graph.target import TargetFeatures
 from ..graph.target_layer import Observed
 from ..runs.evaluation import Sample
@@ -71,7 +71,7 @@ class Replica:
 
     def margins(self, weights: Tensor) -> Tensor:
         """Margins (B,) of the output at points with weights (B, K)."""
-        return self.output.margin(ask(self.model, self.points(weights)))
+        return self.output.margin(predict(self.model, self.points(weights)))
 
     @torch.inference_mode(False)
     def on(self, device: torch.device) -> "Replica":
@@ -255,12 +255,12 @@ class Evaluator:
         with torch.inference_mode(), evaluating(own.model):
             seen = torch.cat([each.to(begun) for each in (lowest, begun, *self._suspects)])
             parts = [
-                own.output.goodness(ask(own.model, own.points(part)))
+                own.output.goodness(predict(own.model, own.points(part)))
                 for part in seen.split(self.batch_size)
             ]
             worst = seen[torch.cat(parts).argmin()]
             image = own.points(worst[None])
-            (said,) = own.output.of_images(ask(own.model, image))
+            (said,) = own.output.of_images(predict(own.model, image))
         return WorstCase(
             worst, image[0], said.predicted_class, said.probability, own.output.takes(said),
             said.cosine, said.output_relative,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.devices import able
+from ..data.devices import device_for
 from ..graph.target import TargetFeatures
 from ..runs.evaluation import Sample
 from ..runs.records import Corner, Summary
@@ -221,7 +221,7 @@ class Features(Output):
 
     def cosines(self, outputs: Tensor) -> Tensor:
         """Cosines (B,) with the target's features, in float64 if the device supports it."""
-        wide = torch.float64 if able(outputs.device) == outputs.device else torch.float32
+        wide = torch.float64 if device_for(outputs.device) == outputs.device else torch.float32
         target = self.target.to(wide)[None]
         cosines: Tensor = F.cosine_similarity(outputs.to(wide), target, eps=1e-30)
         return cosines

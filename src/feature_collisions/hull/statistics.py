@@ -8,7 +8,7 @@ from scipy.stats import beta
 from torch import Tensor
 from torchmetrics import Metric
 
-from ..data.devices import able
+from ..data.devices import device_for
 from ..graph.graph import Graph
 from ..graph.target import TargetFeatures, positive
 from ..graph.target_layer import is_affine
@@ -48,7 +48,7 @@ class HullStatistics(Metric):
 
     def __init__(self, target: TargetFeatures, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.place = able(target.preactivation.device)
+        self.place = device_for(target.preactivation.device)
         self.target = TargetFeatures(target.preactivation.to(self.place), target.activation)
         self.inactive = ~self.target.active
         for name in ("samples", "kept"):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.devices import able, without_cudnn
+from ..data.devices import device_for, without_cudnn
 from .database import PatchDatabase
 
 ROUNDING = 1e-5  # of |x|^2: more than the rounding error of any sum below in float32
@@ -71,7 +71,7 @@ def basis_of(windows: Tensor, dimensions: int) -> Tensor:
     basis: Tensor = start.to(windows.device)
     for _ in range(4):  # subspace iteration; approximate singular vectors suffice
         basis = torch.linalg.qr(centred.T @ (centred @ basis)).Q
-    exact = basis.to(able(basis.device), torch.float64)
+    exact = basis.to(device_for(basis.device), torch.float64)
     orthonormal: Tensor = torch.linalg.qr(exact).Q.to(basis)
     return orthonormal
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.devices import able
+from ..data.devices import device_for
 from ..graph.operations import NotPiecewiseLinear
 from ..settings.evaluate import EdgeSettings
 from .between.chords import Chords
@@ -111,7 +111,7 @@ class Walker:
         self.network = traced(self.problem.graph, self.dtype, self.problem.corners)
         self.memory = int(self.settings.memory * 2**30)
         self.line = Line(self.network, self.memory)
-        place = able(self.problem.corners.device, self.dtype)
+        place = device_for(self.problem.corners.device, self.dtype)
         self.corners = self.problem.corners.to(place, self.dtype)
         self.chords: Chords | None = None
         self.is_unbounded = False
@@ -120,7 +120,7 @@ class Walker:
 
     def _exact_steps(self) -> list[Step] | None:
         """Steps for rechecking chunks; None if the network is too large."""
-        corners = self.problem.corners.to(able(self.problem.corners.device), torch.float64)
+        corners = self.problem.corners.to(device_for(self.problem.corners.device), torch.float64)
         network = traced(self.problem.graph) if self.dtype != torch.float64 else self.network
         try:
             steps = steps_of(network, corners[0])
@@ -180,7 +180,7 @@ class Walker:
         bends = [chunk[0], *(place for pair in failed for place in pair), chunk[1]]
         good = list(zip(bends[::2], bends[1::2], strict=True))
         corners = self.problem.corners[list(ends)]
-        corners = corners.to(able(corners.device), torch.float64)
+        corners = corners.to(device_for(corners.device), torch.float64)
         edge.unconfirmed += unconfirmed(self.exact, corners, self.problem.target_class, good)
 
     def _begin_to_bound(self) -> None:

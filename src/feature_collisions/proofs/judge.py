@@ -9,7 +9,7 @@ from threading import Lock
 import torch
 from torch import Tensor, fx
 
-from ..data.devices import able
+from ..data.devices import device_for
 from ..data.threads import Threads, threads_of_cpu
 from ..graph.operations import NotPiecewiseLinear
 from ..simplex import dirichlet
@@ -38,7 +38,7 @@ class HullJudge(ABC):
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.place = able(problem.corners.device)
+        self.place = device_for(problem.corners.device)
         on_cpu = self.place.type == "cpu"
         self.threads = threads_of_cpu() if on_cpu else 1
         self._pool = Threads(self.threads, on_cpu)

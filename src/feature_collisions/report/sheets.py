@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.images import load_image, load_picture
 from ..errors import SettingError
 from ..graph.graph import evaluating
-from ..graph.logits import ask
+from ..graph.logits import predict
 from ..hull.hull import Hull
 from ..patches.database import PatchDatabase, source
 from ..patches.paste import cut_out
@@ -132,7 +132,7 @@ def _even_mix(hull: Hull, words: Words) -> Panel:
     """The centroid of the hull, with its class."""
     mix = hull.points(torch.full((1, len(hull.corners)), 1 / len(hull.corners)))
     with evaluating(hull.model):
-        said = words.of_image(hull, ask(hull.model, mix))
+        said = words.of_image(hull, predict(hull.model, mix))
     return Panel(mix[0], "their even mix", said)
 
 

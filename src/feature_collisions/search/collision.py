@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data.devices import out_of_memory
 from ..data.memory import corners_that_fit
 from ..errors import CollisionError, SettingError, first_line
-from ..graph.logits import ask
+from ..graph.logits import predict
 from ..graph.target_layer import Observed, TargetLayer
 from ..hull.outputs import Output
 from ..settings.search import OptimizerSettings, StopSettings
@@ -257,9 +257,8 @@ class Collision(LightningModule):
             totals.append(self._descend(step, backward))
             optimizer.step()
             self.parameterisation.project()
-            if (
-                self.ranks == 1 and self.is_interrupted()
-            ):  # several ranks end together, at the next check
+            # Several ranks end together, at the next check.
+            if self.ranks == 1 and self.is_interrupted():
                 end = step + 1
                 break
         self._look(totals, _optimised(optimizer, not scaled))
@@ -392,7 +391,7 @@ class Collision(LightningModule):
         inside = self._points_inside(_LOOKED_AT if self.loss.settings.hull else 0, 0, every)
         for points in (images, inside):
             for rows in self._parts(points):
-                outputs = ask(self.classifier, points[rows])
+                outputs = predict(self.classifier, points[rows])
                 if not all_met(self.goal.misclassified(outputs)):
                     return False
         return True

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from ..data.devices import able, out_of_memory
+from ..data.devices import device_for, out_of_memory
 from ..data.images import check_pair, save_png
 from ..errors import SettingError
 from ..graph.agreement import (
@@ -118,7 +118,7 @@ class Search(SearchSettings):
         asked = self.trainer.get("precision")
         self.trainer = check_trainer(where(device_of(self.model)) | self.trainer)
         self.dtype = self._dtype()
-        place = able(device_of(self.model), self.dtype)
+        place = device_for(device_of(self.model), self.dtype)
         self.initial, self.target = self.initial.to(place), self.target.to(place)
         with fitting(len(self.corners), place):
             self.module = self._collision()
