@@ -68,7 +68,7 @@ def test_the_classifier_is_asked_in_parts_as_well(monkeypatch: pytest.MonkeyPatc
     search, _ = toy(corners_per_batch=7)
     search.module.classifier = asked = Counting(search.module.classifier)
     search.module.stop = StopSettings(None, 0, 12, probability=0.9)
-    monkeypatch.setattr(Goal, "late", lambda *_: {})
+    monkeypatch.setattr(Goal, "unmatched", lambda *_: {})
     monkeypatch.setattr(Goal, "misclassified", lambda *_: {})
     search.run()
     assert max(asked.counts) == 7

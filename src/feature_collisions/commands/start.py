@@ -33,7 +33,7 @@ from .command_line import changed, command, usage
 
 _CONFIGS = {"train": "config", "evaluate": "evaluate"}  # files in conf/
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
-_MENDABLE = (SettingError, CollisionError, HydraException, OmegaConfBaseException, OSError)
+_FIXABLE = (SettingError, CollisionError, HydraException, OmegaConfBaseException, OSError)
 
 
 def conf_folder() -> Path:
@@ -78,7 +78,7 @@ def run_command(name: str, task: Callable[[DictConfig], None], conf: Path) -> No
     except BrokenPipeError:  # `train.py --help | head`: end as by SIGPIPE
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the remaining flush
         sys.exit(_BROKEN_PIPE)
-    except _MENDABLE as error:
+    except _FIXABLE as error:
         sys.exit(f"error: {explain(error)}")
 
 

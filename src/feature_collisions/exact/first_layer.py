@@ -17,7 +17,7 @@ from ..graph.operations import (
     NotPiecewiseLinear,
     affine_part,
     keeps_values,
-    where,
+    module_path,
 )
 from ..graph.target import TargetFeatures
 
@@ -189,7 +189,7 @@ def _first_bend(graph: Graph, affine: set[fx.Node]) -> str:
             moving.add(node)
         elif moving & set(node.all_input_nodes):
             if node not in affine and node.op != "output" and not base_name(node).startswith("sym"):
-                return f"{where(node)} ({base_name(node)})"
+                return f"{module_path(node)} ({base_name(node)})"
             moving.add(node)
     return "nothing"
 

@@ -131,7 +131,7 @@ def _kind(node: fx.Node, moving: list[fx.Node]) -> Kind:
     if is_clip(node):
         reason = "it does not clip at 0"
     raise NotPiecewiseLinear(
-        f"{where(node)} ({base_name(node)}) is not known to be linear"
+        f"{module_path(node)} ({base_name(node)}) is not known to be linear"
         + (f": {reason}" if reason else "")
     )
 
@@ -145,7 +145,7 @@ def _is_product(node: fx.Node, moving: list[fx.Node]) -> bool:
     return min(map(len, shapes)) == max(map(len, shapes)) > (2 if matrices else 0)
 
 
-def where(node: fx.Node) -> str:
+def module_path(node: fx.Node) -> str:
     """Module that calls an operation, for messages."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]).removeprefix("model").removeprefix(".") if stack else ""

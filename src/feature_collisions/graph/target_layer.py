@@ -15,13 +15,7 @@ from ..settings.trainer import MIXED
 from .flow import activations_behind, module_of, nodes_of
 from .graph import Graph, copied, fold, held_by, until
 from .logits import device_of, logits_in
-from .operations import (
-    LAYERS,
-    NotPiecewiseLinear,
-    kinds,
-    reuse_memory,
-    where,
-)
+from .operations import LAYERS, NotPiecewiseLinear, kinds, module_path, reuse_memory
 
 
 class TargetLayer(nn.Module):
@@ -157,7 +151,7 @@ def check_affine(layer: TargetLayer) -> None:
     if not isinstance(layer.network, fx.GraphModule):
         raise NotPiecewiseLinear("torch.export cannot trace the network")
     found = kinds(layer.network).items()
-    bends = [where(node) for node, kind in found if kind not in ("fixed", "affine")]
+    bends = [module_path(node) for node, kind in found if kind not in ("fixed", "affine")]
     if bends:
         raise NotPiecewiseLinear(f"the pixels pass through {bends[0]} first, which is not linear")
 

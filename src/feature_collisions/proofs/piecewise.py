@@ -15,7 +15,7 @@ from ..errors import SettingError
 from ..graph.activations import base_name, ceiling_of
 from ..graph.agreement import check_graph
 from ..graph.graph import Graph, frozen_graph
-from ..graph.operations import NotPiecewiseLinear, kinds, pooling, size_of, where
+from ..graph.operations import NotPiecewiseLinear, kinds, module_path, pooling, size_of
 
 
 class TooManyPieces(RuntimeError):
@@ -65,7 +65,7 @@ class Line(fx.Interpreter):
         self.kinds = kinds(network)
         for node, kind in self.kinds.items():
             if kind in ("curve", "product", "softmax"):
-                name = f"{where(node)} ({base_name(node)})"
+                name = f"{module_path(node)} ({base_name(node)})"
                 raise NotPiecewiseLinear(f"{name} bends everywhere; the hull's class has bounds")
         self.memory = memory
         self.fullest = 0.0  # largest share of it in the last walk

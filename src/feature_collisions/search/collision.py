@@ -38,7 +38,7 @@ class Goal:
     norm: float
     output: Output
 
-    def late(self, positive: Tensor) -> dict[str, Tensor]:
+    def unmatched(self, positive: Tensor) -> dict[str, Tensor]:
         """Corners whose L_pos exceeds a limit, by reason.
 
         Args:
@@ -376,7 +376,7 @@ class Collision(LightningModule):
         step = self.step + len(totals)
         self.converged = self._agreed(  # classes cost many steps: check them only if it matters
             self.stop.least <= step < self.stop.max_steps
-            and all_met(self.goal.late(own["positive"]))
+            and all_met(self.goal.unmatched(own["positive"]))
             and self._classified_as_target(images, every)
         )
         self.interrupted = self._agreed(self.is_interrupted(), every=False)

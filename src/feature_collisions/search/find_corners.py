@@ -54,7 +54,7 @@ from ..runs.records import Summary
 from ..settings.output import check_output
 from ..settings.search import SearchSettings, images_per_batch
 from ..settings.train import parse_corners
-from ..settings.trainer import MIXED, check_trainer, devices_of, where
+from ..settings.trainer import MIXED, arguments_for, check_trainer, devices_of
 from .callbacks import callbacks_of, log_afterwards
 from .checkpoints import check_checkpoint, digest, problem_of
 from .collision import Collision, Found, Goal, all_met, unmet
@@ -65,7 +65,7 @@ from .trainer import AGREES, fit, halve_and_compare, make_trainer
 
 
 @contextmanager
-def fitting(count: int, place: torch.device) -> Iterator[None]:
+def explain_too_many_corners(count: int, device: torch.device) -> Iterator[None]:
     """Turn an out-of-memory error before the first step into a SettingError with a remedy."""
     try:
         yield
@@ -75,7 +75,7 @@ def fitting(count: int, place: torch.device) -> Iterator[None]:
         raise SettingError(
             "corner",
             None,
-            f"{count} corners do not fit into the memory of {place}",
+            f"{count} corners do not fit into the memory of {device}",
             "search fewer at once, lower corners_per_batch, or end what else runs there",
         ) from error
 
@@ -116,14 +116,14 @@ class Search(SearchSettings):
         self._check_branches()
         self.corners = parse_corners(self.corners)
         asked = self.trainer.get("precision")
-        self.trainer = check_trainer(where(device_of(self.model)) | self.trainer)
+        self.trainer = check_trainer(arguments_for(device_of(self.model)) | self.trainer)
         self.dtype = self._dtype()
         place = device_for(device_of(self.model), self.dtype)
         self.initial, self.target = self.initial.to(place), self.target.to(place)
-        with fitting(len(self.corners), place):
+        with explain_too_many_corners(len(self.corners), place):
             self.module = self._collision()
         self.device = devices_of(self.trainer)[0]
-        with fitting(len(self.corners), self.device):
+        with explain_too_many_corners(len(self.corners), self.device):
             self.precision = self._precision(asked)
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
@@ -321,7 +321,10 @@ class Search(SearchSettings):
         self.module.started = time.perf_counter()
         self._say_if_already_there()
         shared = self.lightning.world_size > 1
-        with between_steps() as self.module.is_interrupted, fitting(len(self.corners), self.device):
+        with (
+            between_steps() as self.module.is_interrupted,
+            explain_too_many_corners(len(self.corners), self.device),
+        ):
             fit(self.lightning, self.module, None if shared else logger, self.ckpt_path)
         found = self.module.found
         assert found is not None
@@ -361,7 +364,7 @@ class Search(SearchSettings):
         oriented = self.features.oriented(self._preactivation(self.start))
         norms = positive(oriented, self.features.values, self.features.active)
         outputs = logits_of(self.model, self.start)
-        reasons = self.goal.late(norms) | self.goal.misclassified(outputs)
+        reasons = self.goal.unmatched(norms) | self.goal.misclassified(outputs)
         if reasons and all_met(reasons):
             warnings.warn(
                 f"the initial image meets the goal before the first step: its L_pos is "
@@ -433,7 +436,7 @@ class Search(SearchSettings):
         )  # fmt: skip
         norms = torch.tensor([entry.positive for entry in summary.corners])
         outputs = logits_of(self.model, found.corners)
-        reasons = self.goal.late(norms) | self.goal.misclassified(outputs.cpu())
+        reasons = self.goal.unmatched(norms) | self.goal.misclassified(outputs.cpu())
         summary.unmet = unmet(reasons, self.corners)
         summary.converged = not summary.unmet
         return summary

@@ -53,7 +53,7 @@ def single_device(trainer: dict[str, Any]) -> torch.device | None:
     return devices_of(checked)[0] if len(device_ids(checked)) == 1 else None
 
 
-def where(device: torch.device) -> dict[str, Any]:
+def arguments_for(device: torch.device) -> dict[str, Any]:
     """The Trainer's arguments for `device`."""
     if device.type == "cuda":
         return {"accelerator": "gpu", "devices": [device.index or 0]}
