@@ -6,6 +6,7 @@ rounded apart and together; and the size that no five points of the polytope exc
 Run: PYTHONPATH=DIR python benchmarks/exact.py hulls --networks MODULE:NAME:SIZE NAME --root DIR
 A name alone is timm's, with random weights, which the theorem allows.
 Survey: python benchmarks/exact.py survey FIGURE     Pictures: ... pictures FIGURE --networks ...
+Lattice: ... lattice --networks ...: how nearly exact 8-bit pixels are, by how far they may move.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
+import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from feature_collisions.data.datasets import load_data
 from feature_collisions.data.image_folder import ImageFolder
 from feature_collisions.data.images import pooled_distance
 from feature_collisions.exact import windows
-from feature_collisions.exact.eight_bits import with_exact_pngs
+from feature_collisions.exact.eight_bits import nearest_plane, reduced, with_exact_pngs
 from feature_collisions.exact.exact_hull import ExactCorners
 from feature_collisions.exact.first_layer import first_layer
 from feature_collisions.exact.nearest import Matrix
@@ -45,7 +47,7 @@ STEMS = (
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=("hulls", "survey", "pictures"))
+    parser.add_argument("task", choices=("hulls", "survey", "pictures", "lattice"))
     parser.add_argument("figure", nargs="?")
     parser.add_argument("--networks", nargs="+", default=["vit_tiny_patch16_224"])
     parser.add_argument("--root", help="a folder of images, one folder a class")
@@ -72,6 +74,17 @@ def digits() -> nn.Sequential:
     """The tutorial's network with a strided stem: 8 values of each square of 4x4 pixels."""
     rest = nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 64), nn.ReLU(), nn.Linear(64, 10)
     return nn.Sequential(nn.Conv2d(1, 8, 4, stride=4), *rest).eval()
+
+
+def problem_of(
+    name: str, arguments: argparse.Namespace
+) -> tuple[nn.Module, Tensor, Sequence[Tensor]]:
+    """A network, the target and the photographs (6, C, H, W), and the data set that they are of."""
+    model, size = network_of(name)
+    images: Sequence[Tensor] = load_data(DataSettings("digits")).test
+    if name != "digits":
+        images = ImageFolder(DataSettings("image_folder", arguments.root, size))
+    return model, torch.stack([images[k] for k in arguments.images]), images
 
 
 @torch.no_grad()
@@ -115,11 +128,7 @@ def hulls(arguments: argparse.Namespace) -> None:
     windows._ROUNDS = arguments.rounds
     print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
     for name in arguments.networks:
-        model, size = network_of(name)
-        images: Sequence[Tensor] = load_data(DataSettings("digits")).test
-        if name != "digits":
-            images = ImageFolder(DataSettings("image_folder", arguments.root, size))
-        given = torch.stack([images[k] for k in arguments.images])
+        model, given, images = problem_of(name, arguments)
         sample = torch.stack([images[k] for k in range(0, len(images), -(-len(images) // 100))])
         for kind, towards in (("near", given[1:]), ("far", 5)):
             problem = ExactCorners(model, given[0], towards)
@@ -158,6 +167,30 @@ def hulls(arguments: argparse.Namespace) -> None:
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
+def lattice(arguments: argparse.Namespace) -> None:
+    """Corners near photographs, whose pixels are rounded together at several costs of a level."""
+    print("| network | s | error | levels | windows in range |\n| --- | --- | --- | --- | --- |")
+    for name in arguments.networks:
+        model, given, _ = problem_of(name, arguments)
+        polytope = ExactCorners(model, given[0], given[1:]).polytope
+        (problem,) = polytope.problems
+        assert problem.given is not None
+        rows = problem.given.matrix
+        rows = rows / np.linalg.norm(rows, axis=1).mean()
+        found, _ = polytope.nearest(given[1:].flatten(1).double())
+        at = 255 * found[:, problem.pixels].flatten(0, 1).mT.numpy()
+        plain = np.square(rows @ (np.rint(at) - at)).sum(0)
+        for spread in (0.1, 0.01, 3e-3, 3e-4, 3e-5, 3e-6):
+            metric = np.vstack([rows, spread * np.eye(len(at))])
+            whole = nearest_plane(metric, reduced(metric), at)
+            inside = (whole >= 0).all(0) & (whole <= 255).all(0)
+            left = np.square(rows @ (whole - at)).sum(0)
+            error = (left[inside].mean() / plain[inside].mean()) ** 0.5
+            levels = np.square(whole - at).mean() ** 0.5
+            figures = f"{spread:g} | {error:.2g} | {levels:.2g} | {inside.mean():.0%}"
+            print(f"| {name} | {figures} |", flush=True)
+
+
 def survey(arguments: argparse.Namespace) -> None:
     found: list[tuple[str, float, str]] = []
     for name in STEMS:
@@ -180,9 +213,7 @@ def survey(arguments: argparse.Namespace) -> None:
 @torch.no_grad()
 def pictures(arguments: argparse.Namespace) -> None:
     (name,) = arguments.networks
-    model, size = network_of(name)
-    images = ImageFolder(DataSettings("image_folder", arguments.root, size))
-    given = torch.stack([images[k] for k in arguments.images])
+    model, given, images = problem_of(name, arguments)
     found, _ = ExactCorners(model, given[0], given[1:]).polytope.nearest(
         given[1:].flatten(1).double()
     )
@@ -194,7 +225,8 @@ def pictures(arguments: argparse.Namespace) -> None:
         column[0].set_title("target" if k == 0 else f"photograph {k}", fontsize=9)
         column[1].imshow((given[0] if k == 0 else corners[k - 1]).permute(1, 2, 0))
         best = int(probabilities[k].argmax())
-        own = images.class_names[best] if len(images.class_names) == len(probabilities[k]) else best
+        names = getattr(images, "class_names", ())
+        own = names[best] if len(names) == len(probabilities[k]) else best
         column[1].set_xlabel(f"{own}\n{probabilities[k, best]:.5f}", fontsize=9)
         for each in column:
             each.set(xticks=[], yticks=[])
@@ -204,4 +236,6 @@ def pictures(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     chosen = parse()
-    {"hulls": hulls, "survey": survey, "pictures": pictures}[chosen.task](chosen)
+    {"hulls": hulls, "survey": survey, "pictures": pictures, "lattice": lattice}[chosen.task](
+        chosen
+    )
