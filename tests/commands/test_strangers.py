@@ -186,7 +186,7 @@ def test_wandb_writes_nothing_through_a_link(tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir()
     (tmp_path / "wandb").symlink_to(victim)
-    identity = Identity("id", "project", "name", "group", "search")
+    identity = Identity(id="id", project="project", name="name", group="group", job_type="search")
     with (
         pytest.raises(SettingError, match="is a link to another folder"),
         wandb_run("offline", tmp_path, identity),

@@ -188,7 +188,8 @@ def test_the_report_shows_the_same(tmp_path, other):
 def test_what_is_proved_is_the_same(other):
     found = []
     for hull in (collided(), moved(collided())):
-        found.append(timeless(hull.prove(seconds=10) | {"faces": prove_faces(hull.problem, 10)}))
+        proofs = hull.prove(seconds=10) | {"faces": prove_faces(hull.problem, 10)}
+        found.append(timeless(proofs.entries()))
     assert found[0]["class"]["outcome"] == "proved"
     assert found[0] == found[1]
 

@@ -74,12 +74,12 @@ def test_a_max_pool_bends_where_its_largest_line_changes() -> None:
 def test_a_planted_class_change_is_found_with_its_interval(tmp_path: Path) -> None:
     found = prove_edges(valley().problem, EdgeSettings(), tmp_path)
     first, second, third = found["edges"]
-    assert first["corners"] == (4, 5)
+    assert first["corners"] == [4, 5]
     assert first["walked"] == 1
     assert first["first_failure"] == pytest.approx([0.3, 0.3125], abs=1e-6)
     assert first["failed"] == pytest.approx(0.0125, abs=1e-6)
     assert first["proved"] == pytest.approx(0.9875, abs=1e-6)
-    assert second["corners"] == (4, 9)  # pixel 0 stays 0: the class holds
+    assert second["corners"] == [4, 9]  # pixel 0 stays 0: the class holds
     assert second["proved"] == 1
     assert second["first_failure"] is None
     assert second["margin_min"] == pytest.approx(0.3, abs=1e-6)

@@ -262,7 +262,8 @@ def test_a_suspect_refutes_at_once() -> None:
     )
     found = prove_class(hull.problem, 0, suspects=[[0.5, 0.25, 0.25]])
     assert found["outcome"] == "refuted"
-    assert found["counter_example"] == {"weights": [0.5, 0.25, 0.25], "class": 1}
+    example = found.counter_example
+    assert example.entries() == {"weights": [0.5, 0.25, 0.25], "class": 1}
     assert found["share_proved"] == 0
 
 

@@ -4,20 +4,23 @@ Paths, logging and the distribution of work are not among them. The classifier, 
 patches are identified by hashes.
 """
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue, RootModel
 from torch import Tensor, nn
 
 from ..data.datasets import DataSplit
-from ..data.files import read_json, write_json
+from ..data.files import write_json
 from ..errors import SettingError
 from ..networks.weights import weights_hash
 from ..patches.database import patch_images
 from ..runs.directories import CORNERS
+from ..runs.records import read_record
 from ..runs.run import Run, load_run
 from ..search.checkpoints import digest
 from ..settings.train import Settings
@@ -31,7 +34,20 @@ _LEFT_OUT = {
 }  # fmt: skip
 
 
-def hashes(settings: Settings, model: nn.Module, data: DataSplit) -> dict[str, Any]:
+class Deciding(RootModel[dict[str, JsonValue]]):
+    """What decides the result of a search, by the settings' names: what `settings.json` holds."""
+
+    def differences_to(self, kept: Deciding) -> list[str]:
+        """What was kept and differs now: `loss.alpha was 1.0, is 100.0`."""
+        now, before = self.root, kept.root
+        return [
+            f"{name} was {before.get(name)}, is {now.get(name)}"
+            for name in dict.fromkeys([*before, *now])
+            if before.get(name) != now.get(name)
+        ]
+
+
+def hashes(settings: Settings, model: nn.Module, data: DataSplit) -> dict[str, str]:
     """Hashes of the classifier's weights, and of the images that patches come from, if any."""
     found = {"classifier.hash": weights_hash(model)}
     if settings.parameterisation == "composite":
@@ -41,8 +57,8 @@ def hashes(settings: Settings, model: nn.Module, data: DataSplit) -> dict[str, A
 
 
 def deciding(
-    settings: Settings, hashes: dict[str, Any], initial: Tensor, target: Tensor
-) -> dict[str, Any]:
+    settings: Settings, hashes: Mapping[str, str], initial: Tensor, target: Tensor
+) -> Deciding:
     """The settings that determine the result of a search, by name.
 
     Args:
@@ -52,10 +68,10 @@ def deciding(
         target: (C, H, W).
     """
     images = {"initial.image": digest(initial), "target.image": digest(target)}
-    return dict(_flat(asdict(settings), "")) | hashes | images
+    return Deciding({**dict(_flat(asdict(settings), "")), **hashes, **images})
 
 
-def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, JsonValue], prefix: str) -> Iterator[tuple[str, JsonValue]]:
     for name, value in values.items():
         full = prefix + name
         if full in _LEFT_OUT:
@@ -66,13 +82,13 @@ def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield full, value
 
 
-def keep(directory: Path, decisive: dict[str, Any]) -> None:
+def keep(directory: Path, decisive: Deciding) -> None:
     """Write the settings that determine the result to `directory`."""
-    write_json(directory / SETTINGS, decisive)
+    write_json(directory / SETTINGS, decisive.root)
 
 
-def differences_to(directory: Path, decisive: dict[str, Any]) -> list[str]:
-    """Differences to the settings in `directory`, such as `loss.alpha was 1.0, is 100.0`.
+def differences_to(directory: Path, decisive: Deciding) -> list[str]:
+    """Differences to the settings in `directory`.
 
     Raises:
         SettingError: if the stored settings are damaged.
@@ -80,17 +96,10 @@ def differences_to(directory: Path, decisive: dict[str, Any]) -> list[str]:
     path = directory / SETTINGS
     if not path.exists():
         return ["its settings were not saved"]
-    kept = read_json(path)
-    if not isinstance(kept, dict):
-        raise SettingError(path, None, "not what train.py writes", f"delete {directory}")
-    return [
-        f"{name} was {kept.get(name)}, is {decisive.get(name)}"
-        for name in dict.fromkeys([*kept, *decisive])
-        if kept.get(name) != decisive.get(name)
-    ]
+    return decisive.differences_to(read_record(Deciding, path, f"delete {directory}"))
 
 
-def finished_run(directory: Path, decisive: dict[str, Any], max_steps: int) -> Run | None:
+def finished_run(directory: Path, decisive: Deciding, max_steps: int) -> Run | None:
     """The run in `directory`, if it is complete and was found with the same settings.
 
     A damaged run is searched again.

@@ -4,7 +4,6 @@ import errno
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -22,7 +21,7 @@ from ..runs.rows import FAILED, Row, row_of
 from ..runs.run import load_run
 from ..settings.evaluate import EvaluateSettings
 from .csv_lines import csv_lines, shown
-from .deciding import differences_to
+from .deciding import Deciding, differences_to
 from .random_pairs import Pair, random_pairs
 
 OUTCOME = "outcome.json"
@@ -107,14 +106,14 @@ def read_pairs_file(path: str) -> list[tuple[int, list[str]]]:
 
 
 def check_earlier(
-    pairs: Sequence[Pair], directory: Path, decisive: Callable[[Pair], dict[str, Any]]
+    pairs: Sequence[Pair], directory: Path, decisive: Callable[[Pair], Deciding]
 ) -> None:
     """Check the results of an earlier start in `directory`.
 
     Args:
         pairs: the pairs.
         directory: of `run_pairs`.
-        decisive: the settings that determine a pair's hull, by name.
+        decisive: the settings that determine a pair's hull.
 
     Raises:
         SettingError: if a pair was searched there with other settings. Nothing is overwritten, and

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import SettingError
 from ..escaping import for_terminal
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
     from torch import nn
 
     from ..evaluation.judge import Judge
@@ -199,8 +200,8 @@ def _check_budget(runs: Sequence[Run]) -> None:
                 )
 
 
-def _flat(run: Run) -> dict[str, Any]:
-    found: dict[str, Any] = {"trainer.precision": run.summary.precision}  # the choice of `auto`
+def _flat(run: Run) -> dict[str, JsonValue]:
+    found: dict[str, JsonValue] = {"trainer.precision": run.summary.precision}  # choice of `auto`
     for name in _SHARED:
         value = run.config.get(name)
         inner = value if isinstance(value, dict) else {None: value}

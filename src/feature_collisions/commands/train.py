@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ..patches.composite import Sources
     from ..runs.records import Summary
     from ..search.find_corners import Search
+    from .deciding import Deciding
     from .random_pairs import Pair
 
 
@@ -105,7 +106,7 @@ class Job:
     data: DataSplit
     model: nn.Module
     graph: Graph
-    hashes: dict[str, Any]
+    hashes: Mapping[str, str]
     group: str
     overrides: Sequence[str]
 
@@ -118,7 +119,7 @@ class Job:
         find, settings = self.data.test.find, self.settings
         return find("initial", settings.initial), find("target", settings.target)
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> Deciding:
         """The settings that determine the result, by name."""
         from .deciding import deciding
 
@@ -339,25 +340,21 @@ def ready_search(
     from ..search.find_corners import Search
 
     settings = job.settings
+    if settings.solver != "gradient":
+        return exact_corners(job, initial, target)
     sources = None
     if settings.parameterisation == "composite":
         sources = paste_patches(settings, job.data, initial, directory)
-    problem: dict[str, Any] = {
-        "model": job.model,
-        "graph": job.graph,
-        "layer": settings.classifier.layer,
-        "initial": initial,
-        "target": target,
-        "corners": parse_corners(settings.corner),
-        "corner_order": settings.corner_order,
-        "seed": settings.seed,
-        "output": settings.classifier.output,
-        "threshold": settings.output.threshold,
-    }
-    if settings.solver != "gradient":
-        return exact_corners(job, initial, target)
     return Search(
-        **(settings.of_search | problem),
+        job.model,
+        settings.classifier.layer,
+        initial,
+        target,
+        parse_corners(settings.corner),
+        **settings.of_search,
+        graph=job.graph,
+        output=settings.classifier.output,
+        threshold=settings.output.threshold,
         directory=directory,
         ckpt_path=checkpoint,
         sources=sources,

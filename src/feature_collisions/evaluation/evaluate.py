@@ -27,7 +27,7 @@ from ..proofs.edges import prove_edges
 from ..proofs.faces import prove_faces
 from ..proofs.splitting import Keep
 from ..proofs.whole_hull import prove_class
-from ..runs.evaluation import ClassProof, CollisionProof, Edges, Evaluation, Faces, Proof
+from ..runs.evaluation import Evaluation, Proof
 from ..runs.records import first_problem
 from ..settings.evaluate import EvaluateSettings
 from ..settings.trainer import MIXED
@@ -225,21 +225,6 @@ def _distances(subject: Subject) -> Evaluation:
     return found
 
 
-def _looks(subject: Subject) -> Evaluation:
-    """Visible differences of the corners."""
-    return differences(subject.hull) | visible(subject.hull)
-
-
-def _balls(subject: Subject) -> Evaluation:
-    """Balls of the hull's size (Table 5)."""
-    return balls(subject.hull, subject.settings.beside, subject.settings.seed)
-
-
-def _simplices(subject: Subject) -> Evaluation:
-    """The corners' simplex, rotated at random."""
-    return simplices(subject.hull, subject.settings.beside, subject.settings.seed)
-
-
 def _plain(subject: Subject) -> Evaluation:
     """The hull of plain solutions of Eq. 1."""
     hull, settings = subject.hull, subject.settings
@@ -269,7 +254,7 @@ def _worst_case(subject: Subject) -> Evaluation:
 def _edges(subject: Subject) -> Evaluation:
     """The edges between corners, walked as far as the settings allow."""
     found = prove_edges(subject.hull.problem, subject.settings.edges, cache_path("edges"))
-    return Evaluation(edges=Edges.model_validate(found))
+    return Evaluation(edges=found)
 
 
 def _proved(subject: Subject, name: str, found: Proof) -> Evaluation:
@@ -285,7 +270,7 @@ def _collision_proof(subject: Subject) -> Evaluation:
     seconds = subject.settings.proof.seconds
     problem, keep = subject.hull.problem, _keep(subject, "collision")
     found = prove_collision(problem, seconds, subject.cache("hulls"), keep)
-    return _proved(subject, "collision", CollisionProof.model_validate(found))
+    return _proved(subject, "collision", found)
 
 
 def _class_proof(subject: Subject) -> Evaluation:
@@ -295,7 +280,7 @@ def _class_proof(subject: Subject) -> Evaluation:
     seconds = subject.settings.proof.seconds
     problem, keep = subject.hull.problem, _keep(subject, "class")
     found = prove_class(problem, seconds, subject.cache("hulls"), suspects, keep)
-    return _proved(subject, "class_", ClassProof.model_validate(found))
+    return _proved(subject, "class_", found)
 
 
 def _keep(subject: Subject, kind: Kind) -> Keep | None:
@@ -321,7 +306,7 @@ def _faces(subject: Subject) -> Evaluation:
     if len(subject.hull.corners) < 3 or (of_class and of_class.outcome == "proved"):
         return Evaluation()
     found = prove_faces(subject.hull.problem, subject.settings.proof.seconds)
-    return Evaluation(proof=subject.known.proof | {"faces": Faces.model_validate(found)})
+    return Evaluation(proof=subject.known.proof | {"faces": found})
 
 
 def _depth(subject: Subject) -> Evaluation:
@@ -330,21 +315,28 @@ def _depth(subject: Subject) -> Evaluation:
     return Evaluation(depth=found) if found else Evaluation()
 
 
-def _hidden(subject: Subject) -> Evaluation:
-    """Number of directions of the pixels that the layer hides at the target."""
-    return hidden_dimensions(subject.hull, subject.settings.proof.seconds)
-
-
 SAMPLED: dict[str, Measurement] = {
     _entry(law, uint8): partial(_sample, law, uint8) for uint8 in (False, True) for law in SAMPLERS
-} | {"outcome": _outcome, "hidden": _hidden, "rounding": lambda subject: rounded(subject.hull)}
+} | {
+    "outcome": _outcome,
+    "hidden": lambda it: hidden_dimensions(it.hull, it.settings.proof.seconds),
+    "rounding": lambda it: rounded(it.hull),
+}
 OF_TWO_CORNERS: dict[str, Measurement] = {
-    "distances": _distances, "looks": _looks, "balls": _balls, "simplices": _simplices,
-    "plain": _plain, "worst_case": _worst_case, "edges": _edges,
-    "collision_proof": _collision_proof, "collision_check": partial(_checked, "collision"),
-    "class_proof": _class_proof, "class_check": partial(_checked, "class"), "faces": _faces,
+    "distances": _distances,
+    "looks": lambda it: differences(it.hull) | visible(it.hull),
+    "balls": lambda it: balls(it.hull, it.settings.beside, it.settings.seed),
+    "simplices": lambda it: simplices(it.hull, it.settings.beside, it.settings.seed),
+    "plain": _plain,
+    "worst_case": _worst_case,
+    "edges": _edges,
+    "collision_proof": _collision_proof,
+    "collision_check": partial(_checked, "collision"),
+    "class_proof": _class_proof,
+    "class_check": partial(_checked, "class"),
+    "faces": _faces,
     "depth": _depth,
-}  # fmt: skip
+}
 OF_FEATURES = {
     name: measure for name, measure in OF_TWO_CORNERS.items()
     if name not in ("edges", "class_proof", "class_check", "faces")

@@ -20,6 +20,7 @@ from ..graph.logits import device_of
 from ..hull.hull import Hull
 from ..networks.classifiers import load_classifier
 from ..networks.weights import weights_hash
+from ..runs.records import impossible
 from ..runs.run import Run
 from ..search.summary import corner_records
 from ..settings.evaluate import EvaluateSettings
@@ -49,8 +50,7 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
     data_settings, classifiers, seed = _named(run, settings)
     expected = run.summary.classifier_hash
     if not expected:
-        raise SettingError(
-            "run",
+        raise impossible(
             run.directory,
             "summary.json has no classifier_hash, so it is unknown which weights the "
             "corners belong to",
@@ -67,8 +67,7 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
     download = settings.data.root is not None or data_settings.root is None
     data = load_data(data_settings, download=download)
     if run.target.shape != data.test.size:
-        raise SettingError(
-            "run",
+        raise impossible(
             run.directory,
             f"its images are {tuple(run.target.shape)}, those of its data {data.test.size}",
             "restore the config.yaml of these corners",
@@ -105,8 +104,7 @@ def _matching(
         if (found := weights_hash(model)) == expected:
             return model
         network = ", or the network with classifier.path=MODULE:NAME" if classifier.path else ""
-        first = first or SettingError(
-            "run",
+        first = first or impossible(
             run.directory,
             f"its corners were found with other weights (hash {expected}, here {found})",
             f"give the file with classifier.weights=FILE{network} (a survey's as a list of them)",
@@ -145,8 +143,7 @@ def _named(
         if not (0 <= seed < 2**63 and all(isinstance(each, str | None) for each in texts)):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise SettingError(
-            "run",
+        raise impossible(
             run.directory,
             "config.yaml does not say which classifier and data were used",
             "evaluate a hull that was made in Python with Hull.sample",
@@ -179,14 +176,12 @@ def _own_code(run: Run, path: str | None, given: str | list[str] | None) -> list
     if found:
         return found
     if named:
-        raise SettingError(
-            "run",
+        raise impossible(
             run.directory,
             f"its classifier was {path}, which is not in classifier.path=[{','.join(named)}]",
             "add it",
         )
-    raise SettingError(
-        "run",
+    raise impossible(
         run.directory,
         "its classifier is a user's code",
         "name it with classifier.path=MODULE:NAME, or those of a survey with "
@@ -213,8 +208,7 @@ def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull
             held = run.corners, run.initial, run.target, run.units, run.summary
             hull = Hull(model, layer, *held, others=_places(settings)[1:])
     except RuntimeError as error:
-        raise SettingError(
-            "run",
+        raise impossible(
             run.directory,
             f"images of {tuple(run.target.shape)} do not pass through "
             f"{run.summary.classifier} ({first_line(error)})",

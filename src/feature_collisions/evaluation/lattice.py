@@ -4,7 +4,6 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from ..graph.graph import evaluating
 from ..graph.logits import predict
 from ..hull.evaluator import Replica
 from ..hull.hull import Hull
+from ..runs.records import Record
 
 _MOST_POINTS = 750
 _FINEST = 100
@@ -41,15 +41,31 @@ def lattice(corners: int, steps: int) -> Tensor:
     return torch.cat(ends, 1).diff(dim=1) / steps
 
 
-@torch.inference_mode()
-def explored(hull: Hull, class_names: Sequence[str]) -> dict[str, Any]:
-    """Evaluate the network on the lattice.
+class Explorer(Record):
+    """What `page.js` is given of a hull.
 
-    Returns:
-        Data of the page's explorer: `corners` (names), `steps` of the lattice, `classes` (names:
-        the target's, then those on the lattice, then the next likely), `scale`, and `values`, each
-        point's class probabilities times `scale`. An encoder has the cosine instead.
+    Attributes:
+        corners: their names.
+        steps: of the lattice, along an edge.
+        classes: names: the target's first, then those the classifier gives on the lattice, then
+            the next likely.
+        scale: of the values.
+        values: point by point, the classes' probabilities times the scale; of an encoder the
+            cosine.
+        worst: weights of the worst point found.
     """
+
+    corners: list[str]
+    steps: int
+    classes: list[str]
+    scale: int
+    values: list[int]
+    worst: list[float] | None = None
+
+
+@torch.inference_mode()
+def explored(hull: Hull, class_names: Sequence[str]) -> Explorer:
+    """Ask the network about the lattice."""
     count = len(hull.corners)
     steps = fineness(count)
     parts = lattice(count, steps).split(hull.evaluator.batch_size)
@@ -58,13 +74,13 @@ def explored(hull: Hull, class_names: Sequence[str]) -> dict[str, Any]:
     with evaluating(hull.model):
         found = torch.cat(list(bar))
     listed = _listed(hull, found) if hull.output.kind == "classes" else [0]
-    return {
-        "corners": [f"corner {number}" for number in hull.summary.numbers],
-        "steps": steps,
-        "classes": [class_names[k] for k in listed],
-        "scale": _STEPS,
-        "values": (found[:, listed] * _STEPS).round().int().flatten().tolist(),
-    }
+    return Explorer(
+        corners=[f"corner {number}" for number in hull.summary.numbers],
+        steps=steps,
+        classes=[class_names[k] for k in listed],
+        scale=_STEPS,
+        values=(found[:, listed] * _STEPS).round().int().flatten().tolist(),
+    )
 
 
 def _listed(hull: Hull, found: Tensor) -> list[int]:

@@ -22,7 +22,7 @@ from ..graph.target_layer import Observed
 from ..networks.unwrap import unwrap
 from ..networks.weights import weights_hash
 from ..proofs.problem import Problem
-from ..runs.evaluation import Sample
+from ..runs.evaluation import Proofs, Sample
 from ..runs.records import Summary
 from ..runs.run import Corners, load_run
 from ..settings.rules import at_least
@@ -307,7 +307,7 @@ class Hull(Corners):
         """L2 distances (K (K - 1) / 2,) between corners, in pixels of [0, `distance_scale`]."""
         return torch.pdist(self.corners.flatten(1)) * self.summary.distance_scale
 
-    def prove(self, seconds: float = 60.0) -> dict[str, Any]:
+    def prove(self, seconds: float = 60.0) -> Proofs:
         """Prove the class of every point, and bound the feature error over the hull.
 
         Subdomains of the hull are bounded, and halved until the bounds decide or time is up. See

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import IO, Any
 import torch
 import torch.nn.functional as F
 from filelock import FileLock, Timeout
+from pydantic import JsonValue
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +27,10 @@ from ..errors import SettingError
 from ..settings.patches import PatchSettings
 
 _BATCH = 64  # images read at once
+
+
+Key = Mapping[str, JsonValue]
+"""What a database is made of: settings and files."""
 
 
 def locked(folder: Path) -> AbstractContextManager[Any]:
@@ -53,7 +59,11 @@ def reduced(image: Tensor, reduction: int) -> Tensor:
 
 
 def reduced_images(
-    folder: Path, key: dict[str, Any], settings: PatchSettings, images: ImageSet, drawn: Tensor
+    folder: Path,
+    key: Key,
+    settings: PatchSettings,
+    images: ImageSet,
+    drawn: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Map the reduced images at `drawn` from `folder`; build them there first if necessary.
 
@@ -77,7 +87,7 @@ def reduced_images(
     return mapped.view(-1, *shape), drawn[rows]
 
 
-def _built(folder: Path, key: dict[str, Any], one: int) -> list[int] | None:
+def _built(folder: Path, key: Key, one: int) -> list[int] | None:
     """Rows of the images in `folder`; None unless it has a complete database."""
     path = folder / "images.u8"
     if not path.exists():
@@ -98,7 +108,11 @@ def _built(folder: Path, key: dict[str, Any], one: int) -> list[int] | None:
 
 
 def _build(
-    folder: Path, key: dict[str, Any], settings: PatchSettings, images: ImageSet, drawn: Tensor
+    folder: Path,
+    key: Key,
+    settings: PatchSettings,
+    images: ImageSet,
+    drawn: Tensor,
 ) -> list[int]:
     """Append every image to `images.part`, rename it `images.u8`, and return the rows read."""
     part = folder / "images.part"

@@ -20,7 +20,7 @@ from ..data.image_set import ImageSet
 from ..errors import SettingError
 from ..settings.patches import PatchSettings
 from ..settings.train import DataSettings
-from .build import reduced_images
+from .build import Key, reduced_images
 
 _RECIPE = 1  # raise when the reduction changes, to invalidate cached images
 
@@ -122,7 +122,7 @@ def open_database(settings: PatchSettings, images: ImageSet, seed: int) -> Patch
     window, stride = _windows(settings, images.size[1])
     images.check_side(settings.size)
     drawn = _draw(settings.fraction, images, seed)
-    key = {
+    key: Key = {
         "recipe": _RECIPE,
         "size": settings.size,
         "reduction": settings.reduction,

@@ -1,17 +1,20 @@
 """Cached results about a hull's edges and subdomains, reused by later evaluations."""
 
 import hashlib
-import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
+from pydantic import ConfigDict, Field, RootModel, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, fx
 
 from ..data.caches import Cache
-from ..data.files import load_tensors, read_json, save_tensors, write_json
+from ..data.files import load_tensors, save_tensors, write_json
 from ..errors import SettingError
 from ..graph.graph import held_by
+from ..runs.evaluation import Figure
+from ..runs.records import Count, Record, read_record
 
 _METHOD = 11  # raise it when the walk or the proofs change, to invalidate cached results
 
@@ -70,25 +73,54 @@ class _Kept:
         self.cache, self.key = Cache(self.kind, _METHOD, self.what, directory), key
 
 
+_SLACK = 1e-6  # lengths are sums, of float32 at the least
+Length = Annotated[float, Field(ge=0, le=1 + _SLACK)]
+
+
+class KeptEdge(Record):
+    """What is kept of an `edges.Edge`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    walked: Length
+    failed: Length
+    first_failure: Annotated[list[Length], Field(min_length=2, max_length=2)] | None
+    margin_min: Figure | None
+    pieces: Count
+    rounding: Annotated[Figure, Field(ge=0)]
+    unconfirmed: Length | None
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        most, (low, high) = self.walked + _SLACK, self.first_failure or (0.0, 0.0)
+        lost = max(self.failed, self.unconfirmed or 0.0)
+        if lost > most or low > high or (self.margin_min is None) == (self.walked > 0):
+            raise PydanticCustomError("impossible", "the lengths do not fit each other")
+        return self
+
+
+class KeptEdges(RootModel[list[KeptEdge]]):
+    """The edges of a hull, in their order."""
+
+
 class EdgeCache(_Kept):
     """Cached results for the edges of one hull."""
 
     kind, what = "edges", "the walk of the edges"
 
-    def load(self, count: int) -> list[dict[str, Any]] | None:
+    def load(self, count: int) -> list[KeptEdge] | None:
         """Cached results of `count` edges, in order; None if there are none."""
 
-        def load(path: Path) -> list[dict[str, Any]]:
-            kept = read_json(path)
-            if not (isinstance(kept, list) and len(kept) == count and all(map(_sound, kept))):
+        def load(path: Path) -> list[KeptEdge]:
+            kept = read_record(KeptEdges, path).root
+            if len(kept) != count:
                 raise SettingError("not what evaluate.py writes")
             return kept
 
         return self.cache.load(self.key, load)
 
-    def save(self, edges: list[dict[str, Any]]) -> None:
+    def save(self, edges: list[KeptEdge]) -> None:
         """Keep what is known."""
-        self.cache.save(self.key, edges, write_json)
+        self.cache.save(self.key, [edge.entries() for edge in edges], write_json)
 
 
 class PieceCache(_Kept):
@@ -144,31 +176,3 @@ def _whole(kept: dict[str, Tensor], corners: int, figures: int) -> bool:
     if not ((weights >= 0).all() and ((weights.sum(2) - 1).abs() < _SLACK).all()):
         return False
     return abs(float(volume.sum() + numbers[0]) - 1) < _SLACK
-
-
-_SLACK = 1e-6  # rounding of sums of lengths, in float32 at worst
-_NUMBERS = ("walked", "failed", "pieces", "rounding")
-_OTHERS = ("first_failure", "margin_min", "unconfirmed")
-
-
-def _sound(kept: Any) -> bool:
-    """Whether an entry has what `edges.Edge` needs, within its range."""
-    if not isinstance(kept, dict) or kept.keys() != {*_NUMBERS, *_OTHERS}:
-        return False
-    first, least = kept["first_failure"], kept["margin_min"]
-    if not all(_finite(kept[name]) and kept[name] >= 0 for name in _NUMBERS):
-        return False
-    lost = kept["unconfirmed"]
-    if lost is not None and not (_finite(lost) and 0 <= lost <= kept["walked"] + _SLACK):
-        return False
-    if not kept["failed"] <= kept["walked"] + _SLACK <= 1 + _SLACK:
-        return False
-    if first is not None:
-        whole = isinstance(first, list) and len(first) == 2 and all(map(_finite, first))
-        if not (whole and 0 <= first[0] <= first[1] <= 1 + _SLACK):
-            return False
-    return _finite(least) if kept["walked"] else least is None
-
-
-def _finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

@@ -1,7 +1,6 @@
 """Upper bound on the feature error over a hull, at the target layer (section 2)."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -12,6 +11,7 @@ from ..graph.operations import NotPiecewiseLinear
 from ..graph.simpler import write_with_simpler
 from ..graph.target import TargetFeatures
 from ..graph.target_layer import TargetLayer, check_affine
+from ..runs.evaluation import CollisionProof
 from ..settings.rules import at_least
 from ..simplex import begins_at, gauge
 from .bounds.over_pieces import Bounds
@@ -36,7 +36,7 @@ def prove_collision(
     seconds: float = 5.0,
     directory: Path | None = None,
     keep: Keep | None = None,
-) -> dict[str, Any]:
+) -> CollisionProof:
     """Bound the feature error of every point of the hull, at the target layer.
 
     If the layer is affine in the pixels, the pre-activations of an interpolation are those of the
@@ -72,7 +72,7 @@ def prove_collision(
             found = judge.exact()
             if keep:
                 whole = torch.eye(len(problem.corners), dtype=torch.float64)[None]
-                keep(whole, torch.tensor([found["scale_proved"] == 1]))
+                keep(whole, torch.tensor([found.scale_proved == 1]))
             return found
         if not judge.norm:
             return _nothing("no unit is active in the target: f(t) is 0")
@@ -94,20 +94,20 @@ def prove_collision(
         )
     if keep:
         keep(*known.subdomains())
-    return {
-        "by": "bounds",
-        "share_proved": 1.0,
-        "scale_proved": known.scale,
-        "feature_relative_max": norm,
-        "feature_error_max": unit,
-        "feature_relative_seen": judge.seen,
-        "pieces": known.count,
-        "seconds": known.seconds,
-    }
+    return CollisionProof(
+        by="bounds",
+        share_proved=1.0,
+        scale_proved=known.scale,
+        feature_relative_max=norm,
+        feature_error_max=unit,
+        feature_relative_seen=judge.seen,
+        pieces=known.count,
+        seconds=known.seconds,
+    )
 
 
-def _nothing(reason: str) -> dict[str, Any]:
-    return {"share_proved": 0.0, "scale_proved": 0.0, "reason": reason}
+def _nothing(reason: str) -> CollisionProof:
+    return CollisionProof(share_proved=0.0, scale_proved=0.0, reason=reason)
 
 
 def _flatten(network: fx.GraphModule) -> None:
@@ -175,7 +175,7 @@ class _CollisionJudge(HullJudge):
             reaches.append(last.radius.flatten(1)[0])
         return torch.stack(middles), torch.stack(reaches)
 
-    def exact(self) -> dict[str, Any]:
+    def exact(self) -> CollisionProof:
         """Result for an affine layer: errors are convex, so the largest is at a corner."""
         features = self.features
         self.norm, self.slack = self._of_target(self.problem.target)
@@ -186,15 +186,15 @@ class _CollisionJudge(HullJudge):
         inactive = (oriented + reach)[:, ~features.active]
         error = 1 + 1e-12  # sums of squares, all of one sign
         whole, distance = (float(each.norm(dim=1).max()) * error for each in (alone, seen))
-        return {
-            "by": "linear" if self.problem.solved else "affine",
-            "share_proved": 1.0,
-            "scale_proved": self._scale(preactivation, reach, whole),
-            "feature_relative_max": whole / self.norm if self.norm else None,
-            "positive_relative_max": distance / self.norm if self.norm else None,
-            "inactive_max": float(inactive.max()) if inactive.numel() else None,
-            "feature_error_max": float(alone.max()),
-        }
+        return CollisionProof(
+            by="linear" if self.problem.solved else "affine",
+            share_proved=1.0,
+            scale_proved=self._scale(preactivation, reach, whole),
+            feature_relative_max=whole / self.norm if self.norm else None,
+            positive_relative_max=distance / self.norm if self.norm else None,
+            inactive_max=float(inactive.max()) if inactive.numel() else None,
+            feature_error_max=float(alone.max()),
+        )
 
     def _scale(self, preactivation: Tensor, reach: Tensor, whole: float) -> float:
         """Share to which the hull can be shrunk so that the convex errors are within the limit."""

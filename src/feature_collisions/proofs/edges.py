@@ -8,9 +8,8 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +17,14 @@ from tqdm import tqdm
 
 from ..data.devices import device_for
 from ..graph.operations import NotPiecewiseLinear
+from ..runs.evaluation import Edge as EdgeEntry
+from ..runs.evaluation import Edges
 from ..settings.evaluate import EdgeSettings
 from .between.chords import Chords
 from .bounds.local import numbers_of
 from .bounds.record import steps_of
 from .bounds.steps import Step
-from .cache import EdgeCache, proof_key
+from .cache import EdgeCache, KeptEdge, proof_key
 from .judge import cache_of
 from .piecewise import Line, TooManyPieces, traced
 from .problem import Problem
@@ -358,7 +359,7 @@ def _bad_share(margins: Tensor) -> tuple[float, float]:
     return 0.0, float(crossing[rises].max())
 
 
-def prove_edges(problem: Problem, settings: EdgeSettings, directory: Path) -> dict[str, Any]:
+def prove_edges(problem: Problem, settings: EdgeSettings, directory: Path) -> Edges:
     """Walk the hull's edges, going on from where an earlier evaluation of them stopped.
 
     Args:
@@ -382,12 +383,12 @@ def prove_edges(problem: Problem, settings: EdgeSettings, directory: Path) -> di
         edges = _known(problem, cache if settings.resume else None)
         _walk_all(walker, edges, settings, cache)
     except NotPiecewiseLinear as error:
-        return {"reason": str(error)}
+        return Edges(reason=str(error))
     return _found(list(edges.values()), settings.precision)
 
 
 @torch.no_grad()
-def _bounded(problem: Problem, settings: EdgeSettings, directory: Path) -> dict[str, Any]:
+def _bounded(problem: Problem, settings: EdgeSettings, directory: Path) -> Edges:
     """The edges by bounds over parts of them: what is verified counts as walked, and as proved."""
     judge, edges = ClassJudge(problem), list[Edge]()
     pairs = list(itertools.combinations(range(len(problem.names)), 2))
@@ -402,21 +403,25 @@ def _bounded(problem: Problem, settings: EdgeSettings, directory: Path) -> dict[
             named = problem.names[i], problem.names[j]
             edges.append(Edge(named, known.share, margin_min=least, pieces=known.count))
     except NotPiecewiseLinear as error:
-        return {"reason": str(error)}
+        return Edges(reason=str(error))
     return _found(edges, 64)
 
 
-def _found(chosen: list[Edge], precision: int) -> dict[str, Any]:
-    return {
-        "precision": precision,
-        "share_proved": sum(edge.proved for edge in chosen) / len(chosen),
-        "share_held": sum(edge.held for edge in chosen) / len(chosen),
-        "share_failed": sum(edge.failed for edge in chosen) / len(chosen),
-        "edges": [
-            asdict(edge) | {"corners": [*edge.corners], "held": edge.held, "proved": edge.proved}
-            for edge in chosen
-        ],
-    }
+def _found(chosen: list[Edge], precision: int) -> Edges:
+    names = EdgeEntry.model_fields
+    edges = [
+        EdgeEntry.model_validate(
+            {name: getattr(edge, name) for name in names} | {"corners": [*edge.corners]}
+        )
+        for edge in chosen
+    ]
+    return Edges(
+        precision=precision,
+        share_proved=sum(edge.proved for edge in chosen) / len(chosen),
+        share_held=sum(edge.held for edge in chosen) / len(chosen),
+        share_failed=sum(edge.failed for edge in chosen) / len(chosen),
+        edges=edges,
+    )
 
 
 def _walk_all(
@@ -455,16 +460,20 @@ def _walk_all(
 
 
 def _save(cache: EdgeCache, edges: dict[tuple[int, int], Edge]) -> None:
-    kept = [asdict(edge) for edge in edges.values()]
-    cache.save([{k: v for k, v in entry.items() if k != "corners"} for entry in kept])
+    names = KeptEdge.model_fields
+    cache.save([
+        KeptEdge.model_construct(**{name: getattr(edge, name) for name in names})
+        for edge in edges.values()
+    ])  # fmt: skip
 
 
 def _known(problem: Problem, cache: EdgeCache | None) -> dict[tuple[int, int], Edge]:
     """Each edge by its corners' places in the hull, with what an earlier evaluation found."""
     numbers = problem.names
     ends = list(itertools.combinations(range(len(numbers)), 2))
-    kept = cache.load(len(ends)) if cache else None
+    found = cache.load(len(ends)) if cache else None
+    kept = [entry.entries() for entry in found] if found else [{}] * len(ends)
     return {
         (i, j): Edge((numbers[i], numbers[j]), **entry)
-        for (i, j), entry in zip(ends, kept or [{}] * len(ends), strict=True)
+        for (i, j), entry in zip(ends, kept, strict=True)
     }

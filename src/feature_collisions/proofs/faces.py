@@ -1,7 +1,6 @@
 """The triangles of a hull: parts that are proved, refuted or undecided."""
 
 import itertools
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch import Tensor
 from ..data.devices import without_cudnn
 from ..graph.operations import NotPiecewiseLinear
 from ..graph.target import logits_of
+from ..runs.evaluation import Faces, Part, Triangle
 from ..settings.rules import at_least
 from .problem import Problem
 from .splitting import Splitting
@@ -20,7 +20,7 @@ _CORNERS = 10  # of a hull: 120 triangles; there are 2,024 with 24
 
 @torch.no_grad()
 @without_cudnn()
-def prove_faces(problem: Problem, seconds: float = 5.0) -> dict[str, Any]:
+def prove_faces(problem: Problem, seconds: float = 5.0) -> Faces:
     """Prove the class on every triangle of three corners, by bounds over subdomains.
 
     Args:
@@ -42,11 +42,11 @@ def prove_faces(problem: Problem, seconds: float = 5.0) -> dict[str, Any]:
     numbers = problem.names
     triangles = list(itertools.combinations(range(len(numbers)), 3))
     if not triangles:
-        return {"reason": "needs three corners"}
+        return Faces(reason="needs three corners")
     if len(numbers) > _CORNERS:
         many = f"{len(triangles):,} triangles of {len(numbers)} corners"
-        return {"reason": f"{many} are too many to tell apart; {_CORNERS} corners are tried"}
-    found, shares = list[dict[str, Any]](), list[float]()
+        return Faces(reason=f"{many} are too many to tell apart; {_CORNERS} corners are tried")
+    found = list[Triangle]()
     try:
         judge.prepare()
         for three in triangles:
@@ -54,17 +54,15 @@ def prove_faces(problem: Problem, seconds: float = 5.0) -> dict[str, Any]:
             known.keeps = True
             name = "Triangle " + ", ".join(str(numbers[k]) for k in three)
             known.run(judge, seconds / len(triangles), None, name, worst_first=False, limit=_PIECES)
-            shares.append(known.share)
-            found.append(
-                {"corners": [numbers[k] for k in three], "share_proved": known.share,
-                 "parts": _parts(problem, known, three)}
-            )  # fmt: skip
+            parts, corners = _parts(problem, known, three), [numbers[k] for k in three]
+            found.append(Triangle(corners=corners, share_proved=known.share, parts=parts))
     except NotPiecewiseLinear as error:
-        return {"reason": str(error)}
-    return {"share_proved": sum(shares) / len(shares), "triangles": found}
+        return Faces(reason=str(error))
+    shares = [triangle.share_proved for triangle in found]
+    return Faces(share_proved=sum(shares) / len(shares), triangles=found)
 
 
-def _parts(problem: Problem, known: Splitting, three: tuple[int, ...]) -> list[dict[str, Any]]:
+def _parts(problem: Problem, known: Splitting, three: tuple[int, ...]) -> list[Part]:
     """The pieces of a triangle and what is known of each."""
     other = (
         logits_of(problem.graph.model, problem.points(known.open.weights.mean(1))).argmax(1)
@@ -73,7 +71,7 @@ def _parts(problem: Problem, known: Splitting, three: tuple[int, ...]) -> list[d
     states = ["refuted" if bad else "undecided" for bad in other.tolist()]
     done = torch.cat([*known.done, known.open.weights[:0]])
     return [
-        {"state": state, "vertices": _flat(piece, three)}
+        Part(state=state, vertices=_flat(piece, three))
         for state, piece in [
             *(("proved", piece) for piece in done),
             *zip(states, known.open.weights, strict=True),

@@ -7,7 +7,6 @@ decide differently if its margin is as small as its rounding.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..data.devices import without_cudnn
 from ..graph.operations import NotPiecewiseLinear
 from ..graph.target import logits_of
+from ..runs.evaluation import ClassProof, CounterExample, Proofs
 from ..settings.rules import at_least
 from ..simplex import gauge
 from .bounds.steps import Step
@@ -31,12 +31,10 @@ _TIE = 1e-4  # relative to the logits; the model decides smaller margins
 
 def prove(
     problem: Problem, seconds: float = 60.0, suspects: Sequence[Sequence[float]] = ()
-) -> dict[str, Any]:
+) -> Proofs:
     """Prove both statements, each in at most `seconds`; see `prove_class`, `prove_collision`."""
-    return {
-        "class": prove_class(problem, seconds, suspects=suspects),
-        "collision": prove_collision(problem, seconds),
-    }
+    of_class = prove_class(problem, seconds, suspects=suspects)
+    return Proofs() | {"class_": of_class, "collision": prove_collision(problem, seconds)}
 
 
 @torch.no_grad()
@@ -47,7 +45,7 @@ def prove_class(
     directory: Path | None = None,
     suspects: Sequence[Sequence[float]] = (),
     keep: Keep | None = None,
-) -> dict[str, Any]:
+) -> ClassProof:
     """Prove or refute that every point of the hull is of the target's class.
 
     Args:
@@ -71,47 +69,48 @@ def prove_class(
     """
     at_least("seconds", seconds, 0)
     if problem.target_class < 0:
-        return {"outcome": "not asked", "reason": "not asked: features of an encoder have no class"}
+        why = "not asked: features of an encoder have no class"
+        return ClassProof(outcome="not asked", reason=why)
     judge = ClassJudge(problem)
     try:
         corners = torch.eye(len(problem.corners), dtype=torch.float64)
         judge.try_points(torch.cat([corners, torch.tensor([*suspects], dtype=torch.float64)
                                     .view(-1, len(corners))]))  # fmt: skip
-        if judge.counter_example and max(judge.counter_example["weights"]) == 1:
-            return {"outcome": "refuted", "counter_example": judge.counter_example,
-                    "share_proved": 0.0, "scale_proved": 0.0, "pieces": 0, "seconds": 0.0,
-                    "reason": "its corners are of two classes"}  # fmt: skip
+        if judge.counter_example and max(judge.counter_example.weights) == 1:
+            found = _nothing("refuted", "its corners are of two classes", judge)
+            return found | {"pieces": 0, "seconds": 0.0}
         judge.prepare()
         known = Splitting.of(torch.eye(len(problem.corners)), 2)
         known.keeps = keep is not None
         cache = cache_of(directory, judge.network, problem, "class")
         known.run(judge, seconds, cache, "Class of the hull", worst_first=False)
     except NotPiecewiseLinear as error:
-        return {"outcome": "refuted" if judge.counter_example else "undecided",
-                "share_proved": 0.0, "scale_proved": 0.0,
-                "reason": str(error)} | judge.found()  # fmt: skip
+        return _nothing("refuted" if judge.counter_example else "undecided", str(error), judge)
     proved, reason = not len(known.open.volume), known.reason if seconds else None
     if proved and judge.counter_example:  # nothing that contradicts the model is stated
-        return {"outcome": "refuted", "share_proved": 0.0, "scale_proved": 0.0,
-                "pieces": known.count, "seconds": known.seconds,
-                "reason": "a point of the model contradicts the bounds",
-                **judge.found()}  # fmt: skip
+        contradiction = "a point of the model contradicts the bounds"
+        spent = {"pieces": known.count, "seconds": known.seconds}
+        return _nothing("refuted", contradiction, judge) | spent
     if keep:
         keep(*known.subdomains())
     margin, probability = known.settled.tolist()
-    return (
-        {
-            "outcome": "proved" if proved else "refuted" if judge.counter_example else "undecided",
-            "by": "bounds",
-            "share_proved": 1.0 if proved else known.share,
-            "scale_proved": min(known.scale, judge.beyond),
-            "margin_min": margin if known.share else None,
-            "probability_min": probability if known.share else None,
-            "pieces": known.count,
-            "seconds": known.seconds,
-        }
-        | ({"reason": reason} if reason else {})
-        | judge.found()
+    found = ClassProof(
+        outcome="proved" if proved else "refuted" if judge.counter_example else "undecided",
+        by="bounds",
+        share_proved=1.0 if proved else known.share,
+        scale_proved=min(known.scale, judge.beyond),
+        margin_min=margin if known.share else None,
+        probability_min=probability if known.share else None,
+        pieces=known.count,
+        seconds=known.seconds,
+    )
+    return (found | {"reason": reason} if reason else found) | judge.found()
+
+
+def _nothing(outcome: str, reason: str, judge: "ClassJudge") -> ClassProof:
+    """Nothing is proved, for a reason."""
+    return judge.found() | ClassProof(
+        outcome=outcome, share_proved=0.0, scale_proved=0.0, reason=reason
     )
 
 
@@ -120,16 +119,17 @@ class ClassJudge(HullJudge):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self.counter_example: dict[str, Any] | None = None
+        self.counter_example: CounterExample | None = None
 
     def prepare(self) -> None:
         """Prepare the network up to its logits."""
         self.follow(traced(self.problem.graph, images=self.problem.corners))
         self.rows = self.problem.margins(self.steps[-1].size, self.corners)
 
-    def found(self) -> dict[str, Any]:
+    def found(self) -> ClassProof:
         """The counter-example, if there is one."""
-        return {"counter_example": self.counter_example} if self.counter_example else {}
+        example = self.counter_example
+        return ClassProof(counter_example=example) if example else ClassProof()
 
     def try_points(self, weights: Tensor) -> None:
         """Evaluate the model at points of the hull, until one is of another class."""
@@ -140,10 +140,9 @@ class ClassJudge(HullJudge):
         other = (predicted != self.problem.target_class).nonzero().flatten().tolist()
         if other:
             first = other[0]
-            self.counter_example = {
-                "weights": weights[first].tolist(),
-                "class": int(predicted[first]),
-            }
+            self.counter_example = CounterExample.model_validate(
+                {"weights": weights[first].tolist(), "class": int(predicted[first])}
+            )
             self.beyond = float(gauge(weights[first])) * (1 - _SLACK)
 
     def judge(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
@@ -177,7 +176,7 @@ class ClassJudge(HullJudge):
         """(P,) whether the counter-example is in a piece: no bound settles such a one."""
         if not self.counter_example:
             return torch.zeros(len(pieces.volume), dtype=torch.bool)
-        point = pieces.weights.new_tensor(self.counter_example["weights"])
+        point = pieces.weights.new_tensor(self.counter_example.weights)
         shares = torch.linalg.pinv(pieces.weights.mT) @ point  # (P, V) of the vertices
         off = (pieces.weights.mT @ shares[..., None])[..., 0] - point
         inside: Tensor = (shares >= -_SLACK).all(1) & (off.abs() <= _SLACK).all(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context, rcParamsDefault
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -191,7 +192,7 @@ def sizes_figure(rows: Sequence[Row]) -> Figure | None:
         _plain(axes)
     panels[0].set_ylabel("relative size", fontsize=8)
     panels[0].set_ylim(bottom=0)
-    seen: dict[str, Any] = {}
+    seen = dict[str, Artist]()
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         seen |= dict(zip(labels, handles, strict=True))

@@ -299,21 +299,16 @@ def _seen_behind(result: Evaluation) -> str:
 
 def _other_laws(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     others = {POINTS[key]: result[key] for key in POINTS if key in result and key != "dirichlet"}
-    if others and "target_class" not in result:
-        least = min(sample.cosine_min for sample in others.values())
+    what, key, form = "cosine of mixes with the target", "cosine_min", ".4f"
+    if "target_class" in result:
+        what, key, form = f"mixes that are {names[result.target_class]}", "accuracy", ".2%"
+    figures = {law: sample[key] for law, sample in others.items()}
+    if figures:
         yield Finding(
-            "cosine of mixes with the target, with other samplers",
-            f"{least:.4f} or more of each sample",
+            f"{what}, with other samplers",
+            f"{format(min(figures.values()), form)} or more of each sample",
             Evidence.SAMPLED,
-            "; ".join(f"{law}: {sample.cosine_min:.4f}" for law, sample in others.items()),
-        )
-    elif others:
-        share = min(sample.accuracy for sample in others.values())
-        yield Finding(
-            f"mixes that are {names[result.target_class]}, with other samplers",
-            f"{share:.2%} or more of each sample",
-            Evidence.SAMPLED,
-            "; ".join(f"{law}: {sample.accuracy:.2%}" for law, sample in others.items()),
+            "; ".join(f"{law}: {format(figure, form)}" for law, figure in figures.items()),
         )
 
 
@@ -371,35 +366,27 @@ def _features_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Findin
     elif (bound := proof.feature_relative_max) is not None and bound > 1:
         note = f"the bound is {bound:.3g} of ||f(t)||, and 1 is as far as no features at all"
         yield Finding(label, "no useful bound", Evidence.NOT_PROVED, note)
-    elif proof.by == "linear":
-        yield Finding(
-            label,
-            f"at most {number(proof.feature_relative_max, '.3g')} of ||f(t)|| from the target's "
-            "at the first layer",
-            Evidence.PROVED,
-            "the layer is linear and hides the difference: what is left is the rounding of the "
-            f"corners as saved, at most {proof.feature_error_max:.4g} of any value (intervals "
-            "in float64)",
-        )
-    elif proof.by == "affine":
-        yield Finding(
-            label,
-            f"at most {number(proof.feature_relative_max, '.3g')} of ||f(t)|| from the target's",
-            Evidence.PROVED,
-            f"{_past(result)}no inactive unit is above {number(proof.inactive_max)}, "
-            f"no activation differs by more than {proof.feature_error_max:.4g} (section 2: the "
-            "layer is affine, so the largest error over the hull is at a corner; of the corners as "
-            "saved, in float64)",
-        )
     else:
-        yield Finding(
-            label,
-            f"at most {number(proof.feature_relative_max, '.3g')} of ||f(t)|| from the target's",
-            Evidence.PROVED,
-            f"{_past(result)}no activation differs by more than {proof.feature_error_max:.4g}; "
-            f"the largest found is {number(proof.feature_relative_seen, '.3g')} of "
-            f"||f(t)|| (bounds in float64, pieces of the hull: {proof.pieces})",
+        off, where = f"{proof.feature_error_max:.4g}", ""
+        note = (
+            f"{_past(result)}no activation differs by more than {off}; the largest found is "
+            f"{number(proof.feature_relative_seen, '.3g')} of ||f(t)|| (bounds in float64, pieces "
+            f"of the hull: {proof.pieces})"
         )
+        if proof.by == "linear":
+            where = " at the first layer"
+            note = (
+                "the layer is linear and hides the difference: what is left is the rounding of the "
+                f"corners as saved, at most {off} of any value (intervals in float64)"
+            )
+        elif proof.by == "affine":
+            note = (
+                f"{_past(result)}no inactive unit is above {number(proof.inactive_max)}, no "
+                f"activation differs by more than {off} (section 2: the layer is affine, so the "
+                "largest error over the hull is at a corner; of the corners as saved, in float64)"
+            )
+        value = f"at most {number(bound, '.3g')} of ||f(t)|| from the target's{where}"
+        yield Finding(label, value, Evidence.PROVED, note)
 
 
 def _hidden(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
@@ -612,21 +599,22 @@ SIZES = (
     Entry("R(P), mean over the corners", "total_variation", ",.0f"),
     Entry("L_neg over Eq. 2's exact optimum, per corner", "depth.share", ".3f"),
 )  # fmt: skip
-BASELINES = (
-    Entry("the hull, uniform: least cosine", "dirichlet.cosine_min", ".4f"),
-    Entry("ball, any direction (appendix B): least cosine", "ball_cosine_min", ".4f"),
-    Entry("the same, clipped to [0, 1]: least cosine", "ball_clipped_cosine_min", ".4f"),
-    Entry("ball in the corners' span: least cosine", "ball_span_cosine_min", ".4f"),
-    Entry("the corners' simplex, turned at random: least cosine", "random_simplex_cosine_min",
-          ".4f"),
-    Entry("hull of plain Eq. 1 solutions: least cosine", "plain_cosine_min", ".4f"),
-    Entry("the hull, uniform", "dirichlet.accuracy", ".2%"),
-    Entry("ball, any direction (appendix B)", "ball_accuracy", ".2%"),
-    Entry("the same, clipped to [0, 1]", "ball_clipped_accuracy", ".2%"),
-    Entry("ball in the corners' span", "ball_span_accuracy", ".2%"),
-    Entry("the corners' simplex, turned at random", "random_simplex_accuracy", ".2%"),
-    Entry("hull of plain Eq. 1 solutions", "plain_accuracy", ".2%"),
-)  # fmt: skip
+SETS = {
+    "ball": "ball, any direction (appendix B)",
+    "ball_clipped": "the same, clipped to [0, 1]",
+    "ball_span": "ball in the corners' span",
+    "random_simplex": "the corners' simplex, turned at random",
+    "plain": "hull of plain Eq. 1 solutions",
+}
+"""What a hull is compared with (Table 5), by the beginning of its keys."""
+BASELINES = tuple(
+    Entry(label + more, prefix + key, form)
+    for key, more, form in (("cosine_min", ": least cosine", ".4f"), ("accuracy", "", ".2%"))
+    for prefix, label in (
+        ("dirichlet.", "the hull, uniform"),
+        *((f"{name}_", label) for name, label in SETS.items()),
+    )
+)
 
 
 def _numbers(entries: Sequence[Entry], result: Evaluation, known: Evidence) -> list[Finding]:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.images import to_uint8
+from ..evaluation.lattice import Explorer
 from .figures import encoded
 from .findings import MEANINGS, Description
 from .sheets import Sheet
@@ -33,7 +34,7 @@ def hull_page(
     description: Description,
     sheets: Sequence[Sheet],
     histogram: Figure,
-    explorer: dict[str, Any] | None,
+    explorer: Explorer | None,
     words: Words,
     faces: Figure | None = None,
 ) -> str:

@@ -1,30 +1,30 @@
 """Weights & Biases: one run per job, grouped by sweep. An evaluation resumes its job's run."""
 
 import os
-import re
 import secrets
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from lightning.pytorch.loggers import WandbLogger
+from pydantic import ConfigDict, Field, JsonValue
 
-from ..data.files import read_json, refuse_link, write_json
+from ..data.files import refuse_link, write_json
 from ..data.images import to_uint8
 from ..errors import SettingError, first_line
 from ..hull.hull import Hull
 from ..hull.statistics import OUTCOMES
-from ..runs.evaluation import Evaluation
-from ..runs.records import Corner
+from ..runs.evaluation import Evaluation, Sample
+from ..runs.records import Corner, Record, Text, read_record
 from ..runs.rows import Row
 from ..runs.run import Run
 from ..settings.train import Settings, WandbSettings
 from ..simplex import SAMPLERS
+from .findings import POINTS, SETS
 from .words import words_of
 
 if TYPE_CHECKING:
@@ -34,15 +34,16 @@ IDENTITY = Path("wandb") / "run.json"
 _PATIENCE = 30.0  # seconds to wait for W&B's server; its client waits 90
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(Record):
     """Identity of a W&B run; stored in `wandb/run.json` to resume it."""
 
-    id: str
-    project: str
-    name: str
-    group: str
-    job_type: str
+    model_config = ConfigDict(strict=True, extra="forbid")
+    id: Annotated[Text, Field(pattern=r"^[\w-]+$")]
+    # No path, which could lead into another account.
+    project: Annotated[Text, Field(pattern=r"^[^/\\#?%:]*[^/\\#?%:\s][^/\\#?%:]*$")]
+    name: Text
+    group: Text
+    job_type: Text
 
 
 def new_id() -> str:
@@ -56,36 +57,15 @@ def read_identity(path: Path) -> Identity | None:
     Raises:
         SettingError: if the file, which is untrusted, has other content.
     """
-    if not path.exists():
-        return None
-    found = read_json(path)
-    if not _is_identity(found):
-        raise SettingError(
-            path,
-            None,
-            "not what train.py writes",
-            "delete it, or leave W&B out with wandb.mode=disabled",
-        )
-    return Identity(**found)
-
-
-def _is_identity(found: Any) -> bool:
-    names = {each.name for each in fields(Identity)}
-    if not (isinstance(found, dict) and found.keys() == names):
-        return False
-    if not all(isinstance(value, str) for value in found.values()):
-        return False
-    if not all(value.isprintable() for value in found.values()):
-        return False
-    project = found["project"].strip()  # not a path, which could lead into another account
-    return bool(re.fullmatch(r"[\w-]+", found["id"]) and re.fullmatch(r"[^/\\#?%:]+", project))
+    remedy = f"delete {path}, or leave W&B out with wandb.mode=disabled"
+    return read_record(Identity, path, remedy) if path.exists() else None
 
 
 def keep_identity(path: Path, identity: Identity) -> Identity:
     """The identity stored at `path`; if there is none, `identity` is stored."""
     found = read_identity(path)
     if found is None:
-        write_json(path, asdict(identity))
+        write_json(path, identity.entries())
     return found or identity
 
 
@@ -125,7 +105,7 @@ def wandb_run(
     mode: str,
     directory: Path,
     identity: Identity,
-    config: dict[str, Any] | None = None,
+    config: dict[str, JsonValue] | None = None,
     tags: Sequence[str] | None = None,
 ) -> "Iterator[wandb.Run]":
     """Open a W&B run, new or resumed, with files in `directory`.
@@ -182,7 +162,7 @@ def failures_as_warnings(what: str) -> Iterator[None]:
 
 @contextmanager
 def wandb_logger(
-    settings: WandbSettings, directory: Path, name: str, group: str, config: dict[str, Any]
+    settings: WandbSettings, directory: Path, name: str, group: str, config: dict[str, JsonValue]
 ) -> Iterator[WandbLogger | None]:
     """A logger for one job; None with `wandb.mode=disabled`.
 
@@ -192,7 +172,9 @@ def wandb_logger(
     if settings.mode == "disabled":
         yield None
         return
-    fresh = Identity(new_id(), settings.project, name, group, "train")
+    fresh = Identity(
+        id=new_id(), project=settings.project, name=name, group=group, job_type="train"
+    )
     identity = keep_identity(directory / IDENTITY, fresh)
     tags = settings.tags or None  # None keeps the tags of a resumed run
     with ExitStack() as stack:
@@ -265,17 +247,6 @@ def log_hull(run: "wandb.Run", hull: Hull | Run) -> None:
 
 
 _TABLE = Path("wandb") / "table.json"
-_OF_SAMPLES = ("samples", "cosine_min", "cosine_mean", "output_relative_max", "same",
-               "accuracy", "accuracy_lower_95", "probability_mean", "probability_min",
-               "feature_relative_max", "positive_relative_max", "inactive_kept", "kl_mean",
-               "kl_max")  # fmt: skip
-_OF_OTHERS = ("ball_cosine_min", "ball_clipped_cosine_min", "ball_span_cosine_min",
-              "random_simplex_cosine_min", "plain_cosine_min",
-              "ball_accuracy", "ball_clipped_accuracy", "ball_span_accuracy",
-              "random_simplex_accuracy", "plain_accuracy",
-              "ball_feature_relative_max", "ball_clipped_feature_relative_max",
-              "ball_span_feature_relative_max", "random_simplex_feature_relative_max",
-              "plain_feature_relative_max")  # fmt: skip
 
 
 def log_evaluation(
@@ -333,29 +304,28 @@ _FIGURES = {
 """Figures for comparing runs, and their paths in `evaluation.json`."""
 
 
-def hull_figures(result: Evaluation) -> dict[str, Any]:
+def hull_figures(result: Evaluation) -> dict[str, str | float]:
     """Figures for comparing runs: size, accuracy, worst case; those that were measured."""
     figures = {name: result.at(path) for name, path in _FIGURES.items()}
     figures |= {f"pooled_size_{n}": size for n, size in result.pooled_sizes.items()}
     return {f"hull/{name}": value for name, value in figures.items() if value is not None}
 
 
-def _media(directory: Path, result: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
+def _media(
+    directory: Path, result: Evaluation, class_names: Sequence[str]
+) -> "dict[str, wandb.Table | wandb.Histogram | wandb.Image]":
     """The table, the histograms and the worst point."""
     import wandb
 
-    names = [law + suffix for law in SAMPLERS for suffix in ("", "_uint8")]
-    names = [name for name in names if name in result]
     words = words_of(result.output, class_names)
-    columns = [key for key in _OF_SAMPLES if any(key in result[name] for name in names)]
+    names = [name for name in POINTS if name in result]
+    figures = (key for key in Sample.model_fields if not key.endswith("_histogram"))
+    columns = [key for key in figures if any(key in result[name] for name in names)]
     rows = [[name, *(result[name].get(key) for key in columns)] for name in names]
-    empty = [None] * (len(columns) - 2)
-    rows += [
-        [name.removesuffix("_accuracy").removesuffix("_cosine_min"), None, result[name], *empty]
-        for name in _OF_OTHERS
-        if result.get(name) is not None
-    ]
-    media: dict[str, Any] = {"evaluation": wandb.Table(["points", *columns], rows)}
+    rows += [[name, *(result.get(f"{name}_{key}") for key in columns)]
+             for name in SETS if f"{name}_samples" in result]  # fmt: skip
+    media: dict[str, wandb.Table | wandb.Histogram | wandb.Image]
+    media = {"evaluation": wandb.Table(["points", *columns], rows)}
     for law in (law for law in SAMPLERS if law in result):
         counts = result[law][f"{words.figure}_histogram"]
         edges = np.linspace(0, 1, len(counts) + 1)
@@ -415,5 +385,5 @@ def _first(jobs: Sequence[Path]) -> Identity | None:
 
 def _own(path: Path, job: Identity, name: str) -> Identity:
     """Identity of a separate run next to the jobs', stored for the next evaluation."""
-    fresh = replace(job, id=new_id(), name=name[:128], job_type="evaluation")
+    fresh = job | {"id": new_id(), "name": name[:128], "job_type": "evaluation"}
     return keep_identity(path, fresh)

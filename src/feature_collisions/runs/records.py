@@ -4,7 +4,7 @@ A new entry of a file is one line here. Entries are attributes of a record, with
 in files and in `hull.summary["activation"]`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -49,10 +49,11 @@ class Record(BaseModel):
         """The set entries in JSON's form."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
-    def keys(self) -> list[str]:
+    def keys(self) -> KeysView[str]:
         """Names of the set entries."""
         fields, known = type(self).model_fields, self.model_fields_set
-        return [*(f.alias or name for name, f in fields.items() if name in known), *self._unknown()]
+        names = [field.alias or name for name, field in fields.items() if name in known]
+        return dict.fromkeys([*names, *self._unknown()]).keys()
 
     def _unknown(self) -> dict[str, Any]:
         """Unknown entries, if the record keeps them."""
@@ -96,11 +97,16 @@ class Record(BaseModel):
         return self.model_copy(update=changes)
 
 
-Kind = TypeVar("Kind", bound=Record)
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
-def read_record(kind: type[Kind], path: Path) -> Kind:
+def read_record(kind: type[Kind], path: Path, remedy: str = "search again") -> Kind:
     """Read a JSON file of a run directory as a record.
+
+    Args:
+        kind: of the record.
+        path: of the file; it may be a stranger's.
+        remedy: what to do where it holds something else.
 
     Raises:
         SettingError: at the first entry that is missing, of another type or out of range.
@@ -108,7 +114,8 @@ def read_record(kind: type[Kind], path: Path) -> Kind:
     try:
         return kind.model_validate(read_json(path))
     except ValidationError as error:
-        raise impossible(path.parent, first_problem(error, f" in {path.name}")) from None
+        rule = first_problem(error, f" in {path.name}")
+        raise impossible(path.parent, rule, remedy) from None
 
 
 def first_problem(error: ValidationError, where: str = "") -> str:
@@ -119,9 +126,9 @@ def first_problem(error: ValidationError, where: str = "") -> str:
     return f"{name}{given}{where}: {first['msg']}"
 
 
-def impossible(directory: Path, rule: str) -> SettingError:
+def impossible(directory: Path, rule: str, remedy: str = "search again") -> SettingError:
     """The error for a run directory with impossible content."""
-    return SettingError("run", directory, rule, "search again")
+    return SettingError("run", directory, rule, remedy)
 
 
 class Corner(Record):

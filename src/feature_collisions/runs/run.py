@@ -100,8 +100,7 @@ def load_run(directory: str | Path) -> Run:
         return _read_one(directory)
     jobs = sorted(path.parent for path in directory.glob(f"*/{CORNERS}"))
     if not jobs:
-        raise SettingError(
-            "run",
+        raise impossible(
             directory,
             f"no corners there ({CORNERS} is missing, in it and in the folders below it)",
             "give the directory that train.py printed",
@@ -181,8 +180,7 @@ def join(directory: Path, runs: list[Run]) -> Run:
             if not torch.equal(getattr(run, name), getattr(first, name)):
                 differing.append(name)
         if differing:
-            raise SettingError(
-                "run",
+            raise impossible(
                 directory,
                 f"{run.directory.name} and {first.directory.name} differ in "
                 f"{', '.join(differing)}, so their corners do not form a hull",
@@ -191,8 +189,7 @@ def join(directory: Path, runs: list[Run]) -> Run:
     entries = [entry for run in runs for entry in run.summary.corners]
     numbers = [entry.corner for entry in entries]
     if len(set(numbers)) < len(numbers):
-        raise SettingError(
-            "run",
+        raise impossible(
             directory,
             "a corner occurs in several jobs, so these are several hulls",
             "evaluate them one by one",

@@ -6,12 +6,13 @@ number can resume from it. It is read as data.
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from ..data.files import DAMAGED, load_saved, write_atomically
@@ -27,7 +28,7 @@ def problem_of(
     target: Tensor,
     units: Tensor,
     optimizer: OptimizerSettings,
-) -> dict[str, Any]:
+) -> dict[str, JsonValue]:
     """The properties in which a checkpoint must agree; loss weights and limits may change."""
     return {
         "classifier": weights_hash(model),
@@ -44,7 +45,7 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()[:8]
 
 
-def check_checkpoint(path: Path, problem: dict[str, Any]) -> None:
+def check_checkpoint(path: Path, problem: Mapping[str, JsonValue]) -> None:
     """Raise SettingError unless `path` is a checkpoint of this problem; no code in it is executed.
 
     Args:

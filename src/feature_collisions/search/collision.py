@@ -1,12 +1,13 @@
 """The LightningModule: a frozen network, and corners as the trainable parameter (Eq. 3)."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from ..data.devices import out_of_memory
@@ -147,7 +148,7 @@ class Collision(LightningModule):
         per_batch: int | None = None,
         compiled: bool = False,
         seed: int = 0,
-        problem: dict[str, Any] | None = None,
+        problem: Mapping[str, JsonValue] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False

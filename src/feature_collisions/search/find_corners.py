@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from ..data.devices import device_for, out_of_memory
@@ -395,7 +396,7 @@ class Search(SearchSettings):
         sources = replace(self.sources, windows=windows)
         return PatchComposite(sources, len(self.corners), self.grid)
 
-    def _problem_of_sources(self) -> dict[str, Any]:
+    def _problem_of_sources(self) -> dict[str, JsonValue]:
         if self.sources is None:
             return {}
         return {"sources": digest(self.sources.windows), "grid": self.grid}
