@@ -24,6 +24,9 @@ MEASURED = (
 _ASKED = ("dataset_distance", "dirichlet", "outcome", "distances", "worst_case", "class_proof",
           "judge")  # fmt: skip
 _RESAMPLES = 9999
+FEWEST = 6
+"""Pairs below which no interval is given: a bootstrap of fewer covers far less than it says."""
+_OF_PROOFS = ("share_proved", "relative_size_proved")
 
 
 def measure(
@@ -67,12 +70,14 @@ def interval_of(values: Sequence[float], seed: int = 0) -> Interval:
     """Mean of values, one per pair, with its bias-corrected accelerated bootstrap interval.
 
     Example:
-        >>> interval_of([0.5, 0.5, 0.5])
+        >>> interval_of([0.5] * 6)
         Interval(mean=0.5, low=0.5, high=0.5)
+        >>> interval_of([0.5] * 5)
+        Interval(mean=0.5, low=None, high=None)
     """
     found = np.asarray(values, dtype=np.float64)
     mean = float(found.mean())
-    if len(found) < 2:
+    if len(found) < FEWEST:
         return Interval(mean, None, None)
     if np.ptp(found) <= 1e-12 * abs(mean):  # nothing to resample
         return Interval(mean, mean, mean)
@@ -117,6 +122,8 @@ def differences(
 
 
 def _values(hulls: Sequence[Row], name: str) -> list[float] | None:
+    if name in _OF_PROOFS and all(row.unproved for row in hulls):
+        return None  # no proof got anywhere: a zero would look like a result
     values = [row.get(name) for row in hulls]
     known = [value for value in values if value is not None]
     return known if len(known) == len(values) else None

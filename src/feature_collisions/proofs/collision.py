@@ -84,7 +84,7 @@ def prove_collision(
     except NotPiecewiseLinear as error:
         return _nothing(str(error))
     if not known.count:
-        return _nothing(f"{known.reason} (seconds={seconds:g})")
+        return _nothing(str(known.reason_after(seconds)))
     norm, unit = known.everywhere.neg().tolist()
     if not norm < torch.inf:
         return _nothing("the bounds are not finite numbers")

@@ -215,9 +215,8 @@ class Splitting:
         """Weights (n, V, K) of the unverified subdomains."""
         return pieces.weights[~(pieces.figures[:, 0] > self.line)]
 
-    @property
-    def reason(self) -> str | None:
-        """Reason why nothing is verified, if known."""
+    def reason_after(self, seconds: float) -> str | None:
+        """Reason why nothing is verified after `seconds`, if known."""
         if self.share:
             return None
         if self.hopeless:
@@ -225,7 +224,8 @@ class Splitting:
                 f"even on a {_FEW}th of the hull more units bend than bounds can follow; more time "
                 "will not help"
             )
-        return None if self.count else "the time is over before the first bounds are there"
+        first = f"not reached in proof.seconds={seconds:g}: the first bounds take longer"
+        return None if self.count else first
 
     def run(
         self,

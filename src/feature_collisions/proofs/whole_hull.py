@@ -86,7 +86,7 @@ def prove_class(
         known.run(judge, seconds, cache, "Class of the hull", worst_first=False)
     except NotPiecewiseLinear as error:
         return _nothing("refuted" if judge.counter_example else "undecided", str(error), judge)
-    proved, reason = not len(known.open.volume), known.reason if seconds else None
+    proved, reason = not len(known.open.volume), known.reason_after(seconds) if seconds else None
     if proved and judge.counter_example:  # nothing that contradicts the model is stated
         contradiction = "a point of the model contradicts the bounds"
         spent = {"pieces": known.count, "seconds": known.seconds}

@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 from ..data.files import write_text
-from ..evaluation.survey import MEASURED, Interval, Rows, differences, means
+from ..evaluation.survey import FEWEST, MEASURED, Interval, Rows, differences, means
 from ..runs.rows import Row
 from .figures import survey_figure
 from .runs import COLUMNS, cell, rows_csv, write_tables
@@ -23,8 +23,12 @@ _NOTE = (
     "of the hull shrunk about its centroid until all of it is proved."
 )
 _WARNING = (
-    "Intervals cover 95 % of the means of resampled pairs. One of twenty excludes 0 by chance. "
-    "With few pairs they are rough."
+    "* the interval excludes 0. Intervals cover 95 % of the means of resampled pairs; one of "
+    "twenty excludes 0 by chance. With few pairs they are rough."
+)
+_TOO_FEW = (
+    f"No intervals and no stars: {FEWEST} pairs or more are needed, because resampling fewer says "
+    "too little of other pairs."
 )
 
 
@@ -52,7 +56,8 @@ def write_survey(
     unproved = (line for name, hulls in rows.items() for line in _unproved(name, hulls))
     note = " ".join([f"{_NOTE} All: {budget}.", *unproved]) + _of_judge(found) + _unequal(found)
     overview = _overview(found, extra, own, len(rows[reference]), note)
-    tables = [overview, _paired(against, reference, _errors(found))]
+    few = len(rows[reference]) < FEWEST
+    tables = [overview, _paired(against, reference, _errors(found), few)]
     figure = ("survey", survey_figure(rows, found, extra), "relative sizes of the networks' hulls")
     write_tables(directory, "survey", tables, figure)
     every = [row for hulls in rows.values() for row in hulls]
@@ -87,7 +92,7 @@ def _of_judge(found: Found) -> str:
     )
 
 
-_SIZES = ("relative_size", "pooled_size", "relative_size_proved")
+_SIZES = ("relative_size", "pooled_size", "relative_size_proved", "judge_size")
 _UNEQUAL = 2.0  # times the smallest feature error
 
 
@@ -98,10 +103,7 @@ def _errors(found: Found) -> dict[str, float]:
 
 
 def _unequal(found: Found) -> str:
-    """Name the networks with a larger feature error than the others.
-
-    A larger error allows a larger hull, so these sizes do not compare.
-    """
+    """Name the networks with a larger feature error than the others: it allows larger hulls."""
     errors = _errors(found)
     least = min(errors.values(), default=0.0)
     above = [name for name, error in errors.items() if error > _UNEQUAL * least]
@@ -110,7 +112,7 @@ def _unequal(found: Found) -> str:
     said = ", ".join(f"{name} ({errors[name]:.3f})" for name in above)
     return (
         f" Sizes of {said} are at feature errors more than {_UNEQUAL:g} times the smallest "
-        f"({least:.3f}): do not compare them."
+        f"({least:.3f}): a larger error allows a larger hull."
     )
 
 
@@ -130,28 +132,26 @@ def _overview(
     return Table(heading, ["network", *names, *columns], rows, note)
 
 
-def _paired(against: Found, reference: str, errors: Mapping[str, float]) -> Table:
+def _paired(against: Found, reference: str, errors: Mapping[str, float], few: bool) -> Table:
     shown = [name for name in _shown(against) if name != "seconds"]
     rows = []
     for network, entries in against.items():
-        pair = sorted(errors.get(name, 0.0) for name in (network, reference))
-        unequal = pair[1] > _UNEQUAL * pair[0]
-        rows.append([
-            network,
-            *("errors differ" if unequal and name in _SIZES else _signed(name, entries[name])
-              for name in shown),
-        ])  # fmt: skip
+        error = [round(errors.get(name, 0.0), 3) for name in (network, reference)]  # as printed
+        rows.append([network, *(_signed(name, entries[name], *error) for name in shown)])
     heading = f"Differences to {reference}, pair by pair"
     note = (
-        "* the interval excludes 0. Sizes at feature errors that differ by more than a factor of "
-        f"{_UNEQUAL:g} are not compared. {_WARNING}"
+        "Not comparable: the larger size has the larger feature error, which allows a larger hull. "
+        f"{_TOO_FEW if few else _WARNING}"
     )
     return Table(heading, ["network", *(COLUMNS[name][0] for name in shown)], rows, note)
 
 
-def _signed(name: str, interval: Interval | None) -> str:
+def _signed(name: str, interval: Interval | None, error: float, of_reference: float) -> str:
+    """A difference; of sizes only if the larger one has the smaller feature error, or an equal."""
     if interval is None:
         return "-"
+    if name in _SIZES and interval.mean * (error - of_reference) > 0:
+        return "not comparable"
     mean, low, high = (cell(name, end, "+") for end in interval)
     if interval.low is None:
         return mean
