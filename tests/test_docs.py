@@ -309,3 +309,10 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     settings = (tmp_path / "reference" / "settings.html").read_text()
     assert "LossSettings" in settings
     assert "hull_weight" in settings
+
+
+def test_brackets_are_quoted():
+    """Some shells, such as zsh, read `corner=[0,3]` as a pattern of file names."""
+    bare = re.compile(r"(?:^|\s)[a-z_.]+=[\[{]")
+    for page, command in listed():
+        assert not bare.search(command), (page, command)
