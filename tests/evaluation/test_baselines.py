@@ -1,5 +1,7 @@
 """The worst point of a hull, and the balls and simplices it is compared with."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from feature_collisions.evaluation.baselines import (
     dimension,
     on_span_sphere,
     on_sphere,
+    other_images,
     plain_corners,
     radius,
     simplices,
@@ -156,3 +159,24 @@ def test_every_baseline_has_its_feature_error() -> None:
     assert names == {"ball", "ball_clipped", "ball_span", "random_simplex"}
     for name in names:
         assert found[f"{name}_feature_relative_max"] > 0
+
+
+def test_features_of_other_images_are_compared_without_the_target():
+    """Nearest, median and number within the line, one by one; the target itself is left out."""
+    hull = made_hull()
+    images = torch.rand(11, *hull.target.shape, generator=torch.Generator().manual_seed(1))
+    images[4] = hull.target
+    with torch.no_grad():
+        wanted = hull.features.features
+        errors = sorted(
+            float((hull.model[:4](image[None])[0] - wanted).norm() / wanted.norm())
+            for k, image in enumerate(images)
+            if k != 4
+        )
+    limit = (errors[2] + errors[3]) / 2
+    hull = replace(hull, summary=hull.summary | {"hull_relative": limit})
+    found = other_images(hull, images)
+    assert (found.images, found.within) == (10, 3)
+    assert found.nearest == pytest.approx(errors[0], rel=1e-4)
+    assert found.median == pytest.approx(errors[4], rel=1e-4)
+    assert other_images(hull, hull.target[None]) is None

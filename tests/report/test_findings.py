@@ -146,19 +146,115 @@ def test_every_measurement_has_a_row(hull, tmp_path):
 def test_pictures_are_called_different_where_their_averages_are(hull, tmp_path, size, sees):
     result = evaluated(hull, tmp_path) | {"pooled_sizes": {"1": 1.5, "8": size}}
     notes = " ".join(claim.note for claim in describe(hull.summary, result, NAMES).claims)
-    assert ("a person sees different pictures" in notes) == sees
+    assert ("differ after averaging 8x8 pixels; whether a person" in notes) == sees
     assert ("fine detail" in notes) != sees
 
 
-def claims_of(**entries):
+def described(changed=None, **entries):
     summary = {
         "experiment": "mnist", "classifier": "c", "layer": "l", "initial_class": 0,
         "target_class": 3, "steps": 1, "seconds": 1.0, "converged": False, "corners": [],
     }  # fmt: skip
     result = Evaluation.model_validate({"target_class": 3, "target_probability": 0.9} | entries)
-    found = describe(Summary.of(summary), result, NAMES)
+    return describe(Summary.of(summary | (changed or {})), result, NAMES)
+
+
+def claims_of(**entries):
+    found = described(**entries)
     assert found.warning
     return {claim.label: claim for claim in found.claims}
+
+
+COLLIDES = {
+    "outcome": "features collide",
+    "hull_relative": 0.2,
+    "dirichlet": {"samples": 10, "accuracy": 1.0, "accuracy_lower_95": 0.7, "probability_min": 0.5,
+                  "feature_relative_max": 4.6e-7},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("within", "outcome", "wide"),
+    [(2, "features collide", True), (1, "features collide", False), (9, "class only", False)],
+)
+def test_a_line_that_ordinary_images_are_within_is_called_too_wide(within, outcome, wide):
+    images = {"images": 200, "within": within, "nearest": 0.125, "median": 0.75}
+    found = described(**COLLIDES | {"outcome": outcome, "dataset_features": images})
+    said = f"the line is too wide for this network: {within} of 200 images of the data set"
+    assert (said in found.headline) == wide
+    claims = {claim.label: claim for claim in found.claims}
+    assert "the nearest is at 0.12, the median at 0.75" in claims["outcome"].value
+    assert claims["features of other images"].value.startswith(f"{within} of 200 images")
+
+
+def test_a_pair_of_one_class_is_warned_of():
+    said = "The initial image already has this class; the class says nothing here."
+    assert said in described({"initial_class": 3}).warning
+    assert said not in described().warning
+    assert said not in described({"initial_class": -1, "target_class": -1, "output": "features",
+                                  "initial_cosine": 0.5}, output="features").warning  # fmt: skip
+
+
+def test_what_is_proved_takes_precedence_over_samples_that_round():
+    proof = {"by": "affine", "feature_relative_max": 6.95e-9, "feature_error_max": 1e-9,
+             "inactive_max": 0.0}  # fmt: skip
+    of_class = {"outcome": "proved", "margin_min": 1.0, "probability_min": 0.50001}
+    claims = claims_of(**COLLIDES, proof={"collision": proof, "class": of_class})
+    assert "feature error at most 7e-09 (proved) of ||f(t)||" in claims["outcome"].value
+    for label in ("outcome", "features of those mixes", "their probability of seven"):
+        assert "samples are of float32 arithmetic" in claims[label].note, label
+    loose = proof | {"feature_relative_max": 0.1}
+    claims = claims_of(**COLLIDES, proof={"collision": loose})
+    assert "feature error 4.6e-07 of" in claims["outcome"].value
+    assert "float32" not in claims["outcome"].note
+
+
+def test_the_first_size_comes_with_those_that_qualify_it():
+    claims = claims_of(
+        corner_distance_mean=3.0, dataset_distance_mean=2.0, relative_size=1.5,
+        pooled_sizes={"1": 1.5, "8": 0.09},
+        proof={"class": {"relative_size_proved": 0.37}},
+    )  # fmt: skip
+    value = claims["how different the corners are"].value
+    assert value.startswith(
+        "relative size 1.50 (0.09 after averaging 8x8 pixels; 0.37 proved of the class): "
+    )
+    assert claims["coarse difference"].value == "relative size 0.09 after averaging 8x8 pixels"
+
+
+@pytest.mark.parametrize(("by", "first"), [("affine", False), ("bounds", True)])
+def test_what_a_layer_sees_is_to_first_order_unless_it_is_affine(by, first):
+    proof = {"by": by, "feature_relative_max": 0.1, "feature_error_max": 0.1}
+    claim = claims_of(
+        pixel_dimensions=3072, seen_dimensions=62, hidden_dimensions=3010,
+        hidden_dimensions_exact=True, proof={"collision": proof},
+    )["directions of the pixels"]  # fmt: skip
+    assert claim.known is Evidence.COMPUTED
+    assert ("to first order at the target" in claim.value) == first
+
+
+def test_a_whole_share_is_said_without_digits():
+    whole = COLLIDES["dirichlet"]
+    claims = claims_of(dirichlet=whole, stick_breaking=whole)
+    assert claims["mixes that are seven, with other samplers"].value == "all of each sample"
+    assert claims["mixes of the corners that are seven"].value.startswith("100 % of 10")
+    nearly = whole | {"accuracy": 0.99999}
+    claims = claims_of(dirichlet=nearly, stick_breaking=nearly)
+    assert claims["mixes that are seven, with other samplers"].value.startswith("100.00% or more")
+
+
+def test_edges_that_were_not_reached_have_no_table():
+    edge = {"corners": [0, 1]}
+    edges = {"share_held": 0.0, "share_failed": 0.0, "edges": [edge, edge]}
+    found = described(edges=edges)
+    assert "Its edges" not in [table.heading for table in found.tables]
+    (claim,) = found.claims
+    assert claim.value == "not walked: not reached in edges.seconds"
+    assert claim.note == ""
+    walked = {"corners": [0, 2], "walked": 1.0, "held": 1.0}
+    found = described(edges=edges | {"share_held": 0.5, "edges": [edge, walked]})
+    (table,) = (table for table in found.tables if table.heading == "Its edges")
+    assert [row[1] for row in table.rows] == ["not walked", "100 %"]
 
 
 def test_what_the_check_of_a_certificate_shows_is_said():

@@ -18,9 +18,13 @@ from .start import explain, importing
 from .survey import is_survey
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..report.findings import Description
     from ..runs.evaluation import Evaluation
     from ..runs.run import Run
+
+_IMAGES = 200  # of the data set, whose features are compared with the target's
 
 
 def main(config: DictConfig) -> None:
@@ -168,7 +172,10 @@ def measured(settings: EvaluateSettings, run: "Run") -> "tuple[Evaluation, Seque
         def distances() -> dict[int, float]:
             return {n: each * scale for n, each in data.test.mean_distances(SQUARES).items()}
 
-        result = evaluate(hull, distances, settings, run.directory, seconds, judge)
+        def images() -> "Tensor":
+            return data.test.draw(_IMAGES, settings.seed)
+
+        result = evaluate(hull, distances, settings, run.directory, seconds, judge, images)
         names = names_of(hull, data.test.class_names, names_in(hull.model))
         try:
             description = report.write_report(run.directory, hull, result, names)

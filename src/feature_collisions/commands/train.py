@@ -257,14 +257,20 @@ def print_corners(
         path: `classifier.path`, for the command of evaluate.py.
         of_images: mean distance between two images of the data set, if known.
     """
-    from ..report.findings import collision_line, corners_table, distance_line
+    from ..report.findings import (
+        collision_line,
+        corners_table,
+        distance_line,
+        same_class_line,
+    )
     from ..report.tables import as_text
 
     table = corners_table(summary, class_names)
     print(f"\n{as_text(table)}\n" + (f"\n{table.note}" if table.note else ""))
     seconds = f"search {summary.seconds:.1f} s, total {summary.seconds_total:.1f} s"
     print(f"{summary.steps} steps; {seconds}")
-    for line in (collision_line(summary), distance_line(summary, of_images)):
+    lines = (collision_line(summary), distance_line(summary, of_images), same_class_line(summary))
+    for line in lines:
         if line:
             print(line)
     label = summary.target_label  # of the data set; a class if the numbers of classes agree

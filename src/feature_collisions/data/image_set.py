@@ -118,6 +118,12 @@ class ImageSet(ABC):
         near = difflib.get_close_matches(name, self.class_names, 5, 0.5)
         return f"Classes of a similar name: {', '.join(near) or 'none'}"
 
+    def draw(self, most: int, seed: int = 0) -> Tensor:
+        """At most `most` images (n, C, H, W), drawn at random without repetition."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        images: Tensor = self[order[:most]]
+        return images
+
     def mean_distance(self, most: int = 2000, seed: int = 0) -> float:
         """Mean L2 distance between two of (at most `most`) images, pixels in [0, 1] (Table 1)."""
         return self.mean_distances((1,), most, seed)[1]
@@ -130,8 +136,7 @@ class ImageSet(ABC):
         An average of n x n pixels counts n times. Borders narrower than a square are left out, as
         are squares larger than the images.
         """
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]
-        images = self[order]
+        images = self.draw(most, seed)
         return {
             square: pooled_distance(images, square)
             for square in squares

@@ -7,11 +7,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.devices import device_for, in_half
-from ..graph.graph import copied
+from ..graph.graph import copied, evaluating
 from ..graph.target_layer import TargetLayer
 from ..hull.evaluator import Replica, batch_sizes, in_batches
 from ..hull.hull import Hull
-from ..runs.evaluation import Evaluation, Sample
+from ..hull.statistics import limit_of
+from ..runs.evaluation import Evaluation, OtherImages, Sample
 from ..search.optimizers import make_optimizer, rate_at
 from ..settings.search import OptimizerSettings
 from ..simplex import dirichlet, mixes
@@ -121,6 +122,39 @@ def plain_corners(
         with torch.no_grad():
             images.clamp_(0, 1)
     return images.detach()
+
+
+def other_images(hull: Hull, images: Tensor) -> OtherImages | None:
+    """Feature errors of images of the data set: what a limit on the hull's error means.
+
+    Args:
+        hull: the hull.
+        images: (n, C, H, W) in [0, 1]; the target among them is left out.
+
+    Returns:
+        None if no image is left, or if f(t) is 0.
+    """
+    images = images.to(hull.corners)
+    images = images[(images != hull.target).flatten(1).any(1)]
+    norm = hull.features.features.norm()
+    if not (len(images) and norm > 0):
+        return None
+
+    @torch.no_grad()
+    def error(on: Replica, part: Tensor) -> Tensor:
+        found = on.features.error(on.observe(part.to(on.device))[1])
+        return found.to(hull.corners.device)
+
+    evaluator = hull.evaluator
+    with evaluating(hull.model):
+        found = torch.cat(list(evaluator.map(error, images.split(evaluator.share(len(images))))))
+    errors = found / norm
+    return OtherImages(
+        images=len(errors),
+        within=int((errors <= limit_of(hull.summary)).sum()),
+        nearest=float(errors.min()),
+        median=float(errors.median()),
+    )
 
 
 Draw = Callable[[Tensor, int, torch.Generator], Tensor]

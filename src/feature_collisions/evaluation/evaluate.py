@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from ..checking.certificate import Kind, Statement, write_certificate
 from ..checking.check import check
@@ -32,7 +33,7 @@ from ..runs.records import first_problem
 from ..settings.evaluate import EvaluateSettings
 from ..settings.trainer import MIXED
 from ..simplex import SAMPLERS
-from .baselines import balls, dimension, plain, simplices
+from .baselines import balls, dimension, other_images, plain, simplices
 from .differences import differences
 from .judge import Judge
 from .macro import visible
@@ -48,6 +49,7 @@ def evaluate(
     directory: Path,
     seconds: dict[str, float] | None = None,
     judge: Judge | None = None,
+    images: Callable[[], Tensor] | None = None,
 ) -> Evaluation:
     """Measure a hull (Tables 1 to 5).
 
@@ -62,6 +64,8 @@ def evaluate(
         directory: folder for `evaluation.json` and images.
         seconds: filled with the time of each measurement.
         judge: another network that judges the corners.
+        images: returns images (n, C, H, W) of the data set, whose features are compared with the
+            target's.
 
     Returns:
         The content of `evaluation.json`. `left_out` lists measurements that need more than one
@@ -76,7 +80,7 @@ def evaluate(
     )
     if len(hull.corners) == 1:
         result.left_out = dict.fromkeys(_of_two_corners(hull), "needs two corners")
-    subject = Subject(hull, settings, directory, dataset_distances, judge)
+    subject = Subject(hull, settings, directory, dataset_distances, judge, images)
     measurements = _allowed(subject)
     left = list(measurements)
     for name, measure in measurements.items():
@@ -112,6 +116,7 @@ class Subject(NamedTuple):
         directory: where images go; None: nothing is kept, proofs in the user's cache neither.
         distances: as `evaluate` takes them; None: unknown.
         judge: another network that judges the corners.
+        images: as `evaluate` takes them; None: there is no data set.
         known: what was measured before.
     """
 
@@ -120,6 +125,7 @@ class Subject(NamedTuple):
     directory: Path | None = None
     distances: Callable[[], Mapping[int, float]] | None = None
     judge: Judge | None = None
+    images: Callable[[], Tensor] | None = None
     known: Evaluation = Evaluation()
 
     @property
@@ -155,6 +161,8 @@ def _allowed(subject: Subject) -> dict[str, Measurement]:
     found = dict(SAMPLED)
     if subject.distances:
         found = {"dataset_distance": _dataset_distance} | found
+    if subject.images:
+        found["dataset_features"] = _dataset_features
     if len(subject.hull.corners) > 1:
         found |= _of_two_corners(subject.hull)
     return found | {"judge": _judge} if subject.judge else found
@@ -179,6 +187,12 @@ def _dataset_distance(subject: Subject) -> Evaluation:
         dataset_distance_mean=distances[1],
         dataset_distances_pooled={str(square): d for square, d in distances.items()},
     )
+
+
+def _dataset_features(subject: Subject) -> Evaluation:
+    """How near the target's features those of other images are."""
+    assert subject.images
+    return Evaluation(dataset_features=other_images(subject.hull, subject.images()))
 
 
 def _sample(law: str, uint8: bool, subject: Subject) -> Evaluation:
@@ -206,9 +220,11 @@ def _distances(subject: Subject) -> Evaluation:
     """Distances between corners, relative to the data set's, and from the initial image."""
     hull, other = subject.hull, subject.known.dataset_distance_mean
     mean, scale = float(hull.corner_distances().mean()), hull.summary.distance_scale
+    width = mean_width(hull.corners, subject.settings.seed) * scale
     found = Evaluation(
         corner_distance_mean=mean,
-        mean_width=mean_width(hull.corners, subject.settings.seed) * scale,
+        mean_width=width,
+        relative_width=width / other if other else None,
         degenerate=dimension(hull.corners) < len(hull.corners) - 1,
         initial_distance_mean=float(hull.initial_distances().mean()),
         relative_size=mean / other if other else None,

@@ -99,8 +99,7 @@ def judge_of(name: str | None, data: DataSplit) -> Judge | None:
         named = ClassifierSettings("file", None, "auto", path=name)
     try:
         network = load_classifier(named, data)
-        order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
-        images = data.test[order[:_IMAGES]]
+        images = data.test.draw(_IMAGES)
         with explain_forward_errors(data.test.size):
             logits_of(network, images[:1])
         see = _seeing(network, data.test.size)

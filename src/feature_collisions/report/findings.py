@@ -14,7 +14,7 @@ from ..hull.statistics import CLASS, FEATURES, NEITHER, limit_of
 from ..runs.evaluation import Edges, Evaluation, Faces, Sample
 from ..runs.records import Summary
 from ..simplex import SAMPLERS
-from .tables import Table, number
+from .tables import Table, number, percent
 from .words import words_of
 
 
@@ -27,6 +27,7 @@ class Evidence(StrEnum):
     SEARCHED = "searched"
     SAMPLED = "sampled"
     MEASURED = "measured"
+    COMPUTED = "computed"
     NOT_PROVED = "not proved"
     NOT_MEASURED = "not measured"
 
@@ -38,6 +39,7 @@ MEANINGS = {
     Evidence.SEARCHED: "the worst point that a gradient search found; there may be a worse one",
     Evidence.SAMPLED: "of random points; other points may differ",
     Evidence.MEASURED: "computed from the pictures themselves",
+    Evidence.COMPUTED: "follows from the network's weights and the target, in float64",
     Evidence.NOT_PROVED: "tried without success: here the finding is empirical",
     Evidence.NOT_MEASURED: "failed, or left out",
 }
@@ -117,14 +119,44 @@ def describe(summary: Summary, result: Evaluation, class_names: Sequence[str]) -
     ]
     return Description(
         experiment=summary.experiment,
-        headline=_HEADLINES[result.outcome].format(initial=initial, target=target),
+        headline=_HEADLINES[result.outcome].format(initial=initial, target=target)
+        + _too_wide(result),
         lead=f"{summary.classifier}, layer {summary.layer}, {count} corner"
         f"{'s' * (count > 1)}, {summary.steps} steps in {summary.seconds:.2f} s."
         + _RETURNS.get(summary.returns, ""),
-        warning="" if summary.converged else "Some corners did not converge.",
+        warning=" ".join(
+            filter(
+                None,
+                [
+                    same_class_line(summary),
+                    "" if summary.converged else "Some corners did not converge.",
+                ],
+            )
+        ),
         claims=[row for claim in CLAIMS for row in claim(result, class_names)],
         tables=[table for table in tables if table.rows],
     )
+
+
+_NOTICEABLE = 0.01  # share of a data set's images within the line that makes it too wide
+
+
+def _too_wide(result: Evaluation) -> str:
+    """Part of a headline: that ordinary images have features within the line, which says little."""
+    images = result.dataset_features
+    if result.outcome != FEATURES or not images or images.within < _NOTICEABLE * images.images:
+        return ""
+    return (
+        f"; but the line is too wide for this network: {images.within} of {images.images} images "
+        "of the data set are within it"
+    )
+
+
+def same_class_line(summary: Summary) -> str:
+    """Warning that the initial image is of the target's class already; otherwise empty."""
+    if summary.output != "classes" or summary.get("initial_class") != summary.get("target_class"):
+        return ""
+    return "The initial image already has this class; the class says nothing here."
 
 
 def _exact_to(summary: Summary) -> str:
@@ -211,13 +243,35 @@ def _not_measured(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]
 def _outcome(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     if result.outcome:
         reasons = "; ".join(result.outcome_reasons)
-        said = _OF_FEATURES if result.output == "features" else _IN_WORDS
-        note = said[result.outcome] + (f" ({reasons})" if reasons else "")
-        error = result.dirichlet and result.dirichlet.feature_relative_max
+        meaning = _OF_FEATURES if result.output == "features" else _IN_WORDS
+        note = meaning[result.outcome] + (f" ({reasons})" if reasons else "")
+        error = result.dirichlet.feature_relative_max if result.dirichlet else None
         value = result.outcome
         if error is not None:
-            value += f"; feature error {error:.2g} of ||f(t)||, the line is {_line(result)}"
+            proved = result.at("proof.collision.feature_relative_max")
+            said = f"{error:.2g}"
+            if proved is not None and proved < error:
+                said = f"at most {proved:.2g} (proved)"
+                note += _rounded(error, proved, ".2g")
+            value += f"; feature error {said} of ||f(t)||, the line is {_line(result)}"
+            if images := result.dataset_features:
+                value += (
+                    f"; of {images.images} images of the data set the nearest is at "
+                    f"{images.nearest:.2g}, the median at {images.median:.2g}"
+                )
         yield Finding("outcome", value, Evidence.SAMPLED, note)
+
+
+def _images(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
+    """What the feature error of unlike images is, which says what the line means."""
+    if images := result.dataset_features:
+        yield Finding(
+            "features of other images",
+            f"{images.within} of {images.images} images of the data set are within the line",
+            Evidence.MEASURED,
+            f"nearest {images.nearest:.3g}, median {images.median:.3g} of ||f(t)|| from the "
+            "target's; drawn at random, without the target",
+        )
 
 
 def _line(result: Evaluation) -> str:
@@ -234,7 +288,8 @@ def _sampled(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
             "features of those mixes",
             f"at most {error:.3g} of ||f(t)|| from the target's",
             Evidence.SAMPLED,
-            _seen_behind(result) + _rounded(result, error),
+            _seen_behind(result)
+            + _rounded(error, result.at("proof.collision.feature_relative_max"), ".3g"),
         )
 
 
@@ -262,25 +317,32 @@ def _cosines(sample: Sample, result: Evaluation) -> Iterator[Finding]:
 def _classes(sample: Sample, result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     """For a classifier: share of mixes of the target's class, and its probability."""
     target = names[result.target_class]
+    least, of_class = sample.probability_min, result.proof.class_
+    proved = of_class.probability_min if of_class and of_class.outcome == "proved" else None
     yield Finding(
         f"mixes of the corners that are {target}",
-        f"{sample.accuracy:.2%} of {sample.samples}, so at least "
+        f"{percent(sample.accuracy)} of {sample.samples}, so at least "
         f"{sample.accuracy_lower_95:.3%} of all",
         Evidence.SAMPLED,
         "drawn uniformly from the hull; at 95 % confidence (Clopper-Pearson)",
     )
     yield Finding(
         f"their probability of {target}",
-        f"{sample.probability_mean:.4f} on average, {sample.probability_min:.4f} at least",
+        f"{sample.probability_mean:.4f} on average, {least:.4f} at least",
         Evidence.SAMPLED,
-        f"the target's own is {result.target_probability:.4f}",
+        f"the target's own is {result.target_probability:.4f}"
+        + _rounded(-least, None if proved is None else -proved, ".7f"),
     )
 
 
-def _rounded(result: Evaluation, error: float) -> str:
-    """Note that a sampled error above the proved bound is rounding in float32."""
-    proved = result.at("proof.collision.feature_relative_max")
-    return "" if proved is None or error <= proved else "; sampled in float32, which rounds"
+def _rounded(sampled: float, proved: float | None, form: str) -> str:
+    """Note that a sample beyond a proved upper bound is rounding in float32."""
+    if proved is None or sampled <= proved:
+        return ""
+    return (
+        f"; samples are of float32 arithmetic, which rounds ({abs(sampled):{form}}); the proof is "
+        f"of exact arithmetic ({abs(proved):{form}})"
+    )
 
 
 def _past(result: Evaluation) -> str:
@@ -304,9 +366,11 @@ def _other_laws(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         what, key, form = f"mixes that are {names[result.target_class]}", "accuracy", ".2%"
     figures = {law: sample[key] for law, sample in others.items()}
     if figures:
+        least = min(figures.values())
+        whole = key == "accuracy" and least == 1
         yield Finding(
             f"{what}, with other samplers",
-            f"{format(min(figures.values()), form)} or more of each sample",
+            "all of each sample" if whole else f"{format(least, form)} or more of each sample",
             Evidence.SAMPLED,
             "; ".join(f"{law}: {format(figure, form)}" for law, figure in figures.items()),
         )
@@ -337,7 +401,10 @@ def _edges(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         yield Finding(label, f"not walked: {edges.reason}", Evidence.NOT_PROVED)
         return
     share, failed, proved = edges.share_held, edges.share_failed, edges.share_proved
-    value = f"{target} on {share:.4%} of their length"
+    if not share + failed:
+        yield Finding(label, "not walked: not reached in edges.seconds", Evidence.NOT_PROVED)
+        return
+    value = f"{target} on {percent(share, 4)} of their length"
     rounding = f"rounding bounded on {proved:.2%}" if proved else "rounding sampled"
     walk = f"float{edges.precision}, {rounding}"
     note = f"{walk}; no part of another class was found"
@@ -353,8 +420,7 @@ def _edges(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         others = f"another class on {failed:.2%}" if first else f"all {target}"
         rest = 1 - share - failed
         value = f"{share + failed:.2%} walked, {others}; {rest:.2%} not reached"
-        value = value if share + failed else "none of their length was reached"
-    yield Finding(label, value, Evidence.WALKED if share + failed else Evidence.NOT_PROVED, note)
+    yield Finding(label, value, Evidence.WALKED, note)
 
 
 def _features_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
@@ -393,10 +459,12 @@ def _hidden(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     if (hidden := result.hidden_dimensions) is None:
         return
     exact, seen = result.hidden_dimensions_exact, result.seen_dimensions
+    affine = result.at("proof.collision.by") in ("affine", "linear")
     yield Finding(
         "directions of the pixels",
-        f"of {result.pixel_dimensions:,} the layer sees {'' if exact else 'at least '}{seen:,}",
-        Evidence.MEASURED,
+        f"of {result.pixel_dimensions:,} the layer sees {'' if exact else 'at least '}{seen:,}"
+        + ("" if affine else ", to first order at the target"),
+        Evidence.COMPUTED,
         f"it hides {'' if exact else 'at most '}{hidden:,} at the target (the rank of its active "
         "units' values as a function of the pixels, in float64)",
     )
@@ -411,7 +479,7 @@ def _rounding(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     off = [number(result.at(f"dirichlet{suffix}.{key}"), ".2g") for suffix in ("", _EIGHT_BIT)]
     unit = " of the target's norm" if what == "outputs" else ""
     yield Finding(
-        "first layer's values of every mix",
+        "first layer's values at the corners",
         f"residual {number(found.float64, '.1g')} of ||W t|| in float64, as found, "
         f"{found.float32:.2g} in float32, as saved, {found.uint8:.2g} in 8-bit PNGs",
         Evidence.MEASURED,
@@ -434,6 +502,10 @@ def _class_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     if not (proof := result.proof.class_):
         return
     label, target = "class of every mix", names[result.target_class]
+    tried = proof.pieces or proof.share_proved or proof.outcome != "undecided"
+    if not (tried or proof.reason):
+        yield Finding(label, "not tried: no time (proof.seconds)", Evidence.NOT_PROVED)
+        return
     whole = "weights" if result.degenerate else "volume"  # if corners coincide
     share = f"{target} on {proof.share_proved:.2%} of the hull's {whole}"
     if proof.outcome == "proved":
@@ -510,7 +582,7 @@ def _faces(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         yield Finding(label, reason, Evidence.NOT_PROVED)
     elif faces.triangles:
         share, count = faces.share_proved, len(faces.triangles)
-        value = f"{names[result.target_class]} on {share:.2%} of the triangles' area"
+        value = f"{names[result.target_class]} on {percent(share)} of the triangles' area"
         note = f"bounds in float64 over {count} triangle{'s' * (count > 1)}"
         if refuted := _states(faces).count("refuted"):
             value += f", not so in the middle of {refuted} parts"
@@ -536,8 +608,8 @@ def _distances(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         return
     value, note = f"{mean:,.2f} apart on average", result.relative_size_reason or ""
     if (size := result.relative_size) is not None:
-        value = f"relative size {size:.2f}: {value}, two images of the data set "
-        value += f"{result.dataset_distance_mean:,.2f}"
+        value = f"relative size {size:.2f}{_coarse_and_proved(result)}: {value}, two images of "
+        value += f"the data set {result.dataset_distance_mean:,.2f}"
     if scale := result.distance_scale:
         value += f" (L2, pixels in 0..{scale})"
     yield Finding("how different the corners are", value, Evidence.MEASURED, note)
@@ -545,11 +617,28 @@ def _distances(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     if (largest := pooled.get("8")) is not None:
         squares = ", ".join(f"{size:.2f} ({n}x{n})" for n, size in pooled.items() if n != "1")
         note = f"relative sizes after averaging squares of pixels: {squares}; " + (
-            "a person sees different pictures; of what, look at them"
-            if largest >= SEEN
-            else f"below {SEEN} at 8x8, what differs is largely fine detail"
+            "the corners differ after averaging 8x8 pixels; whether a person recognises anything "
+            "is not measured"
+            if largest >= COARSE
+            else f"below {COARSE} at 8x8, what differs is largely fine detail"
         )
-        yield Finding("what a person sees", f"relative size {largest:.2f}", Evidence.MEASURED, note)
+        value = f"relative size {largest:.2f} after averaging 8x8 pixels"
+        yield Finding("coarse difference", value, Evidence.MEASURED, note)
+
+
+def _coarse_and_proved(result: Evaluation) -> str:
+    """The sizes that qualify the relative size: after averaging, and proved."""
+    of_class, of_features = (
+        result.at(f"proof.{name}.relative_size_proved") for name in ("class", "collision")
+    )
+    both = of_class is not None and of_class == of_features
+    sizes = [
+        (result.pooled_sizes.get("8"), "after averaging 8x8 pixels"),
+        (of_class, "proved" if both else "proved of the class"),
+        (None if both else of_features, "proved of the features"),
+    ]
+    said = "; ".join(f"{size:.2f} {words}" for size, words in sizes if size is not None)
+    return f" ({said})" if said else ""
 
 
 def _judge(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
@@ -564,13 +653,13 @@ def _judge(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     yield Finding(f"to {judge.network}", value, Evidence.MEASURED, note)
 
 
-SEEN = 0.5  # relative size after averaging 8x8 pixels above which pictures look different
+COARSE = 0.5  # relative size after averaging 8x8 pixels above which not only fine detail differs
 
 
 Claim = Callable[[Evaluation, Sequence[str]], Iterator[Finding]]
 CLAIMS: tuple[Claim, ...] = (
-    _outcome, _distances, _judge, _not_measured, _features_proof, _rounding, _hidden, _class_proof,
-    _proved_size, _checked, _faces, _edges, _worst_case, _sampled, _other_laws,
+    _outcome, _images, _distances, _judge, _not_measured, _features_proof, _rounding, _hidden,
+    _class_proof, _proved_size, _checked, _faces, _edges, _worst_case, _sampled, _other_laws,
 )  # fmt: skip
 
 
@@ -585,8 +674,8 @@ class Entry(NamedTuple):
 SIZES = (
     Entry("relative size: distance between corners over that between images of the data set",
           "relative_size", ".3f"),
-    Entry("mean width in a random direction; of two points it is their distance", "mean_width",
-          ",.2f"),
+    Entry("mean width of the hull over that of two images of the data set; five equally distant "
+          "corners: 2.1 times their relative size", "relative_width", ".3f"),
     Entry("smallest distance between two corners", "corner_distance_min", ",.2f"),
     Entry("mean distance of a corner from the initial image", "initial_distance_mean", ",.2f"),
     Entry("share of the distance that 8x8 pixels' averages keep", "macro_share", ".3f"),
@@ -668,14 +757,16 @@ def _edges_table(edges: Edges | None) -> Table:
     rows = [
         (
             "{} to {}".format(*edge.corners),
-            f"{edge.walked:.4%}",
-            f"{edge.held:.4%}",
-            f"{edge.proved:.4%}",
+            percent(edge.walked, 4),
+            percent(edge.held, 4),
+            percent(edge.proved, 4),
             str(edge.pieces),
             number(edge.margin_min),
             f"{edge.rounding:.1e}",
         )
-        for edge in (edges.edges if edges else ())
+        if edge.walked
+        else ("{} to {}".format(*edge.corners), "not walked", *["-"] * 5)
+        for edge in (edges.edges if edges and any(each.walked for each in edges.edges) else ())
     ]
     columns = ("edge", "walked", "class holds", "rounding bounded on", "pieces", "margin at least",
                "rounding")  # fmt: skip

@@ -53,6 +53,7 @@ OF_RUNS = (
 _DETAILS = ("corners", "steps", "seconds", "accuracy_lower_95", "target_probability",
             "worst_case_probability", "corner_distance_mean", "initial_distance_mean")  # fmt: skip
 _SETTINGS = ("experiment", "initial", "target", "classifier", "layer", "corners")
+_DISTANCES = ("corner_distance_mean", "initial_distance_mean")
 _NOTE = "Sampled, not proved; feature error: the largest ||f(x) - f(t)|| over ||f(t)||."
 
 
@@ -79,7 +80,16 @@ def rows_table(heading: str, names: Iterable[str], rows: Sequence[Row], note: st
     """The entries `names` of each row."""
     names = list(names)
     cells = [[cell(name, row.at(name)) for name in names] for row in rows]
-    return Table(heading, [COLUMNS.get(name, (name,))[0] for name in names], cells, note)
+    return Table(heading, [_heading(name, rows) for name in names], cells, note)
+
+
+def _heading(name: str, rows: Sequence[Row]) -> str:
+    """What a column is called; of distances also their unit, if it is one."""
+    called = COLUMNS.get(name, (name,))[0]
+    scales = {row.distance_scale for row in rows if row.at(name) is not None}
+    if name not in _DISTANCES or len(scales) != 1 or scales == {0}:
+        return called
+    return f"{called} (L2, pixels in 0..{scales.pop()})"
 
 
 def rows_csv(names: Sequence[str], rows: Sequence[Row]) -> str:

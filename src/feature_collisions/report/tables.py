@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from ..escaping import for_csv, for_line, for_markdown
 
-_NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?%?|-")
+_NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)? ?%?|-")
 
 
 class Table(NamedTuple):
@@ -86,6 +86,16 @@ def _broken(cell: str, width: int) -> str:
 def number(value: float | None, form: str = ".4g") -> str:
     """Format a figure; a dash if there is none."""
     return "-" if value is None else format(value, form)
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """A share in percent; a whole one without digits.
+
+    Example:
+        >>> percent(1.0), percent(0.25)
+        ('100 %', '25.00%')
+    """
+    return "100 %" if share == 1 else f"{share:.{digits}%}"
 
 
 def _aligned(table: Table) -> list[str]:

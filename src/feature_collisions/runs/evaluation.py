@@ -158,6 +158,15 @@ class Box(Found):
     share: Figure
 
 
+class OtherImages(Found):
+    """Feature errors of images of the data set, over ||f(t)||: how many are `within` the line."""
+
+    images: Count
+    within: Count
+    nearest: Figure
+    median: Figure
+
+
 class Depth(Found):
     """L_neg of the corners as a share of Eq. 2's optimum, or the `reason` why it is unknown."""
 
@@ -205,11 +214,13 @@ class Evaluation(Found):
     outcome: Text | None = None
     outcome_reasons: list[str] = Field(default_factory=list)
     hull_relative: Figure | None = None
+    dataset_features: OtherImages | None = None
 
     dataset_distance_mean: Figure | None = None
     dataset_distances_pooled: dict[str, Figure | None] = Field(default_factory=dict)
     corner_distance_mean: Figure | None = None
     mean_width: Figure | None = None
+    relative_width: Figure | None = None
     corner_distance_min: Figure | None = None
     initial_distance_mean: Figure | None = None
     relative_size: Figure | None = None

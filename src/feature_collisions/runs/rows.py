@@ -41,6 +41,7 @@ class Row(Record):
     worst_case_probability: Figure | None = None
     worst_case_cosine: Figure | None = None
     corner_distance_mean: Figure | None = None
+    distance_scale: Count = 0
     relative_size: Figure | None = None
     pooled_size: Figure | None = None
     initial_distance_mean: Figure | None = None
