@@ -37,6 +37,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs=2, metavar=("FIRST", "LAST"), help="folders, by name")
     parser.add_argument("--steps", type=int, default=StopSettings().max_steps)
     parser.add_argument("--reach", type=float, default=LossSettings().reach)
+    parser.add_argument("--hull", type=int, default=LossSettings().hull)
     parser.add_argument("--optimizer", default="adam", choices=("adam", "sobolev"))
     parser.add_argument("--rate", type=float, default=OptimizerSettings().rate)
     parser.add_argument("--error", type=float, default=ERROR)
@@ -62,7 +63,7 @@ def main() -> None:
             started = time.process_time()
             hull = find_corners(
                 model, arguments.layer, *ends, output=arguments.output,
-                loss=LossSettings(reach=arguments.reach),
+                loss=LossSettings(reach=arguments.reach, hull=arguments.hull),
                 stop=StopSettings(max_steps=arguments.steps),
                 optimizer=OptimizerSettings(
                     arguments.optimizer, arguments.rate,

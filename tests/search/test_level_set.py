@@ -14,6 +14,8 @@ from feature_collisions import (
     find_corners,
 )
 from feature_collisions.errors import SettingError
+from feature_collisions.graph.flow import narrowest
+from feature_collisions.graph.graph import trace
 from feature_collisions.patches.composite import Sources
 from feature_collisions.search.losses import directions, mean_distance
 from feature_collisions.settings.search import RateStage
@@ -84,6 +86,37 @@ def test_where_too_few_units_are_hidden_within_the_tolerance_corners_are_pushed_
         for count in (2, 3)
     ]
     assert pushes == ["unit", "apart"]
+
+
+@pytest.mark.filterwarnings("ignore:not converged", "ignore:the initial image meets")
+def test_where_active_units_fix_all_others_corners_are_pushed_apart(pair) -> None:
+    """As many units active as numbers flow in: exact features then leave no unit to push."""
+    layers = (nn.Linear(64, 3), nn.Tanh(), nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    network = nn.Sequential(nn.Flatten(), *layers).requires_grad_(False)
+    network[3].bias = nn.Parameter(torch.tensor([9.0, 9, -9, -9, -9, -9, -9, -9]), False)
+    graph = trace(network, pair[0].shape)
+    assert [narrowest(graph, name) for name in ("1", "3")] == [64, 3]
+    pushes = []
+    for active in (2, 3):
+        network[3].bias[active - 1] = 9.0
+        stop = StopSettings(min_steps=1, max_steps=1, probability=None)
+        hull = find_corners(network, "3", *pair, range(2), stop=stop)
+        assert int(hull.features.active.sum()) == active
+        pushes.append(hull.summary.push)
+    assert pushes == ["unit", "apart"]
+
+
+def test_the_narrowest_place_is_one_that_a_shortcut_does_not_pass() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.up, self.last = nn.Linear(16, 2), nn.Linear(2, 16), nn.Linear(16, 20)
+
+        def forward(self, images):
+            values = images.flatten(1)
+            return self.last(values + self.up(self.down(values))).relu()
+
+    assert narrowest(trace(Block(), (1, 4, 4)), "last") == 16
 
 
 @pytest.mark.parametrize(

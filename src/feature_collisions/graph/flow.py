@@ -1,6 +1,7 @@
 """Data flow around a layer: its activation, bypasses of it, and the choice of `auto`."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
@@ -164,6 +165,36 @@ def _past(graph: Graph, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
                 seen.add(given)
                 waiting.append(given)
     return tuple(dict.fromkeys(found))
+
+
+def narrowest(graph: Graph, layer: str) -> float:
+    """Fewest numbers of an image that everything flows through on its way into the layer.
+
+    Infinity where there is no graph, and of several layers together.
+    """
+    nodes = nodes_of(graph, layer) or []
+    if graph.network is None or len(nodes) != 1:
+        return math.inf
+    needed, waiting = set(nodes), list(nodes)
+    while waiting:
+        new = [each for each in waiting.pop().all_input_nodes if each not in needed]
+        needed |= set(new)
+        waiting += new
+    fewest, reads = math.inf, dict[fx.Node, int]()  # of what is still read further on
+    for node in graph.network.graph.nodes:
+        given = [each for each in node.all_input_nodes if each in reads]
+        if node in nodes or node not in needed or _is_size(node):
+            continue
+        if not given and node.op != "placeholder":
+            continue  # a weight
+        for each in given:
+            reads[each] -= 1
+        reads = {each: left for each, left in reads.items() if left}
+        reads[node] = sum(user in needed and not _is_size(user) for user in node.users)
+        sizes = node.meta.get("shape", (None,))[1:] or (None,)
+        if len(reads) == 1 and None not in sizes:
+            fewest = min(fewest, math.prod(sizes))
+    return fewest
 
 
 def _end(graph: Graph) -> fx.Node:

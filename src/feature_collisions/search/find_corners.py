@@ -24,7 +24,7 @@ from ..graph.agreement import (
     is_double,
     validate_model,
 )
-from ..graph.flow import following, last_layer, names_of
+from ..graph.flow import following, last_layer, names_of, narrowest
 from ..graph.graph import Graph, trace
 from ..graph.logits import device_of
 from ..graph.probabilities import giving
@@ -284,8 +284,12 @@ class Search(SearchSettings):
         exact = following(self.graph, self.layer).activation.is_exact
         if hidden == 0 or (not exact and hidden <= max(self.corners)):
             flat = False  # within the tolerance this target has no hidden unit
+        # As many active units as numbers flow in fix these: no unit can go down.
+        fixed = int(features.active.sum()) >= narrowest(self.graph, self.layer)
+        if push == "auto" and flat and not fixed:
+            return "unit"
         if push == "auto":
-            return "unit" if flat else "apart" if len(self.corners) > 1 else "direction"
+            return "apart" if len(self.corners) > 1 else "direction"
         if push == "unit" and not flat:
             raise SettingError(
                 "loss.push",

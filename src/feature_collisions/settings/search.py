@@ -82,11 +82,13 @@ class LossSettings(Group):
     push: Annotated[str, OneOf("auto", "unit", "direction", "apart")] = "auto"
     """How corners are kept apart: `unit` pushes one unit of each down, as in the paper; `direction`
     moves each along a smooth random direction of the image; `apart` moves them away from each
-    other. `auto`: unit if the layer has a flat side, otherwise apart, or direction for a single
-    corner, as in a sweep."""
+    other. `auto`: unit if the layer has a flat side and more numbers flow into it than units are
+    active (else these fix all others), otherwise apart, or direction for a single corner, as in a
+    sweep."""
     reach: NonNegative = 5.0
     """Reward if no unit is pushed: for the mean RMS distance between two corners (`apart`), or the
-    RMS along each corner's direction (`direction`), of pixels in [0, 1]."""
+    RMS along each corner's direction (`direction`), of pixels in [0, 1]. Less keeps features
+    nearer, of smaller hulls."""
     tolerance: NonNegative = 0.01
     """Largest change of the features by all hidden units together, relative to ||f(t)||, if the
     activation is only approximately flat (GELU, SiLU). It decides below which pre-activation a unit
