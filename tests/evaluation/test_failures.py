@@ -9,6 +9,7 @@ import torch
 from feature_collisions.commands.evaluate import print_report
 from feature_collisions.commands.train import print_corners
 from feature_collisions.data.datasets import Images
+from feature_collisions.data.images import save_png
 from feature_collisions.evaluation import hull_of_run
 from feature_collisions.evaluation.evaluate import OF_TWO_CORNERS, SAMPLED, evaluate
 from feature_collisions.hull.hull import Hull
@@ -186,8 +187,6 @@ def test_classes_are_numbered_where_the_data_sets_names_are_not_theirs(tmp_path,
 @pytest.mark.filterwarnings("ignore:the initial image meets the goal")
 def test_own_folders_of_another_number_of_classes_go_through(command, tmp_path, monkeypatch):
     """Two classes of images of one's own, and a classifier of five."""
-    from feature_collisions.data.images import save_png
-
     generator = torch.Generator().manual_seed(0)
     for name in ("cat", "dog"):
         for number in range(2):
@@ -209,6 +208,21 @@ def test_own_folders_of_another_number_of_classes_go_through(command, tmp_path, 
     assert command("evaluate.py", "run=run", *common, *FAST, "worst_case.steps=1") is None
     title = (tmp_path / "run" / "report.md").read_text().splitlines()[0]
     assert " → class 4: " in title
+    assert summary["classifier"] == "five:net"
+
+
+def test_an_image_that_the_experiment_names_is_said_to_be_its_default(command, tmp_path):
+    save_png(tmp_path / "own" / "cat" / "0.png", torch.rand(3, 32, 32))
+    (tmp_path / "two.py").write_text(
+        "from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4), nn.ReLU(),"
+        " nn.Linear(4, 2))\n"
+    )
+    own = ("classifier=file", "classifier.path=two:net", "data.root=own", "data.size=32")
+    message = command("train.py", "experiment=squeezenet_pixel", *own)
+    assert "initial=trimaran: no such class" in message
+    assert "it is the default of experiment=squeezenet_pixel; give initial=CLASS" in message
+    message = command("train.py", "experiment=squeezenet_pixel", *own, "initial=dog")
+    assert "the default" not in message
 
 
 def test_the_distance_of_the_data_set_may_fail_too(tmp_path):

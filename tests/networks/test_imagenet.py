@@ -15,7 +15,7 @@ from feature_collisions.data.images import save_png
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.hull_of_run import hull_of
 from feature_collisions.networks.classifiers import load_classifier
-from feature_collisions.networks.torchvision_models import Classifier
+from feature_collisions.networks.torchvision_models import Classifier, load_torchvision
 from feature_collisions.runs.run import load_run
 from feature_collisions.search.find_corners import Search, find_corners
 from feature_collisions.settings.evaluate import EvaluateSettings
@@ -294,3 +294,11 @@ def test_images_too_small_for_the_network_are_refused(small):
     a, b = torch.rand(2, 3, 8, 8)
     with pytest.raises(SettingError, match=r"target: the network .*rejects an image of 3x8x8"):
         Search(small, "features.12.squeeze", a, b, trainer={"accelerator": "cpu"})
+
+
+def test_random_weights_of_torchvision_are_said_to_be_untrained():
+    with pytest.warns(UserWarning, match="untrained"):
+        models = [load_torchvision(ClassifierSettings("squeezenet1_1", "random", "auto"))
+                  for _ in range(2)]  # fmt: skip
+    pairs = zip(models[0].parameters(), models[1].parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)

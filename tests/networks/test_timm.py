@@ -56,6 +56,18 @@ def test_the_number_of_classes_is_that_of_the_weights(tmp_path):
     assert model.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
 
 
+def test_random_weights_are_the_same_each_time_and_said_to_be_untrained():
+    with pytest.warns(UserWarning, match="untrained"):
+        models = [load_timm(settings("resnet18", "random"), SIZE).eval() for _ in range(2)]
+    images = torch.rand(1, *SIZE)
+    assert torch.equal(models[0](images), models[1](images))
+    assert settings("resnet18", "random").in_reports == "resnet18 (untrained)"
+    before = torch.random.get_rng_state()
+    with pytest.warns(UserWarning, match="untrained"):
+        load_timm(settings("resnet18", "random"), SIZE)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [

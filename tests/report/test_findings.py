@@ -7,7 +7,15 @@ from markdown_it import MarkdownIt
 
 from feature_collisions.escaping import for_line
 from feature_collisions.evaluation.evaluate import OF_TWO_CORNERS, SAMPLED
-from feature_collisions.report.findings import MEANINGS, Evidence, claims_table, describe
+from feature_collisions.report.findings import (
+    MEANINGS,
+    Evidence,
+    claims_table,
+    describe,
+    effort,
+    few_steps,
+    unmet_line,
+)
 from feature_collisions.report.report import write_report
 from feature_collisions.report.tables import as_text
 from feature_collisions.runs.evaluation import Evaluation
@@ -375,3 +383,29 @@ def test_the_proved_size_is_said_where_there_is_one():
     assert "0.2 of ||f(t)|| on the whole" in claims["proved size (collision)"].value
     claims = claims_of(proof={"class": part | {"scale_proved": 0.0}})
     assert "proved size (class)" not in claims
+
+
+def test_a_search_that_missed_only_a_stricter_limit_collides_nevertheless(hull):
+    late = hull.summary | {"unmet": ["L_pos of corners [0] is late"], "hull_relative": 0.2}
+    near, far = (late | {"corner_feature_relative_max": error} for error in (0.17, 0.21))
+    assert "but the features collide (0.17 of 0.2). Not met: L_pos of" in unmet_line(near)
+    assert unmet_line(far) == "not converged: L_pos of corners [0] is late"
+
+
+def test_few_steps_are_said_to_leave_the_size_open(hull):
+    few, enough = (hull.summary | {"steps": steps} for steps in (499, 500))
+    assert "499 steps" in few_steps(few)
+    assert few_steps(few) in describe(few, RESULT, NAMES).lead
+    assert few_steps(enough) == ""
+    for entry in few.corners:
+        entry.total_variation = 0.1  # a composite: other budgets are usual
+    assert few_steps(few) == ""
+
+
+def test_exact_corners_far_apart_are_named_after_the_target_alone(hull):
+    exact = hull.summary | {"solver": "exact", "objective": "random"}
+    assert describe(exact, RESULT, NAMES).headline.startswith("What the first layer cannot see at")
+    assert "steps" not in effort(exact)
+    assert few_steps(exact) == ""
+    near = exact | {"objective": "near"}
+    assert " → " in describe(near, RESULT, NAMES).headline

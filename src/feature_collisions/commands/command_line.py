@@ -59,7 +59,7 @@ The settings that are changed most:
                            {classifiers}
   data.root=DIR            the folder of the images
   initial=I target=T       the two images: a class, CLASS:N for its Nth image, or an image file
-  corner=0..4              how many corners: an index, a list [0,3], or a range
+  corner=0..4              how many corners: an index, a list '[0,3]', or a range
   stop.max_steps=N         when to give up
 
 Examples:

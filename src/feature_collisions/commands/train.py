@@ -116,8 +116,16 @@ class Job:
 
     def find(self) -> tuple[Found, Found]:
         """The initial image and the target."""
-        find, settings = self.data.test.find, self.settings
-        return find("initial", settings.initial), find("target", settings.target)
+        return self._found("initial"), self._found("target")
+
+    def _found(self, setting: str) -> Found:
+        try:
+            return self.data.test.find(setting, getattr(self.settings, setting))
+        except SettingError as error:
+            if any(each.startswith((f"{setting}=", "pairs=")) for each in self.overrides):
+                raise
+            own = f"it is the default of experiment={self.settings.name}; give {setting}=CLASS"
+            raise SettingError(f"{error}; {own}") from None
 
     def deciding(self) -> Deciding:
         """The settings that determine the result, by name."""
@@ -261,15 +269,22 @@ def print_corners(
         collision_line,
         corners_table,
         distance_line,
+        effort,
+        few_steps,
         same_class_line,
+        unmet_line,
     )
     from ..report.tables import as_text
 
     table = corners_table(summary, class_names)
     print(f"\n{as_text(table)}\n" + (f"\n{table.note}" if table.note else ""))
-    seconds = f"search {summary.seconds:.1f} s, total {summary.seconds_total:.1f} s"
-    print(f"{summary.steps} steps; {seconds}")
-    lines = (collision_line(summary), distance_line(summary, of_images), same_class_line(summary))
+    print(f"{effort(summary)}; total {summary.seconds_total:.1f} s")
+    lines = (
+        collision_line(summary),
+        distance_line(summary, of_images),
+        few_steps(summary),
+        same_class_line(summary),
+    )
     for line in lines:
         if line:
             print(line)
@@ -281,7 +296,7 @@ def print_corners(
             f"the corners collide with {target}"
         )
     if not summary.converged:
-        print("not converged: see the warning above")
+        print(unmet_line(summary))
     print(f"run: {directory}\nnext: {evaluating(directory, path)}")
 
 
@@ -317,7 +332,7 @@ def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
         hull = search.run(logger)
         classes = data.test.class_names
         summary = hull.summary
-        summary.experiment, summary.classifier = settings.name, settings.classifier.name
+        summary.experiment, summary.classifier = settings.name, settings.classifier.in_reports
         # If the numbers of classes differ, a label is not a class of the classifier.
         same = hull.output.kind == "classes" and len(classes) == len(hull.target_logits)
         summary.target_label = target.label if same else None

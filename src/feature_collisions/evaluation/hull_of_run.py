@@ -185,7 +185,7 @@ def _own_code(run: Run, path: str | None, given: str | list[str] | None) -> list
         run.directory,
         "its classifier is a user's code",
         "name it with classifier.path=MODULE:NAME, or those of a survey with "
-        "classifier.path=[MODULE:NAME,MODULE:NAME]",
+        "'classifier.path=[MODULE:NAME,MODULE:NAME]'",
     )
 
 

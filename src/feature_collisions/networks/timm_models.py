@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..errors import SettingError, first_line
 from ..graph.graph import evaluating
-from ..settings.train import ClassifierSettings
+from ..settings.train import RANDOM, ClassifierSettings
 from .saved_folder import CONFIG, WEIGHTS, check_images, printable_names, read_object, saved_folder
 from .torchvision_models import Classifier, is_file
-from .weights import State, fit_weights, read_weights
+from .weights import State, fit_weights, read_weights, untrained
 
 
 def load_timm(settings: ClassifierSettings, size: Sequence[int]) -> nn.Module:
@@ -34,12 +34,16 @@ def load_timm(settings: ClassifierSettings, size: Sequence[int]) -> nn.Module:
     _check_name(timm, name)
     source = f"classifier.weights={settings.weights or 'null'}"
     tags = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{name.partition('.')[0]}.*")]
+    if settings.weights == RANDOM:
+        head = {"num_classes": 0} if settings.output == "features" else {}
+        network = untrained(lambda: timm.create_model(name, **head))
+        return _behind_normalisation(timm, network, f"classifier.name={name}", size)
     if settings.weights is None or not (is_file(settings.weights) or settings.weights in tags):
         raise SettingError(
             source,
             None,
             f"{name} needs weights",
-            "give a file, which needs no network, or one of timm's, which is downloaded: "
+            "give a file, random (untrained), or one of timm's, which is downloaded: "
             f"{', '.join(filter(None, tags)) or 'there are none'}",
         )
     if is_file(settings.weights):

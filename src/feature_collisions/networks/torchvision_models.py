@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from ..errors import SettingError
-from ..settings.train import ClassifierSettings
-from .weights import fit_weights, read_weights, split_entry
+from ..settings.train import RANDOM, ClassifierSettings
+from .weights import fit_weights, read_weights, split_entry, untrained
 
 
 class Classifier(nn.Module):
@@ -57,10 +57,15 @@ def load_torchvision(settings: ClassifierSettings) -> nn.Module:
         )
     choices = models.get_model_weights(settings.name)
     source = f"classifier.weights={settings.weights}"
+    if settings.weights == RANDOM:
+        entry = choices["DEFAULT"]
+        return _normalised(untrained(lambda: _network(settings.name, entry)), entry)
     if settings.weights is None or is_file(settings.weights):
         if settings.weights is None:
             raise SettingError(
-                source, None, f"give torchvision's name, one of {_names(choices)}, or a file"
+                source,
+                None,
+                f"give torchvision's name, one of {_names(choices)}, random, or a file",
             )
         states, entry = read_weights(settings.weights), choices["DEFAULT"]
     else:
@@ -74,6 +79,10 @@ def load_torchvision(settings: ClassifierSettings) -> nn.Module:
     network = _network(settings.name, entry)
     modern = {name: _modern(state) for name, state in states.items()}
     fit_weights(network, modern, source, classes=1000)
+    return _normalised(network, entry)
+
+
+def _normalised(network: nn.Module, entry: Any) -> Classifier:
     transforms = entry.transforms()
     return Classifier(network, transforms.mean, transforms.std)
 

@@ -4,7 +4,7 @@ import hashlib
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -333,3 +333,14 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def untrained(make: Callable[[], nn.Module]) -> nn.Module:
+    """The network that `make` returns, with the same random weights each time; warns of it."""
+    warnings.warn(
+        "classifier.weights=random: the network is untrained, so its classes mean nothing",
+        stacklevel=3,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()

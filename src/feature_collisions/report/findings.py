@@ -13,6 +13,7 @@ from ..evaluation.paper import CASES, Case
 from ..hull.statistics import CLASS, FEATURES, NEITHER, limit_of
 from ..runs.evaluation import Edges, Evaluation, Faces, Sample
 from ..runs.records import Summary
+from ..settings.search import StopSettings
 from ..simplex import SAMPLERS
 from .tables import Table, number, percent
 from .words import words_of
@@ -45,10 +46,10 @@ MEANINGS = {
 }
 
 _HEADLINES = {
-    FEATURES: "{initial} → {target}: features collide",
-    CLASS: "{initial} → {target}: same class, different features",
-    NEITHER: "{initial} → {target}: no collision",
-    None: "{initial} → {target}",
+    FEATURES: ": features collide",
+    CLASS: ": same class, different features",
+    NEITHER: ": no collision",
+    None: "",
 }
 _IN_WORDS = {
     FEATURES: "every sampled mix of the corners has the target's class, with a mean probability "
@@ -108,6 +109,9 @@ def describe(summary: Summary, result: Evaluation, class_names: Sequence[str]) -
     """
     words = words_of(summary.output, class_names)
     initial, target = words.pair(summary)
+    pair = f"{initial} → {target}"
+    if _without_initial(summary):
+        pair = f"What the first layer cannot see at {target}"
     count = len(summary.corners)
     tables = [
         *([comparison(summary.experiment, result, target)] if "target_class" in result else []),
@@ -119,11 +123,11 @@ def describe(summary: Summary, result: Evaluation, class_names: Sequence[str]) -
     ]
     return Description(
         experiment=summary.experiment,
-        headline=_HEADLINES[result.outcome].format(initial=initial, target=target)
-        + _too_wide(result),
+        headline=f"{pair}{_HEADLINES[result.outcome]}{_too_wide(result)}",
         lead=f"{summary.classifier}, layer {summary.layer}, {count} corner"
-        f"{'s' * (count > 1)}, {summary.steps} steps in {summary.seconds:.2f} s."
-        + _RETURNS.get(summary.returns, ""),
+        f"{'s' * (count > 1)}, {effort(summary)}."
+        + _RETURNS.get(summary.returns, "")
+        + (f" {note}." if (note := few_steps(summary)) else ""),
         warning=" ".join(
             filter(
                 None,
@@ -154,9 +158,46 @@ def _too_wide(result: Evaluation) -> str:
 
 def same_class_line(summary: Summary) -> str:
     """Warning that the initial image is of the target's class already; otherwise empty."""
+    if _without_initial(summary):
+        return ""
     if summary.output != "classes" or summary.get("initial_class") != summary.get("target_class"):
         return ""
     return "The initial image already has this class; the class says nothing here."
+
+
+def _without_initial(summary: Summary) -> bool:
+    """Whether the corners depend on the target alone."""
+    return summary.solver == "exact" and summary.objective == "random"
+
+
+def effort(summary: Summary) -> str:
+    """Steps and time of the search, or time of an exact solution."""
+    if summary.solver != "gradient":
+        return f"solved in {summary.seconds:.2f} s, without a search"
+    return f"{summary.steps} steps; search {summary.seconds:.2f} s"
+
+
+_USUAL = StopSettings().max_steps
+
+
+def few_steps(summary: Summary) -> str:
+    """Note on a search over pixels with fewer steps than usual; otherwise empty."""
+    composite = any(entry.total_variation is not None for entry in summary.corners)
+    if summary.solver != "gradient" or composite or summary.steps >= _USUAL:
+        return ""
+    return (
+        f"size: {summary.steps} steps were taken; with fewer than {_USUAL} the size may not have "
+        "levelled off, and more steps may enlarge it"
+    )
+
+
+def unmet_line(summary: Summary) -> str:
+    """The limits of `stop` that were not met, next to the line for a collision."""
+    unmet = "; ".join(summary.unmet) or "see the warning above"
+    error, limit = summary.corner_feature_relative_max, limit_of(summary)
+    if error is None or error > limit:
+        return f"not converged: {unmet}"
+    return f"not converged, but the features collide ({error:.2g} of {limit:g}). Not met: {unmet}"
 
 
 def _exact_to(summary: Summary) -> str:

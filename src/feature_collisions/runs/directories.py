@@ -174,7 +174,10 @@ def newest_run(root: Path) -> Path:
     found = sorted(root.rglob(CORNERS), key=lambda path: path.stat().st_mtime)
     if not found:
         raise SettingError(
-            "run", None, f"no run with corners below {root}/", "run train.py, or give run=DIR"
+            "run",
+            None,
+            f"no run with corners below {root}/",
+            "run train.py, or give run=DIR, the folder that hydra.run.dir or hydra.sweep.dir named",
         )
     directory = found[-1].parent
     if begun := _without_settings(directory.parent, found[-1].stat().st_mtime):

@@ -22,8 +22,21 @@ from .solver import OBJECTIVES
 
 NETWORK = ("library", "name", "path", "weights")
 """The settings of `classifier` that identify the network."""
+RANDOM = "random"
+"""The `classifier.weights` of an untrained network of a library."""
 FOLDERS = ("timm", "transformers")
 """Libraries whose networks can be loaded from a folder, `classifier.path`."""
+
+
+def name_in_reports(name: str, path: str | None, weights: str | None) -> str:
+    """A network's name in reports, from its settings.
+
+    Example:
+        >>> name_in_reports("file", "own:network", None)
+        'own:network'
+    """
+    called = path if name == "file" and path else name
+    return f"{called} (untrained)" if weights == RANDOM else called
 
 
 @dataclass
@@ -35,7 +48,8 @@ class ClassifierSettings(Group):
     `path` it is the network's name in reports; by default the folder's name."""
     weights: str | None = None
     """File of weights, or FILE::ENTRY for one entry of a checkpoint, such as an average (EMA).
-    null: the library's default weights, which may have to be downloaded."""
+    `random`: a library's initial weights, always the same; the network is then untrained. null: the
+    library's default weights, which may have to be downloaded."""
     layer: Any = MISSING
     """The target layer, or a list of layers that everything flows through together. `auto`: the
     last layer in the last third of the network that everything flows through and that feeds an
@@ -67,6 +81,11 @@ class ClassifierSettings(Group):
         if self.in_folder and name == self.library:
             name = Path(expanded(path)).absolute().name
         return replace(self, name=name, path=path or self.path, weights=weights)
+
+    @property
+    def in_reports(self) -> str:
+        """The network's name in reports: MODULE:NAME if it is the user's own."""
+        return name_in_reports(self.name, self.path, self.weights)
 
     @property
     def in_folder(self) -> bool:
