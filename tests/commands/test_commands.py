@@ -58,7 +58,7 @@ def test_the_main_job_from_nothing_to_a_report(trained, tmp_path, capsys):
     assert trained("evaluate.py") is None
     shown = capsys.readouterr().out
     assert "how different" in shown
-    assert "100.00% of 2000" in shown
+    assert "100 % of 2000" in shown
     result = json.loads((run / "evaluation.json").read_text())
     for law, samples, lower in (("dirichlet", 2000, 0.99850), ("stick_breaking", 2000, 0.99850),
                                 ("dirichlet_uint8", 300, 0.99006),
@@ -69,6 +69,10 @@ def test_the_main_job_from_nothing_to_a_report(trained, tmp_path, capsys):
         assert abs(result[law]["probability_mean"] - result["target_probability"]) < 0.01
     assert result["corner_distance_mean"] > 5
     assert 9.9 < result["dataset_distance_mean"] < 10.5
+    images = result["dataset_features"]
+    assert images["images"] == 200
+    assert images["within"] == 0
+    assert 0.05 < images["nearest"] < images["median"] < 3
     assert result["worst_case_correct"]
     report = (run / "report.md").read_text()
     assert re.search(r"\| +10\.21 \|", report)

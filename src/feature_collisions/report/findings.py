@@ -670,7 +670,7 @@ def _distances(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
 def _coarse_and_proved(result: Evaluation) -> str:
     """The sizes that qualify the relative size: after averaging, and proved."""
     of_class, of_features = (
-        result.at(f"proof.{name}.relative_size_proved") for name in ("class", "collision")
+        result.at(f"proof.{name}.relative_size_proved") or None for name in ("class", "collision")
     )
     both = of_class is not None and of_class == of_features
     sizes = [
