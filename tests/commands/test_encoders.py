@@ -1,6 +1,7 @@
 """An encoder on the command line: search, a sweep put together, evaluation, pairs, resume."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from helpers.commands import run_command
 from helpers.runs import FAST, QUICK
+from helpers.wandb_records import told
 
 pytestmark = pytest.mark.filterwarnings("ignore:not converged")
 ENCODER = (
@@ -46,4 +48,31 @@ def test_pairs_of_an_encoder_are_drawn_without_asking_for_classes(place):
         place, "train.py", *ENCODER, "pairs=random:2", "ckpt_path=last", "hydra.run.dir=many"
     )
     assert not again
-    assert "asks for classes" in run_command(place, "train.py", *ENCODER, "pairs=random:2:0")
+    assert "needs classes" in run_command(place, "train.py", *ENCODER, "pairs=random:2:0")
+
+
+def test_composites_collide_for_an_encoder_and_wandb_gets_no_class(place):
+    assert not run_command(
+        place, "train.py", "experiment=mnist_macro", *ENCODER, "wandb.mode=offline", "corner=0..2",
+        "data.size=28", "stop.hull_relative=1", "initial=3:1", "target=7", "hydra.run.dir=macro",
+    )  # fmt: skip
+    said = run_command(
+        place, "evaluate.py", "run=macro", "classifier.path=own_encoder:encoder",
+        "wandb.mode=offline", *FAST,
+    )  # fmt: skip
+    assert not said
+    summary = json.loads((place / "macro" / "summary.json").read_text())
+    assert all({"cosine", "total_variation"} < set(each) for each in summary["corners"])
+    assert "3:1 → 7" in (place / "macro" / "report.html").read_text()
+    search, evaluation = told(place / "macro")
+    assert search.id == evaluation.id
+    assert {"hull/cosine_min", "hull/same"} < set(evaluation.summary)
+    assert evaluation.last("hull/cosine_dirichlet")["_type"] == "histogram"
+    assert evaluation.last("hull/worst_point")["caption"].startswith("cosine")
+    tables = [
+        path.read_text() for path in (place / "macro").glob("wandb/offline*/files/**/*.table.json")
+    ]
+    assert len(tables) == 2
+    for each in (search, evaluation):
+        tables.append(json.dumps([each.summary, list(each.rows.values())]))
+    assert not re.search("probabilit|_class|accuracy", " ".join(tables))

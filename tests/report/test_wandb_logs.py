@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import time
 
 import pytest
 import wandb
@@ -31,50 +30,7 @@ from helpers.commands import run_command
 from helpers.hulls import NAMES, evaluated, made_hull
 from helpers.runs import FAST, make_run
 from helpers.settings import settings
-from helpers.wandb_records import records
-
-
-class Told:
-    """One offline run: how it is called, and what was logged under which names."""
-
-    def __init__(self, path):
-        read, deadline = [], time.monotonic() + 60
-        while not (read and read[-1].WhichOneof("record_type") == "exit"):
-            assert time.monotonic() < deadline
-            read = list(records(path)) if path.stat().st_size else []
-            time.sleep(0.01)  # W&B's own process writes the file
-        (header,) = (record.run for record in read if record.HasField("run"))
-        self.id, self.group, self.job_type = header.run_id, header.run_group, header.job_type
-        self.name, self.project = header.display_name, header.project
-        self.config = {item.key: json.loads(item.value_json) for item in header.config.update}
-        histories = [nested(r.history.item) for r in read if r.HasField("history")]
-        self.rows = {row["_step"]: row for row in histories}
-        self.summary = nested([i for r in read if r.HasField("summary") for i in r.summary.update])
-        (self.exit_code,) = (r.exit.exit_code for r in read if r.HasField("exit"))
-
-    def steps_of(self, key):
-        return [step for step, row in self.rows.items() if key in row]
-
-    def last(self, key):
-        return self.rows[self.steps_of(key)[-1]][key]
-
-
-def nested(items):
-    """W&B's key-value records as a dictionary."""
-    found = {}
-    for item in items:
-        *path, last = item.nested_key or [item.key]
-        place = found
-        for key in path:
-            place = place.setdefault(key, {})
-        place[last] = json.loads(item.value_json)
-    return found
-
-
-def told(directory):
-    """The offline runs whose files lie in a directory, the oldest first."""
-    paths = directory.glob("wandb/offline-run-*/*.wandb")
-    return [Told(path) for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)]
+from helpers.wandb_records import told
 
 
 @pytest.fixture(scope="module")

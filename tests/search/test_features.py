@@ -66,6 +66,11 @@ def test_a_sample_has_cosines_and_no_class(hull, encoder):
     assert hull.outcome(sample).name == "features collide"
 
 
+def test_reports_call_the_pictures_of_an_encoder_by_class_or_file(hull):
+    named = [names_of(hull, ("cat", "7"), (), pair) for pair in (("0:2", 7), ("a/b.png", "dog"))]
+    assert named == [["cat:2", "7"], ["b.png", "dog"]]
+
+
 def test_the_worst_point_has_the_least_cosine(hull):
     worst = hull.worst_case(4, 8)
     assert worst.cosine <= hull.sample(500)["cosine_min"] + 1e-6

@@ -176,7 +176,8 @@ def measured(settings: EvaluateSettings, run: "Run") -> "tuple[Evaluation, Seque
             return data.test.draw(_IMAGES, settings.seed)
 
         result = evaluate(hull, distances, settings, run.directory, seconds, judge, images)
-        names = names_of(hull, data.test.class_names, names_in(hull.model))
+        pictures = [run.config.get(name, name) for name in ("initial", "target")]
+        names = names_of(hull, data.test.class_names, names_in(hull.model), pictures)
         try:
             description = report.write_report(run.directory, hull, result, names)
         except Exception as error:  # results are in evaluation.json

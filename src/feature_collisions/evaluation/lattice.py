@@ -73,11 +73,12 @@ def explored(hull: Hull, class_names: Sequence[str]) -> Explorer:
     bar = tqdm(bars, "Explorer", len(parts), unit="batch", mininterval=0.5, delay=1)
     with evaluating(hull.model):
         found = torch.cat(list(bar))
-    listed = _listed(hull, found) if hull.output.kind == "classes" else [0]
+    has_classes = hull.output.kind == "classes"
+    listed = _listed(hull, found) if has_classes else [0]
     return Explorer(
         corners=[f"corner {number}" for number in hull.summary.numbers],
         steps=steps,
-        classes=[class_names[k] for k in listed],
+        classes=[class_names[k] for k in listed] if has_classes else ["cosine with the target"],
         scale=_STEPS,
         values=(found[:, listed] * _STEPS).round().int().flatten().tolist(),
     )

@@ -39,23 +39,24 @@ def giving(model: nn.Module, images: Tensor, output: str) -> nn.Module:
     return model
 
 
-def check_kind(model: nn.Module, output: str) -> None:
+def check_kind(model: nn.Module, output: str, setting: str = "output") -> None:
     """Raise SettingError if `output` does not fit the model: classes of an encoder or the reverse.
 
     Args:
         model: a library's model has `is_encoder`; any other is accepted.
         output: `classes` or `features`.
+        setting: its name, for messages.
     """
     encodes = getattr(model, "is_encoder", None)
     if encodes is True and output == "classes":
         raise SettingError(
-            "output", output, "the network is an encoder: it returns features, not classes",
+            setting, output, "the network is an encoder: it returns features, not classes",
             "set classifier.output=features (in Python output='features'), or take one with a "
             "head",
         )  # fmt: skip
     if encodes is False and output == "features":
         raise SettingError(
-            "output", output, "the network is a classifier: it returns logits, not features",
+            setting, output, "the network is a classifier: it returns logits, not features",
             "leave it out, or load the network without its head: timm's with num_classes=0, "
             "transformers' as an AutoModel",
         )  # fmt: skip

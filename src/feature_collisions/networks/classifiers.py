@@ -60,7 +60,7 @@ def load_classifier(settings: ClassifierSettings, data: DataSplit, seed: int = 0
         model = load_torchvision(settings)
     else:
         model = _FOLDERS[settings.library](settings, data.test.size)
-    check_kind(model, settings.output)
+    check_kind(model, settings.output, "classifier.output")
     return model.requires_grad_(False).eval()
 
 

@@ -62,8 +62,6 @@ def row_of_run(name: str, run: Run, result: Evaluation, class_names: Sequence[st
     summary = run.summary
     loss = run.config.get("loss")
     initial, target = words_of(summary.output, class_names).pair(summary)
-    if summary.output == "features":  # nothing but what the pictures were called
-        initial, target = (str(run.config.get(name, name)) for name in ("initial", "target"))
     given = loss if isinstance(loss, dict) else {}
     weights = {key: value for key, value in given.items() if type(value) in (int, float)}
     return row_of(summary, result, run=name, initial=initial, target=target, loss=weights)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
@@ -17,7 +18,7 @@ class Words(ABC):
     """Terms for one kind of output.
 
     Args:
-        names: one per class; for an encoder the name of its cosine.
+        names: one per class; for an encoder those of the initial image and the target.
     """
 
     figure: ClassVar[str]
@@ -147,8 +148,8 @@ class FeatureWords(Words):
     explored = "The cosine is not computed here: the encoder was run"
 
     def pair(self, summary: Summary) -> tuple[str, str]:
-        """Generic names: there are no classes."""
-        return "initial", "target"
+        """What the settings call them: there are no classes."""
+        return self.names[0], self.names[1]
 
     def of_initial(self, summary: Summary) -> str:
         """Its cosine."""
@@ -203,11 +204,32 @@ def words_of(output: str, names: Sequence[str]) -> Words:
     return FeatureWords(names) if output == "features" else ClassWords(names)
 
 
-def names_of(hull: Hull, of_data: Sequence[str], own: Sequence[str] = ()) -> Sequence[str]:
-    """One name per class of a network; for an encoder the name of its cosine."""
+def names_of(
+    hull: Hull,
+    of_data: Sequence[str],
+    own: Sequence[str] = (),
+    pictures: Sequence[object] = ("initial", "target"),
+) -> Sequence[str]:
+    """One name per class of a network; for an encoder those of the initial image and the target.
+
+    Args:
+        hull: of the network.
+        of_data: names of the data set's classes.
+        own: names of the classifier's.
+        pictures: the settings `initial` and `target`.
+    """
     if isinstance(hull.output, Features):
-        return ("cosine with the target",)
+        return [_picture(str(each), of_data) for each in pictures]
     return classes_of(of_data, len(hull.output.target), own)
+
+
+def _picture(choice: str, of_data: Sequence[str]) -> str:
+    """The name of a class, with the image's number, or of a file."""
+    name, colon, rank = choice.partition(":")
+    numbered = {str(k): each for k, each in enumerate(of_data)}
+    if name in of_data or name in numbered:
+        return (name if name in of_data else numbered[name]) + colon + rank
+    return Path(choice).name
 
 
 def unnamed(names: Sequence[str], of_data: Sequence[str]) -> str:
