@@ -38,7 +38,7 @@ def bounded(hull: Hull, seconds: float) -> tuple[float, int]:
     judge = ClassJudge(hull.problem)
     judge.prepare()
     known = Splitting.of(torch.eye(len(hull.corners))[:2], 2)
-    known.run(judge, seconds, None, "Edge", worst_first=False)
+    known.run(judge, seconds, None, "Edge")
     return known.share, known.count
 
 

@@ -69,7 +69,7 @@ def test_a_unit_at_its_ceiling_hides_no_hole(top: float, between: nn.Module) -> 
     blind.try_points = lambda weights: None  # type: ignore[method-assign]
     blind.prepare()
     known = whole_hull.Splitting.of(torch.eye(3), 2)
-    known.run(blind, 10.0, None, "", worst_first=False, limit=300)
+    known.run(blind, 10.0, None, "", limit=300)
     assert known.share < 0.6
 
 

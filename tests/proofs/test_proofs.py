@@ -159,7 +159,7 @@ def test_halving_never_loosens_what_is_known(name: str) -> None:
     steps, rows = steps_of(network, corners[0].double()), torch.tensor([[1.0, -1, 0]]).double()
 
     class Margin:
-        most, threads, seen = 64, 1, 0.0
+        most, threads, seen, beyond = 64, 1, 0.0, 1.0
 
         def __call__(self, pieces: Pieces, local: list[Step] | None) -> Judged:
             points = torch.tensordot(pieces.weights, corners.double(), 1)
@@ -177,10 +177,10 @@ def test_halving_never_loosens_what_is_known(name: str) -> None:
                 return localise(local, piece.inside[0])
             return localise(steps, points, rounding(4, points))
 
-    judge, known, before = Margin(), Splitting.of(torch.eye(4), 1), -math.inf
+    judge, known, before = Margin(), Splitting.of(torch.eye(4), 1, -math.inf), -math.inf
     for _ in range(100):
         known.most = 2 * known.most
-        known.advance(judge, worst_first=True)
+        known.advance(judge)
         now = float(known.everywhere)
         assert now >= before
         before = now
@@ -305,7 +305,7 @@ def test_threads_find_what_one_does(monkeypatch: pytest.MonkeyPatch, pieces: int
         known = Splitting.of(torch.eye(len(hull.corners)), 2)
         known.most = pieces
         for _ in range(10):
-            known.advance(judge, worst_first=False)
+            known.advance(judge)
         found.append((known.open, known.settled, known.share, known.count))
     torch.testing.assert_close(found[0], found[1], atol=1e-12, rtol=1e-12)
     assert judge.threads == 3
@@ -342,7 +342,7 @@ def test_what_would_not_end_in_time_is_not_begun(monkeypatch: pytest.MonkeyPatch
             return self.now
 
     class Slow:
-        most, threads, seen, until, judged = 64, 1, 0.0, 0.0, [0]
+        most, threads, seen, beyond, until, judged = 64, 1, 0.0, 1.0, 0.0, [0]
 
         def __call__(self, pieces: Pieces, local: list[Step] | None) -> Judged:
             count = len(pieces.volume)
@@ -359,7 +359,7 @@ def test_what_would_not_end_in_time_is_not_begun(monkeypatch: pytest.MonkeyPatch
     clock = Clock()
     monkeypatch.setattr(splitting, "time", clock)
     judge = Slow()
-    Splitting.of(torch.eye(2), 1).run(judge, 1.0, None, "Pieces", worst_first=True)
+    Splitting.of(torch.eye(2), 1).run(judge, 1.0, None, "Pieces")
     assert max(judge.judged) > 8
     assert 0.9 < clock.now < 1.03
 

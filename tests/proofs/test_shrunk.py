@@ -1,5 +1,7 @@
 """The share to which a hull can be shrunk so that all of it is proved."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.optimize import linprog
@@ -7,7 +9,9 @@ from torch import Tensor, nn
 
 from feature_collisions.data.files import load_tensors
 from feature_collisions.hull import hull as hulls
+from feature_collisions.proofs import splitting
 from feature_collisions.proofs.collision import prove_collision
+from feature_collisions.proofs.splitting import shrunk
 from feature_collisions.proofs.whole_hull import prove_class
 from feature_collisions.simplex import gauge, scale_without
 from helpers.hulls import collided, hull_of, valley
@@ -58,9 +62,13 @@ def test_a_hull_is_proved_as_far_as_its_hole(tmp_path) -> None:
     for seconds in (0.02, 0.2):
         found = prove_class(hull.problem, seconds, tmp_path)
         (kept,) = tmp_path.iterdir()
-        unverified = load_tensors(kept)["weights"]
+        pieces = load_tensors(kept)
+        unverified = pieces["weights"][~(pieces["figures"][:, 0] > 0)]
+        inner = float(pieces["numbers"][5])
         expected = min(map(least_gauge, unverified))
-        assert found["scale_proved"] == pytest.approx(expected, abs=1e-7)
+        assert found["scale_proved"] == pytest.approx(max(inner, expected), abs=1e-7)
+        if inner > expected:
+            continue
         centroid = torch.full((3,), 1 / 3, dtype=torch.float64)
         points = centroid + found["scale_proved"] * (dirichlet(2000, 3) - centroid)
         inside = torch.linalg.solve(unverified.mT[:, None], points[..., None])[..., 0]
@@ -100,3 +108,85 @@ def hull_features(hull, images: Tensor) -> Tensor:
     assert isinstance(hull.model, nn.Sequential)
     with torch.no_grad():
         return hull.model[: int(hull.layer) + 1](images).relu().flatten(1).double()
+
+
+@pytest.mark.parametrize("corners", [2, 3, 5, 24])
+@pytest.mark.parametrize("share", [0.75, 0.5, 0.09375])
+def test_a_shrunk_hull_has_exact_weights_and_holds_what_it_is_said_to(
+    corners: int, share: float
+) -> None:
+    weights = shrunk(corners, share)
+    assert torch.equal(weights * 2**17, (weights * 2**17).round())
+    assert torch.equal(weights.sum(1), torch.ones(corners, dtype=torch.float64))
+    holds = 1 - corners * float(weights.amin(0).max())
+    assert share - 0.01 < holds <= share
+    centroid = torch.full((corners,), 1 / corners, dtype=torch.float64)
+    edge = centroid + holds * (torch.eye(corners).double() - centroid)
+    assert torch.linalg.solve(weights.T, edge.T).min() > -1e-12
+
+
+def deep(seed: int) -> nn.Sequential:
+    """A network whose bounds are far off on a whole hull."""
+    torch.manual_seed(seed)
+    layers = [layer for _ in range(4) for layer in (nn.Linear(16, 16), nn.ReLU())]
+    model = nn.Sequential(nn.Flatten(), *layers, nn.Linear(16, 3))
+    for each in model.parameters():
+        each.data.mul_(2.6)
+    return model.eval()
+
+
+@pytest.mark.parametrize("prove", [prove_class, prove_collision])
+def test_an_inner_part_is_proved_by_few_pieces_and_never_past_a_hole(
+    prove, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    """The class holds by little where it holds least; the features are beyond the line outside."""
+    shares = []
+    for seed in range(4):
+        model, corners = deep(seed), torch.rand(5, 1, 4, 4)
+        with torch.no_grad():
+            logits = model(
+                torch.cat([corners.mean(0, keepdim=True), corners, mixes(2000, corners)])
+            )
+            order = logits[0].argsort(descending=True)
+            worst = (logits[:, order[0], None] - logits[:, order[1:]]).amin(1)
+            model[-1].bias.data[order[0]] -= worst[0] - 1.02 * (worst[0] - worst.min())
+        hull = replace(hull_of(model, corners, "7"), target=corners.mean(0))
+        hull.summary["target_class"] = int(order[0])
+        target = hull_features(hull, hull.target[None])
+
+        def errors(hull, points: Tensor, target: Tensor = target) -> Tensor:
+            return (hull_features(hull, hull.points(points)) - target).norm(dim=1) / target.norm()
+
+        hull.summary["hull_relative"] = 0.6 * float(errors(hull, dirichlet(2000, 5)).max())
+        scale = prove(hull.problem, 0.05, tmp_path)["scale_proved"]
+        assert scale < 1
+        points = 0.2 + scale * (dirichlet(4000, 5) - 0.2)
+        with torch.no_grad():
+            right = model(hull.points(points)).argmax(1) == hull.summary["target_class"]
+        near = errors(hull, points) <= hull.summary["hull_relative"]
+        assert (right if prove is prove_class else near).all()
+        assert prove(hull.problem, 0.05, tmp_path)["scale_proved"] >= scale  # it is kept
+        with monkeypatch.context() as alone:
+            alone.setattr(splitting, "_SHRUNK", [])
+            shares.append((scale, prove(hull.problem, 0.05)["scale_proved"]))
+    inner_first, alone_first = map(sum, zip(*shares, strict=True))
+    assert inner_first > 1.2 * alone_first
+
+
+def mixes(count: int, corners: Tensor) -> Tensor:
+    return torch.tensordot(dirichlet(count, len(corners)).float(), corners, 1)
+
+
+def test_what_overflows_is_not_called_lost_in_rounding() -> None:
+    """Differences of 1e38 cancel, and each layer multiplies what they round by as much."""
+    many = [layer for _ in range(9) for layer in (nn.Linear(1, 1), nn.ReLU())]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1), nn.ReLU(), *many, nn.Linear(1, 2))
+    with torch.no_grad():
+        for each in model.parameters():
+            each.fill_(1e38 if each.ndim == 2 else 0)
+        model[1].weight.copy_(torch.tensor([[1e38, -1e38]]))
+        model[-3].bias.fill_(1.0)
+        model[-1].weight.copy_(torch.tensor([[1.0], [0.0]]))
+    found = prove_collision(hull_of(model, torch.full((3, 1, 1, 2), 0.5), "19").problem, 0.1)
+    assert found["scale_proved"] == 0
+    assert "overflow" in found["reason"]

@@ -16,7 +16,7 @@ from ..graph.graph import held_by
 from ..runs.evaluation import Figure
 from ..runs.records import Count, Record, read_record
 
-_METHOD = 11  # raise it when the walk or the proofs change, to invalidate cached results
+_METHOD = 12  # raise it when the walk or the proofs change, to invalidate cached results
 
 
 def proof_key(
@@ -153,7 +153,7 @@ class PieceCache(_Kept):
         self.cache.ignore(self.key, reason)
 
 
-_NAMES = {"weights", "volume", "figures", "settled", "numbers", "done", "held"}
+_NAMES = {"weights", "volume", "figures", "settled", "there", "numbers", "done", "held"}
 
 
 def _whole(kept: dict[str, Tensor], corners: int, figures: int) -> bool:
@@ -164,11 +164,11 @@ def _whole(kept: dict[str, Tensor], corners: int, figures: int) -> bool:
     count = len(volume) if volume.ndim == 1 else -1
     done = len(kept["held"]) if kept["held"].ndim == 1 else -1
     shapes = {"weights": (count, corners, corners), "volume": (count,), "figures": (count, figures),
-              "settled": (figures,), "numbers": (5,), "held": (done,),
+              "settled": (figures,), "there": (figures,), "numbers": (6,), "held": (done,),
               "done": (done, corners, corners)}  # fmt: skip
     if any(kept[name].shape != shape for name, shape in shapes.items()):
         return False
-    if kept["figures"].isnan().any() or kept["settled"].isnan().any():
+    if any(kept[name].isnan().any() for name in ("figures", "settled", "there")):
         return False
     if not (numbers.isfinite().all() and (numbers >= 0).all() and (volume > 0).all()):
         return False

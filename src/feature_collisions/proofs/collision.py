@@ -20,10 +20,9 @@ from .bounds.relaxation import rounding
 from .bounds.steps import Step
 from .judge import HullJudge, cache_of
 from .problem import Problem
-from .splitting import Judged, Keep, Pieces, Splitting
+from .splitting import Judged, Keep, Pieces, Splitting, run_outwards
 
 _UNITS = 2048  # largest target layer with joint bounds
-_HALVINGS = 2  # of a piece for its collision
 _NEAR = 1.05  # a bound within this factor of an error that was seen is not improved
 _POWERS = 12  # steps of the power method
 _TINY = 1e-200  # stands for 0 in a denominator
@@ -80,14 +79,15 @@ def prove_collision(
         known = Splitting.of(torch.eye(len(problem.corners)), 2, -problem.limit)
         known.keeps = keep is not None
         cache = cache_of(directory, judge.network, problem, "collision", problem.limit)
-        known.run(judge, seconds, cache, "Collision", worst_first=True)
+        run_outwards(known, judge, seconds, cache, "Collision")
     except NotPiecewiseLinear as error:
         return _nothing(str(error))
     if not known.count:
         return _nothing(str(known.reason_after(seconds)))
     norm, unit = known.everywhere.neg().tolist()
+    scale = min(known.scale, judge.beyond)
     if not norm < torch.inf:
-        return _nothing("the bounds are not finite numbers")
+        return _nothing("the bounds are not finite numbers", scale)
     if judge.seen > norm * (1 + 1e-6):
         return _nothing(
             f"the bound, {norm:.3g} of ||f(t)||, is below an error that was seen, {judge.seen:.3g}"
@@ -97,7 +97,7 @@ def prove_collision(
     return CollisionProof(
         by="bounds",
         share_proved=1.0,
-        scale_proved=known.scale,
+        scale_proved=scale,
         feature_relative_max=norm,
         feature_error_max=unit,
         feature_relative_seen=judge.seen,
@@ -106,8 +106,8 @@ def prove_collision(
     )
 
 
-def _nothing(reason: str) -> CollisionProof:
-    return CollisionProof(share_proved=0.0, scale_proved=0.0, reason=reason)
+def _nothing(reason: str, scale: float = 0.0) -> CollisionProof:
+    return CollisionProof(share_proved=0.0, scale_proved=scale, reason=reason)
 
 
 def _flatten(network: fx.GraphModule) -> None:
@@ -223,6 +223,8 @@ class _CollisionJudge(HullJudge):
             )
         self.follow(self.cut.network)
         self.norm, self.slack = self._of_target(self.problem.target)
+        if not self.slack.isfinite().all():
+            raise NotPiecewiseLinear("the bounds overflow at the target itself")
         if not self.norm:
             raise NotPiecewiseLinear("f(t) is 0, or lost in rounding")
         self._look(self.preactivation, torch.eye(len(self.preactivation)))
@@ -234,13 +236,14 @@ class _CollisionJudge(HullJudge):
         found: Tensor = -off.norm(dim=1) / self.norm
         return found
 
-    def _look(self, preactivation: Tensor, weights: Tensor) -> None:
-        """Record the feature errors at points (n, K) of the hull."""
+    def _look(self, preactivation: Tensor, weights: Tensor) -> Tensor:
+        """Record, and return, the feature errors at points (n, K) of the hull."""
         off = -self.figure_at(preactivation)
         beyond = gauge(weights)[(off > self.limit).cpu()]
         with self.one_by_one:
             self.seen = max(self.seen, float(off.max()))
             self.beyond = min(self.beyond, *beyond.tolist(), 1.0)
+        return off
 
     def judge(self, pieces: Pieces, steps: list[Step] | None) -> Judged:
         """The errors of pieces: one is settled where its bound is near the largest error seen.
@@ -249,13 +252,14 @@ class _CollisionJudge(HullJudge):
         holds a part of the piece.
         """
         bounds, preactivation = self.bounds(pieces, steps)
-        self._look(preactivation, pieces.weights.mean(1))
+        here = self._look(preactivation, pieces.weights.mean(1))
         whole, alone = self._errors_of(bounds)
         figures = torch.stack([-whole / self.norm * (1 + 1e-12), -alone], 1)
         inner = begins_at(pieces.weights).to(self.place) < self.beyond / _NEAR
         most = torch.where(inner, min(self.limit, _NEAR * self.seen), _NEAR * self.seen)
         settled = -figures[:, 0] <= most
-        return Judged(figures, settled, bounds.parts(bounds.met, _HALVINGS * ~settled))
+        halvings = self.halvings(pieces, (-figures[:, 0] - here) / (self.limit - here))
+        return Judged(figures, settled, bounds.parts(bounds.met, halvings * ~settled))
 
     def _errors_of(self, bounds: Bounds) -> tuple[Tensor, Tensor]:
         """Of each piece, (P,): the largest norm of all errors, and the largest error.

@@ -398,7 +398,7 @@ def _bounded(problem: Problem, settings: EdgeSettings, directory: Path) -> Edges
             known = Splitting.of(torch.eye(len(problem.names))[[i, j]], 2)
             cache = cache_of(directory, judge.network, problem, f"edge {i} {j}")
             known.run(judge, settings.seconds / len(pairs), cache if settings.resume else None,
-                      "Edges", worst_first=False)  # fmt: skip
+                      "Edges")  # fmt: skip
             least = float(known.settled[0]) if known.share else None
             named = problem.names[i], problem.names[j]
             edges.append(Edge(named, known.share, margin_min=least, pieces=known.count))

@@ -53,7 +53,7 @@ def prove_faces(problem: Problem, seconds: float = 5.0) -> Faces:
             known = Splitting.of(torch.eye(len(numbers))[list(three)], 2)
             known.keeps = True
             name = "Triangle " + ", ".join(str(numbers[k]) for k in three)
-            known.run(judge, seconds / len(triangles), None, name, worst_first=False, limit=_PIECES)
+            known.run(judge, seconds / len(triangles), None, name, limit=_PIECES)
             parts, corners = _parts(problem, known, three), [numbers[k] for k in three]
             found.append(Triangle(corners=corners, share_proved=known.share, parts=parts))
     except NotPiecewiseLinear as error:

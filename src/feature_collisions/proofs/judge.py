@@ -26,6 +26,7 @@ _MEMORY = 2**30  # bytes for the bounds of a batch
 _LOOKED_AT = 64  # points at which cached results are tested before they are used
 _AT_ONCE = 16
 _COPIES = 6  # of every value, at each vertex
+_SHORTER = 2  # halvings of each edge of large subdomains at once
 _LITTLE = 2**14  # products per image; smaller networks need no reduced ones
 
 
@@ -74,11 +75,17 @@ class HullJudge(ABC):
     def contradicts(self, known: Splitting) -> bool:
         """Whether a point of the hull contradicts cached results."""
         weights = dirichlet(_LOOKED_AT, len(self.corners), torch.Generator().manual_seed(0))
-        least = float(known.everywhere[0])
-        slack = 1e-9 * abs(least) if math.isfinite(least) else 0.0
-        points = torch.tensordot(weights.to(self.place), self.corners, 1)
-        found = [self.figure_at(self.network(part)) for part in points.split(_AT_ONCE)]
-        return bool((torch.cat(found) < least - slack).any()) or self.misses(known, weights)
+        inner = known.inner * weights + (1 - known.inner) / len(self.corners)
+        stated = [(weights, known.everywhere[0])]
+        if known.inner:
+            stated.append((inner, known.there[0]))
+        for where, least in stated:
+            slack = 1e-9 * abs(least) if least.isfinite() else 0.0
+            points = torch.tensordot(where.to(self.place), self.corners, 1)
+            found = [self.figure_at(self.network(part)) for part in points.split(_AT_ONCE)]
+            if bool((torch.cat(found).cpu() < least - slack).any()):
+                return True
+        return self.misses(known, weights)
 
     @abstractmethod
     def figure_at(self, values: Tensor) -> Tensor:
@@ -128,6 +135,18 @@ class HullJudge(ABC):
         except TooManyBends:
             return False
         return True
+
+    def halvings(self, pieces: Pieces, ratio: Tensor) -> Tensor:
+        """How often to halve each piece at once.
+
+        Large ones are cut as often as it takes to bring the gap between bound and margin below the
+        margin (`ratio` of it), if a halving halves the gap to the power of 2/3; not below a size
+        that edges of half the length make: there a hole may be near.
+        """
+        dimensions = pieces.weights.shape[1] - 1
+        room = (_SHORTER * dimensions + pieces.volume.to(ratio).log2()).clamp_min(1)
+        needed = torch.where(ratio > 1, (1.5 * ratio.log2()).ceil(), 1)
+        return needed.clamp_min(1).minimum(room).long()
 
     def halve(self, pieces: Pieces, times: int) -> Parts:
         """Halve subdomains across their longest edges without judging them."""

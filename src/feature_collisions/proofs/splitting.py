@@ -1,9 +1,10 @@
 """Branch and bound: a hull is cut into subdomains until each is verified or time is up.
 
 A subdomain is a simplex of V points of the hull, given by their weights. Halving an edge gives two
-of half its volume. After at most 50 halvings weights are multiples of 2^-50, exact in float64;
+of half its volume. Weights are multiples of 2^-53, exact in float64;
 smaller subdomains are not cut. After a few halvings a subdomain gets a reduced network, in which
-its parts are judged (see `local`).
+its parts are judged (see `local`). If the bounds of the hull are loose, the hull shrunk about its
+centroid is tried first, as a hull of its own (`run_outwards`): a few bounds verify an inner part.
 """
 
 import copy
@@ -39,7 +40,10 @@ _GRACE = 1.1  # factor of the time limit for batches that have begun
 _SAVE_EVERY = 10.0  # seconds
 _FEW = 4096  # parts of a hull; if even these are too large, the proof is intractable
 _PROBED = 8  # of them
-_SMALLEST = 2.0**-45  # share of the hull's volume
+_SMALLEST = 2.0**-36  # share of the hull's volume
+_SLACK = 1e-12  # for rounding, in shares of at most 1
+_GRAIN = 2**10  # denominator of the weights of the centre of shrunk hulls
+_SHRUNK = [share * 2.0**-k for k in range(5) for share in (0.75, 0.5)]  # sizes that are tried
 
 
 class Pieces(NamedTuple):
@@ -161,6 +165,9 @@ class Splitting:
         line: limit of the first figure, above which the statement holds on a subdomain.
         reached: share of the shrunk hull at which a verified subdomain begins where the statement
             does not hold.
+        inner: share to which the hull is shrunk on which the statement is known to hold otherwise.
+        there: (F,) lower bounds on that shrunk hull.
+        tight: whether to improve figures where the statement already holds.
         share: verified share of the hull's volume.
         count: number of judged subdomains.
         seconds: time for them.
@@ -173,6 +180,9 @@ class Splitting:
     settled: Tensor
     line: float = 0.0
     reached: float = 1.0
+    inner: float = 0.0
+    there: Tensor = field(init=False)
+    tight: bool = True
     share: float = 0.0
     count: int = 0
     seconds: float = 0.0
@@ -187,14 +197,16 @@ class Splitting:
     most: int = field(default=1, init=False)
 
     @classmethod
-    def of(cls, vertices: Tensor, figures: int, line: float = 0.0) -> "Splitting":
+    def of(
+        cls, vertices: Tensor, figures: int, line: float = 0.0, tight: bool = True
+    ) -> "Splitting":
         """Initial state: the simplex of points with weights (V, K)."""
         like = torch.zeros(1, figures, dtype=torch.float64)
         whole = _unplaced(vertices.double()[None], like[:, 0] + 1, like - torch.inf)
-        return cls(whole, like[0] + torch.inf, line)
+        return cls(whole, like[0] + torch.inf, line, tight=tight)
 
     def __post_init__(self) -> None:
-        self.regions[0] = Region(None, math.inf)
+        self.regions[0], self.there = Region(None, math.inf), self.settled.clone()
 
     @property
     def everywhere(self) -> Tensor:
@@ -204,20 +216,35 @@ class Splitting:
     @property
     def scale(self) -> float:
         """Share to which the hull can be shrunk so that the statement holds everywhere."""
-        return scale_without(self._unverified(self.open), self.reached)
+        return max(self.inner, scale_without(self._unverified(self.open), self.reached))
+
+    @property
+    def verified(self) -> tuple[float, Tensor]:
+        """Share of the hull's volume that is verified, and lower bounds (F,) on that part."""
+        inner = self.inner ** (self.open.weights.shape[2] - 1)
+        return max(self.share, inner), torch.minimum(self.settled, self.there)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the statement is known to hold everywhere."""
+        return not len(self._unverified(self.open)) and self.reached == 1
 
     def subdomains(self) -> tuple[Tensor, Tensor]:
         """The weights (n, V, K) of all pieces, where they are kept, and on which it holds (n,)."""
-        open_ = self.open.figures[:, 0] > self.line
+        open_ = self._holds(self.open)
         return torch.cat([*self.done, self.open.weights]), torch.cat([*self.held, open_])
 
     def _unverified(self, pieces: Pieces) -> Tensor:
         """Weights (n, V, K) of the unverified subdomains."""
-        return pieces.weights[~(pieces.figures[:, 0] > self.line)]
+        return pieces.weights[~self._holds(pieces)]
+
+    def _holds(self, pieces: Pieces) -> Tensor:
+        """(n,) whether the statement is known to hold on subdomains."""
+        return pieces.figures[:, 0] > self.line
 
     def reason_after(self, seconds: float) -> str | None:
         """Reason why nothing is verified after `seconds`, if known."""
-        if self.share:
+        if self.share or self.inner:
             return None
         if self.hopeless:
             return (
@@ -233,7 +260,6 @@ class Splitting:
         seconds: float,
         cache: PieceCache | None,
         name: str,
-        worst_first: bool,
         limit: float = math.inf,
     ) -> None:
         """Judge subdomains, and halve unverified ones, until all are verified or time is up.
@@ -241,13 +267,12 @@ class Splitting:
         Args:
             judge: judges subdomains.
             seconds: time; started batches may take a tenth longer.
-            cache: of results; earlier ones are continued.
+            cache: of results; earlier ones are continued by the first call.
             name: label of the progress bar.
-            worst_first: begin with the worst subdomains, otherwise with the innermost, of these
-                with the largest.
             limit: approximate largest number of subdomains to judge.
         """
-        if cache and (kept := cache.load(self.open.weights.shape[2], len(self.settled))):
+        corners, figures = self.open.weights.shape[2], len(self.settled)
+        if cache and not self.count and (kept := cache.load(corners, figures)):
             fresh = copy.copy(self)
             self._take(kept, judge)
             if judge.contradicts(self):
@@ -265,7 +290,7 @@ class Splitting:
                 if pace:  # do not start what cannot end in time
                     self.most = max(1, min(self.most, int((end - began) / pace)))
                 try:
-                    self.advance(judge, worst_first)
+                    self.advance(judge)
                 except OutOfTime:
                     break
                 took = time.monotonic() - began
@@ -286,22 +311,33 @@ class Splitting:
 
     def _left(self, limit: float) -> bool:
         """Whether a subdomain is left to judge, within the limit."""
-        some = bool((self.open.volume > _SMALLEST).any())
-        return some and self.count < limit and not self.hopeless
+        left = self.open.volume > _SMALLEST
+        if not self.tight:
+            left &= ~self._holds(self.open)
+        return bool(left.any()) and self.count < limit and not self.hopeless
 
-    def advance(self, judge: Judge, worst_first: bool) -> None:
+    def _order(self, judge: Judge) -> Tensor:
+        """Subdomains in the order of their turns.
+
+        First those on which the statement is not known to hold, the innermost first, and last
+        those beyond a point where it fails; of these the largest first. Once it is known
+        everywhere, those with the worst figures.
+        """
+        volume, figures = self.open.volume, self.open.figures[:, 0]
+        order = (-volume).argsort(stable=True)
+        order = order[volume[order] > _SMALLEST]
+        unknown = order[~self._holds(self.open)[order]]
+        if not len(unknown):
+            order = order[figures[order].argsort(stable=True)]
+            worst = float(figures[order[0]])
+            return order[figures[order] <= max(worst, _LEVEL * worst)]
+        key = (self.open.begins * _SHELLS).floor()
+        key[self.open.begins >= _INSIDE * judge.beyond] = _SHELLS
+        return unknown[key[unknown].argsort(stable=True)]
+
+    def advance(self, judge: Judge) -> None:
         """Judge up to `most` subdomains of one region, and halve unverified ones."""
-        order = (-self.open.volume).argsort(stable=True)
-        order = order[self.open.volume[order] > _SMALLEST]
-        if worst_first:
-            key = self.open.figures[:, 0]
-        else:
-            key = (self.open.begins * _SHELLS).floor()
-            key[self.open.begins >= _INSIDE * judge.beyond] = _SHELLS
-        order = order[key[order].argsort(stable=True)]
-        if worst_first:  # and what is nearly as bad
-            worst = float(key[order[0]])
-            order = order[key[order] <= max(worst, _LEVEL * worst)]
+        order = self._order(judge)
         now = self._of_region(order)
         if not len(now):
             if not self._place(judge, order[:1]):
@@ -323,7 +359,7 @@ class Splitting:
         self.share += float(pieces.volume[settled].sum())
         if self.keeps:
             self.done.append(pieces.weights[settled])
-            self.held.append(pieces.figures[settled][:, 0] > self.line)
+            self.held.append(self._holds(pieces)[settled])
         self.reached = scale_without(self._unverified(pieces.at(settled)), self.reached)
         self.settled = torch.cat([figures[settled], self.settled[None]]).amin(0)
         later = torch.ones(len(self.open.volume), dtype=torch.bool).index_fill(0, now, False)
@@ -401,20 +437,72 @@ class Splitting:
         return not any(judge.may_localise(parts.at(each)) for each in some.split(1))
 
     def _kept(self, judge: Judge) -> dict[str, Tensor]:
-        known = [self.share, float(self.count), self.seconds, judge.seen, self.reached]
+        known = [self.share, float(self.count), self.seconds, judge.seen, self.reached, self.inner]
         numbers = torch.tensor(known, dtype=torch.float64)
         weights, volume, figures, *_ = self.open
         return {"weights": weights, "volume": volume, "figures": figures,
-                "settled": self.settled, "numbers": numbers,
+                "settled": self.settled, "there": self.there, "numbers": numbers,
                 "done": torch.cat([*self.done, weights[:0]]),
                 "held": torch.cat([*self.held, volume[:0] > 0]).double()}  # fmt: skip
 
     def _take(self, kept: dict[str, Tensor], judge: Judge) -> None:
         self.open = _unplaced(kept["weights"], kept["volume"], kept["figures"])
-        self.settled = kept["settled"]
-        self.share, count, self.seconds, judge.seen, self.reached = kept["numbers"].tolist()
+        self.settled, self.there, numbers = kept["settled"], kept["there"], kept["numbers"].tolist()
+        self.share, count, self.seconds, judge.seen, self.reached, self.inner = numbers
         self.count = int(count)
         self.done, self.held = [kept["done"]], [kept["held"] > 0]
+
+    def take_inner(self, hull: "Splitting", corners: Tensor) -> None:
+        """Take over what is known of this hull shrunk to some corners (K, K)."""
+        self.count, self.seconds = self.count + hull.count, self.seconds + hull.seconds
+        holds = 1 - len(corners) * float(corners.amin(0).max()) - _SLACK
+        inner = min(holds, hull.scale)
+        good = hull.open.figures[hull._holds(hull.open)]
+        there = torch.cat([good, hull.settled[None]]).amin(0)
+        if inner > self.inner and there[0] < torch.inf:
+            self.inner, self.there = inner, there
+
+
+def run_outwards(
+    known: Splitting, judge: Judge, seconds: float, cache: PieceCache | None, name: str
+) -> None:
+    """Judge a hull in at most `seconds`, of which its inner part may take half.
+
+    If its own bounds are too loose for one halving of each edge, it is shrunk until one bound
+    verifies it. Then the shrunk hulls are verified, each larger than the one before.
+    """
+    end = time.monotonic() + seconds
+    known.run(judge, seconds, cache, name, limit=1)
+    if not known.count:
+        return
+    inner, count = list[tuple[Splitting, Tensor]](), known.open.weights.shape[2]
+    far = len(known.open.volume) > 2 ** (count - 1)
+
+    def left() -> float:
+        return max(0.0, end - seconds / 2 - time.monotonic())
+
+    for share in _SHRUNK if far else []:
+        if share <= known.inner or (inner and inner[-1][0].is_verified):
+            break
+        corners = shrunk(count, share)
+        hull = Splitting.of(corners, len(known.settled), known.line, tight=False)
+        hull.run(judge, left(), None, name, limit=1)
+        inner.append((hull, corners))
+    if inner and inner[-1][0].is_verified:  # or else there is no part to begin with
+        for hull, corners in reversed(inner):
+            hull.run(judge, left(), None, name)
+            known.take_inner(hull, corners)
+    known.run(judge, max(0.0, end - time.monotonic()), cache, name)
+
+
+def shrunk(corners: int, share: float) -> Tensor:
+    """The corners (K, K) of a hull of K corners that is shrunk to a share, by exact weights.
+
+    The weights of its centre are multiples of 1 / `_GRAIN`, and as equal as can be.
+    """
+    centre = torch.full((corners,), _GRAIN // corners, dtype=torch.float64)
+    centre[: _GRAIN % corners] += 1
+    return share * torch.eye(corners, dtype=torch.float64) + (1 - share) * centre / _GRAIN
 
 
 def _unplaced(weights: Tensor, volume: Tensor, figures: Tensor) -> Pieces:

@@ -22,9 +22,8 @@ from .collision import prove_collision
 from .judge import HullJudge, cache_of
 from .piecewise import traced
 from .problem import Problem
-from .splitting import Judged, Keep, Pieces, Splitting
+from .splitting import Judged, Keep, Pieces, Splitting, run_outwards
 
-_SHORTER = 2  # halvings of each edge of large subdomains at once
 _SLACK = 1e-9  # of a weight: a point on a subdomain's face is in it
 _TIE = 1e-4  # relative to the logits; the model decides smaller margins
 
@@ -83,7 +82,7 @@ def prove_class(
         known = Splitting.of(torch.eye(len(problem.corners)), 2)
         known.keeps = keep is not None
         cache = cache_of(directory, judge.network, problem, "class")
-        known.run(judge, seconds, cache, "Class of the hull", worst_first=False)
+        run_outwards(known, judge, seconds, cache, "Class of the hull")
     except NotPiecewiseLinear as error:
         return _nothing("refuted" if judge.counter_example else "undecided", str(error), judge)
     proved, reason = not len(known.open.volume), known.reason_after(seconds) if seconds else None
@@ -93,14 +92,15 @@ def prove_class(
         return _nothing("refuted", contradiction, judge) | spent
     if keep:
         keep(*known.subdomains())
-    margin, probability = known.settled.tolist()
+    share, figures = known.verified
+    margin, probability = figures.tolist()
     found = ClassProof(
         outcome="proved" if proved else "refuted" if judge.counter_example else "undecided",
         by="bounds",
-        share_proved=1.0 if proved else known.share,
+        share_proved=1.0 if proved else share,
         scale_proved=min(known.scale, judge.beyond),
-        margin_min=margin if known.share else None,
-        probability_min=probability if known.share else None,
+        margin_min=margin if share else None,
+        probability_min=probability if share else None,
         pieces=known.count,
         seconds=known.seconds,
     )
@@ -160,7 +160,7 @@ class ClassJudge(HullJudge):
         each = torch.arange(len(margins), device=self.place)
         weigh = {k: rows[each, worst].abs() for k, rows in bounds.met.items()}
         settled = (least > 0) & ~refuted
-        halvings = self._halvings(pieces, (here - least) / here)
+        halvings = self.halvings(pieces, (here - least) / here)
         return Judged(figures, settled, bounds.parts(weigh, halvings * ~settled))
 
     def figure_at(self, values: Tensor) -> Tensor:
@@ -181,15 +181,3 @@ class ClassJudge(HullJudge):
         off = (pieces.weights.mT @ shares[..., None])[..., 0] - point
         inside: Tensor = (shares >= -_SLACK).all(1) & (off.abs() <= _SLACK).all(1)
         return inside
-
-    def _halvings(self, pieces: Pieces, ratio: Tensor) -> Tensor:
-        """How often to halve each piece at once.
-
-        Large ones are cut as often as it takes to bring the gap between bound and margin below the
-        margin (`ratio` of it), if a halving halves the gap to the power of 2/3; not below a size
-        that edges of half the length make: there a hole may be near.
-        """
-        dimensions = pieces.weights.shape[1] - 1
-        room = (_SHORTER * dimensions + pieces.volume.to(ratio).log2()).clamp_min(1)
-        needed = torch.where(ratio > 1, (1.5 * ratio.log2()).ceil(), 1)
-        return needed.clamp_min(1).minimum(room).long()
