@@ -143,12 +143,12 @@ def test_another_seed_is_another_classifier(digits):
 
 
 MISTAKES = [
-    (("experiment=none",), "error: experiment=none: unknown; known are cifar_pixel, mnist"),
+    (("experiment=none",), "error: experiment=none: unknown; the choices are cifar_pixel, mnist"),
     (("los.alpha=1",), "error: los: there is no such setting; did you mean loss?"),
     (("corners=2",), "error: corners: there is no such setting; did you mean corner?"),
     (("max_steps=2",), "error: max_steps: there is no such setting; did you mean stop.max_steps?"),
     (("zzz=2",), "error: zzz: there is no such setting; the settings here are "),
-    (("data=mnits",), "error: data=mnits: unknown; did you mean mnist? known are cifar10, "),
+    (("data=mnits",), "error: data=mnits: unknown; did you mean mnist? the choices are cifar10, "),
     (("loss.alfa=1",), "error: loss.alfa: there is no such setting; did you mean loss.alpha"),
     (("loss.alpha=many",), "error: loss.alpha=many: must be a number"),
     (("loss.alpha=-1",), "error: loss.alpha=-1.0: must be a finite number of at least 0"),

@@ -15,8 +15,8 @@ def test_boxes_lie_where_the_corners_differ_and_do_not_touch() -> None:
     corners[1, :, 4:12, 30:40] = 1.0
     corners[2, 0, 28:36, 10:20] = 0.9
     first, second = boxes(corners)
-    assert first[:4] == (4, 30, 8, 10)
-    assert second[:4] == (28, 10, 8, 10)
+    assert (first.row, first.column, first.height, first.width) == (4, 30, 8, 10)
+    assert (second.row, second.column, second.height, second.width) == (28, 10, 8, 10)
     # population of three values a, b, b: variance (a - b)^2 / 3, over both channels or one
     strong, weak = 2 * 0.5**2, 0.4**2
     assert first.share == pytest.approx(strong / (strong + weak), rel=1e-5)

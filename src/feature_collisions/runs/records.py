@@ -60,7 +60,7 @@ class Record(BaseModel):
         return self.model_extra or {}
 
     def __repr_args__(self) -> list[tuple[str, Any]]:
-        return [(key, self[key]) for key in self]
+        return self.items()
 
     def __iter__(self) -> Iterator[str]:  # type: ignore[override]
         return iter(self.keys())
@@ -73,6 +73,10 @@ class Record(BaseModel):
             if key == (field.alias or name) and name in self.model_fields_set:
                 return getattr(self, name)
         return self._unknown()[key]
+
+    def items(self) -> list[tuple[str, Any]]:
+        """The entries that are set, as of a dictionary."""
+        return [(key, self[key]) for key in self]
 
     def get(self, key: str, default: Any = None) -> Any:
         """The entry, or `default` if it is not set."""
