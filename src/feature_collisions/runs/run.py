@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..data.files import load_tensors, read_yaml, refuse_links, save_tensors, wr
 from ..data.images import PNG_CHANNELS, save_png
 from ..errors import SettingError
 from ..paths import path_of
-from ..settings.train import name_in_reports
+from ..settings.train import UNTRAINED
 from .directories import CONFIG, CORNERS, LOCK, is_claimed
 from .records import Summary, impossible, read_record
 
@@ -162,8 +162,8 @@ def _problems(run: Run) -> Iterator[str]:
     said = {"experiment": run.config.get("name"), "classifier": named.get("name"),
             "layer": named.get("layer")}  # fmt: skip
     for key, setting in said.items():
-        reported = _named_in_reports(named) if key == "classifier" else setting
-        if setting is not None and summary[key] not in (setting, reported):
+        own = key == "classifier" and setting == "file"  # reports name the user's code
+        if not (own or setting is None or setting == summary[key].removesuffix(UNTRAINED)):
             yield (
                 f"summary.json is of {key} {summary[key]}, config.yaml of {setting}; restore the "
                 "file that belongs to these corners"
@@ -264,11 +264,3 @@ def _unfinished(directory: Path) -> dict[str, str]:
     at_work = "no corners yet: a process is using the directory; wait until it ends"
     ended = "no corners: the search did not finish; resume it with ckpt_path=last"
     return {str(name): at_work if is_claimed(directory / name) else ended for name in names}
-
-
-def _named_in_reports(classifier: Mapping[str, Any]) -> str:
-    """The name of the network of a `config.yaml`, which may be a stranger's."""
-    name, path, weights = (classifier.get(key) for key in ("name", "path", "weights"))
-    texts = [each if isinstance(each, str) else None for each in (path, weights)]
-    path, weights = texts
-    return name_in_reports(str(name), path, weights)

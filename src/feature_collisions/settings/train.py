@@ -24,19 +24,10 @@ NETWORK = ("library", "name", "path", "weights")
 """The settings of `classifier` that identify the network."""
 RANDOM = "random"
 """The `classifier.weights` of an untrained network of a library."""
+UNTRAINED = " (untrained)"
+"""What reports add to the name of such a network."""
 FOLDERS = ("timm", "transformers")
 """Libraries whose networks can be loaded from a folder, `classifier.path`."""
-
-
-def name_in_reports(name: str, path: str | None, weights: str | None) -> str:
-    """A network's name in reports, from its settings.
-
-    Example:
-        >>> name_in_reports("file", "own:network", None)
-        'own:network'
-    """
-    called = path if name == "file" and path else name
-    return f"{called} (untrained)" if weights == RANDOM else called
 
 
 @dataclass
@@ -85,7 +76,8 @@ class ClassifierSettings(Group):
     @property
     def in_reports(self) -> str:
         """The network's name in reports: MODULE:NAME if it is the user's own."""
-        return name_in_reports(self.name, self.path, self.weights)
+        name = self.path if self.name == "file" and self.path else self.name
+        return name + UNTRAINED if self.weights == RANDOM else name
 
     @property
     def in_folder(self) -> bool:
