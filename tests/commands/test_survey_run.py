@@ -365,12 +365,12 @@ def test_sizes_at_unequal_feature_errors_are_flagged(tmp_path):
         "m:b": [entry | {"feature_relative_max": 0.19}] * 2,
         "m:c": [entry | {"feature_relative_max": 0.21}] * 2,
     }
-    write_survey(tmp_path, figures, "m:a", {}, "two steps")
+    write_survey(tmp_path, figures, "m:a", {}, {"stop.max_steps": "2"})
     for name in ("survey.md", "survey.html"):
         page = (tmp_path / name).read_text()
         assert "Sizes of m:c (0.210) are at feature errors more than 2 times" in page
     del figures["m:c"]
-    write_survey(tmp_path, figures, "m:a", {}, "two steps")
+    write_survey(tmp_path, figures, "m:a", {}, {"stop.max_steps": "2"})
     assert "a larger error allows" not in (tmp_path / "survey.md").read_text()
 
 
@@ -391,11 +391,28 @@ def test_a_size_has_a_star_where_the_larger_one_has_no_larger_error(
     entry = row_of_all(0.1)
     other = entry | {"relative_size": size, "feature_relative_max": error}
     figures = {"m:a": [entry] * pairs, "m:b": [other] * pairs}
-    _, paired = write_survey(tmp_path, figures, "m:a", {}, "two steps")
+    _, paired, _ = write_survey(tmp_path, figures, "m:a", {}, {"stop.max_steps": "2"})
     assert dict(zip(paired.columns, paired.rows[0], strict=True))["relative size"] == said
     page = (tmp_path / "survey.md").read_text()
     assert ("No intervals and no stars: 6 pairs or more are needed" in page) == (pairs < 6)
     assert ("excludes 0" in page) == (pairs == 6)
+
+
+def test_a_survey_says_what_it_is_what_its_columns_mean_and_what_all_searches_shared(tmp_path):
+    """Only of columns that have values: here there is no judge."""
+    entry = row_of_all(0.1) | {"judge_size": None, "judge_kept": None}
+    shared = {"stop.max_steps": "2"}
+    tables = write_survey(tmp_path, {"m:a": [entry], "m:b": [entry]}, "m:a", {}, shared)
+    assert [name for name, _ in tables[0].meanings] == list(tables[0].columns[1:])
+    assert "size to the judge" not in tables[0].columns
+    assert tables[-1].rows == [("stop.max_steps", "2")]
+    page = (tmp_path / "survey.html").read_text()
+    assert "<h1>Survey of 2 networks</h1>" in page
+    assert f"Folder: {tmp_path.name}<" in page
+    assert "<dt>feature error</dt><dd>the largest" in page
+    text = (tmp_path / "survey.md").read_text()
+    assert "\n- feature error: the largest" in text
+    assert "| stop.max_steps" in text
 
 
 def test_shares_proved_are_left_out_where_no_proof_got_anywhere(tmp_path):
@@ -403,7 +420,7 @@ def test_shares_proved_are_left_out_where_no_proof_got_anywhere(tmp_path):
     none = row_of_all(0.1) | {"share_proved": 0.0, "relative_size_proved": 0.0, "unproved": "late"}
     some = row_of_all(0.5)
     figures = {"m:a": [none] * 2, "m:b": [none, some]}
-    overview, paired = write_survey(tmp_path, figures, "m:a", {}, "two steps")
+    overview, paired, _ = write_survey(tmp_path, figures, "m:a", {}, {"stop.max_steps": "2"})
     shown = [dict(zip(overview.columns, row, strict=True)) for row in overview.rows]
     assert [row["share proved"] for row in shown] == ["-", "25%"]
     assert [row["size proved"] for row in shown] == ["-", "0.250"]

@@ -276,19 +276,25 @@ LONG = "the whole hull is a toy terrier, and a network-with-a-name-of-many-lette
 def test_tables_on_a_desk_and_on_a_phone_by_day_and_by_night(browser, kind):
     columns = ["network", *(f"relative size {k}" for k in range(14)), "outcome"]
     rows = [[f"model_{k}", *(f"{k + 0.123:.3f}",) * 14, LONG] for k in range(3)]
-    table = Table("3 of 3: features collide", columns, rows, LONG)
+    meanings = [("relative size 1", LONG)]
+    table = Table("3 of 3: features collide", columns, rows, LONG, meanings)
     if kind == "runs":
         brief = Table(table.heading, columns[:4], [row[:4] for row in rows], LONG)
-        html = tables_page("a_sweep", [brief], None, table, ["./a/report.html", "", ""])
+        html = tables_page("3 runs", "a_sweep", [brief], None, table, ["./a/report.html", "", ""])
     else:
-        html = tables_page("a_survey", [table, table], ("survey", Figure(), "relative sizes"))
+        figure = ("survey", Figure(), "relative sizes")
+        html = tables_page("3 networks", "a_survey", [table, table], figure)
     page = browser.new_context(offline=True).new_page()
     page.set_content(html)
     fits_everywhere(page)
-    page.set_viewport_size({"width": 390, "height": 900})
-    wide = page.evaluate(
+    scrolled = (
         "[...document.querySelectorAll('.scroll')].filter(each => each.scrollWidth > "
         "each.clientWidth).map(each => getComputedStyle(each).overflowX)"
     )
-    assert wide
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert page.evaluate(scrolled) == []  # no column is hidden
+    page.set_viewport_size({"width": 390, "height": 900})
+    wide = page.evaluate(scrolled)
     assert set(wide) == {"auto"}  # such a table is scrolled by itself, not the page
+    for image in page.locator(".chart img").all():
+        assert image.bounding_box()["width"] >= 624  # the figure's own size: its labels are read

@@ -48,7 +48,7 @@ def test_markdown_html_and_terminal_show_the_same_cells_and_no_markup(rows):
     table = Table("names", ("one", "two"), rows)
     shown = [for_line(cell) for row in (table.columns, *rows) for cell in row]
     markdown = MarkdownIt("commonmark").enable("table").render(as_markdown(table))
-    for page in (markdown, tables_page("names", [table], None, table)):
+    for page in (markdown, tables_page("names", "names", [table], None, table)):
         found = Cells(page)
         assert [for_line(cell) for cell in found.cells[: len(shown)]] == shown
         assert not {"a", "em", "strong", "code", "img", "script"} & set(found.tags)

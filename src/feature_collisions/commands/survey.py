@@ -67,7 +67,7 @@ class Survey:
     pairs: Sequence[str]
     reference: str
     extra: Mapping[str, Mapping[str, float]]
-    budget: str
+    budget: Mapping[str, str]
     left_out: Sequence[str]
 
     def measured(self, settings: EvaluateSettings) -> tuple[dict[str, list[Row]], dict[str, str]]:
@@ -209,10 +209,9 @@ def _flat(run: Run) -> dict[str, JsonValue]:
     return found
 
 
-def _budget(run: Run) -> str:
+def _budget(run: Run) -> dict[str, str]:
     known = _flat(run) | {"corners": len(run.corners)}
-    said = [f"{name} {known[name]}" for name in ("corners", *_SAID) if known.get(name) is not None]
-    return ", ".join(said)
+    return {name: str(known[name]) for name in ("corners", *_SAID) if known.get(name) is not None}
 
 
 def _measured(

@@ -64,6 +64,7 @@ def hull_page(
 
 def tables_page(
     title: str,
+    folder: str,
     tables: Sequence[Table],
     figure: tuple[str, Figure, str] | None = None,
     whole: Table | None = None,
@@ -73,13 +74,14 @@ def tables_page(
 
     Args:
         title: at its top.
-        tables: the first one's heading is below the title.
+        folder: of the runs, named below the title.
+        tables: the first one's heading is below the title, too.
         figure: a name, itself, and what it shows.
         whole: the first table with all columns.
         links: the report of each row of the first table; empty where there is none.
     """
-    return _render("tables.html", title=title, tables=tables, figure=figure, whole=whole,
-                   links=links, script="")  # fmt: skip
+    return _render("tables.html", title=title, folder=folder, tables=tables, figure=figure,
+                   whole=whole, links=links, script="")  # fmt: skip
 
 
 def data_uri(image: Tensor, most: float) -> str:

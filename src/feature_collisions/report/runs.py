@@ -130,6 +130,7 @@ def runs_table(rows: Sequence[Row], brief: bool = False) -> Table:
 def write_tables(
     directory: Path,
     name: str,
+    title: str,
     tables: Sequence[Table],
     figure: tuple[str, Figure, str] | None = None,
     whole: Table | None = None,
@@ -140,6 +141,7 @@ def write_tables(
     Args:
         directory: where.
         name: of the files.
+        title: of the page.
         tables: the first one's heading is at the top.
         figure: its files' name, itself, and what it shows.
         whole: the first table with all columns, where it is shortened on the page; Markdown has
@@ -156,7 +158,7 @@ def write_tables(
     for table in others:
         parts += ["## " + for_markdown(table.heading), as_markdown(table)]
     write_text(directory / f"{name}.md", "\n\n".join(parts) + "\n")
-    page = tables_page(directory.name, tables, figure, whole, links)
+    page = tables_page(title, directory.name, tables, figure, whole, links)
     write_text(directory / f"{name}.html", page)
 
 
@@ -173,4 +175,5 @@ def write_runs(directory: Path, rows: Sequence[Row]) -> None:
     reports = [f"{row.run}/report.html" for row in rows]
     links = [f"./{quote(path)}" if (directory / path).is_file() else "" for path in reports]
     brief = runs_table(rows, brief=True)
-    write_tables(directory, "runs", [brief], figure, runs_table(rows), links)
+    title = f"Table of {len(rows)} run{'s' if len(rows) > 1 else ''}"
+    write_tables(directory, "runs", title, [brief], figure, runs_table(rows), links)

@@ -15,13 +15,26 @@ from .tables import Table, as_csv, number
 OF_HULLS = ("network", "pair", *MEASURED)
 Found = Mapping[str, Mapping[str, Interval | None]]
 """Mean over the pairs, or of differences, by network and column."""
-_NOTE = (
-    "Means over the same pairs. Relative size: mean distance between corners over that between two "
-    "images of the data set, the same after averaging 8x8 pixels; feature error: the largest "
-    "||f(x) - f(t)|| over ||f(t)||; accuracy, probabilities: sampled in the hull, the worst point "
-    "searched, the share proved to be the target's class by bounds; size proved: the relative size "
-    "of the hull shrunk about its centroid until all of it is proved."
-)
+_MEANINGS = {
+    "relative_size": "mean distance between corners, over that between two images of the data set",
+    "pooled_size": "the same after averaging squares of 8x8 pixels",
+    "blind_share": "share of the layer's units that are inactive in the target",
+    "feature_relative_max": "the largest ||f(x) - f(t)|| over ||f(t)|| of sampled points",
+    "accuracy": "share of sampled points of the target's class",
+    "probability_mean": "of sampled points, for the target's class",
+    "target_probability": "of the target image itself",
+    "worst_case_probability": "the smallest probability that a search in the hull found",
+    "cosine_min": "the least cosine between features of a sampled point and the target's",
+    "worst_case_cosine": "the least cosine that a search in the hull found",
+    "share_proved": "share of the hull's volume proved to be of the target's class within "
+    "proof.seconds",
+    "relative_size_proved": "relative size of the hull shrunk about its centroid until all of it "
+    "is proved",
+    "judge_size": "distance between corners in the features of sizes.judge, over that between two "
+    "images of the data set",
+    "judge_kept": "share of corners to which sizes.judge gives the class of their initial image",
+    "seconds": "of one search",
+}
 _WARNING = (
     "* the interval excludes 0. Intervals cover 95 % of the means of resampled pairs; one of "
     "twenty excludes 0 by chance. With few pairs they are rough."
@@ -37,7 +50,7 @@ def write_survey(
     rows: Rows,
     reference: str,
     extra: Mapping[str, Mapping[str, float]],
-    budget: str,
+    budget: Mapping[str, str],
     seed: int = 0,
 ) -> list[Table]:
     """Write the survey's files; gives its tables.
@@ -54,12 +67,16 @@ def write_survey(
     against = {name: differences(rows, name, reference, seed) for name in rows if name != reference}
     own = list(next(iter(extra.values()), {}))
     unproved = (line for name, hulls in rows.items() for line in _unproved(name, hulls))
-    note = " ".join([f"{_NOTE} All: {budget}.", *unproved]) + _of_judge(found) + _unequal(found)
+    note = " ".join(["Means over the same pairs.", *unproved, *_unequal(found)])
     overview = _overview(found, extra, own, len(rows[reference]), note)
     few = len(rows[reference]) < FEWEST
-    tables = [overview, _paired(against, reference, _errors(found), few)]
+    tables = [
+        overview,
+        _paired(against, reference, _errors(found), few),
+        Table("Settings of all searches", ["setting", "value"], list(budget.items())),
+    ]
     figure = ("survey", survey_figure(rows, found, extra), "relative sizes of the networks' hulls")
-    write_tables(directory, "survey", tables, figure)
+    write_tables(directory, "survey", f"Survey of {len(rows)} networks", tables, figure)
     every = [row for hulls in rows.values() for row in hulls]
     write_text(directory / "survey_pairs.csv", rows_csv(OF_HULLS, every))
     write_text(directory / "survey.csv", _means_csv(found, extra, own))
@@ -81,17 +98,6 @@ def _shown(found: Found) -> list[str]:
     return [name for name in MEASURED if any(each[name] is not None for each in found.values())]
 
 
-def _of_judge(found: Found) -> str:
-    """Explanation of the judge's columns; empty without a judge."""
-    if "judge_size" not in _shown(found):
-        return ""
-    return (
-        " Size to the judge: distance between corners in the features of sizes.judge, over that "
-        "between two images of the data set; initial class kept: the share of corners to which it "
-        "gives the class of their initial image."
-    )
-
-
 _SIZES = ("relative_size", "pooled_size", "relative_size_proved", "judge_size")
 _UNEQUAL = 2.0  # times the smallest feature error
 
@@ -102,18 +108,18 @@ def _errors(found: Found) -> dict[str, float]:
     return {network: each.mean for network, each in every.items() if each is not None}
 
 
-def _unequal(found: Found) -> str:
+def _unequal(found: Found) -> list[str]:
     """Name the networks with a larger feature error than the others: it allows larger hulls."""
     errors = _errors(found)
     least = min(errors.values(), default=0.0)
     above = [name for name, error in errors.items() if error > _UNEQUAL * least]
     if not above:
-        return ""
+        return []
     said = ", ".join(f"{name} ({errors[name]:.3f})" for name in above)
-    return (
-        f" Sizes of {said} are at feature errors more than {_UNEQUAL:g} times the smallest "
+    return [
+        f"Sizes of {said} are at feature errors more than {_UNEQUAL:g} times the smallest "
         f"({least:.3f}): a larger error allows a larger hull."
-    )
+    ]
 
 
 def _overview(
@@ -129,7 +135,8 @@ def _overview(
         rows.append([network, *cells, *(number(extra[network][name]) for name in columns)])
     heading = f"{len(found)} networks, {pairs} pair{'s' if pairs > 1 else ''}"
     names = [COLUMNS[name][0] for name in shown]
-    return Table(heading, ["network", *names, *columns], rows, note)
+    meanings = [(COLUMNS[name][0], _MEANINGS[name]) for name in shown]
+    return Table(heading, ["network", *names, *columns], rows, note, meanings)
 
 
 def _paired(against: Found, reference: str, errors: Mapping[str, float], few: bool) -> Table:

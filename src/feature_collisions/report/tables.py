@@ -22,13 +22,15 @@ class Table(NamedTuple):
         heading: heading of the table.
         columns: heading of each column.
         rows: one cell per column.
-        note: explanation below the table.
+        note: explanation above the table.
+        meanings: columns that need a definition, and theirs.
     """
 
     heading: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    meanings: Sequence[tuple[str, str]] = ()
 
     @property
     def numeric(self) -> list[bool]:
@@ -41,7 +43,10 @@ def as_markdown(table: Table) -> str:
     """The table in Markdown; markup in cells is escaped."""
     cells = [[for_markdown(cell) for cell in row] for row in (table.columns, *table.rows)]
     lines = tabulate(cells[1:], cells[0], "pipe", disable_numparse=True, colalign=_aligned(table))
-    return "\n\n".join(part for part in (for_markdown(table.note), lines) if part)
+    meanings = "\n".join(
+        f"- {for_markdown(name)}: {for_markdown(meaning)}" for name, meaning in table.meanings
+    )
+    return "\n\n".join(part for part in (for_markdown(table.note), lines, meanings) if part)
 
 
 def as_text(table: Table) -> str:
@@ -66,8 +71,10 @@ def as_text(table: Table) -> str:
 
 
 def print_table(table: Table) -> None:
-    """The table on the terminal, between its heading and its note."""
-    print(f"\n{for_line(table.heading)}\n\n{as_text(table)}\n\n{for_line(table.note)}")
+    """The table on the terminal, between its heading and its note and definitions."""
+    below = [table.note, *(f"{name}: {meaning}" for name, meaning in table.meanings)]
+    said = "\n".join(for_line(line) for line in below if line)
+    print(f"\n{for_line(table.heading)}\n\n{as_text(table)}\n\n{said}")
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
