@@ -205,7 +205,7 @@ def rewrite(run, change):
     ("change", "message"),
     [
         (lambda s, a, b: s.update(layer="3"), "is of layer 3, config.yaml of 1"),
-        (lambda s, a, b: s.update(classifier="vgg16"), "is of classifier vgg16"),
+        (lambda s, a, b: s.update(experiment="other"), "is of experiment other"),
         (lambda s, a, b: s.update(distance_scale=255), "distance_scale=255 .* must be 1"),
         (lambda s, a, b: s.update(steps=10**30), "steps|64 bits"),
         (lambda s, a, b: s.update(seconds=-1), "seconds=-1"),
