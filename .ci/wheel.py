@@ -14,7 +14,7 @@ from feature_collisions import StopSettings, find_corners, load_run
 assert feature_collisions.__file__.startswith(sys.argv[1]), feature_collisions.__file__
 package = files("feature_collisions")
 for name in ("py.typed", "data/imagenet_wnids.txt", "patches/composite.c", "report/layout.html",
-             "report/parts.html", "report/report.html", "report/runs.html", "report/survey.html",
+             "report/parts.html", "report/report.html", "report/tables.html",
              "report/page.css", "report/page.js", "conf/config.yaml", "conf/evaluate.yaml",
              "conf/experiment/mnist.yaml"):  # fmt: skip
     assert package.joinpath(name).read_text() or name == "py.typed", name
