@@ -80,7 +80,7 @@ def meanings_of(settings: type) -> dict[str, str]:
 
 
 def default_of(field: "dataclasses.Field[Any]") -> str:
-    """A field's default in the command line's words; empty if it has none of its own."""
+    """A field's default as the command line writes it; empty if it has none."""
     made = field.default_factory
     value = field.default if made is dataclasses.MISSING else made()
     if value == MISSING or value is dataclasses.MISSING:

@@ -158,7 +158,7 @@ class Forms:
         return self._bent(top, np.ones_like(top.radius), above, bends, rounded)
 
     def _bent(self, form: Form, slope: Array, above: Array, bends: Array, rounded: Array) -> Form:
-        """a z + sum_k w_k d_k / 2 (1 + e), with a deviation of its own for each value that bends.
+        """a z + sum_k w_k d_k / 2 (1 + e), with one deviation for each value that bends.
 
         Args:
             form: z.

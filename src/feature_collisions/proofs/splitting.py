@@ -4,7 +4,7 @@ A subdomain is a simplex of V points of the hull, given by their weights. Halvin
 of half its volume. Weights are multiples of 2^-53, exact in float64;
 smaller subdomains are not cut. After a few halvings a subdomain gets a reduced network, in which
 its parts are judged (see `local`). If the bounds of the hull are loose, the hull shrunk about its
-centroid is tried first, as a hull of its own (`run_outwards`): a few bounds verify an inner part.
+centroid is tried first (`run_outwards`): a few bounds verify an inner part.
 """
 
 import copy
