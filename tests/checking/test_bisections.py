@@ -7,13 +7,25 @@ import pytest
 import torch
 
 from feature_collisions import simplex
-from feature_collisions.checking.bisections import WHOLE, Node, read_tree, scale_without, tree_of
+from feature_collisions.checking.bisections import (
+    WHOLE,
+    Node,
+    read_tree,
+    scale_without,
+    size_of,
+    tree_of,
+)
+from feature_collisions.proofs.splitting import shrunk
 
 
-def cut(corners: int, times: int, seed: int) -> list[Node]:
+def whole(corners: int) -> Node:
+    return Node(np.eye(corners, dtype=np.int64) * WHOLE)
+
+
+def cut(corners: int, times: int, seed: int, part: Node | None = None) -> list[Node]:
     """A simplex cut at random."""
     random = np.random.default_rng(seed)
-    leaves = [Node(np.eye(corners, dtype=np.int64) * WHOLE)]
+    leaves = [part or whole(corners)]
     for _ in range(times):
         node = leaves.pop(random.integers(len(leaves)))
         leaves += node.halved(*map(int, random.choice(corners, 2, replace=False)))
@@ -23,15 +35,26 @@ def cut(corners: int, times: int, seed: int) -> list[Node]:
     return leaves
 
 
+def none(corners: int) -> np.ndarray:
+    return np.zeros(corners, dtype=np.int64)
+
+
 def key(leaf: Node) -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(map(tuple, leaf.vertices.tolist())))
 
 
+@pytest.mark.parametrize("share", [1.0, 0.75, 3 / 64])
 @pytest.mark.parametrize(("corners", "times"), [(2, 20), (3, 60), (5, 200), (8, 100)])
-def test_the_tree_is_found_from_its_leaves(corners, times):
-    leaves = cut(corners, times, corners)
+def test_the_tree_is_found_from_its_leaves(corners, times, share):
+    """Of a whole simplex, and of a part of one."""
+    begin = shrunk(corners, share).amin(0).numpy() if share < 1 else np.zeros(corners)
+    least = (begin * WHOLE).astype(np.int64)
+    part = Node(least + np.eye(corners, dtype=np.int64) * (WHOLE - least.sum()))
+    leaves = cut(corners, times, corners, part)
     weights = np.stack([leaf.vertices for leaf in leaves]) / WHOLE
-    root = read_tree(tree_of(weights, np.array([leaf.holds for leaf in leaves])), corners)
+    root = read_tree(tree_of(weights, np.array([leaf.holds for leaf in leaves]), begin), least)
+    assert size_of(root, []).scale == pytest.approx(share, rel=0.05)
+    assert size_of(root, []).share == pytest.approx(share ** (corners - 1))
     found = {key(leaf): leaf.holds for leaf in root.leaves()}
     assert found == {key(leaf): leaf.holds for leaf in leaves}
     assert sum(leaf.volume for leaf in root.leaves()) == 1
@@ -58,7 +81,7 @@ def determinant(rows: list[list[Fraction]]) -> Fraction:
 def test_leaves_that_do_not_cover_claim_less():
     leaves = cut(4, 30, 1)
     weights = np.stack([leaf.vertices for leaf in leaves])[1:] / WHOLE
-    root = read_tree(tree_of(weights, np.ones(len(weights), dtype=bool)), 4)
+    root = read_tree(tree_of(weights, np.ones(len(weights), dtype=bool), np.zeros(4)), none(4))
     missing = sum(leaf.volume for leaf in root.leaves() if not leaf.holds)
     assert missing >= leaves[0].volume
 
@@ -66,7 +89,7 @@ def test_leaves_that_do_not_cover_claim_less():
 def test_leaves_of_other_cuts_claim_nothing():
     """Across thirds: none of the cuts takes them apart."""
     thirds = np.array([[[1, 0], [0.375, 0.625]], [[0.375, 0.625], [0, 1]]])
-    root = read_tree(tree_of(thirds, np.array([True, True])), 2)
+    root = read_tree(tree_of(thirds, np.array([True, True]), np.zeros(2)), none(2))
     assert not root.holds
     assert not any(leaf.holds for leaf in root.leaves())
 
@@ -75,9 +98,9 @@ def test_leaves_of_other_cuts_claim_nothing():
 def test_the_size_without_some_leaves_is_exact(corners):
     leaves = cut(corners, 60, corners)
     open_ = [leaf for leaf in leaves if not leaf.holds]
-    found = scale_without(open_, corners)
+    found = scale_without(open_, whole(corners))
     weights = torch.from_numpy(np.stack([leaf.vertices for leaf in open_]) / WHOLE)
     assert found == pytest.approx(simplex.scale_without(weights), abs=1e-6)
     inner = [leaf for leaf in leaves if key(leaf) not in {key(each) for each in open_}]
-    assert scale_without([], corners) == 1
-    assert scale_without(inner + open_, corners) == 0
+    assert scale_without([], whole(corners)) == 1
+    assert scale_without(inner + open_, whole(corners)) == 0

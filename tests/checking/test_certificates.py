@@ -11,8 +11,8 @@ from feature_collisions import SettingError
 from feature_collisions.checking.certificate import (
     Kind,
     Statement,
+    claimed,
     read_certificate,
-    share_of,
     write_certificate,
 )
 from feature_collisions.checking.check import check
@@ -20,6 +20,7 @@ from feature_collisions.data.files import load_tensors, save_tensors
 from feature_collisions.evaluation.evaluate import EVALUATION, evaluate
 from feature_collisions.hull.hull import Hull
 from feature_collisions.proofs.collision import prove_collision
+from feature_collisions.proofs.problem import Cover
 from feature_collisions.proofs.whole_hull import prove_class
 from feature_collisions.runs.evaluation import Evaluation
 from feature_collisions.runs.records import read_record
@@ -32,7 +33,7 @@ from feature_collisions.settings.evaluate import (
 )
 from feature_collisions.simplex import dirichlet
 from helpers.clocks import count_pieces
-from helpers.hulls import collided, hull_of, valley
+from helpers.hulls import collided, deep, hull_of, valley
 
 PROVERS = {"class": prove_class, "collision": prove_collision}
 
@@ -77,19 +78,18 @@ def test_every_subdomain_is_in_the_certificate(tmp_path):
     """Of a hull that takes many, and the same from a cache of an earlier, unfinished proof."""
     hull = wide()
     statement = proved(hull, "class", tmp_path)
-    whole = read_certificate(tmp_path / statement.file, statement)
+    (whole,) = read_certificate(tmp_path / statement.file, statement)
     assert len(whole.leaves()) > 8
-    assert share_of(whole) == 1
+    assert claimed([whole]) == (1, 1)
     assert check(tmp_path, statement)["share_proved"] == 1
     resumed, cache = tmp_path / "resumed", tmp_path / "cache"
     keep = partial(write_certificate, resumed, statement)
     first = prove_class(hull.problem, 0.02, cache, keep=keep)
     assert 0 < first["share_proved"] < 1
-    assert share_of(read_certificate(resumed / statement.file, statement)) == pytest.approx(
-        first["share_proved"]
-    )
+    said = claimed(read_certificate(resumed / statement.file, statement))
+    assert said == pytest.approx((first["scale_proved"], first["share_proved"]), abs=1e-6)
     prove_class(hull.problem, 2.0, cache, keep=keep)
-    assert share_of(read_certificate(resumed / statement.file, statement)) == 1
+    assert claimed(read_certificate(resumed / statement.file, statement)) == (1, 1)
 
 
 def test_part_of_a_proof_is_checked_at_its_size(tmp_path):
@@ -101,24 +101,59 @@ def test_part_of_a_proof_is_checked_at_its_size(tmp_path):
     assert checked["scale_proved"] == pytest.approx(found["scale_proved"], abs=1e-6)
 
 
-def test_a_certificate_that_says_more_stays(tmp_path):
+@pytest.mark.parametrize("kind", ["class", "collision"])
+def test_the_size_that_rests_on_a_shrunk_hull_is_confirmed(kind, tmp_path):
+    """And also where a later proof begins with what an earlier one kept."""
+    hull = deep(0)
+    hull.summary["hull_relative"] = 0.3
+    statement = Statement(hull.problem, kind)
+    keep = partial(write_certificate, tmp_path, statement)
+    for _ in range(2):
+        found = PROVERS[kind](hull.problem, 0.02, tmp_path / "cache", keep=keep)
+        hull_alone, _ = read_certificate(tmp_path / statement.file, statement)
+        assert found["scale_proved"] > 2 * claimed([hull_alone]).scale
+        checked = check(tmp_path, statement)
+        assert checked["scale_proved"] == pytest.approx(found["scale_proved"], abs=1e-6)
+        assert checked["share_proved"] >= found["scale_proved"] ** 4 > 0
+        assert "reason" not in checked
+        (tmp_path / statement.file).unlink()
+
+
+def test_what_was_proved_here_is_not_blocked_by_a_larger_claim(tmp_path):
+    """A stranger's certificate of a whole hull with a hole: it is put aside, and refused."""
+    hull = valley()
+    statement = whole_of(hull, tmp_path)
+    keep = partial(write_certificate, tmp_path, statement)
+    found = prove_class(hull.problem, 0.02, keep=keep)
+    assert 0 < found["share_proved"] < 1
+    with pytest.warns(UserWarning, match="claims too much"):
+        checked = check(tmp_path, statement)
+    assert checked["share_proved"] == pytest.approx(found["share_proved"])
+    assert "reason" not in checked
+
+
+def test_a_certificate_that_shows_more_is_not_lost(tmp_path):
     hull = wide()
     statement = proved(hull, "class", tmp_path)
-    path = tmp_path / statement.file
-    before = path.read_bytes()
-    proved(hull, "class", tmp_path, 0.02)
-    assert path.read_bytes() == before
+    aside = tmp_path / statement.aside
+    before = (tmp_path / statement.file).read_bytes()
+    for seconds in (0.02, 0.01):
+        proved(hull, "class", tmp_path, seconds)
+        assert aside.read_bytes() == before
+    assert check(tmp_path, statement)["share_proved"] == 1
+    aside.unlink()
+    assert check(tmp_path, statement)["share_proved"] < 1
     other = wide()
     other.corners.mul_(0.9)
-    proved(other, "class", tmp_path, 0.02)  # of another hull: it does not
-    assert path.read_bytes() != before
+    proved(other, "class", tmp_path, 0.02)  # of another hull: nothing is put aside
+    assert not aside.exists()
 
 
 def whole_of(hull: Hull, directory, kind: Kind = "class") -> Statement:
     """A certificate that claims all of a hull at once."""
     statement, corners = Statement(hull.problem, kind), len(hull.corners)
     every = torch.eye(corners, dtype=torch.float64)[None]
-    write_certificate(directory, statement, every, torch.tensor([True]))
+    write_certificate(directory, statement, [Cover(0 * every[0, 0], every, torch.tensor([True]))])
     return statement
 
 
@@ -175,6 +210,16 @@ DAMAGED = {
     "flat": (lambda t: {"tree": t["tree"].flatten()}, r"tree is torch.int16 \(\d+,\)"),
     "deep": (lambda t: {"tree": t["tree"][None]}, r"tree is torch.int16 \(1, "),
     "without axes": (lambda t: {"tree": t["tree"][0, 0]}, r"tree is torch.int16 \(\)"),
+    "a part with nothing in it": (
+        lambda t: {"inner": t["tree"].clone(), "least": torch.full((4,), 2**48)}, "of no part",
+    ),
+    "a part beyond the hull": (
+        lambda t: {"inner": t["tree"].clone(), "least": torch.tensor([-1, 0, 0, 0])}, "of no part",
+    ),
+    "a part of another hull": (
+        lambda t: {"inner": t["tree"].clone(), "least": torch.zeros(3).long()}, "of no part",
+    ),
+    "a part without its tree": (lambda t: {"least": torch.zeros(4).long()}, "tree is torch.int64"),
     "another class": (lambda t: {"statement": t["statement"] + 1}, "another statement"),
     "no class": (lambda t: {"statement": t["statement"] * float("nan")}, "another statement"),
     "another network": (lambda t: {"network": t["network"].flip(0)}, "another network"),

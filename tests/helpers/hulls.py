@@ -1,5 +1,6 @@
 """Hulls made quickly: random ones of any size with their evaluation, and one that is known."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from feature_collisions.settings.evaluate import (
     ProofSettings,
     WorstCaseSettings,
 )
+from feature_collisions.simplex import dirichlet
 from helpers.networks import Valley
 
 NASTY = "<img src=x onerror=window.broken=1></script></script x><!--<script><b>&amp;|$"
@@ -106,3 +108,23 @@ def valley() -> Hull:
         "corners": [{"corner": 4}, {"corner": 5}, {"corner": 9}],
     }
     return Hull(Valley(), "bend", corners, corners[0], corners[1], torch.arange(3), summary)
+
+
+def deep(seed: int) -> Hull:
+    """Of a network whose bounds are far off on a whole hull; its class holds by little."""
+    torch.manual_seed(seed)
+    layers = [layer for _ in range(4) for layer in (nn.Linear(16, 16), nn.ReLU())]
+    model = nn.Sequential(nn.Flatten(), *layers, nn.Linear(16, 3)).eval()
+    for each in model.parameters():
+        each.data.mul_(2.6)
+    corners = torch.rand(5, 1, 4, 4)
+    weights = dirichlet(2000, 5, torch.Generator().manual_seed(0)).float()
+    points = torch.tensordot(weights, corners, 1)
+    with torch.no_grad():
+        logits = model(torch.cat([corners.mean(0, keepdim=True), corners, points]))
+        order = logits[0].argsort(descending=True)
+        worst = (logits[:, order[0], None] - logits[:, order[1:]]).amin(1)
+        model[-1].bias.data[order[0]] -= worst[0] - 1.02 * (worst[0] - worst.min())
+    hull = replace(hull_of(model, corners, "7"), target=corners.mean(0))
+    hull.summary["target_class"] = int(order[0])
+    return hull

@@ -1,7 +1,5 @@
 """The share to which a hull can be shrunk so that all of it is proved."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from scipy.optimize import linprog
@@ -14,7 +12,7 @@ from feature_collisions.proofs.collision import prove_collision
 from feature_collisions.proofs.splitting import shrunk
 from feature_collisions.proofs.whole_hull import prove_class
 from feature_collisions.simplex import gauge, scale_without
-from helpers.hulls import collided, hull_of, valley
+from helpers.hulls import collided, deep, hull_of, valley
 
 
 def dirichlet(count: int, corners: int) -> Tensor:
@@ -125,16 +123,6 @@ def test_a_shrunk_hull_has_exact_weights_and_holds_what_it_is_said_to(
     assert torch.linalg.solve(weights.T, edge.T).min() > -1e-12
 
 
-def deep(seed: int) -> nn.Sequential:
-    """A network whose bounds are far off on a whole hull."""
-    torch.manual_seed(seed)
-    layers = [layer for _ in range(4) for layer in (nn.Linear(16, 16), nn.ReLU())]
-    model = nn.Sequential(nn.Flatten(), *layers, nn.Linear(16, 3))
-    for each in model.parameters():
-        each.data.mul_(2.6)
-    return model.eval()
-
-
 @pytest.mark.parametrize("prove", [prove_class, prove_collision])
 def test_an_inner_part_is_proved_by_few_pieces_and_never_past_a_hole(
     prove, monkeypatch: pytest.MonkeyPatch, tmp_path
@@ -142,16 +130,7 @@ def test_an_inner_part_is_proved_by_few_pieces_and_never_past_a_hole(
     """The class holds by little where it holds least; the features are beyond the line outside."""
     shares = []
     for seed in range(4):
-        model, corners = deep(seed), torch.rand(5, 1, 4, 4)
-        with torch.no_grad():
-            logits = model(
-                torch.cat([corners.mean(0, keepdim=True), corners, mixes(2000, corners)])
-            )
-            order = logits[0].argsort(descending=True)
-            worst = (logits[:, order[0], None] - logits[:, order[1:]]).amin(1)
-            model[-1].bias.data[order[0]] -= worst[0] - 1.02 * (worst[0] - worst.min())
-        hull = replace(hull_of(model, corners, "7"), target=corners.mean(0))
-        hull.summary["target_class"] = int(order[0])
+        hull = deep(seed)
         target = hull_features(hull, hull.target[None])
 
         def errors(hull, points: Tensor, target: Tensor = target) -> Tensor:
@@ -162,7 +141,7 @@ def test_an_inner_part_is_proved_by_few_pieces_and_never_past_a_hole(
         assert scale < 1
         points = 0.2 + scale * (dirichlet(4000, 5) - 0.2)
         with torch.no_grad():
-            right = model(hull.points(points)).argmax(1) == hull.summary["target_class"]
+            right = hull.model(hull.points(points)).argmax(1) == hull.summary["target_class"]
         near = errors(hull, points) <= hull.summary["hull_relative"]
         assert (right if prove is prove_class else near).all()
         assert prove(hull.problem, 0.05, tmp_path)["scale_proved"] >= scale  # it is kept
@@ -171,10 +150,6 @@ def test_an_inner_part_is_proved_by_few_pieces_and_never_past_a_hole(
             shares.append((scale, prove(hull.problem, 0.05)["scale_proved"]))
     inner_first, alone_first = map(sum, zip(*shares, strict=True))
     assert inner_first > 1.2 * alone_first
-
-
-def mixes(count: int, corners: Tensor) -> Tensor:
-    return torch.tensordot(dirichlet(count, len(corners)).float(), corners, 1)
 
 
 def test_what_overflows_is_not_called_lost_in_rounding() -> None:

@@ -5,8 +5,10 @@ with their midpoint m, its first child has m in the place of j, its second m in 
 the leaves cover the simplex whatever the tree says, and a leaf's volume is 2^-depth of it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linprog
@@ -61,18 +63,21 @@ class Node:
         return found
 
 
-def read_tree(tree: Array, corners: int) -> Node:
-    """The whole simplex as a tree cuts it.
+def read_tree(tree: Array, least: Array) -> Node:
+    """A part of a simplex as a tree cuts it.
 
     Args:
         tree: (n, 2) int, the nodes in preorder: an inner node's two vertices, or -1 and whether the
             statement holds on a leaf.
-        corners: K.
+        least: (K,) int64 over `WHOLE`; the part is all weights of at least these.
 
     Raises:
         ValueError: for what is no such tree.
     """
-    root = Node(np.eye(corners, dtype=np.int64) * WHOLE)
+    corners, room = len(least), WHOLE - sum(least.tolist())
+    if min(least.tolist()) < 0 or room <= 0:
+        raise ValueError("is of no part of the hull")
+    root = Node(least + np.eye(corners, dtype=np.int64) * room)
     waiting, inner = [root], list[Node]()
     for first, second in tree.tolist():
         if not waiting:
@@ -93,14 +98,15 @@ def read_tree(tree: Array, corners: int) -> Node:
     return root
 
 
-def tree_of(weights: Array, holds: Array) -> Array:
-    """The tree whose leaves are some subdomains that cover a simplex.
+def tree_of(weights: Array, holds: Array, least: Array) -> Array:
+    """The tree whose leaves are some subdomains that cover a part of a simplex.
 
     A part that none of the cuts takes apart is one leaf, on which nothing is said to hold.
 
     Args:
         weights: (n, K, K) of the vertices, multiples of 2^-50.
         holds: (n,) whether the statement holds on each.
+        least: (K,) the part is all weights of at least these.
 
     Returns:
         (nodes, 2) int16, as `read_tree` takes it.
@@ -108,7 +114,7 @@ def tree_of(weights: Array, holds: Array) -> Array:
     count = weights.shape[2]
     first, second = np.triu_indices(count, 1)
     tree: list[tuple[int, int]] = []
-    exact = np.round(weights * WHOLE).astype(np.int64)
+    exact = np.round((weights - least) / (1 - least.sum()) * WHOLE).astype(np.int64)
     waiting = [(exact, holds)]  # of each: weights of the node's own vertices
     while waiting:
         inside, state = waiting.pop()
@@ -140,22 +146,56 @@ def _cut(inside: Array, first: Array, second: Array) -> int | None:
     return None
 
 
-def scale_without(leaves: list[Node], corners: int) -> float:
-    """A share to which the simplex can be shrunk about its centroid and reach into no leaf.
+class Size(NamedTuple):
+    """How much of a simplex something is known of.
+
+    Attributes:
+        scale: share to which it can be shrunk about its centroid.
+        share: of its volume.
+    """
+
+    scale: float
+    share: float
+
+    def exceeds(self, other: "Size") -> bool:
+        """Whether either is larger."""
+        return self.scale > other.scale or self.share > other.share
+
+    @classmethod
+    def best(cls, sizes: Iterable["Size"]) -> "Size":
+        """The largest of each."""
+        return cls(*map(max, zip(*sizes, strict=True)))
+
+
+def size_of(part: Node, without: list[Node]) -> Size:
+    """How much of a simplex is in a part of it, but in none of some leaves."""
+    room = Fraction(int(WHOLE - part.vertices.min(0).sum()), WHOLE) ** (len(part.vertices) - 1)
+    share = room * (1 - sum((leaf.volume for leaf in without), Fraction(0)))
+    return Size(scale_without(without, part), float(share))
+
+
+def scale_without(leaves: list[Node], root: Node) -> float:
+    """A share to which the simplex can be shrunk about its centroid, in a part but into no leaf.
 
     The shrunk simplex of share s has weights of at least (1 - s) / K. For any l >= 0 that add up to
     1 a leaf with vertices v_j begins at no smaller share than min_j sum_k l_k (1 - K v_jk), which
     is computed exactly; which l is good is asked of a linear program.
+
+    Args:
+        leaves: of the part.
+        root: the part, as `read_tree` makes it.
     """
+    corners = len(root.vertices)
+    whole = 1 - Fraction(corners * int(root.vertices.min(0).max()), WHOLE)
     least = [_by_facets(leaf, corners) for leaf in leaves]
     refined = set[int]()
     while least and len(refined) < _PROGRAMS:
         k = min(range(len(least)), key=least.__getitem__)
-        if k in refined:
+        if k in refined or least[k] >= whole:
             break
         refined.add(k)
         least[k] = max(least[k], _by_program(leaves[k], corners))
-    found = max(min(least, default=Fraction(1)), Fraction(0))
+    found = max(min([whole, *least]), Fraction(0))
     return float(found) if found == 1 else max(0.0, float(np.nextafter(float(found), 0.0)))
 
 

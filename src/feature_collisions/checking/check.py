@@ -1,6 +1,7 @@
 """Certificates checked: each subdomain bounded again, by code that shares none with the proof."""
 
 import time
+import warnings
 from abc import ABC, abstractmethod
 from fractions import Fraction
 from pathlib import Path
@@ -12,8 +13,8 @@ from ..errors import SettingError
 from ..graph.flow import nodes_of
 from ..graph.operations import NotPiecewiseLinear
 from ..runs.evaluation import Checked
-from .bisections import WHOLE, Node, scale_without
-from .certificate import Statement, read_certificate
+from .bisections import WHOLE, Node, Size, size_of
+from .certificate import Statement, claimed, read_certificate
 from .forms import Array, Form, Forms, up
 from .network import Network, NoBound, output_of
 
@@ -24,38 +25,62 @@ _MORE = 20  # times as many bounds as there are subdomains, in all
 
 
 def check(directory: Path, statement: Statement) -> Checked:
-    """Check the certificate of a statement in a run directory.
+    """Check the certificate of a statement in a run directory, and one aside that claims more.
 
     Returns:
-        `share_proved` of the hull's volume and `scale_proved`, by the checker alone; `subdomains`
-        that the certificate says are verified, `bounds` that were computed, `seconds`; and the
-        `reason` why some or all could not be checked.
+        Of the certificate that shows more, `share_proved` of the hull's volume and `scale_proved`,
+        by the checker alone; `subdomains` that the certificate says are verified, `bounds` that
+        were computed, `seconds`; and the `reason` why some or all could not be checked.
 
     Raises:
         SettingError: for a certificate that is refused: damaged, of another network or hull, or
-            with a point of the hull at which the statement does not hold.
+            with a point of the hull at which the statement does not hold. One aside that is refused
+            is a warning.
     """
-    path, began = directory / statement.file, time.monotonic()
+    path, aside = directory / statement.file, directory / statement.aside
     if not path.exists():
         return _nothing("there is no certificate: nothing was proved by subdomains")
-    hull, corners = read_certificate(path, statement), statement.problem.corners
-    claimed = [leaf for leaf in hull.leaves() if leaf.holds]
+    parts, other = read_certificate(path, statement), Checked()
+    if aside.exists():
+        try:
+            more = read_certificate(aside, statement)
+            if claimed(more).exceeds(claimed(parts)):
+                other = _checked(aside, statement, more)
+        except SettingError as error:
+            warnings.warn(f"{error}. What was proved here is checked.", stacklevel=2)
+    if other.subdomains and not claimed(parts).exceeds(_size(other)):
+        return other
+    return max(_checked(path, statement, parts), other, key=_size)
+
+
+def _size(found: Checked) -> Size:
+    return Size(found.scale_proved, found.share_proved)
+
+
+def _checked(path: Path, statement: Statement, parts: list[Node]) -> Checked:
+    """What the trees of a certificate show."""
+    began = time.monotonic()
+    count = sum(leaf.holds for part in parts for leaf in part.leaves())
     try:
         judge = _Class(statement) if statement.kind == "class" else _Collision(statement)
-        checked, left = _walked(hull, judge, _MORE * len(claimed) + 2**_HALVINGS)
+        left = [_left(part, judge, judge.bounds + _MORE * count + 2**_HALVINGS) for part in parts]
     except (NoBound, NotPiecewiseLinear) as error:
-        return _nothing(str(error), len(claimed))
+        return _nothing(str(error), count)
     except _Refuted as error:
         raise SettingError(path, None, f"claims too much: {error}", "remove it") from None
+    size = Size.best(map(size_of, parts, left))
     found = Checked(
-        share_proved=float(checked),
-        scale_proved=scale_without(left, len(corners)),
-        subdomains=len(claimed),
+        share_proved=size.share,
+        scale_proved=size.scale,
+        subdomains=count,
         bounds=judge.bounds,
         seconds=time.monotonic() - began,
     )
-    if lost := float(sum((leaf.volume for leaf in claimed), Fraction(0)) - checked):
-        found.reason = f"the checker's bounds do not verify {lost:.2%} of the hull that it claims"
+    for which, leaves in zip(("hull", "shrunk hull"), left, strict=False):
+        if lost := float(sum(leaf.volume for leaf in leaves if leaf.holds)):
+            found.reason = (
+                f"the checker's bounds do not verify {lost:.2%} of the {which} that it claims"
+            )
     return found
 
 
@@ -63,18 +88,18 @@ def _nothing(reason: str, subdomains: int = 0) -> Checked:
     return Checked(share_proved=0.0, scale_proved=0.0, subdomains=subdomains, reason=reason)
 
 
-def _walked(hull: Node, judge: "_Judge", most: int) -> tuple[Fraction, list[Node]]:
-    """The share of a hull on which a statement is shown to hold, and the parts on which it is not.
+def _left(part: Node, judge: "_Judge", most: int) -> list[Node]:
+    """The leaves of a part on which a statement is not shown to hold.
 
-    A part that is said to be verified is tried as a whole before its halves, from a depth on that
+    A node that is said to be verified is tried as a whole before its halves, from a depth on that
     follows where this worked: the search may have cut finer than the checker needs.
 
     Args:
-        hull: as a certificate cuts it.
+        part: as a certificate cuts it.
         judge: of the statement.
         most: bounds to compute, about.
     """
-    checked, left, waiting, begin = Fraction(0), list[Node](), [(hull, 0)], 0.0
+    checked, left, waiting, begin = Fraction(0), list[Node](), [(part, 0)], 0.0
     with tqdm(total=1.0, desc=f"Certificate ({judge.title})", delay=1, mininterval=0.5,
               bar_format="{l_bar}{bar}| [{elapsed}]") as bar:  # fmt: skip
         while waiting:
@@ -89,25 +114,18 @@ def _walked(hull: Node, judge: "_Judge", most: int) -> tuple[Fraction, list[Node
                 begin = node.depth + 1
             if node.halves:
                 waiting += [(half, 0) for half in reversed(node.halves)]
-            elif not node.holds or cut == _HALVINGS or node.depth == 50 or judge.bounds >= most:
-                left.append(node)
+            elif node.holds and cut < _HALVINGS and judge.bounds < most:
+                try:
+                    waiting += [(half, cut + 1) for half in node.halved(*judge.longest(node))]
+                except ValueError:  # it is too small
+                    left.append(node)
             else:
-                waiting += [(half, cut + 1) for half in node.halved(*_longest(node, judge.gram))]
-    return checked, left
+                left.append(node)
+    return left
 
 
 class _Refuted(Exception):
     """A point at which a statement does not hold."""
-
-
-def _longest(node: Node, gram: Array) -> tuple[int, int]:
-    """The longest edge, as pixels have it."""
-    weights = node.vertices / WHOLE
-    inner = weights @ gram @ weights.T
-    square = np.diag(inner)
-    edge = int((square + square[:, None] - 2 * inner).argmax())
-    first, second = divmod(edge, len(square))
-    return (first, second) if first != second else (0, 1)
 
 
 class _Judge(ABC):
@@ -128,6 +146,15 @@ class _Judge(ABC):
         self.bounds += 1
         self.least, _ = self._margins(node.vertices / WHOLE)
         return bool((self.least > 0).all())
+
+    def longest(self, node: Node) -> tuple[int, int]:
+        """The longest edge, as pixels have it."""
+        weights = node.vertices / WHOLE
+        inner = weights @ self.gram @ weights.T
+        square = np.diag(inner)
+        edge = int((square + square[:, None] - 2 * inner).argmax())
+        first, second = divmod(edge, len(square))
+        return (first, second) if first != second else (0, 1)
 
     def refute(self, node: Node) -> None:
         """Raise _Refuted where it is shown to fail at a point of the subdomain last asked of."""

@@ -26,7 +26,7 @@ from ..hull.statistics import limit_of
 from ..proofs.collision import prove_collision
 from ..proofs.edges import prove_edges
 from ..proofs.faces import prove_faces
-from ..proofs.splitting import Keep
+from ..proofs.problem import Keep
 from ..proofs.whole_hull import prove_class
 from ..runs.evaluation import Evaluation, Proof
 from ..runs.records import first_problem

@@ -16,7 +16,7 @@ from ..graph.graph import held_by
 from ..runs.evaluation import Figure
 from ..runs.records import Count, Record, read_record
 
-_METHOD = 12  # raise it when the walk or the proofs change, to invalidate cached results
+_METHOD = 13  # raise it when the walk or the proofs change, to invalidate cached results
 
 
 def proof_key(
@@ -153,26 +153,27 @@ class PieceCache(_Kept):
         self.cache.ignore(self.key, reason)
 
 
-_NAMES = {"weights", "volume", "figures", "settled", "there", "numbers", "done", "held"}
-
-
 def _whole(kept: dict[str, Tensor], corners: int, figures: int) -> bool:
     """Whether all pieces are there, as `splitting.Splitting` needs them, and make up the hull."""
-    if kept.keys() != _NAMES or any(each.dtype != torch.float64 for each in kept.values()):
+    counts = {name: len(kept[name]) if name in kept and kept[name].ndim else -1
+              for name in ("volume", "held", "inner_held")}  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {name: (count,) for name, count in counts.items()}
+    square = {"weights": "volume", "done": "held", "inner": "inner_held"}
+    shapes |= {name: (counts[of], corners, corners) for name, of in square.items()}
+    shapes |= {"figures": (counts["volume"], figures), "settled": (figures,), "there": (figures,),
+               "numbers": (6,), "least": (corners,)}  # fmt: skip
+    if {name: tuple(each.shape) for name, each in kept.items()} != shapes:
         return False
-    weights, volume, numbers = kept["weights"], kept["volume"], kept["numbers"]
-    count = len(volume) if volume.ndim == 1 else -1
-    done = len(kept["held"]) if kept["held"].ndim == 1 else -1
-    shapes = {"weights": (count, corners, corners), "volume": (count,), "figures": (count, figures),
-              "settled": (figures,), "there": (figures,), "numbers": (6,), "held": (done,),
-              "done": (done, corners, corners)}  # fmt: skip
-    if any(kept[name].shape != shape for name, shape in shapes.items()):
+    if any(each.dtype != torch.float64 for each in kept.values()):
         return False
+    volume, numbers = kept["volume"], kept["numbers"]
     if any(kept[name].isnan().any() for name in ("figures", "settled", "there")):
         return False
     if not (numbers.isfinite().all() and (numbers >= 0).all() and (volume > 0).all()):
         return False
-    weights = torch.cat([weights, kept["done"]])
+    if not ((kept["least"] >= 0).all() and kept["least"].sum() < 1):
+        return False
+    weights = torch.cat([kept[name] for name in square])
     if not ((weights >= 0).all() and ((weights.sum(2) - 1).abs() < _SLACK).all()):
         return False
     return abs(float(volume.sum() + numbers[0]) - 1) < _SLACK

@@ -19,8 +19,8 @@ from .bounds.record import steps_of
 from .bounds.relaxation import rounding
 from .bounds.steps import Step
 from .judge import HullJudge, cache_of
-from .problem import Problem
-from .splitting import Judged, Keep, Pieces, Splitting, run_outwards
+from .problem import Cover, Keep, Problem
+from .splitting import Judged, Pieces, Splitting, run_outwards
 
 _UNITS = 2048  # largest target layer with joint bounds
 _NEAR = 1.05  # a bound within this factor of an error that was seen is not improved
@@ -70,8 +70,8 @@ def prove_collision(
         if judge.is_affine:
             found = judge.exact()
             if keep:
-                whole = torch.eye(len(problem.corners), dtype=torch.float64)[None]
-                keep(whole, torch.tensor([found.scale_proved == 1]))
+                whole = torch.eye(len(problem.corners), dtype=torch.float64)
+                keep([Cover(0 * whole[0], whole[None], torch.tensor([found.scale_proved == 1]))])
             return found
         if not judge.norm:
             return _nothing("no unit is active in the target: f(t) is 0")
@@ -85,7 +85,8 @@ def prove_collision(
     if not known.count:
         return _nothing(str(known.reason_after(seconds)))
     norm, unit = known.everywhere.neg().tolist()
-    scale = min(known.scale, judge.beyond)
+    reached = known.scale
+    scale = min(reached, judge.beyond)
     if not norm < torch.inf:
         return _nothing("the bounds are not finite numbers", scale)
     if judge.seen > norm * (1 + 1e-6):
@@ -93,7 +94,7 @@ def prove_collision(
             f"the bound, {norm:.3g} of ||f(t)||, is below an error that was seen, {judge.seen:.3g}"
         )
     if keep:
-        keep(*known.subdomains())
+        keep(known.covers(reached))
     return CollisionProof(
         by="bounds",
         share_proved=1.0,

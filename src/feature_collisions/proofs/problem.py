@@ -1,6 +1,8 @@
 """The problem of a proof: a network, corners, and statements about their hull."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,3 +47,21 @@ class Problem:
         rows = torch.eye(classes, dtype=torch.float64, device=like.device)
         others = torch.arange(classes, device=like.device) != self.target_class
         return rows[self.target_class] - rows[others]
+
+
+class Cover(NamedTuple):
+    """Subdomains that cover the hull, or a part of it, and what is known of each.
+
+    Attributes:
+        least: (K,) the part is all weights of at least these; zeros for the whole hull.
+        weights: (n, K, K) of the subdomains' vertices.
+        holds: (n,) whether the statement is known to hold on each.
+    """
+
+    least: Tensor
+    weights: Tensor
+    holds: Tensor
+
+
+Keep = Callable[[list[Cover]], None]
+"""Takes a cover of the hull, then one of the part that the proved size rests on, if any."""

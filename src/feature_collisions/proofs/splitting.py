@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -25,9 +25,8 @@ from .bounds.local import TooManyBends, numbers_of
 from .bounds.over_pieces import Parts
 from .bounds.steps import OutOfTime, Step
 from .cache import PieceCache
+from .problem import Cover
 
-Keep = Callable[[Tensor, Tensor], None]
-"""Takes the weights (n, V, K) of subdomains that cover a hull, and on which a statement holds."""
 _MOST = 64  # subdomains per batch
 _SHELLS = 32  # of the hull, the inner ones first
 _INSIDE = 0.95  # relative to the share with a known failure; subdomains beyond come last
@@ -167,6 +166,7 @@ class Splitting:
             does not hold.
         inner: share to which the hull is shrunk on which the statement is known to hold otherwise.
         there: (F,) lower bounds on that shrunk hull.
+        part: the subdomains that show this; none unless `keeps`.
         tight: whether to improve figures where the statement already holds.
         share: verified share of the hull's volume.
         count: number of judged subdomains.
@@ -182,6 +182,7 @@ class Splitting:
     reached: float = 1.0
     inner: float = 0.0
     there: Tensor = field(init=False)
+    part: Cover = field(init=False)
     tight: bool = True
     share: float = 0.0
     count: int = 0
@@ -207,6 +208,8 @@ class Splitting:
 
     def __post_init__(self) -> None:
         self.regions[0], self.there = Region(None, math.inf), self.settled.clone()
+        none = self.open.at(torch.zeros(0, dtype=torch.int64)).weights
+        self.part = Cover(none.new_zeros(none.shape[2]), none, none[:, 0, 0] > 0)
 
     @property
     def everywhere(self) -> Tensor:
@@ -229,10 +232,16 @@ class Splitting:
         """Whether the statement is known to hold everywhere."""
         return not len(self._unverified(self.open)) and self.reached == 1
 
-    def subdomains(self) -> tuple[Tensor, Tensor]:
-        """The weights (n, V, K) of all pieces, where they are kept, and on which it holds (n,)."""
+    def subdomains(self, least: Tensor) -> Cover:
+        """All subdomains, where they are kept, of the part of weights of at least `least` (K,)."""
         open_ = self._holds(self.open)
-        return torch.cat([*self.done, self.open.weights]), torch.cat([*self.held, open_])
+        weights, holds = [*self.done, self.open.weights], [*self.held, open_]
+        return Cover(least, torch.cat(weights), torch.cat(holds))
+
+    def covers(self, scale: float) -> list[Cover]:
+        """The hull's subdomains, and those of its part if `scale` rests on them."""
+        whole = self.subdomains(torch.zeros_like(self.part.least))
+        return [whole, self.part] if scale == self.inner > 0 else [whole]
 
     def _unverified(self, pieces: Pieces) -> Tensor:
         """Weights (n, V, K) of the unverified subdomains."""
@@ -443,7 +452,8 @@ class Splitting:
         return {"weights": weights, "volume": volume, "figures": figures,
                 "settled": self.settled, "there": self.there, "numbers": numbers,
                 "done": torch.cat([*self.done, weights[:0]]),
-                "held": torch.cat([*self.held, volume[:0] > 0]).double()}  # fmt: skip
+                "held": torch.cat([*self.held, volume[:0] > 0]).double(), "least": self.part.least,
+                "inner": self.part.weights, "inner_held": self.part.holds.double()}  # fmt: skip
 
     def _take(self, kept: dict[str, Tensor], judge: Judge) -> None:
         self.open = _unplaced(kept["weights"], kept["volume"], kept["figures"])
@@ -451,16 +461,18 @@ class Splitting:
         self.share, count, self.seconds, judge.seen, self.reached, self.inner = numbers
         self.count = int(count)
         self.done, self.held = [kept["done"]], [kept["held"] > 0]
+        self.part = Cover(kept["least"], kept["inner"], kept["inner_held"] > 0)
 
     def take_inner(self, hull: "Splitting", corners: Tensor) -> None:
         """Take over what is known of this hull shrunk to some corners (K, K)."""
         self.count, self.seconds = self.count + hull.count, self.seconds + hull.seconds
-        holds = 1 - len(corners) * float(corners.amin(0).max()) - _SLACK
+        least = corners.amin(0)
+        holds = 1 - len(corners) * float(least.max()) - _SLACK
         inner = min(holds, hull.scale)
         good = hull.open.figures[hull._holds(hull.open)]
         there = torch.cat([good, hull.settled[None]]).amin(0)
         if inner > self.inner and there[0] < torch.inf:
-            self.inner, self.there = inner, there
+            self.inner, self.there, self.part = inner, there, hull.subdomains(least)
 
 
 def run_outwards(
@@ -486,6 +498,7 @@ def run_outwards(
             break
         corners = shrunk(count, share)
         hull = Splitting.of(corners, len(known.settled), known.line, tight=False)
+        hull.keeps = known.keeps
         hull.run(judge, left(), None, name, limit=1)
         inner.append((hull, corners))
     if inner and inner[-1][0].is_verified:  # or else there is no part to begin with

@@ -21,8 +21,8 @@ from .bounds.steps import Step
 from .collision import prove_collision
 from .judge import HullJudge, cache_of
 from .piecewise import traced
-from .problem import Problem
-from .splitting import Judged, Keep, Pieces, Splitting, run_outwards
+from .problem import Keep, Problem
+from .splitting import Judged, Pieces, Splitting, run_outwards
 
 _SLACK = 1e-9  # of a weight: a point on a subdomain's face is in it
 _TIE = 1e-4  # relative to the logits; the model decides smaller margins
@@ -90,15 +90,16 @@ def prove_class(
         contradiction = "a point of the model contradicts the bounds"
         spent = {"pieces": known.count, "seconds": known.seconds}
         return _nothing("refuted", contradiction, judge) | spent
+    scale = known.scale
     if keep:
-        keep(*known.subdomains())
+        keep(known.covers(scale))
     share, figures = known.verified
     margin, probability = figures.tolist()
     found = ClassProof(
         outcome="proved" if proved else "refuted" if judge.counter_example else "undecided",
         by="bounds",
         share_proved=1.0 if proved else share,
-        scale_proved=min(known.scale, judge.beyond),
+        scale_proved=min(scale, judge.beyond),
         margin_min=margin if share else None,
         probability_min=probability if share else None,
         pieces=known.count,
