@@ -14,6 +14,7 @@ from feature_collisions.exact.programs import depth
 from feature_collisions.graph.activations import clipped
 from feature_collisions.graph.target import TargetFeatures
 from feature_collisions.hull.outputs import Classes
+from feature_collisions.hull.samples import HullStatistics
 from feature_collisions.patches.composite import Sources
 from feature_collisions.proofs.collision import prove_collision
 from feature_collisions.search.find_corners import Search
@@ -191,7 +192,7 @@ def test_what_is_rectified_is_what_the_clipped_relu_shows(features):
 
 def test_statistics_count_blind_units_that_are_still_blind():
     target = TargetFeatures(torch.tensor([-1.0, 7.0, 3.0, 8.0]), clipped(0.0, 6.0))
-    statistics = Classes(torch.tensor([1.0, 0.0]), 0).statistics(target)
+    statistics = HullStatistics(target, Classes(torch.tensor([1.0, 0.0]), 0))
     points = torch.tensor([[-2.0, 9.0, 3.0, 5.0], [1.0, 6.0, 3.5, 8.0]])
     statistics.update(torch.zeros(2, 2), points)
     found = statistics.compute()

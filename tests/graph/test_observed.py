@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from feature_collisions.graph.target import TargetFeatures
 from feature_collisions.hull.hull import Hull
 from feature_collisions.hull.outputs import Classes
+from feature_collisions.hull.samples import HullStatistics
 from helpers.graphs import observed_at
 
 
@@ -55,7 +56,7 @@ def test_statistics_are_the_definitions_read_again_one_point_at_a_time() -> None
     target = TargetFeatures(torch.randn(20))
     target_logits, logits = torch.randn(4), torch.randn(9, 4)
     preactivation = torch.randn(9, 20)
-    statistics = Classes(target_logits, 2).statistics(target)
+    statistics = HullStatistics(target, Classes(target_logits, 2))
     statistics.update(logits[:4], preactivation[:4])
     statistics.update(logits[4:], preactivation[4:])
     found = statistics.compute()

@@ -5,7 +5,8 @@ import torch
 from scipy.stats import binomtest
 
 from feature_collisions.graph.target import TargetFeatures
-from feature_collisions.hull.outputs import Classes
+from feature_collisions.hull.outputs import Classes, outcome_of
+from feature_collisions.hull.samples import HullStatistics
 from feature_collisions.hull.statistics import (
     clopper_pearson_lower,
     counted,
@@ -31,7 +32,7 @@ def test_statistics_are_what_a_slow_count_gives():
     target = TargetFeatures(torch.randn(20, generator=generator))
     logits = torch.randn(30, 4, generator=generator)
     f0 = torch.randn(30, 20, generator=generator)
-    statistics = Classes(torch.zeros(4), 2).statistics(target)
+    statistics = HullStatistics(target, Classes(torch.zeros(4), 2))
     for part in range(0, 30, 7):
         statistics.update(logits[part : part + 7], f0[part : part + 7])
     result = statistics.compute()
@@ -56,11 +57,11 @@ def test_statistics_are_what_a_slow_count_gives():
 
 
 def test_a_point_without_a_probability_is_of_no_class():
-    statistics = Classes(torch.zeros(3), 0).statistics(TargetFeatures(torch.ones(2)))
+    statistics = HullStatistics(TargetFeatures(torch.ones(2)), Classes(torch.zeros(3), 0))
     statistics.update(
         torch.tensor([[9.0, 1, 1], [math.nan, 1, 1], [1, math.nan, 1]]), torch.ones(3, 2)
     )
-    assert int(statistics.correct) == 1
+    assert int(statistics.figures["correct_sum"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -81,14 +82,14 @@ def test_a_hull_has_one_of_three_outcomes(accuracy, mean, largest, outcome, reas
     sample = Sample.model_construct(
         samples=1000, accuracy=accuracy, probability_mean=mean, feature_relative_max=largest
     )
-    found = OUTPUT.outcome(sample, 0.3)
+    found = outcome_of(OUTPUT, sample, 0.3)
     assert (found.name, len(found.reasons)) == (outcome, reasons)
 
 
 def test_a_corner_beyond_the_line_is_no_collision_whatever_was_sampled():
     sample = Sample(samples=10, accuracy=1.0, probability_mean=0.7, feature_relative_max=0.04)
-    assert OUTPUT.outcome(sample, 0.05, at_corners=0.05).name == "features collide"
-    found = OUTPUT.outcome(sample, 0.05, at_corners=0.06)
+    assert outcome_of(OUTPUT, sample, 0.05, at_corners=0.05).name == "features collide"
+    found = outcome_of(OUTPUT, sample, 0.05, at_corners=0.06)
     assert found.name == "class only"
     assert "0.060" in found.reasons[0]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from feature_collisions.errors import SettingError
-from feature_collisions.hull.outputs import Classes
+from feature_collisions.hull.outputs import Classes, outcome_of
 from feature_collisions.hull.statistics import limit_of
 from feature_collisions.report.figures import sizes_figure
 from feature_collisions.report.runs import row_of_run, runs_table, write_runs
@@ -104,7 +104,7 @@ def rows_of(alphas, sizes, mean=0.9, largest=0.25):
         entries = {
             "dirichlet": sample,
             "target_probability": 0.9,
-            "outcome": output.outcome(Sample(**sample), limit_of(run.summary)).name,
+            "outcome": outcome_of(output, Sample(**sample), limit_of(run.summary)).name,
             "relative_size": size,
             "corner_distance_mean": 2.0 * size,
         }  # fmt: skip

@@ -23,7 +23,8 @@ from ..runs.evaluation import Sample
 from ..runs.records import first_problem
 from ..settings.rules import one_of
 from ..simplex import SAMPLERS, dirichlet, layout_of, mixes
-from .outputs import Output
+from .outputs import Output, on_device
+from .samples import HullStatistics
 from .worst_case import Seen, WorstCase, descend, slopes_at
 
 _LARGE = 10_000  # values per image, above which points are drawn in smaller pieces
@@ -86,7 +87,7 @@ class Replica:
         with explain_out_of_memory(device):
             return Replica(
                 model.eval().to(device), observed.to(device), self.corners.to(device),
-                copied(self.features).to(device), self.output.to(device),
+                copied(self.features).to(device), on_device(self.output, device),
             )  # fmt: skip
 
     def batch_size(self, threads: int) -> int:
@@ -194,7 +195,9 @@ class Evaluator:
         Raises:
             CollisionError: where the network's answers are not finite.
         """
-        statistics = {id(each): each.output.statistics(each.features) for each in self.replicas}
+        statistics = {
+            id(each): HullStatistics(each.features, each.output) for each in self.replicas
+        }
         worst: dict[int, Seen] = {}
 
         @torch.inference_mode()
@@ -216,7 +219,7 @@ class Evaluator:
                 bar.update(taken)
         first, *rest = statistics.values()
         for each in rest:
-            first.merge_state(each.to(first.place))
+            first.merge(each.figures)
         self._suspects.extend(seen.weights.to(self.own.device) for seen in worst.values())
         try:
             found: Sample = first.compute()

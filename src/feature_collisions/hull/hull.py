@@ -28,7 +28,7 @@ from ..runs.run import Corners, load_run
 from ..settings.rules import at_least
 from ..simplex import dirichlet, layout_of, mixes
 from .evaluator import Evaluator, Replica
-from .outputs import Classes, Output, output_of
+from .outputs import Classes, Output, outcome_of, output_of
 from .statistics import Outcome, limit_of
 from .worst_case import WorstCase
 
@@ -185,9 +185,8 @@ class Hull(Corners):
 
     def outcome(self, sample: Sample) -> Outcome:
         """The outcome that a `sample` of this hull shows; see Outcome."""
-        at_corners = self.summary.corner_feature_relative_max
-        limit = limit_of(self.summary)
-        return self.output.outcome(sample, limit, at_corners)
+        at_corners, limit = self.summary.corner_feature_relative_max, limit_of(self.summary)
+        return outcome_of(self.output, sample, limit, at_corners)
 
     def points(self, weights: Tensor) -> Tensor:
         """Interpolations (B, C, H, W) of the corners with weights (B, K)."""
