@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from ..errors import SettingError
 from ..graph.activations import IDENTITY, Activation, base_name
-from ..graph.flow import following
+from ..graph.flow import bypasses, following, is_size
 from ..graph.graph import Graph, copied, fold, until
 from ..graph.operations import (
     AVERAGES,
@@ -150,11 +150,11 @@ def _named(graph: Graph, layer: str, affine: set[fx.Node]) -> fx.Node:
             f"the pixels pass through {_first_bend(graph, affine)} first, which is not linear",
             "leave it at auto, which chooses the first layer",
         )
-    if past := _past(graph, node):
+    if past := bypasses(graph, [node]):
         raise SettingError(
             "layer",
             layer,
-            f"{past} bypasses it, so later layers see more than its values",
+            f"{past[0]} bypasses it, so later layers see more than its values",
             "leave it at auto",
         )
     return node
@@ -162,7 +162,9 @@ def _named(graph: Graph, layer: str, affine: set[fx.Node]) -> fx.Node:
 
 def _last_layer(graph: Graph, affine: set[fx.Node]) -> fx.Node:
     """The last affine layer that everything flows through, with its batch norm."""
-    through = [node for node in graph.nodes.values() if node in affine and not _past(graph, node)]
+    through = [
+        node for node in graph.nodes.values() if node in affine and not bypasses(graph, [node])
+    ]
     if not any(node.target in LAYERS | AVERAGES for node in through):
         raise SettingError(
             "model",
@@ -188,26 +190,10 @@ def _first_bend(graph: Graph, affine: set[fx.Node]) -> str:
         if node.op == "placeholder":
             moving.add(node)
         elif moving & set(node.all_input_nodes):
-            if node not in affine and node.op != "output" and not base_name(node).startswith("sym"):
+            if node not in affine and node.op != "output" and not is_size(node):
                 return f"{module_path(node)} ({base_name(node)})"
             moving.add(node)
     return "nothing"
-
-
-def _past(graph: Graph, node: fx.Node) -> str:
-    """Name of an operation that bypasses a node; empty if there is none."""
-    assert graph.network is not None
-    names = {each: name for name, each in graph.nodes.items()}
-    seen, waiting = {node}, [next(iter(reversed(graph.network.graph.nodes)))]
-    while waiting:
-        current = waiting.pop()
-        for given in current.all_input_nodes:
-            if given.op == "placeholder" and not base_name(current).startswith("sym"):
-                return names.get(current, str(current.name))
-            if given not in seen:
-                seen.add(given)
-                waiting.append(given)
-    return ""
 
 
 def _name(graph: Graph, node: fx.Node) -> str:

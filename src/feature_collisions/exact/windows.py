@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from ..graph.activations import aten, given_by_name
-from ..graph.graph import held_by, until
+from ..graph.graph import end_of, held_by, until
 from ..graph.operations import BATCH_NORM
 from ..graph.target import TargetFeatures
 from .first_layer import FirstLayer, Sides, probe
@@ -215,10 +215,10 @@ def _windows(layer: FirstLayer) -> Windows | None:
     Before it, pixels may be scaled, shifted and permuted; after it there may be a batch norm. The
     result is compared with the layer. None if there are no such windows.
     """
-    end = next(iter(reversed(layer.network.graph.nodes))).args[0]
-    while isinstance(end, fx.Node) and end.target is BATCH_NORM:
-        end = end.args[0]
-    if not isinstance(end, fx.Node) or end.target not in (aten.conv2d.default, aten.linear.default):
+    end = end_of(layer.network)
+    while end.target is BATCH_NORM:
+        end = end.all_input_nodes[0]
+    if end.target not in (aten.conv2d.default, aten.linear.default):
         return None
     given = given_by_name(end, _ARGUMENTS)
     weight = held_by(layer.network, str(given["weight"].target))

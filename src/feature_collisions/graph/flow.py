@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from ..errors import SettingError
 from .activations import IDENTITY, RELU, Activation, activation_of, base_name, title_of
-from .graph import Graph, shell_of
+from .graph import Graph, end_of, needed_for, shell_of
 from .operations import LAYERS, is_new_shape, keeps_values
 
 
@@ -130,7 +130,7 @@ def _readers(node: fx.Node) -> list[fx.Node]:
     for user in node.users:
         if keeps_values(user):
             found += _readers(user)
-        elif not _is_size(user):
+        elif not is_size(user):
             found.append(user)
     return found
 
@@ -146,25 +146,26 @@ def _past(graph: Graph, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
 
     A node without a flat activation counts with all its values.
     """
-    assert graph.network is not None
     through, readers = set[fx.Node](), list[fx.Node]()
     for node in nodes:
         through |= set(_hidden_by(node)[1]) or {node}
         readers += _other_readers(node)
     names = {each: name for name, each in graph.nodes.items()}
     found = [names.get(each, each.name) for each in readers]
-    seen, waiting = through | set(readers), [_end(graph)]
-    while waiting:
-        current = waiting.pop()
-        if current in through:
-            continue
-        for given in current.all_input_nodes:
-            if given.op == "placeholder" and not _is_size(current):
-                found.append(names.get(current, current.name))
-            elif given not in seen:
-                seen.add(given)
-                waiting.append(given)
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys([*found, *bypasses(graph, {*through, *readers})]))
+
+
+def bypasses(graph: Graph, cut: Collection[fx.Node]) -> list[str]:
+    """Names of the operations that read the images, and reach the output around the nodes `cut`."""
+    assert graph.network is not None
+    names = {each: name for name, each in graph.nodes.items()}
+    around = needed_for([graph.network.graph.output_node()], cut)
+    return [
+        names.get(node, node.name)
+        for (image,) in [graph.network.graph.find_nodes(op="placeholder")]
+        for node in image.users
+        if node in around and not is_size(node)
+    ]
 
 
 def narrowest(graph: Graph, layer: str) -> float:
@@ -175,37 +176,26 @@ def narrowest(graph: Graph, layer: str) -> float:
     nodes = nodes_of(graph, layer) or []
     if graph.network is None or len(nodes) != 1:
         return math.inf
-    needed, waiting = set(nodes), list(nodes)
-    while waiting:
-        new = [each for each in waiting.pop().all_input_nodes if each not in needed]
-        needed |= set(new)
-        waiting += new
+    needed = needed_for(nodes)
     fewest, reads = math.inf, dict[fx.Node, int]()  # of what is still read further on
     for node in graph.network.graph.nodes:
         given = [each for each in node.all_input_nodes if each in reads]
-        if node in nodes or node not in needed or _is_size(node):
+        if node in nodes or node not in needed or is_size(node):
             continue
         if not given and node.op != "placeholder":
             continue  # a weight
         for each in given:
             reads[each] -= 1
         reads = {each: left for each, left in reads.items() if left}
-        reads[node] = sum(user in needed and not _is_size(user) for user in node.users)
+        reads[node] = sum(user in needed and not is_size(user) for user in node.users)
         sizes = node.meta.get("shape", (None,))[1:] or (None,)
         if len(reads) == 1 and None not in sizes:
             fewest = min(fewest, math.prod(sizes))
     return fewest
 
 
-def _end(graph: Graph) -> fx.Node:
-    """The node of the output."""
-    assert graph.network is not None
-    end = next(iter(reversed(graph.network.graph.nodes))).args[0]
-    assert isinstance(end, fx.Node)
-    return end
-
-
-def _is_size(node: fx.Node) -> bool:
+def is_size(node: fx.Node) -> bool:
+    """Whether a node computes a size."""
     return base_name(node).startswith("sym_")
 
 
@@ -264,6 +254,7 @@ def _late(graph: Graph, least: int) -> set[fx.Node]:
 
 def _branches(graph: Graph, late: set[fx.Node]) -> list[fx.Node]:
     """Layers before activations of one kind that together form a cut, or []."""
+    assert graph.network is not None
     names = {node: name for name, node in graph.nodes.items()}
     tried = set[str]()
     for last in reversed(graph.nodes.values()):
@@ -271,27 +262,26 @@ def _branches(graph: Graph, late: set[fx.Node]) -> list[fx.Node]:
         if kind is None or kind.name in tried or last not in late:
             continue
         tried.add(kind.name)
-        found, seen, waiting = list[fx.Node](), set[fx.Node](), [_end(graph)]
-        while waiting:
-            current = waiting.pop()
-            if activation_of(current) == kind and current in late:
-                source = current.all_input_nodes[0]
-                while is_new_shape(source):
-                    source = source.all_input_nodes[0]
-                found.append(source)
-                continue
-            new = [each for each in current.all_input_nodes if each not in seen]
-            seen |= set(new)
-            waiting += new
-        found = [node for node in names if node in found]  # in the network's order
-        if 1 < len(found) <= _BRANCHES and not _past(graph, found):
-            return found
+        cut = {each for each in late if activation_of(each) == kind}
+        around = needed_for([graph.network.graph.output_node()], cut)
+        read = {source for each in around for source in each.all_input_nodes} & cut
+        found = {_unshaped(each.all_input_nodes[0]) for each in read}
+        branches = [node for node in names if node in found]  # in the network's order
+        if 1 < len(branches) <= _BRANCHES and not _past(graph, branches):
+            return branches
     return []
+
+
+def _unshaped(node: fx.Node) -> fx.Node:
+    while is_new_shape(node):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _last_feature(graph: Graph, output: str) -> Chosen:
     """Input of the final linear layer, or output of an encoder."""
-    linear, end = 0, _end(graph)
+    assert graph.network is not None
+    linear, end = 0, end_of(graph.network)
     names: dict[fx.Node, str] = {}
     for name, node in graph.nodes.items():  # an inactive dropout has its input's node
         names.setdefault(node, name)

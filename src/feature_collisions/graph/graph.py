@@ -9,7 +9,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -107,18 +107,38 @@ def frozen_graph(graph: Graph, dtype: torch.dtype = torch.float64) -> fx.GraphMo
     return network
 
 
-def until(network: fx.GraphModule, outputs: fx.Node | tuple[fx.Node, ...]) -> fx.GraphModule:
-    """The part of a network that computes `outputs`; it shares the weights."""
+def until(network: fx.GraphModule, *ends: fx.Node) -> fx.GraphModule:
+    """The part of a network that returns `ends`, as a tuple if there are several.
+
+    It shares the weights.
+    """
     graph = fx.Graph()
     found: dict[fx.Node, fx.Node] = {}
-    ends = outputs if isinstance(outputs, tuple) else (outputs,)
-    needed = _needed(ends)
+    needed = needed_for(ends)
     for node in network.graph.nodes:
         if node in needed or node.op == "placeholder":
-            found[node] = graph.node_copy(node, lambda given: found[given])
+            found[node] = graph.node_copy(node, found.__getitem__)
     copies = tuple(found[end] for end in ends)
-    graph.output(copies if isinstance(outputs, tuple) else copies[0])
+    graph.output(copies if len(ends) > 1 else copies[0])
     return fx.GraphModule(network, graph)
+
+
+def end_of(network: fx.GraphModule) -> fx.Node:
+    """The node whose value a network returns."""
+    end = network.graph.output_node().args[0]
+    assert isinstance(end, fx.Node)
+    return end
+
+
+def needed_for(ends: Iterable[fx.Node], cut: Collection[fx.Node] = ()) -> set[fx.Node]:
+    """All nodes that `ends` depend on, with `ends`; nodes of `cut` are not passed."""
+    found, waiting = set[fx.Node](), list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node not in found and node not in cut:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
 
 
 def fold(network: fx.GraphModule) -> None:
@@ -140,7 +160,10 @@ def fold(network: fx.GraphModule) -> None:
         network.register_buffer(name, value.detach().clone(), persistent=False)
         with network.graph.inserting_before(node):
             node.replace_all_uses_with(network.graph.get_attr(name))
-    _remove_unused(network.graph)
+    needed = needed_for([network.graph.output_node()])
+    for node in reversed(network.graph.nodes):
+        if node not in needed and node.op != "placeholder":
+            network.graph.erase_node(node)
     network.recompile()
 
 
@@ -236,10 +259,10 @@ def _functional(exported: torch.export.ExportedProgram) -> torch.export.Exported
 
 def _read(graph: Graph, program: torch.export.ExportedProgram) -> None:
     """Make a network that returns the logits, and name its nodes."""
-    end = next(iter(reversed(program.graph.nodes))).args[0][-1]
+    end: Any = program.graph.output_node().args[0][-1]
     tensors = _tensors_of(program)
     found, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    needed, attributes = _needed([end]), dict[str, Any]()
+    needed, attributes = needed_for([end]), dict[str, Any]()
     inputs = set(program.graph_signature.user_inputs)
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in inputs:
@@ -332,24 +355,6 @@ def _ends(graph: fx.Graph, shell: str) -> dict[str, fx.Node]:
 def _base_name(target: Any) -> str:
     name = str(getattr(target, "__name__", target)).split(".")[0]
     return name.removesuffix("_")
-
-
-def _needed(ends: Sequence[Any]) -> set[fx.Node]:
-    """All nodes that `ends` depend on, with `ends`."""
-    found, waiting = set[fx.Node](), [end for end in ends if isinstance(end, fx.Node)]
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
-
-
-def _remove_unused(graph: fx.Graph) -> None:
-    needed = _needed([next(iter(reversed(graph.nodes)))])
-    for node in reversed(graph.nodes):
-        if node not in needed and node.op != "placeholder":
-            graph.erase_node(node)
 
 
 def held_by(network: nn.Module, name: str) -> Any:

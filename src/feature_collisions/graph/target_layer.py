@@ -13,9 +13,9 @@ from ..data.devices import device_for
 from ..errors import SettingError
 from ..settings.trainer import MIXED
 from .flow import activations_behind, module_of, nodes_of
-from .graph import Graph, copied, fold, held_by, until
+from .graph import Graph, copied, end_of, fold, held_by, until
 from .logits import device_of, logits_in
-from .operations import LAYERS, NotPiecewiseLinear, kinds, module_path, reuse_memory
+from .operations import LAYERS, NotPiecewiseLinear, kinds, reuse_memory
 
 
 class TargetLayer(nn.Module):
@@ -40,17 +40,25 @@ class TargetLayer(nn.Module):
         nodes = nodes_of(graph, layer)
         if behind:
             nodes = activations_behind(graph, layer) or nodes
-        if graph.network is None or nodes is None or not graph.any_batch:
-            self.network: nn.Module = _StopAt(graph.model, layer)
-        elif len(nodes) == 1:
-            self.network = _frozen(until(graph.network, nodes[0]))
+        if nodes is None or not graph.any_batch:
+            self.network: nn.Module = _RunAsIs(_frozen(graph.model), layer, whole=False)
         else:
-            self.network = _frozen(until(graph.network, tuple(nodes)))
+            self.network = _frozen(until(graph.runnable(), *nodes))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to (B, N): pre-activations, flattened, several layers concatenated."""
         found = self.network(images)
-        return found.flatten(1) if isinstance(found, Tensor) else joined(found)
+        return joined([found] if isinstance(found, Tensor) else found)
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether its values are affine in the images, as far as known."""
+        if not isinstance(self.network, fx.GraphModule):
+            return False
+        try:
+            return set(kinds(self.network).values()) <= {"fixed", "affine"}
+        except NotPiecewiseLinear:
+            return False
 
 
 class Observed(nn.Module):
@@ -66,14 +74,12 @@ class Observed(nn.Module):
     def __init__(self, graph: Graph, layer: str) -> None:
         super().__init__()
         nodes = nodes_of(graph, layer)
-        if graph.network is None or nodes is None or not graph.any_batch:
-            self.network: nn.Module = _ListenAt(graph.model, layer)
+        if nodes is None or not graph.any_batch:
+            self.network: nn.Module = _RunAsIs(graph.model, layer, whole=True)
         else:
-            logits = next(iter(reversed(graph.network.graph.nodes))).args[0]
-            assert isinstance(logits, fx.Node)
-            network = until(graph.network, (logits, *nodes))
-            reuse_memory(network)
-            self.network = network
+            network = graph.runnable()
+            self.network = until(network, end_of(network), *nodes)
+            reuse_memory(self.network)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) to logits (B, classes) and pre-activations (B, N)."""
@@ -146,25 +152,6 @@ def _halve(network: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
         tensor.data = tensor.data.to(dtype)
 
 
-def check_affine(layer: TargetLayer) -> None:
-    """Raise NotPiecewiseLinear, with the reason, unless the layer is affine in the images."""
-    if not isinstance(layer.network, fx.GraphModule):
-        raise NotPiecewiseLinear("torch.export cannot trace the network")
-    found = kinds(layer.network).items()
-    bends = [module_path(node) for node, kind in found if kind not in ("fixed", "affine")]
-    if bends:
-        raise NotPiecewiseLinear(f"the pixels pass through {bends[0]} first, which is not linear")
-
-
-def is_affine(graph: Graph, layer: str) -> bool:
-    """Whether the layer's pre-activations are affine in the pixels, as far as known."""
-    try:
-        check_affine(TargetLayer(graph, layer))
-    except NotPiecewiseLinear:
-        return False
-    return True
-
-
 def _frozen(network: nn.Module) -> nn.Module:
     frozen = copied(network)
     if isinstance(frozen, fx.GraphModule):
@@ -173,48 +160,41 @@ def _frozen(network: nn.Module) -> nn.Module:
 
 
 class _Reached(Exception):
-    def __init__(self, output: Tensor) -> None:
+    """The layer has its output, and later layers are not needed."""
+
+
+class _RunAsIs(nn.Module):
+    """Runs a model without a graph, and records what `layer` gives at its first call.
+
+    Args:
+        model: the model.
+        layer: name of one of its modules.
+        whole: run all of it, and return its output, too; otherwise stop at the layer.
+    """
+
+    def __init__(self, model: nn.Module, layer: str, whole: bool) -> None:
         super().__init__()
-        self.output = output
+        self.model, self.layer, self.whole = model, module_of(model, layer), whole
 
+    def forward(self, images: Tensor) -> Tensor | tuple[Any, Tensor]:
+        found: list[Tensor] = []
 
-def _stop(module: nn.Module, inputs: Any, output: Tensor) -> None:
-    raise _Reached(output)
+        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            found.append(output.clone() if self.whole else output)
+            if not self.whole:
+                raise _Reached
 
-
-class _StopAt(nn.Module):
-    """Runs a model until `layer` has its output; the next activation is not checked."""
-
-    def __init__(self, model: nn.Module, layer: str) -> None:
-        super().__init__()
-        self.model = copied(model).requires_grad_(False).eval()
-        module_of(self.model, layer).register_forward_hook(_stop)
-
-    def forward(self, images: Tensor) -> Tensor:
-        try:
-            self.model(images)
-        except _Reached as reached:
-            return reached.output
-        raise _never_runs(self.model)
-
-
-class _ListenAt(nn.Module):
-    """Runs a model and records the output of `layer`."""
-
-    def __init__(self, model: nn.Module, layer: str) -> None:
-        super().__init__()
-        self.model, self.layer = model, module_of(model, layer)
-
-    def forward(self, images: Tensor) -> tuple[Any, Tensor]:
-        copies: list[Tensor] = []
-        listener = self.layer.register_forward_hook(lambda *call: copies.append(call[2].clone()))
+        listener = self.layer.register_forward_hook(keep)
+        output = None
         try:
             output = self.model(images)
+        except _Reached:
+            pass
         finally:
             listener.remove()
-        if not copies:
+        if not found:
             raise _never_runs(self.model)
-        return output, copies[0]
+        return (output, found[0]) if self.whole else found[0]
 
 
 def _never_runs(model: nn.Module) -> SettingError:

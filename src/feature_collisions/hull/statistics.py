@@ -6,7 +6,7 @@ from typing import NamedTuple
 from scipy.stats import beta
 
 from ..graph.graph import Graph
-from ..graph.target_layer import is_affine
+from ..graph.target_layer import TargetLayer
 from ..runs.records import Summary
 
 
@@ -54,7 +54,7 @@ def collision_limit(graph: Graph, layer: str, composite: bool = False) -> float:
         layer: the target layer.
         composite: whether the corners are composites.
     """
-    if is_affine(graph, layer):
+    if TargetLayer(graph, layer).is_affine:
         return AFFINE
     return COMPOSITE if composite else DEEP
 

@@ -10,7 +10,7 @@ from ..graph.activations import IDENTITY, aten
 from ..graph.operations import NotPiecewiseLinear
 from ..graph.simpler import write_with_simpler
 from ..graph.target import TargetFeatures
-from ..graph.target_layer import TargetLayer, check_affine
+from ..graph.target_layer import TargetLayer
 from ..runs.evaluation import CollisionProof
 from ..settings.rules import at_least
 from ..simplex import begins_at, gauge
@@ -67,7 +67,7 @@ def prove_collision(
     at_least("seconds", seconds, 0)
     try:
         judge = _CollisionJudge(problem)
-        if judge.is_affine:
+        if judge.cut.is_affine:
             found = judge.exact()
             if keep:
                 whole = torch.eye(len(problem.corners), dtype=torch.float64)
@@ -140,15 +140,6 @@ class _CollisionJudge(HullJudge):
         target, self.preactivation = self.cut(images).split([1, len(images) - 1])
         self.features = TargetFeatures(target[0], IDENTITY if smooth else activation)
         self.norm, self.slack = float(self.features.features.norm()), torch.zeros_like(target[0])
-
-    @property
-    def is_affine(self) -> bool:
-        """Whether the layer is affine in the pixels."""
-        try:
-            check_affine(self.cut)
-        except NotPiecewiseLinear:
-            return False
-        return True
 
     def _of_target(self, target: Tensor) -> tuple[float, Tensor]:
         """Lower bound on ||f(t)||, and upper bounds (N,) on the rounding error of f(t)."""
