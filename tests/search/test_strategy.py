@@ -3,6 +3,7 @@
 import csv
 import errno
 import multiprocessing
+import pickle
 import threading
 import time
 
@@ -13,7 +14,7 @@ from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import CollisionError, SettingError
 from feature_collisions.networks.mnist_mlp import MnistMLP
 from feature_collisions.search.find_corners import Search
-from feature_collisions.search.strategy import as_data, in_own_words
+from feature_collisions.search.strategy import in_own_words
 from feature_collisions.settings.search import LossSettings, StopSettings
 from helpers.commands import start
 from helpers.searches import ALONE, APART, convolutions, search
@@ -83,7 +84,7 @@ def test_a_checkpoint_lies_in_memory_as_the_search_that_goes_on_wants_it(pair, t
 )
 def test_the_error_of_the_rank_that_failed_is_raised(error):
     ended = RuntimeError("rank 0 ended\nwith status 1")
-    found = in_own_words([None, as_data(error), None], ended)
+    found = in_own_words([None, pickle.loads(pickle.dumps(error)), None], ended)
     assert (type(found), str(found)) == (type(error), str(error))
     assert "with status 1" in str(in_own_words([None, {"step": 3}], ended))
 

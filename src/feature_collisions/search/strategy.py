@@ -5,10 +5,10 @@ corners, decisions and files go through Lightning's collectives. The first proce
 None runs the command line again, so a sweep does not start again in each of them.
 """
 
-import io
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import threading
@@ -34,7 +34,7 @@ from torch.multiprocessing.spawn import (
 
 from ..errors import CollisionError, SettingError
 from ..interrupts import Interrupted, between_steps, interruptible, is_interrupted
-from .collision import Collision, Found
+from .collision import Collision
 
 _PATIENCE = timedelta(minutes=30)  # torch's default; compilation may delay a rank
 _GRACE = 5  # seconds before the other ranks are killed after one failed
@@ -121,13 +121,12 @@ class RankLauncher(_Launcher):
         except (ProcessRaisedException, ProcessExitedException) as error:
             _listen(heard, said)
             raise in_own_words(said, error) from None
-        found = said[0]
-        if found is None and not is_interrupted():
+        module.found = said[0]
+        if module.found is None and not is_interrupted():
             raise CollisionError(
                 "a process of trainer.devices was interrupted, and the others with it; resume with "
                 "ckpt_path=last"
             )
-        module.found = Found(**found) if found else None
 
     def kill(self, signum: Any) -> None:
         """Do nothing: the ranks end with `launch`."""
@@ -161,13 +160,13 @@ def _run_rank(
     except Interrupted:
         return
     except (SettingError, CollisionError, OSError) as error:
-        _send(reports[rank], as_data(error))
+        reports[rank].send(error)
         raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     if rank == 0:
-        _send(reports[0], module.found._asdict())
+        reports[0].send_bytes(pickle.dumps(module.found))  # `send` would share its memory
 
 
 def _end_with_parent() -> None:
@@ -199,11 +198,10 @@ def _await(ranks: ProcessContext, heard: Sequence[Connection], said: list[Any]) 
 
 
 def _listen(heard: Sequence[Connection], said: list[Any]) -> None:
-    """Receive each rank's result or error, read as data."""
+    """Receive each rank's result or error."""
     for rank, connection in enumerate(heard):
         if connection.poll():
-            message = io.BytesIO(connection.recv_bytes())
-            said[rank] = torch.load(message, weights_only=True)
+            said[rank] = connection.recv()
 
 
 @contextmanager
@@ -216,12 +214,6 @@ def _ended_together(ranks: ProcessContext) -> Iterator[ProcessContext]:
             if process.is_alive():
                 process.kill()
             process.join()
-
-
-def _send(report: Connection, said: Any) -> None:
-    buffer = io.BytesIO()
-    torch.save(said, buffer)
-    report.send_bytes(buffer.getbuffer())
 
 
 @contextmanager
@@ -246,28 +238,16 @@ def quiet_lightning() -> Iterator[None]:
         logger.setLevel(level)
 
 
-_FIXABLE = {"SettingError": SettingError, "CollisionError": CollisionError}
-
-
-def as_data(error: Exception) -> list[Any]:
-    """An error as plain values, from which `in_own_words` makes it again."""
-    if isinstance(error, OSError):
-        return ["OSError", [error.errno, error.strerror, error.filename]]
-    return [type(error).__name__, [str(error)]]
-
-
 def in_own_words(said: Sequence[Any], error: Exception) -> Exception:
     """The error of the rank that failed; the others may have failed for want of its answer.
 
     Args:
-        said: by rank, what was found or an error `as_data`; None for a rank that said nothing.
+        said: by rank, what was found or an error; None for a rank that said nothing.
         error: how the ranks ended.
     """
-    failed = [each for each in said if isinstance(each, list)]
+    failed = [each for each in said if isinstance(each, Exception)]
     if failed:
-        kind, arguments = failed[0]
-        own: Exception = _FIXABLE.get(kind, OSError)(*arguments)
-        return own
+        return failed[0]
     last = str(error).strip().splitlines()[-1]
     return CollisionError(
         f"a process of trainer.devices failed ({last}); the others were stopped. Saved checkpoints "
