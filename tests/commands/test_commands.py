@@ -60,13 +60,13 @@ def test_the_main_job_from_nothing_to_a_report(trained, tmp_path, capsys):
     assert "how different" in shown
     assert "100 % of 2000" in shown
     result = json.loads((run / "evaluation.json").read_text())
-    for law, samples, lower in (("dirichlet", 2000, 0.99850), ("stick_breaking", 2000, 0.99850),
+    for sampler, samples, lower in (("dirichlet", 2000, 0.99850), ("stick_breaking", 2000, 0.99850),
                                 ("dirichlet_uint8", 300, 0.99006),
                                 ("stick_breaking_uint8", 300, 0.99006)):  # fmt: skip
-        assert result[law]["samples"] == samples
-        assert result[law]["accuracy"] == 1
-        assert result[law]["accuracy_lower_95"] == pytest.approx(lower, abs=1e-5)
-        assert abs(result[law]["probability_mean"] - result["target_probability"]) < 0.01
+        assert result[sampler]["samples"] == samples
+        assert result[sampler]["accuracy"] == 1
+        assert result[sampler]["accuracy_lower_95"] == pytest.approx(lower, abs=1e-5)
+        assert abs(result[sampler]["probability_mean"] - result["target_probability"]) < 0.01
     assert result["corner_distance_mean"] > 5
     assert 9.9 < result["dataset_distance_mean"] < 10.5
     images = result["dataset_features"]
@@ -97,9 +97,9 @@ def test_table_1_on_the_full_set(trained, mnist_root, tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     assert all(entry["positive"] < 5 for entry in summary["corners"])
     result = json.loads((run / "evaluation.json").read_text())
-    for law in ("dirichlet", "stick_breaking"):
-        assert result[law]["accuracy"] == 1
-        assert result[law]["probability_mean"] >= 0.999
+    for sampler in ("dirichlet", "stick_breaking"):
+        assert result[sampler]["accuracy"] == 1
+        assert result[sampler]["probability_mean"] >= 0.999
     assert 10.1 < result["dataset_distance_mean"] < 10.3
     assert result["corner_distance_mean"] >= 5
 

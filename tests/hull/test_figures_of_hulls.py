@@ -15,11 +15,11 @@ from feature_collisions.hull.worst_case import descend
 from helpers.hulls import hull_of, made_hull
 
 
-@pytest.mark.parametrize("law", ["dirichlet", "stick_breaking"])
+@pytest.mark.parametrize("sampler", ["dirichlet", "stick_breaking"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_no_sample_is_worse_than_the_worst_case(law, seed):
+def test_no_sample_is_worse_than_the_worst_case(sampler, seed):
     hull = made_hull(corners=4)
-    lowest = min(hull.sample(300, law, seed + k)["probability_min"] for k in range(2))
+    lowest = min(hull.sample(300, sampler, seed + k)["probability_min"] for k in range(2))
     worst = hull.worst_case(starts=0, steps=1, seed=seed)
     assert worst.probability <= lowest + 1e-6
 

@@ -94,10 +94,10 @@ def test_a_hull_of_several_jobs_gets_a_run_in_their_group(command, copy, capsys)
         "worst_case": result["worst_case_probability"],
     }.items():
         assert run.summary[f"hull/{name}"] == pytest.approx(value)
-    for law in ("dirichlet", "stick_breaking"):
-        shown = run.last(f"hull/probability_{law}")
+    for sampler in ("dirichlet", "stick_breaking"):
+        shown = run.last(f"hull/probability_{sampler}")
         assert shown["_type"] == "histogram"
-        assert shown["values"] == result[law]["probability_histogram"]
+        assert shown["values"] == result[sampler]["probability_histogram"]
         assert (shown["bins"][0], shown["bins"][-1]) == (0, 1)
     assert run.last("hull/worst_point")["caption"].startswith("7; probability of the")
     assert run.last("images")["captions"] == ["initial", "corner 0", "corner 1", "target"]

@@ -69,9 +69,11 @@ def test_gradients_switched_off_outside(shift, shift_images):
             find_corners(shift, "hidden", *shift_images, [0, 1], **QUICK)
 
 
-def test_an_unknown_sampling_law_is_answered_with_those_there_are(shift, shift_images):
+def test_an_unknown_sampler_is_answered_with_those_there_are(shift, shift_images):
     hull = find_corners(shift, "hidden", *shift_images, [0, 1], **QUICK)
-    with pytest.raises(SettingError, match="law=uniform: must be one of dirichlet, stick_break"):
+    with pytest.raises(
+        SettingError, match="sampler=uniform: must be one of dirichlet, stick_break"
+    ):
         hull.sample(10, "uniform")
 
 

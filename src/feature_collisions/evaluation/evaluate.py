@@ -195,16 +195,16 @@ def _dataset_features(subject: Subject) -> Evaluation:
     return Evaluation(dataset_features=other_images(subject.hull, subject.images()))
 
 
-def _sample(law: str, uint8: bool, subject: Subject) -> Evaluation:
+def _sample(sampler: str, uint8: bool, subject: Subject) -> Evaluation:
     """Sample the hull of the float corners, or of the corners in the 8-bit PNGs."""
     settings = subject.settings
     count = settings.beside if uint8 else settings.samples
-    found = subject.hull.sample(count, law, settings.seed, uint8)
-    return Evaluation() | {_entry(law, uint8): found}
+    found = subject.hull.sample(count, sampler, settings.seed, uint8)
+    return Evaluation() | {_entry(sampler, uint8): found}
 
 
-def _entry(law: str, uint8: bool) -> str:
-    return law + ("_uint8" if uint8 else "")
+def _entry(sampler: str, uint8: bool) -> str:
+    return sampler + ("_uint8" if uint8 else "")
 
 
 def _outcome(subject: Subject) -> Evaluation:
@@ -332,7 +332,9 @@ def _depth(subject: Subject) -> Evaluation:
 
 
 SAMPLED: dict[str, Measurement] = {
-    _entry(law, uint8): partial(_sample, law, uint8) for uint8 in (False, True) for law in SAMPLERS
+    _entry(sampler, uint8): partial(_sample, sampler, uint8)
+    for uint8 in (False, True)
+    for sampler in SAMPLERS
 } | {
     "outcome": _outcome,
     "hidden": lambda it: hidden_dimensions(it.hull, it.settings.proof.seconds),

@@ -165,19 +165,19 @@ class Evaluator:
         return batch_sizes(count, 16 if self.own.corners[0].numel() > _LARGE else 256)
 
     def sample(
-        self, count: int, law: str, seed: int, uint8: bool, corners: Tensor | None, name: str
+        self, count: int, sampler: str, seed: int, uint8: bool, corners: Tensor | None, name: str
     ) -> Sample:
         """Measure `count` random points; see `Hull.sample`."""
         if count < 1:
             raise SettingError("samples", count, "must be at least 1")
-        one_of("law", law, tuple(SAMPLERS))
+        one_of("sampler", sampler, tuple(SAMPLERS))
         generator = torch.Generator().manual_seed(seed)
         corners = self.own.corners if corners is None else corners
         if uint8:
             corners = (corners * 255).round() / 255
-        pieces = (SAMPLERS[law](n, len(corners), generator) for n in self.pieces(count))
+        pieces = (SAMPLERS[sampler](n, len(corners), generator) for n in self.pieces(count))
         weights = in_batches(pieces, self.batch_size)
-        return self.measure(weights, count, name or law + (", 8-bit" if uint8 else ""), corners)
+        return self.measure(weights, count, name or sampler + (", 8-bit" if uint8 else ""), corners)
 
     @torch.inference_mode()
     @without_tf32()

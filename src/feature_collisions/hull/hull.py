@@ -199,7 +199,7 @@ class Hull(Corners):
     def sample(
         self,
         count: int,
-        law: str = "dirichlet",
+        sampler: str = "dirichlet",
         seed: int = 0,
         uint8: bool = False,
         corners: Tensor | None = None,
@@ -209,7 +209,7 @@ class Hull(Corners):
 
         Args:
             count: number of points.
-            law: the sampler, `dirichlet` (uniform) or `stick_breaking` (the authors').
+            sampler: the sampler, `dirichlet` (uniform) or `stick_breaking` (the authors').
             seed: of the weights.
             uint8: use the corners of the 8-bit PNGs, as the authors do.
             corners: (K, C, H, W) other corners, for comparison.
@@ -221,7 +221,7 @@ class Hull(Corners):
         Raises:
             CollisionError: where the network's answers are not finite.
         """
-        return self.evaluator.sample(count, law, seed, uint8, corners, name)
+        return self.evaluator.sample(count, sampler, seed, uint8, corners, name)
 
     def worst_case(
         self, starts: int = 32, steps: int = 50, seed: int = 0, precision: torch.dtype | None = None

@@ -23,7 +23,7 @@ from ..evaluation.survey import Interval, Rows
 from ..hull.statistics import OUTCOMES
 from ..runs.evaluation import Evaluation, Proofs
 from ..runs.rows import Row
-from .findings import LAWS, settled
+from .findings import SAMPLER_WORDS, settled
 from .sheets import Sheet
 from .tables import number
 from .words import Words
@@ -109,8 +109,10 @@ def histogram_figure(result: Evaluation, said: Words) -> Figure:
     """Histogram of the probability (or cosine) over the hull, one panel per sampler."""
     label, line = said.histogram(result)
     figure = _figure(_WIDTH, 2.3)
-    for axes, (law, words) in zip(figure.subplots(1, 2, sharey=True), LAWS.items(), strict=True):
-        sample = result.get(law)
+    for axes, (sampler, words) in zip(
+        figure.subplots(1, 2, sharey=True), SAMPLER_WORDS.items(), strict=True
+    ):
+        sample = result.get(sampler)
         if sample is None:
             axes.set_title(f"{words}\nnot measured", fontsize=8)
             continue

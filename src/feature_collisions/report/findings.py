@@ -69,11 +69,14 @@ _RETURNS = {
     "probabilities": " The network returns probabilities; their logarithm is taken as logits."
 }
 
-LAWS = {"dirichlet": "uniform on the simplex", "stick_breaking": "stick-breaking (the authors')"}
+SAMPLER_WORDS = {
+    "dirichlet": "uniform on the simplex",
+    "stick_breaking": "stick-breaking (the authors')",
+}
 _EIGHT_BIT = "_uint8"
 POINTS = {
-    law + suffix: LAWS[law] + words
-    for law in SAMPLERS
+    sampler + suffix: SAMPLER_WORDS[sampler] + words
+    for sampler in SAMPLERS
     for suffix, words in (("", ""), (_EIGHT_BIT, ", 8-bit corners"))
 }
 """Names of the samplers, by their keys in `evaluation.json`."""
@@ -405,7 +408,7 @@ def _other_laws(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     what, key, form = "cosine of mixes with the target", "cosine_min", ".4f"
     if "target_class" in result:
         what, key, form = f"mixes that are {names[result.target_class]}", "accuracy", ".2%"
-    figures = {law: sample[key] for law, sample in others.items()}
+    figures = {sampler: sample[key] for sampler, sample in others.items()}
     if figures:
         least = min(figures.values())
         whole = key == "accuracy" and least == 1
@@ -413,7 +416,7 @@ def _other_laws(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
             f"{what}, with other samplers",
             "all of each sample" if whole else f"{format(least, form)} or more of each sample",
             Evidence.SAMPLED,
-            "; ".join(f"{law}: {format(figure, form)}" for law, figure in figures.items()),
+            "; ".join(f"{sampler}: {format(figure, form)}" for sampler, figure in figures.items()),
         )
 
 

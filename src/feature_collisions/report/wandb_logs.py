@@ -326,10 +326,10 @@ def _media(
              for name in SETS if f"{name}_samples" in result]  # fmt: skip
     media: dict[str, wandb.Table | wandb.Histogram | wandb.Image]
     media = {"evaluation": wandb.Table(["points", *columns], rows)}
-    for law in (law for law in SAMPLERS if law in result):
-        counts = result[law][f"{words.figure}_histogram"]
+    for sampler in (sampler for sampler in SAMPLERS if sampler in result):
+        counts = result[sampler][f"{words.figure}_histogram"]
         edges = np.linspace(0, 1, len(counts) + 1)
-        media[f"hull/{words.figure}_{law}"] = wandb.Histogram(np_histogram=(counts, edges))
+        media[f"hull/{words.figure}_{sampler}"] = wandb.Histogram(np_histogram=(counts, edges))
     worst = directory / "images" / "worst_case.png"
     if (caption := words.of_worst(result)) and worst.exists():
         media["hull/worst_point"] = wandb.Image(str(worst), caption=caption)
