@@ -347,11 +347,11 @@ def _suspects(model: nn.Module) -> str:
     """Name the parts of a call that the cut network may have missed."""
     found = []
     for name, module in model.named_modules():
-        place = name or "the model itself"
+        called = name or "the model itself"
         if "forward" in vars(module):
-            found.append(f"a forward patched on {place}")
+            found.append(f"a forward patched on {called}")
         if module._forward_pre_hooks or module._forward_hooks:
-            found.append(f"a forward hook on {place}")
+            found.append(f"a forward hook on {called}")
     devices = {str(tensor.device) for tensor in model.parameters()}
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in model.parameters()}
     for what, kinds in (("devices", devices), ("dtypes", dtypes)):

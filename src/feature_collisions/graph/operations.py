@@ -169,8 +169,8 @@ def _is_affine(node: fx.Node, moving: list[fx.Node], first: bool) -> bool:
     if target is BATCH_NORM:
         return first and node.args[5] is False and isinstance(node.args[3], fx.Node)
     if target in _ALONG:
-        place = _ALONG[target]
-        axis = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
+        position = _ALONG[target]
+        axis = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
         axes = list(axis) if isinstance(axis, list | tuple) else [axis]
         if target is aten.slice.Tensor and _is_whole(node.args[1:]):
             return first

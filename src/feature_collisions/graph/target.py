@@ -246,9 +246,9 @@ def explain_forward_errors(size: Sequence[int], where: str = "") -> Iterator[Non
 @without_tf32()
 def preactivation_of(graph: Graph, layer: str, images: Tensor, dtype: torch.dtype) -> Tensor:
     """f0 (B, N) of images (B, C, H, W) in `dtype`, on their device if it supports `dtype`."""
-    place = device_for(images.device, dtype)
-    cut = TargetLayer(graph, layer).to(place, dtype)
-    return torch.cat([cut(part) for part in images.to(place, dtype).split(_TOGETHER)])
+    device = device_for(images.device, dtype)
+    cut = TargetLayer(graph, layer).to(device, dtype)
+    return torch.cat([cut(part) for part in images.to(device, dtype).split(_TOGETHER)])
 
 
 @torch.no_grad()

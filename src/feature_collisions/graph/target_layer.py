@@ -119,8 +119,7 @@ def network_of(
         network = TargetLayer(graph, layer)
     if isinstance(network.network, fx.GraphModule):
         reuse_memory(network.network)
-    place = device_for(device_of(graph.model), dtype)
-    network.to(place, dtype).to(memory_format=layout)
+    network.to(device_for(device_of(graph.model), dtype), dtype).to(memory_format=layout)
     return network
 
 

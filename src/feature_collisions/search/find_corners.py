@@ -119,9 +119,9 @@ class Search(SearchSettings):
         asked = self.trainer.get("precision")
         self.trainer = check_trainer(arguments_for(device_of(self.model)) | self.trainer)
         self.dtype = self._dtype()
-        place = device_for(device_of(self.model), self.dtype)
-        self.initial, self.target = self.initial.to(place), self.target.to(place)
-        with explain_too_many_corners(len(self.corners), place):
+        device = device_for(device_of(self.model), self.dtype)
+        self.initial, self.target = self.initial.to(device), self.target.to(device)
+        with explain_too_many_corners(len(self.corners), device):
             self.module = self._collision()
         self.device = devices_of(self.trainer)[0]
         with explain_too_many_corners(len(self.corners), self.device):

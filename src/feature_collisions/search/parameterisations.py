@@ -101,9 +101,9 @@ class PatchComposite(nn.Module):
         # Half precision is only for the network: rounding P would add visible steps to the image.
         with torch.autocast(self.control.device.type, enabled=False):
             logits = self.logits()
-            place = (logits.device, logits.dtype)
-            if self.laid_out_for != place:
-                self.layout, self.laid_out_for = layout_for(logits, self.sources), place
+            kind = (logits.device, logits.dtype)
+            if self.laid_out_for != kind:
+                self.layout, self.laid_out_for = layout_for(logits, self.sources), kind
             return blend(logits, self.sources, self.layout)
 
     def logits(self) -> Tensor:
