@@ -103,25 +103,6 @@ def test_logits_of_another_shape_or_type_are_refused() -> None:
             blend(logits.to(kind), sources)
 
 
-def test_the_kernel_takes_no_pointer_unseen() -> None:
-    given = parts()
-    logits = logits_of(Sources(**given))
-    right = (logits, given["windows"], given["top"], given["left"], given["size"])
-    for number, wrong, message in (
-        (1, given["windows"].double(), "sources: the kernel takes torch.float32"),
-        (1, given["windows"][:8], r"logits: .* \(2, 8, 10, 10\)"),
-        (
-            2,
-            given["top"].int(),
-            r"top: the kernel takes torch.int64 \(9,\) on the CPU, not",
-        ),
-        (3, given["left"][:5], "left: the kernel takes"),
-        (3, given["left"].to("meta"), "left: the kernel takes .* on meta"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            composite_kernel.Blend.apply(*right[:number], wrong, *right[number + 1 :])
-
-
 @pytest.mark.parametrize("away", [-5000, -27, -10, 16, 17, 40, 5000])
 @pytest.mark.parametrize("axis", ["top", "left"])
 def test_a_window_outside_the_image_is_neither_read_nor_written(axis: str, away: int) -> None:

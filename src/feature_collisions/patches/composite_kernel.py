@@ -50,7 +50,7 @@ def usable(logits: Tensor) -> bool:
 class Blend(torch.autograd.Function):
     """Logits (K, M, w, w) and sources (M, C, w, w) to images (K, C, H, W) and R (K,).
 
-    The kernel gets raw pointers, so tensors are checked here, and made contiguous.
+    The kernel gets raw pointers: `Sources` and `blend` check shapes and types.
     """
 
     @staticmethod
@@ -60,11 +60,15 @@ class Blend(torch.autograd.Function):
         """Save per pixel the log of the sum of exp(P) and the sum of p dR/dp for the backward pass.
 
         Raises:
-            ValueError: if the kernel does not support the logits or sources.
+            ValueError: if the kernel does not support the logits.
         """
-        _check(logits, sources, top, left)
+        if not usable(logits):
+            raise ValueError(
+                f"logits: the kernel takes float32 on the CPU, windows of up to {_LARGEST_SIDE} "
+                f"pixels and a C compiler; these are {logits.dtype} on {logits.device}, "
+                f"{tuple(logits.shape)}"
+            )
         logits, count = logits.contiguous(), len(logits)
-        sources, top, left = sources.contiguous(), top.contiguous(), left.contiguous()
         lse, push = logits.new_empty(2, count, *size)
         images = logits.new_empty(count, sources.shape[1], *size)
         kept = (logits, sources, top, left, lse, push, images)
@@ -80,60 +84,21 @@ class Blend(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None, None]:
         """Gradient with respect to the logits."""
         logits, sources, top, left, lse, push, images = ctx.saved_tensors
+        (height, width), side = images.shape[2:], logits.shape[3]
         found = torch.empty_like(logits)
-        found[:, _sticking_out(*ctx.saved_tensors)] = 0  # not fully written by the kernel
+        out = (top < 0) | (left < 0) | (top + side > height) | (left + side > width)
+        found[:, out.nonzero().flatten()] = 0  # windows that the kernel does not fully write
         kept = (logits, sources, top, left, lse, push.clone(), images)
         arguments = _arguments(*kept, gradient.to(images).contiguous(), found)
-        _run("descend", arguments, len(logits), images.shape[2], weight.tolist())
+        _run("descend", arguments, len(logits), height, weight.tolist())
         return found, None, None, None, None
 
 
-def _check(logits: Tensor, sources: Tensor, top: Tensor, left: Tensor) -> None:
-    """Raise ValueError for tensors that the kernel would misread."""
-    count, channels, side = (*sources.shape, 0, 0, 0)[:3]
-    if not usable(logits):
-        raise ValueError(
-            f"logits: the kernel takes float32 on the CPU, windows of up to {_LARGEST_SIDE} pixels "
-            f"and a C compiler; these are {logits.dtype} on {logits.device}, {tuple(logits.shape)}"
-        )
-    for name, tensor, dtype, shape in (
-        ("logits", logits, torch.float32, (len(logits), count, side, side)),
-        ("sources", sources, torch.float32, (count, channels, side, side)),
-        ("top", top, torch.int64, (count,)),
-        ("left", left, torch.int64, (count,)),
-    ):
-        if (tensor.device, tensor.dtype, tuple(tensor.shape)) != (logits.device, dtype, shape):
-            raise ValueError(
-                f"{name}: the kernel takes {dtype} {shape} on the CPU, not {tensor.dtype} "
-                f"{tuple(tensor.shape)} on {tensor.device}"
-            )
-
-
-def _sticking_out(
-    logits: Tensor, sources: Tensor, top: Tensor, left: Tensor, *images: Tensor
-) -> Tensor:
-    """Indices of windows that extend beyond the image."""
-    height, width = images[-1].shape[-2:]
-    bottom, right = top + logits.shape[-2], left + logits.shape[-1]
-    out = (top < 0) | (left < 0) | (bottom > height) | (right > width)
-    return out.nonzero().flatten()
-
-
-def _arguments(
-    logits: Tensor,
-    sources: Tensor,
-    top: Tensor,
-    left: Tensor,
-    lse: Tensor,
-    push: Tensor,
-    images: Tensor,
-    *gradients: Tensor,
-) -> tuple[_Composite, tuple[Tensor, ...]]:
-    """The kernel's argument, and the tensors behind its pointers."""
-    windows, channels, side, _ = sources.shape
-    tensors = (logits, sources, top, left, lse, push, images, *gradients)
-    pointers = [tensor.data_ptr() for tensor in tensors]
-    return _Composite(windows, channels, side, *images.shape[2:], *pointers), tensors
+def _arguments(*tensors: Tensor) -> tuple[_Composite, tuple[Tensor, ...]]:
+    """The kernel's argument, and the tensors behind its pointers, in the structure's order."""
+    sources, images = tensors[1], tensors[6]
+    numbers = (*sources.shape[:3], *images.shape[2:])
+    return _Composite(*numbers, *(tensor.data_ptr() for tensor in tensors)), tensors
 
 
 def _run(
