@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from ..data.files import read_text, write_text
 from ..data.images import save_png, to_uint8
-from ..patches.composite import Sources
 from ..settings.search import LogSettings
 from .collision import Collision
+from .parameterisations import PatchComposite
 
 CURVES, STEPS = "metrics.csv", "images/steps"  # in a run directory
 
@@ -86,32 +86,19 @@ class Progress(CollisionCallback):
             self.bar.close()
 
 
-def curve_terms(sources: Sources | None, push: str = "unit") -> tuple[str, ...]:
-    """Names of the logged `Collision.curves`: R for composites, L_neg if units are pushed."""
-    of_units = ("negative", "unit_preactivation") if push == "unit" else ()
-    terms = ("positive", *of_units, "total")
-    return terms if sources is None else (*terms, "total_variation")
-
-
-def has_row(module: Collision) -> bool:
-    """Whether the curves have a row at the current step."""
-    between = module.step % module.every != 0 and not module.finished
-    return not between and module.step != module.step_before
-
-
 class Curves(CollisionCallback):
     """Writes each term of each corner to `metrics.csv`, and to W&B where it is on.
 
-    Lightning's CSVLogger drops the rows of a search that is resumed.
+    R is left out for pixels, which have none. Lightning's CSVLogger drops the rows of a search that
+    is resumed.
 
     Args:
         path: the CSV file.
         corners: names of the K corners.
-        terms: of `Collision.curves`.
     """
 
-    def __init__(self, path: Path, corners: Sequence[int], terms: Sequence[str]) -> None:
-        self.path, self.corners, self.terms = path, corners, terms
+    def __init__(self, path: Path, corners: Sequence[int]) -> None:
+        self.path, self.corners = path, corners
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Drop rows after the step that is resumed, and a row that a kill cut off.
@@ -121,27 +108,31 @@ class Curves(CollisionCallback):
         assert isinstance(module, Collision)
         if not trainer.is_global_zero:
             return
-        rows = []
-        if module.step and self.path.exists():
-            lines = read_text(self.path, None).splitlines()[1:]
-            whole = [line for line in lines if line.count(",") == len(self.names()) - 1]
-            rows = [line for line in whole if int(line.split(",")[0]) <= module.step]
-        write_text(self.path, "\n".join([",".join(self.names()), *rows]) + "\n")
+        known = read_text(self.path, None).splitlines() if self.path.exists() else []
+        whole = [line for line in known[1:] if line.count(",") == known[0].count(",")]
+        kept = [line for line in whole if int(line.split(",")[0]) <= module.step]
+        lines = [*known[:1], *kept] if module.step else []
+        write_text(self.path, "".join(f"{line}\n" for line in lines))
 
     def look(self, trainer: Trainer, module: Collision) -> None:
         """Add a row; none without a step, or if a signal came between two rows."""
-        if not (trainer.is_global_zero and has_row(module)):
+        between = module.step % module.every != 0 and not module.finished
+        if between or module.step == module.step_before or not trainer.is_global_zero:
             return
-        values = torch.stack([module.curves[name] for name in self.terms]).flatten().tolist()
+        composites = isinstance(module.parameterisation, PatchComposite)
+        named = {
+            f"{term}/corner_{corner}": value
+            for term, values in module.curves.items()
+            if composites or term != "total_variation"
+            for corner, value in zip(self.corners, values.tolist(), strict=True)
+        }
         with self.path.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow([module.step, *values])
+            writer = csv.writer(file, lineterminator="\n")
+            if not file.tell():
+                writer.writerow(["step", *named])
+            writer.writerow([module.step, *named.values()])
         if trainer.logger:
-            named = dict(zip(self.names()[1:], values, strict=True))
             trainer.logger.log_metrics(named, step=module.step)
-
-    def names(self) -> list[str]:
-        """Names of the columns."""
-        return ["step"] + [f"{term}/corner_{c}" for term in self.terms for c in self.corners]
 
 
 class IntermediateImages(CollisionCallback):
@@ -200,11 +191,7 @@ class Checkpoints(CollisionCallback):
 
 
 def callbacks_of(
-    directory: Path | None,
-    corners: Sequence[int],
-    log: LogSettings,
-    sources: Sources | None,
-    push: str = "unit",
+    directory: Path | None, corners: Sequence[int], log: LogSettings
 ) -> list[Callback]:
     """All callbacks of a search.
 
@@ -212,13 +199,11 @@ def callbacks_of(
         directory: folder of curves, images and checkpoints; None for none.
         corners: indices of the K corners.
         log: steps between them.
-        sources: of composites.
-        push: how corners are kept apart (`loss.push`).
     """
     callbacks: list[Callback] = [Progress()]
     if directory is not None:
         callbacks += [
-            Curves(directory / CURVES, corners, curve_terms(sources, push)),
+            Curves(directory / CURVES, corners),
             IntermediateImages(directory / STEPS, corners, log.images_every),
             Checkpoints(directory / "checkpoints", log.checkpoint_every),
         ]

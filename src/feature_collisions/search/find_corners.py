@@ -128,7 +128,7 @@ class Search(SearchSettings):
             self.precision = self._precision(asked)
         if self.ckpt_path is not None:
             check_checkpoint(self.ckpt_path, self.module.problem)
-        callbacks = callbacks_of(self.directory, self.corners, self.log, self.sources, self.push)
+        callbacks = callbacks_of(self.directory, self.corners, self.log)
         count = len(self.corners)
         self.lightning = make_trainer(self.trainer, callbacks, self.directory, count)
 

@@ -233,15 +233,11 @@ class CollisionLoss(nn.Module):
         if self.settings.gamma:  # 0 times NaN is NaN
             total = total + self.settings.gamma * variation
         oriented = self.target.oriented(preactivation)
-        found = {
-            "positive": positive(oriented, self.features, self.active),
-            "total": total,
-            "total_variation": variation,
-        }
+        found = {"positive": positive(oriented, self.features, self.active)}
         if self.pushes_units:
             found["negative"] = negative(oriented, self.inactive, self.units)
             found["unit_preactivation"] = preactivation.gather(1, self.units[:, None])[:, 0]
-        return found
+        return found | {"total": total, "total_variation": variation}
 
     @property
     def _power(self) -> int:
