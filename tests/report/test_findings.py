@@ -155,7 +155,7 @@ def test_pictures_are_called_different_where_their_averages_are(hull, tmp_path, 
     result = evaluated(hull, tmp_path) | {"pooled_sizes": {"1": 1.5, "8": size}}
     notes = " ".join(claim.note for claim in describe(hull.summary, result, NAMES).claims)
     assert ("differ after averaging 8x8 pixels; whether a person" in notes) == sees
-    assert ("fine detail" in notes) != sees
+    assert ("is within squares" in notes) != sees
 
 
 def described(changed=None, **entries):

@@ -259,7 +259,7 @@ class Hull(Corners):
     def pooled_sizes(self, images: Tensor | Sequence[Tensor]) -> dict[int, float]:
         """Relative size after averaging over squares of 1, 2, 4 and 8 pixels, by side.
 
-        A person sees differences that are still large at 8 pixels; the rest is fine detail. Borders
+        What remains at 8 pixels is coarse; the rest differs within squares of that side. Borders
         narrower than a square are left out, as are squares larger than the images.
 
         Args:

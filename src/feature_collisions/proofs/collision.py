@@ -168,7 +168,7 @@ class _CollisionJudge(HullJudge):
         return torch.stack(middles), torch.stack(reaches)
 
     def exact(self) -> CollisionProof:
-        """Result for an affine layer: errors are convex, so the largest is at a corner."""
+        """Result for an affine layer, where L_pos and inactive units are largest at corners."""
         features = self.features
         self.norm, self.slack = self._of_target(self.problem.target)
         preactivation, reach = self._enclosed(self.problem.corners)
@@ -216,9 +216,13 @@ class _CollisionJudge(HullJudge):
         self.follow(self.cut.network)
         self.norm, self.slack = self._of_target(self.problem.target)
         if not self.slack.isfinite().all():
-            raise NotPiecewiseLinear("the bounds overflow at the target itself")
+            raise NotPiecewiseLinear(
+                "the bounds overflow at the target itself, and more time does not help"
+            )
         if not self.norm:
-            raise NotPiecewiseLinear("f(t) is 0, or lost in rounding")
+            raise NotPiecewiseLinear(
+                "f(t) is 0, or the bounds at the target are too loose to show that it is not"
+            )
         self._look(self.preactivation, torch.eye(len(self.preactivation)))
 
     def figure_at(self, values: Tensor) -> Tensor:

@@ -492,8 +492,8 @@ def _features_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Findin
         elif proof.by == "affine":
             note = (
                 f"{_past(result)}no inactive unit is above {number(proof.inactive_max)}, no "
-                f"activation differs by more than {off} (section 2: the layer is affine, so the "
-                "largest error over the hull is at a corner; of the corners as saved, in float64)"
+                f"activation differs by more than {off} (section 2: the layer is affine, so L_pos "
+                "and inactive units are largest at corners; of the corners as saved, in float64)"
             )
         value = f"at most {number(bound, '.3g')} of ||f(t)|| from the target's{where}"
         yield Finding(label, value, Evidence.PROVED, note)
@@ -664,7 +664,7 @@ def _distances(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
             "the corners differ after averaging 8x8 pixels; whether a person recognises anything "
             "is not measured"
             if largest >= COARSE
-            else f"below {COARSE} at 8x8, what differs is largely fine detail"
+            else f"below {COARSE} at 8x8: most of the difference is within squares of 8x8 pixels"
         )
         value = f"relative size {largest:.2f} after averaging 8x8 pixels"
         yield Finding("coarse difference", value, Evidence.MEASURED, note)
