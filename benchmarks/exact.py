@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from feature_collisions.data.datasets import load_data
 from feature_collisions.data.image_folder import ImageFolder
 from feature_collisions.data.images import pooled_distance
-from feature_collisions.exact import windows
+from feature_collisions.exact import polytope as polytope_module
 from feature_collisions.exact.eight_bits import nearest_plane, reduced, with_exact_pngs
 from feature_collisions.exact.exact_hull import ExactCorners
 from feature_collisions.exact.first_layer import first_layer
 from feature_collisions.exact.nearest import Matrix
-from feature_collisions.exact.windows import Polytope, polytope_of
+from feature_collisions.exact.polytope import Polytope, polytope_of
 from feature_collisions.graph.activations import IDENTITY
 from feature_collisions.graph.graph import trace
 from feature_collisions.settings.train import DataSettings
@@ -125,7 +125,7 @@ def hulls(arguments: argparse.Namespace) -> None:
                "of 2x2, 4x4, 8x8 averages", "processor s",
                "||W (c - t)||: float64, 32, 8 bits apart, together",
                "outputs: float64, 32, 8 bits apart, together")  # fmt: skip
-    windows._ROUNDS = arguments.rounds
+    polytope_module._ROUNDS = arguments.rounds
     print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
     for name in arguments.networks:
         model, given, images = problem_of(name, arguments)

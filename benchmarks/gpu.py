@@ -352,7 +352,7 @@ def patches(drill: Drill) -> Iterator[Row]:
     import torch.nn.functional as F
 
     from feature_collisions.patches.database import PatchDatabase
-    from feature_collisions.patches.search import exact_search
+    from feature_collisions.patches.nearest_patches import exact_search
 
     count, queried = drill.pick((128_066, 625), (24, 9))
     generator = torch.Generator(drill.device).manual_seed(0)

@@ -22,7 +22,12 @@ import torch
 from feature_collisions.data.image_folder import ImageFolder
 from feature_collisions.patches.database import PatchDatabase, open_database
 from feature_collisions.patches.index import open_index
-from feature_collisions.patches.search import Matches, query_patches, reduced_seed, search_patches
+from feature_collisions.patches.nearest_patches import (
+    Matches,
+    query_patches,
+    reduced_seed,
+    search_patches,
+)
 from feature_collisions.settings.patches import PatchSettings
 from feature_collisions.settings.train import DataSettings
 

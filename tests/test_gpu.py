@@ -12,7 +12,7 @@ from feature_collisions.data.devices import without_tf32
 from feature_collisions.evaluation.evaluate import evaluate
 from feature_collisions.patches.composite import Sources
 from feature_collisions.patches.database import PatchDatabase
-from feature_collisions.patches.search import exact_search
+from feature_collisions.patches.nearest_patches import exact_search
 from feature_collisions.proofs.whole_hull import prove_class
 from feature_collisions.settings.evaluate import EvaluateSettings, PlainSettings, ProofSettings
 from feature_collisions.settings.search import LossSettings, StopSettings

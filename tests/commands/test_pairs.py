@@ -205,8 +205,8 @@ class OnlyCorners(torch.nn.Module):
 
 def test_a_search_with_interior_points_does_not_stop_at_good_corners(shift, shift_images):
     from feature_collisions.hull.outputs import Classes
-    from feature_collisions.search.collision import Goal
     from feature_collisions.search.find_corners import Search
+    from feature_collisions.search.lightning_module import Goal
 
     stop = stop_at_once(None, probability=1.0)
     for points, converged in ((0, True), (1, False)):

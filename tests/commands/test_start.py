@@ -13,7 +13,7 @@ from helpers.commands import ROOT
 _LATER = (
     "wandb", "timm", "faiss", "matplotlib.backends.backend_agg",
     "feature_collisions.proofs.whole_hull", "feature_collisions.report.figures",
-    "feature_collisions.patches.search", "feature_collisions.evaluation.evaluate",
+    "feature_collisions.patches.nearest_patches", "feature_collisions.evaluation.evaluate",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from feature_collisions import CollisionError, exact_hull
 from feature_collisions.exact import nearest
 from feature_collisions.exact.first_layer import FirstLayer, first_layer
 from feature_collisions.exact.interior import Interior
-from feature_collisions.exact.windows import polytope_of
+from feature_collisions.exact.polytope import polytope_of
 from feature_collisions.graph.graph import trace
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from feature_collisions.exact.eight_bits import nearest_plane, reduced, with_exact_pngs
 from feature_collisions.exact.first_layer import first_layer
-from feature_collisions.exact.windows import polytope_of
+from feature_collisions.exact.polytope import polytope_of
 from feature_collisions.graph.graph import trace
 
 

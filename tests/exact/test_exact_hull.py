@@ -9,9 +9,10 @@ from scipy.spatial import HalfspaceIntersection
 from torch import Tensor, nn
 
 from feature_collisions import SettingError, exact_hull
-from feature_collisions.exact import nearest, windows
+from feature_collisions.exact import nearest
+from feature_collisions.exact import polytope as polytope_module
 from feature_collisions.exact.first_layer import first_layer
-from feature_collisions.exact.windows import Polytope, polytope_of
+from feature_collisions.exact.polytope import Polytope, polytope_of
 from feature_collisions.graph.graph import trace
 from feature_collisions.runs.run import load_run
 
@@ -83,8 +84,8 @@ def test_rows_that_are_held_and_the_network_itself_say_the_same(name, monkeypatc
     model, target = stem(STEMS[name][0], features=STEMS[name][1]), torch.rand(2, 8, 8)
     picture = torch.rand(2, 128).double()
     held, _ = polytope(model, target).nearest(picture)
-    monkeypatch.setattr(windows, "_HELD", 0)
-    monkeypatch.setattr(windows, "_windows", lambda layer: None)
+    monkeypatch.setattr(polytope_module, "_HELD", 0)
+    monkeypatch.setattr(polytope_module, "_windows", lambda layer: None)
     monkeypatch.setattr(nearest, "_solved", None)  # which rows that are not held have no use for
     found = polytope(model, target)
     assert found.hidden == HIDDEN[name]
@@ -100,7 +101,7 @@ def test_rows_that_depend_on_each_other_are_counted_where_they_are_held(monkeypa
     model, target = stem(conv, features=48), torch.rand(2, 8, 8)
     held = polytope(model, target)
     assert (held.hidden, held.counted) == (96, True)
-    monkeypatch.setattr(windows, "_HELD", 0)
+    monkeypatch.setattr(polytope_module, "_HELD", 0)
     found = polytope(model, target)
     assert (found.hidden, found.counted) == (80, False)  # at least so many
     near, _ = found.nearest(torch.rand(1, 128).double())

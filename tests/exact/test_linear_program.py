@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from feature_collisions.errors import SettingError
-from feature_collisions.exact import windows
+from feature_collisions.exact import polytope as polytope_module
 from feature_collisions.exact.exact_hull import ExactCorners
 from feature_collisions.exact.first_layer import first_layer
+from feature_collisions.exact.polytope import Polytope, polytope_of
 from feature_collisions.exact.programs import least, least_of_eq2
-from feature_collisions.exact.windows import Polytope, polytope_of
 from feature_collisions.graph.graph import trace
 from feature_collisions.settings.solver import OBJECTIVES
 from helpers.exact import linear_programs
@@ -169,7 +169,7 @@ def test_a_target_that_is_the_polytope_s_one_point_is_refused() -> None:
 
 
 def test_layers_too_large_for_linear_programs_are_refused(monkeypatch) -> None:
-    monkeypatch.setattr(windows, "_HELD", 0)
+    monkeypatch.setattr(polytope_module, "_HELD", 0)
     conv = nn.Conv2d(1, 2, 3, stride=2, padding=1)
     model = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(32, 2)).eval()
     torch.manual_seed(0)

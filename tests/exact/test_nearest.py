@@ -9,7 +9,7 @@ from scipy.optimize import minimize, nnls
 
 from feature_collisions.errors import SettingError
 from feature_collisions.exact.first_layer import Sides
-from feature_collisions.exact.windows import Windows
+from feature_collisions.exact.polytope import Windows
 from feature_collisions.runs.run import load_run
 from feature_collisions.search.find_corners import find_corners
 from feature_collisions.settings.search import LossSettings, StopSettings

@@ -12,7 +12,7 @@ from feature_collisions.exact.programs import depth
 from feature_collisions.patches import composite_kernel
 from feature_collisions.patches.composite import Sources
 from feature_collisions.patches.database import PatchDatabase
-from feature_collisions.patches.search import exact_search
+from feature_collisions.patches.nearest_patches import exact_search
 from feature_collisions.proofs.faces import prove_faces
 from feature_collisions.report.report import write_report
 from feature_collisions.settings.evaluate import (

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from feature_collisions.patches import index as patch_index
-from feature_collisions.patches import search as patch_search
+from feature_collisions.patches import nearest_patches as patch_search
 from feature_collisions.patches.database import open_database
-from feature_collisions.patches.search import (
+from feature_collisions.patches.nearest_patches import (
     query_patches,
     search_patches,
 )
-from feature_collisions.patches.windows import (
+from feature_collisions.patches.patch_windows import (
     windows_at,
 )
 from helpers.patches import FAISS, SETTINGS, assert_same, slow_search

@@ -5,14 +5,14 @@ import torch
 
 from feature_collisions.errors import SettingError
 from feature_collisions.patches.database import open_database
-from feature_collisions.patches.search import (
+from feature_collisions.patches.nearest_patches import (
     Matches,
     query_patches,
     reduced_seed,
     same_images,
     search_patches,
 )
-from feature_collisions.patches.windows import (
+from feature_collisions.patches.patch_windows import (
     ROUNDING,
     Descriptions,
     basis_of,

@@ -10,8 +10,8 @@ from torch import Tensor
 from feature_collisions.data.image_set import ImageSet
 from feature_collisions.errors import SettingError
 from feature_collisions.patches.database import PatchDatabase
+from feature_collisions.patches.nearest_patches import Matches
 from feature_collisions.patches.paste import check_geometry, paste
-from feature_collisions.patches.search import Matches
 from feature_collisions.settings.patches import PatchSettings
 
 

@@ -4,7 +4,7 @@ import torch
 from feature_collisions.data.datasets import Images
 from feature_collisions.errors import SettingError
 from feature_collisions.patches.database import open_database
-from feature_collisions.patches.search import query_patches, search_patches
+from feature_collisions.patches.nearest_patches import query_patches, search_patches
 from feature_collisions.report.figures import sheet_figure
 from feature_collisions.report.sheets import matches_sheet
 from feature_collisions.settings.patches import PatchSettings

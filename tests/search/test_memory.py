@@ -11,8 +11,8 @@ from feature_collisions.data import memory
 from feature_collisions.data.memory import free_bytes
 from feature_collisions.errors import SettingError
 from feature_collisions.search import find_corners as find_corners_module
-from feature_collisions.search.collision import Goal
 from feature_collisions.search.find_corners import Search
+from feature_collisions.search.lightning_module import Goal
 from feature_collisions.settings.search import LogSettings, LossSettings, StopSettings
 
 CPU = torch.device("cpu")

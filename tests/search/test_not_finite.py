@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from feature_collisions.errors import CollisionError, SettingError
 from feature_collisions.patches import composite_kernel
 from feature_collisions.patches.composite import Sources, blend, layers
-from feature_collisions.search.collision import check_scale
 from feature_collisions.search.find_corners import Search, find_corners
+from feature_collisions.search.lightning_module import check_scale
 from feature_collisions.settings.search import (
     LogSettings,
     LossSettings,

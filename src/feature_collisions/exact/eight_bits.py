@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .nearest import Matrix, nearest_points
-from .windows import Polytope, Problem
+from .polytope import Polytope, Problem
 
 _PIXELS = 256  # of a window: a larger one's basis takes minutes
 _TRIES = ((2 / 255, 0.02), (0.0, 0.1), (0.0, 0.3))  # margins that pixels keep from 0 and 1, and s

@@ -32,8 +32,8 @@ from ..search.summary import summarise
 from ..settings.rules import SEED, whole
 from .eight_bits import with_exact_pngs
 from .first_layer import FirstLayer, first_layer
+from .polytope import Polytope, polytope_of
 from .programs import Pushed
-from .windows import Polytope, polytope_of
 
 _MOST = 1000  # corners
 _SAME = 1e-4  # L2 distance, pixels in [0, 1], below which corners coincide

@@ -12,7 +12,7 @@ from ..graph.target_layer import TargetLayer
 from ..hull.hull import Hull
 from ..runs.evaluation import Evaluation, Rounding
 from .first_layer import first_layer
-from .windows import polytope_of
+from .polytope import polytope_of
 
 _BATCH = 64  # gradients computed at once, if memory allows
 _SMALL = 1e-10  # relative to the largest singular value; smaller ones are rounding

@@ -20,7 +20,7 @@ from ..settings.rules import one_of
 from ..settings.solver import OBJECTIVES
 from ..settings.train import parse_corners
 from .first_layer import FirstLayer, first_layer
-from .windows import Polytope, Problem, polytope_of
+from .polytope import Polytope, Problem, polytope_of
 
 
 class Solution(NamedTuple):

@@ -1,8 +1,8 @@
 """A compressed index of the database's windows (faiss); its candidates are ranked exactly.
 
 It replaces the paper's index, Prioritized DCI (Li and Malik, 2017), which has no maintained
-package. A window is described by 63 coordinates and the norm of the residual (`windows`), stored
-as 8-bit codes in lists around centres (IVF). A query searches the nearest lists.
+package. A window is described by 63 coordinates and the norm of the residual (`patch_windows`).
+These are stored as 8-bit codes in lists around centres (IVF). A query searches the nearest lists.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from ..data.files import load_tensors, save_tensors
 from ..errors import SettingError, first_line
 from .build import locked
 from .database import PatchDatabase
-from .windows import Descriptions, basis_of, windows_at
+from .patch_windows import Descriptions, basis_of, windows_at
 
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it logs how it is loaded
 import faiss  # noqa: E402

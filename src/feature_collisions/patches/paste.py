@@ -10,7 +10,7 @@ from ..errors import SettingError
 from ..settings.patches import PatchSettings
 from .composite import Sources
 from .database import PatchDatabase, open_database, source
-from .search import Matches, query_patches, reduced_seed, search_patches
+from .nearest_patches import Matches, query_patches, reduced_seed, search_patches
 
 
 def find_neighbours(

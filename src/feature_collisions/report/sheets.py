@@ -14,8 +14,8 @@ from ..graph.graph import evaluating
 from ..graph.logits import predict
 from ..hull.hull import Hull
 from ..patches.database import PatchDatabase, source
+from ..patches.nearest_patches import Matches
 from ..patches.paste import cut_out
-from ..patches.search import Matches
 from ..runs import evaluation
 from ..settings.patches import PatchSettings
 from .words import Words

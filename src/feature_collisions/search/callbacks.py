@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..data.files import read_text, write_text
 from ..data.images import save_png, to_uint8
 from ..settings.search import LogSettings
-from .collision import Collision
+from .lightning_module import Collision
 from .parameterisations import PatchComposite
 
 CURVES, STEPS = "metrics.csv", "images/steps"  # in a run directory

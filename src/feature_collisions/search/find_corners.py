@@ -58,7 +58,7 @@ from ..settings.train import parse_corners
 from ..settings.trainer import MIXED, arguments_for, check_trainer, devices_of
 from .callbacks import callbacks_of, log_afterwards
 from .checkpoints import check_checkpoint, digest, problem_of
-from .collision import Collision, Found, Goal, all_met, unmet
+from .lightning_module import Collision, Found, Goal, all_met, unmet
 from .losses import CollisionLoss, directions
 from .parameterisations import PatchComposite, Pixels
 from .summary import summarise

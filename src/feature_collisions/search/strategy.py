@@ -34,7 +34,7 @@ from torch.multiprocessing.spawn import (
 
 from ..errors import CollisionError, SettingError
 from ..interrupts import Interrupted, between_steps, interruptible, is_interrupted
-from .collision import Collision
+from .lightning_module import Collision
 
 _PATIENCE = timedelta(minutes=30)  # torch's default; compilation may delay a rank
 _GRACE = 5  # seconds before the other ranks are killed after one failed

@@ -15,7 +15,7 @@ from ..errors import SettingError
 from ..graph.target_layer import halve_weights
 from ..settings.trainer import device_ids
 from .checkpoints import CheckpointFile
-from .collision import Collision
+from .lightning_module import Collision
 from .strategy import CornersOverRanks, quiet_lightning
 
 AGREES = 0.9  # cosine; 0.96 to 0.97 at the first step of SqueezeNet and ResNet-50

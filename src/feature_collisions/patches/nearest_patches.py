@@ -11,7 +11,7 @@ from ..data.devices import without_tf32
 from ..errors import SettingError
 from ..settings.patches import PatchSettings
 from .database import PatchDatabase, scaled
-from .windows import ROUNDING, Descriptions, basis_of, squared_distances
+from .patch_windows import ROUNDING, Descriptions, basis_of, squared_distances
 
 _DIMENSIONS = 192  # of the exact search's basis; with 64, forty times as many windows are measured
 _CHUNK = {"cpu": 32, "cuda": 512}  # images per batch
