@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from feature_collisions.data.devices import explain_out_of_memory
 from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import SettingError
-from feature_collisions.evaluation.evaluate import Subject
+from feature_collisions.evaluation.evaluate import SAMPLED, Subject
+from feature_collisions.runs.evaluation import Evaluation, Sample
 from feature_collisions.settings.evaluate import EvaluateSettings
 from feature_collisions.simplex import SAMPLERS
 from helpers.hulls import evaluated, made_hull
@@ -25,6 +26,22 @@ def change(run, part, **entries):
     summary = json.loads((run / "summary.json").read_text())
     (summary if part == "summary" else summary["corners"][part]).update(entries)
     (run / "summary.json").write_text(json.dumps(summary))
+
+
+def test_the_outcome_takes_the_largest_feature_error_of_all_samples_and_corners():
+    hull = made_hull()
+    probability = float(hull.output.probability)
+    uniform = Sample(accuracy=1.0, probability_mean=probability, feature_relative_max=0.01)
+    subject = Subject(hull, EvaluateSettings(), known=Evaluation(dirichlet=uniform))
+    alone = SAMPLED["outcome"](subject)
+    assert alone.outcome == "features collide"
+    assert alone.feature_relative_max == max(0.01, hull.summary.corner_feature_relative_max or 0)
+    subject.known.stick_breaking = Sample(feature_relative_max=9.0)
+    both = SAMPLED["outcome"](subject)
+    assert (both.outcome, both.feature_relative_max) == ("class only", 9.0)
+    assert both.outcome_reasons == [
+        f"feature error 9.000 ||f(t)||, the limit is {alone.hull_relative:g}"
+    ]
 
 
 def test_a_hull_of_exact_corners_is_proved(command, run, capsys):

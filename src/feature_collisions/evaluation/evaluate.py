@@ -208,12 +208,21 @@ def _entry(sampler: str, uint8: bool) -> str:
 
 
 def _outcome(subject: Subject) -> Evaluation:
-    """Outcome of the hull by the uniform sample, and reasons against a better one."""
+    """Outcome by the uniform sample and the largest feature error of all samples and corners."""
     if (sample := subject.known.dirichlet) is None:
         return Evaluation()
+    known = [subject.known.at(f"{sampler}.feature_relative_max") for sampler in SAMPLERS]
+    sampled = [error for error in known if error is not None]
+    if sampled:
+        sample |= {"feature_relative_max": max(sampled)}
     name, reasons = subject.hull.outcome(sample)
-    limit = limit_of(subject.hull.summary)
-    return Evaluation(outcome=name, outcome_reasons=reasons, hull_relative=limit)
+    at_corners = subject.hull.summary.corner_feature_relative_max or 0.0
+    return Evaluation(
+        outcome=name,
+        outcome_reasons=reasons,
+        hull_relative=limit_of(subject.hull.summary),
+        feature_relative_max=max(*sampled, at_corners) if sampled else None,
+    )
 
 
 def _distances(subject: Subject) -> Evaluation:

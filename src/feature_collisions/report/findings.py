@@ -289,7 +289,8 @@ def _outcome(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         reasons = "; ".join(result.outcome_reasons)
         meaning = _OF_FEATURES if result.output == "features" else _IN_WORDS
         note = meaning[result.outcome] + (f" ({reasons})" if reasons else "")
-        error = result.dirichlet.feature_relative_max if result.dirichlet else None
+        uniform = result.dirichlet.feature_relative_max if result.dirichlet else None
+        error = uniform if result.feature_relative_max is None else result.feature_relative_max
         value = result.outcome
         if error is not None:
             proved = result.at("proof.collision.feature_relative_max")

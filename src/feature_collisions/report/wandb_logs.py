@@ -290,7 +290,7 @@ _FIGURES = {
     "outcome": "outcome", "accuracy": "dirichlet.accuracy",
     "accuracy_lower_95": "dirichlet.accuracy_lower_95", "probability": "dirichlet.probability_mean",
     "cosine_min": "dirichlet.cosine_min", "same": "dirichlet.same",
-    "feature_error": "dirichlet.feature_relative_max", "relative_size": "relative_size",
+    "feature_error": "feature_relative_max", "relative_size": "relative_size",
     "corner_distance": "corner_distance_mean", "mean_width": "mean_width",
     "judge_size": "judge.size", "judge_initial_kept": "judge.initial_kept",
     "worst_case": "worst_case_probability", "worst_cosine": "worst_case_cosine",

@@ -214,6 +214,7 @@ class Evaluation(Found):
     outcome: Text | None = None
     outcome_reasons: list[str] = Field(default_factory=list)
     hull_relative: Figure | None = None
+    feature_relative_max: Figure | None = None
     dataset_features: OtherImages | None = None
 
     dataset_distance_mean: Figure | None = None

@@ -71,7 +71,7 @@ def row_of(
         result: what was measured of it, all or some.
         known: entries that neither has: how it is called, and its loss.
     """
-    sources = (summary, result, *([result.dirichlet] if result.dirichlet else []))
+    sources = (summary, *([result.dirichlet] if result.dirichlet else []), result)
     found = {name: each[name] for each in sources for name in Row.model_fields if name in each}
     reasons = list(result.outcome_reasons)
     if summary.limits and reasons:
