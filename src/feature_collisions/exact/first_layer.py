@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from ..errors import SettingError
 from ..graph.activations import IDENTITY, Activation, base_name
 from ..graph.flow import bypasses, following, is_size
-from ..graph.graph import Graph, copied, fold, until
+from ..graph.graph import Graph, until
 from ..graph.operations import (
     AVERAGES,
     BATCH_NORM,
@@ -20,6 +20,7 @@ from ..graph.operations import (
     module_path,
 )
 from ..graph.target import TargetFeatures
+from ..graph.target_layer import frozen
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,7 @@ def first_layer(graph: Graph, layer: str = "auto") -> FirstLayer:
     affine = affine_part(network)
     node = _named(graph, layer, affine) if layer != "auto" else _last_layer(graph, affine)
     name = _name(graph, node)
-    cut = copied(until(network, node))
-    fold(cut)
-    cut.requires_grad_(False).eval().to("cpu", torch.float64)
+    cut = frozen(until(network, node)).to("cpu", torch.float64)
     bias = cut(torch.zeros(1, *graph.size, dtype=torch.float64)).flatten()
     return FirstLayer(name, node, cut, graph.size, bias, _activation(graph, node))
 

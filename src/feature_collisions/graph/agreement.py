@@ -145,7 +145,7 @@ def check_hidden(graph: Graph, layer: str, images: Tensor) -> tuple[str, ...]:
         def to_the_edge(values: Tensor) -> Tensor:
             return _moved(known.activation, values, lambda depth: _EDGE * depth)
 
-        shown = known.activation.is_exact and not _read_elsewhere(graph, layer)
+        shown = known.activation.is_exact and not other_readers(graph, layer)
         for push in (further, to_the_edge) if shown else ():
             pushed = _with_values(model, modules, images, push)
             alike(f"layer={layer}: its hidden units change the logits", logits, pushed, _NOT_HIDDEN)
@@ -173,11 +173,6 @@ def _moved(activation: Activation, values: Tensor, change: Callable[[Tensor], Te
         depth = side.sign * (values - side.edge)
         moved = torch.where(depth < 0, side.edge + side.sign * change(depth), moved)
     return moved
-
-
-def _read_elsewhere(graph: Graph, layer: str) -> bool:
-    """Whether other operations read the layer's hidden values, so that the output sees them."""
-    return graph.network is not None and bool(other_readers(graph, layer))
 
 
 def _with_values(

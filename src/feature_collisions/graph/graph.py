@@ -214,12 +214,9 @@ def _export(
     model: nn.Module, example: Tensor, dynamic: dict[int, Any] | None
 ) -> torch.export.ExportedProgram:
     shapes = None if dynamic is None else (dynamic,)
-    with torch.no_grad() if _is_inference(example) else contextlib.nullcontext():
+    inference = torch.is_inference_mode_enabled() or example.is_inference()
+    with torch.no_grad() if inference else contextlib.nullcontext():
         return torch.export.export(_Called(model), (example,), dynamic_shapes=shapes, strict=False)
-
-
-def _is_inference(example: Tensor) -> bool:
-    return torch.is_inference_mode_enabled() or example.is_inference()
 
 
 class _Called(nn.Module):

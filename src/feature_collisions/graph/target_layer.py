@@ -4,7 +4,7 @@ A search step runs a frozen copy, and only the part that the loss needs.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +16,8 @@ from .flow import activations_behind, module_of, nodes_of
 from .graph import Graph, copied, end_of, fold, held_by, until
 from .logits import device_of, logits_in
 from .operations import LAYERS, NotPiecewiseLinear, kinds, reuse_memory
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class TargetLayer(nn.Module):
@@ -41,9 +43,9 @@ class TargetLayer(nn.Module):
         if behind:
             nodes = activations_behind(graph, layer) or nodes
         if nodes is None or not graph.any_batch:
-            self.network: nn.Module = _RunAsIs(_frozen(graph.model), layer, whole=False)
+            self.network: nn.Module = _RunAsIs(frozen(graph.model), layer, whole=False)
         else:
-            self.network = _frozen(until(graph.runnable(), *nodes))
+            self.network = frozen(until(graph.runnable(), *nodes))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to (B, N): pre-activations, flattened, several layers concatenated."""
@@ -96,7 +98,7 @@ def joined(values: Sequence[Tensor]) -> Tensor:
 def frozen_copy(graph: Graph, layout: torch.memory_format) -> nn.Module:
     """Copy the classifier in eval mode, on its device, without gradients for its weights."""
     network = graph.network if graph.any_batch and graph.network is not None else graph.model
-    return _frozen(network).to(memory_format=layout)
+    return frozen(network).to(memory_format=layout)
 
 
 def network_of(
@@ -114,7 +116,7 @@ def network_of(
     network: TargetLayer | Observed
     if logits:
         network = Observed(graph, layer)
-        network.network = _frozen(network.network)
+        network.network = frozen(network.network)
     else:
         network = TargetLayer(graph, layer)
     if isinstance(network.network, fx.GraphModule):
@@ -151,11 +153,12 @@ def _halve(network: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
         tensor.data = tensor.data.to(dtype)
 
 
-def _frozen(network: nn.Module) -> nn.Module:
-    frozen = copied(network)
-    if isinstance(frozen, fx.GraphModule):
-        fold(frozen)
-    return frozen.requires_grad_(False).eval()
+def frozen(network: Module) -> Module:
+    """A copy in eval mode without gradients; what does not depend on the images is a constant."""
+    found = copied(network)
+    if isinstance(found, fx.GraphModule):
+        fold(found)
+    return found.requires_grad_(False).eval()
 
 
 class _Reached(Exception):

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger
-from pydantic import JsonValue
 from torch import Tensor, nn
 
 from ..data.devices import device_for, out_of_memory
@@ -255,6 +254,11 @@ class Search(SearchSettings):
             along = directions(self.corners, initial)
         near = initial if self.loss.nearness or self.push == "direction" else None
         loss = replace(self.loss, push=self.push)
+        problem = problem_of(
+            self.model, self.layer, self.initial, self.target, units, self.optimizer
+        )
+        if self.sources is not None:
+            problem |= {"sources": digest(self.sources.windows), "grid": self.grid}
         return Collision(
             network,
             parameterisation,
@@ -266,10 +270,7 @@ class Search(SearchSettings):
             compiled=self.compile,
             seed=self.seed,
             per_batch=images_per_batch(self.corners_per_batch),
-            problem=problem_of(
-                self.model, self.layer, self.initial, self.target, units, self.optimizer
-            )
-            | self._problem_of_sources(),
+            problem=problem,
         )
 
     def _push(self) -> str:
@@ -399,11 +400,6 @@ class Search(SearchSettings):
         windows = self.sources.windows.to(self.initial.device, self.dtype)
         sources = replace(self.sources, windows=windows)
         return PatchComposite(sources, len(self.corners), self.grid)
-
-    def _problem_of_sources(self) -> dict[str, JsonValue]:
-        if self.sources is None:
-            return {}
-        return {"sources": digest(self.sources.windows), "grid": self.grid}
 
     def _preactivation(self, images: Tensor) -> Tensor:
         return preactivation_of(self.graph, self.layer, images, self.dtype)
