@@ -231,9 +231,11 @@ def with_layer(settings: Settings, graph: Graph) -> Settings:
     """The settings with a named layer in place of `classifier.layer=auto`."""
     from ..exact.first_layer import first_layer
     from ..graph.flow import last_layer
+    from ..graph.target import check_forward
 
     if settings.classifier.layer != "auto":
         return settings
+    check_forward(graph)  # a wrong size is no fault of the layer
     if settings.solver != "gradient":
         layer, reason = first_layer(graph).name, "the first, which is linear"
     else:

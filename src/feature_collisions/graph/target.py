@@ -13,7 +13,7 @@ from ..errors import SettingError, first_line
 from .activations import RELU, Activation, title_of
 from .flow import following
 from .graph import Graph, evaluating
-from .logits import predict
+from .logits import like_weights, predict
 from .target_layer import TargetLayer
 
 _TOGETHER = 16  # batch size
@@ -214,7 +214,8 @@ def with_edges(activation: Activation, preactivation: Tensor, tolerance: float) 
     return activation.within(tolerance * norm / math.sqrt(len(preactivation)))
 
 
-_OF_SIZE = re.compile(r"shape|size|channels|dimension|elements", re.IGNORECASE)
+_OF_SIZE = re.compile(r"shape|size|height|width|channels|dimension|elements", re.IGNORECASE)
+_BY_SIZE = (RuntimeError, AssertionError, ValueError)  # PyTorch, timm, transformers
 
 
 @contextmanager
@@ -229,7 +230,7 @@ def explain_forward_errors(size: Sequence[int], where: str = "") -> Iterator[Non
         shape = "x".join(map(str, size))
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in reason:
             cure = "too little memory; use smaller images (data.size)"
-        elif isinstance(error, RuntimeError) and _OF_SIZE.search(reason):
+        elif isinstance(error, _BY_SIZE) and _OF_SIZE.search(reason):
             cure = "use images of the network's size (data.size)"
         else:
             kind = type(error).__name__
@@ -240,6 +241,14 @@ def explain_forward_errors(size: Sequence[int], where: str = "") -> Iterator[Non
             f"the network{where} rejects an image of {shape} ({reason})",
             cure,
         ) from error
+
+
+@torch.no_grad()
+def check_forward(graph: Graph) -> None:
+    """Raise SettingError if the network without a graph rejects images of the graph's size."""
+    if graph.network is None:
+        with explain_forward_errors(graph.size), evaluating(graph.model):
+            graph.model(like_weights(graph.model, torch.zeros(1, *graph.size)))
 
 
 @torch.no_grad()
