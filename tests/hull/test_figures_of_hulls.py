@@ -71,11 +71,17 @@ def test_a_hull_never_changes_and_another_has_nothing_of_it():
     assert all(len(each.corners) == 4 for each in other.evaluator.replicas)
 
 
-def test_a_hull_is_printed_on_one_line():
-    text = repr(made_hull())
-    assert "\n" not in text
-    assert len(text) < 200
-    assert "5 corners" in text
+def test_what_holds_pictures_is_printed_on_one_line():
+    hull = made_hull()
+    worst, example = hull.worst_case(starts=2, steps=3), feature_collisions.load_example()
+    for value, said in (
+        (hull, "5 corners"),
+        (worst, "probability="),
+        (example, "(1000, 1, 28, 28)"),
+    ):
+        assert "\n" not in repr(value)
+        assert len(repr(value)) < 200
+        assert said in repr(value)
 
 
 def test_the_package_lists_its_public_names():

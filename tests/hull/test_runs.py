@@ -29,6 +29,8 @@ def test_a_run_is_read_back_as_it_was_written(search, tmp_path):
     hull = search([0, 2])
     hull.save(tmp_path / "run")
     run = load_run(tmp_path / "run")
+    assert len(repr(run)) < 100 + len(str(run.directory)), "pixels are printed"
+    assert "2 corners (1, 3, 3)" in repr(run)
     for name in ("corners", "initial", "target", "units"):
         assert torch.equal(getattr(run, name), getattr(hull, name))
     assert run.summary == hull.summary

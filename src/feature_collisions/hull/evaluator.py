@@ -264,10 +264,12 @@ class Evaluator:
             worst = seen[torch.cat(parts).argmin()]
             image = own.points(worst[None])
             (said,) = own.output.of_images(predict(own.model, image))
-        return WorstCase(
-            worst, image[0], said.predicted_class, said.probability, own.output.takes(said),
-            said.cosine, said.output_relative,
-        )  # fmt: skip
+        if own.output.kind == "features":
+            return WorstCase(
+                worst, image[0], cosine=said.cosine, output_relative=said.output_relative
+            )
+        right = own.output.takes(said)
+        return WorstCase(worst, image[0], said.predicted_class, said.probability, right)
 
 
 def in_batches(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:

@@ -316,9 +316,10 @@ class Hull(Corners):
             seconds: time for each of the two statements.
 
         Returns:
-            `class`: `outcome` is `proved`, `refuted` or `undecided`; with `share_proved` of the
-            hull's volume (of its weights, if corners coincide), `margin_min`, `probability_min`,
-            `pieces` and `seconds`. `collision`: `feature_relative_max` is an upper bound on
+            `class`: `outcome` is `proved`, `refuted`, `undecided` or, for an encoder, `no class`;
+            with `share_proved` of the hull's volume (of its weights, if corners coincide),
+            `margin_min`, `probability_min`, `pieces` and `seconds`. `collision`:
+            `feature_relative_max` is an upper bound on
             ||f(x) - f(t)|| / ||f(t)||. Either has a `reason` if nothing is proved.
 
         Raises:

@@ -18,16 +18,23 @@ class WorstCase(NamedTuple):
     """The worst point seen in a hull, and its weights (K,).
 
     Points of another class come first, then the smallest probability of the target's class. For
-    an encoder it is the point with the smallest cosine; there is no class.
+    an encoder it is the point with the smallest cosine; the fields of the class are None.
     """
 
     weights: Tensor
     image: Tensor
-    predicted_class: int = -1
-    probability: float = 0.0
+    predicted_class: int | None = None
+    probability: float | None = None
     correct: bool | None = None
     cosine: float | None = None
     output_relative: float | None = None
+
+    def __repr__(self) -> str:
+        """One line, without pixels."""
+        figures = {name: value for name, value in self._asdict().items() if value is not None}
+        weights = ", ".join(f"{weight:.3g}" for weight in self.weights.tolist())
+        shown = {"image": tuple(figures.pop("image").shape), "weights": f"[{weights}]"}
+        return f"WorstCase({', '.join(f'{k}={v}' for k, v in (figures | shown).items())})"
 
 
 class _Paths(NamedTuple):

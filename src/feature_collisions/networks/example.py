@@ -23,6 +23,16 @@ class Example(NamedTuple):
     labels: Tensor
     """(1000,) int64."""
 
+    def __repr__(self) -> str:
+        """One line, without pixels."""
+        shapes = ", ".join(
+            f"{k}={tuple(v.shape)}" for k, v in self._asdict().items() if k in _SHOWN
+        )
+        return f"Example({type(self.model).__name__}, {shapes})"
+
+
+_SHOWN = ("initial", "target", "images", "labels")
+
 
 def load_example() -> Example:
     """Load the network and the digits that ship with the package.

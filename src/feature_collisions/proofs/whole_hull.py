@@ -61,15 +61,14 @@ def prove_class(
         of the hull shrunk about its centroid to that share is proved; what holds on the former:
         `margin_min` (the target's logit over any other) and `probability_min` of the target's
         class; `pieces` and `seconds`, of all calls. Or the `reason` why nothing is bounded. Of an
-        encoder the outcome is `not asked`.
+        encoder the outcome is `no class`.
 
     Raises:
         SettingError: if the time is negative or not a number.
     """
     at_least("seconds", seconds, 0)
     if problem.target_class < 0:
-        why = "not asked: features of an encoder have no class"
-        return ClassProof(outcome="not asked", reason=why)
+        return ClassProof(outcome="no class", reason="the features of an encoder have no class")
     judge = ClassJudge(problem)
     try:
         corners = torch.eye(len(problem.corners), dtype=torch.float64)

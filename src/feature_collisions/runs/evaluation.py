@@ -73,7 +73,7 @@ class Proof(Found):
 
 
 class ClassProof(Proof):
-    """Whether every point is of the target's class: `proved`, `refuted` or `undecided`."""
+    """Whether every point is of the target's class, or `no class` for an encoder."""
 
     outcome: Text = "undecided"
     margin_min: Figure | None = None

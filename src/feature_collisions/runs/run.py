@@ -83,6 +83,14 @@ class Run(Corners):
     def __post_init__(self) -> None:
         self.jobs = self.jobs or (self.directory,)
 
+    def __repr__(self) -> str:
+        """One line, without pixels."""
+        count, *shape = self.corners.shape
+        return (
+            f"Run({str(self.directory)!r}, {count} corners {tuple(shape)}, "
+            f"{self.summary.classifier}, layer {self.summary.layer!r})"
+        )
+
     @property
     def classifier(self) -> dict[str, Any]:
         """The classifier's settings."""
