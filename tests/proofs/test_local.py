@@ -4,13 +4,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from feature_collisions.hull.hull import Hull
+from feature_collisions.proofs import judge as judges
 from feature_collisions.proofs.bounds.local import TooManyBends, localise, numbers_of, values_of
 from feature_collisions.proofs.bounds.over_pieces import Bounds
 from feature_collisions.proofs.bounds.record import steps_of
 from feature_collisions.proofs.bounds.relaxation import rounding
 from feature_collisions.proofs.bounds.steps import Step
+from feature_collisions.proofs.splitting import Splitting
+from feature_collisions.proofs.whole_hull import ClassJudge
 from feature_collisions.simplex import dirichlet
 from helpers.graphs import traced_for
+from helpers.hulls import deep, hull_of
 from proofs.test_proofs import NETWORKS, SIZES, made
 
 
@@ -106,3 +111,25 @@ def test_a_network_with_too_many_bends_has_none() -> None:
     corners = torch.rand(3, 1, 2, 2, dtype=torch.float64) * 4 - 2
     with pytest.raises(TooManyBends):
         localise(steps_of(traced_for(network, corners), corners[0]), corners)
+
+
+def wide() -> Hull:
+    """Most units are in the first layer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 256), nn.ReLU(), nn.Linear(256, 8), nn.ReLU(), nn.Linear(8, 3)
+    )
+    return hull_of(model, torch.rand(5, 1, 4, 4))
+
+
+@pytest.mark.parametrize("pays", [False, True])
+def test_a_reduced_network_is_made_only_where_it_costs_little(
+    pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Units of the first layer cost a reduced network much, and a bound nothing."""
+    monkeypatch.setattr(judges, "_LITTLE", 0)
+    hull = deep(0) if pays else wide()
+    judge = ClassJudge(hull.problem)
+    judge.prepare()
+    whole = Splitting.of(torch.eye(5), 2).open
+    assert (judge.localise(whole, None) is not None) == pays

@@ -13,7 +13,7 @@ from ..data.devices import device_for
 from ..data.threads import Threads, threads_of_cpu
 from ..graph.operations import NotPiecewiseLinear
 from ..simplex import dirichlet
-from .bounds.local import TooManyBends, check_bends, localise, numbers_of, values_of
+from .bounds.local import TooManyBends, check_bends, localise, numbers_of, pays, values_of
 from .bounds.over_pieces import Bounds, Parts
 from .bounds.record import steps_of
 from .bounds.relaxation import rounding
@@ -125,6 +125,8 @@ class HullJudge(ABC):
         if steps and work < numbers_of(self.steps):
             return localise(steps, piece.inside[0].to(self.place), until=self.until)
         points = self._points(piece)[0]
+        if not pays(self.steps, points):
+            return None
         error = rounding(len(self.corners), points)
         return localise(self.steps, points, error, self.until)
 

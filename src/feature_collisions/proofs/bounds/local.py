@@ -33,6 +33,7 @@ from .steps import (
 
 _GRAIN = 2.0**20  # slopes are multiples of 1 / _GRAIN, so their sums with 1 are exact
 _BENDS = 3000  # most unstable units
+_PAYS = 4  # values to make a reduced network, relative to those of one bound
 _MEMORY = 2**30  # bytes for the images
 
 
@@ -303,13 +304,41 @@ def check_bends(steps: Sequence[Step], vertices: Tensor) -> None:
     Raises:
         TooManyBends: if these are already too many.
     """
-    values, count = list[Tensor](), 0
-    for step, value in zip(steps, _values_of(steps, vertices), strict=True):
+    count = 0
+    for number, bends in _bends_of(steps, vertices):
+        count += bends
+        _check_room(count, steps[number])
+
+
+@torch.no_grad()
+def pays(steps: Sequence[Step], vertices: Tensor) -> bool:
+    """Whether to make a reduced network costs about as little as one bound of the network.
+
+    Each unstable unit passes forward through all later steps when the reduced network is made, and
+    backward through the earlier ones, from the second activation on, in a bound. So it pays where
+    many unstable units are deep. The cost is counted in values, not seconds.
+
+    Raises:
+        TooManyBends: as `check_bends`.
+    """
+    sizes = [step.size if step.bends else 0 for step in steps]
+    count = forward = backward = 0
+    for number, bends in _bends_of(steps, vertices):
+        count += bends
+        _check_room(count, steps[number])
+        forward += bends * sum(sizes[number:])
+        backward += bends * sum(sizes[:number]) * (steps[number].bends > 1)
+    return forward <= _PAYS * backward
+
+
+def _bends_of(steps: Sequence[Step], vertices: Tensor) -> Iterator[tuple[int, int]]:
+    """Index of each rectifier, and its units that are on at one vertex and off at another."""
+    values = list[Tensor]()
+    for number, value in enumerate(_values_of(steps, vertices)):
         values.append(value)
-        if isinstance(step, Rectifier):
-            given = values[step.sources[0]]
-            count += int(((given.amax(0) > 0) & (given.amin(0) < 0)).sum())
-            _check_room(count, step)
+        if isinstance(steps[number], Rectifier):
+            given = values[steps[number].sources[0]]
+            yield number, int(((given.amax(0) > 0) & (given.amin(0) < 0)).sum())
 
 
 def _padded(slopes: Tensor, count: int) -> Tensor:
