@@ -409,3 +409,13 @@ def test_exact_corners_far_apart_are_named_after_the_target_alone(hull):
     assert few_steps(exact) == ""
     near = exact | {"objective": "near"}
     assert " → " in describe(near, RESULT, NAMES).headline
+
+
+def test_rounding_that_nobody_checked_is_not_a_share_of_zero():
+    edge = {"corners": [0, 1], "walked": 1.0, "held": 1.0, "unconfirmed": None}
+    unlike = edge | {"corners": [0, 2], "unconfirmed": 1.0}
+    found = described(edges={"share_held": 1.0, "share_failed": 0.0, "edges": [edge, unlike]})
+    (table,) = (table for table in found.tables if table.heading == "Its edges")
+    column = table.columns.index("rounding bounded on")
+    assert table.rows[0][column] == "not checked"
+    assert table.rows[1][column].startswith("0")

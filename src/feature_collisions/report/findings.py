@@ -251,7 +251,8 @@ def collision_line(summary: Summary) -> str:
     if (error := summary.corner_feature_relative_max) is None:
         return ""
     limit = limit_of(summary)
-    said = "they collide" if error <= limit else "they do not collide"
+    said = "the corners collide" if error <= limit else "the corners do not collide"
+    said += "; evaluate.py measures the hull between them"
     return (
         f"features: corners are at most {error:.2g} of ||f(t)|| from the target's, the line is "
         f"{limit:g}: {said}{_exact_to(summary)}"
@@ -804,7 +805,9 @@ def _edges_table(edges: Edges | None) -> Table:
             "{} to {}".format(*edge.corners),
             percent(edge.walked, 4),
             percent(edge.held, 4),
-            percent(edge.proved, 4),
+            percent(edge.proved, 4)
+            if edge.proved or edge.unconfirmed is not None
+            else "not checked",
             str(edge.pieces),
             number(edge.margin_min),
             f"{edge.rounding:.1e}",

@@ -60,7 +60,7 @@ from .checkpoints import check_checkpoint, digest, problem_of
 from .lightning_module import Collision, Found, Goal, all_met, unmet
 from .losses import CollisionLoss, directions
 from .parameterisations import PatchComposite, Pixels
-from .summary import summarise
+from .summary import summarise, what_to_try
 from .trainer import AGREES, fit, halve_and_compare, make_trainer
 
 
@@ -349,9 +349,10 @@ class Search(SearchSettings):
         if summary.limits:
             warnings.warn(summary.limits, stacklevel=2)
         if summary.unmet:
+            advice = what_to_try(self, summary.steps, self.sources is not None)
             warnings.warn(
                 f"not converged: {'; '.join(summary.unmet)} after {summary.steps} steps; "
-                "raise stop.max_steps or lower loss.beta; see docs/how-to/tune.md",
+                f"{advice}; see docs/how-to/tune.md",
                 stacklevel=2,
             )
         return Hull(

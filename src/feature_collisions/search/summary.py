@@ -11,6 +11,7 @@ from ..graph.probabilities import gives_probabilities
 from ..graph.target import TargetFeatures, logits_of, positive, preactivation_of
 from ..hull.outputs import Output
 from ..runs.records import Corner, Summary
+from ..settings.search import SearchSettings
 from .losses import negative
 
 
@@ -97,3 +98,28 @@ def corner_records(
             entry.negative = float(negatives[k])
             entry.unit_preactivation = float(preactivation[k, units[k]])
     return found
+
+
+_USUAL_RATES = {"adam": 0.2, "sobolev": 0.01}  # of pixels
+_OF_LOGITS = 0.5  # of Adam on composites
+_FEW_ROWS = 10  # between which a jump of the loss is not seen
+
+
+def what_to_try(settings: SearchSettings, steps: int, composite: bool = False) -> str:
+    """Advice for a search of `steps` steps that did not converge.
+
+    Args:
+        settings: of the search.
+        steps: taken.
+        composite: whether it optimised logits of composites, whose rates are larger.
+    """
+    name, rate = settings.optimizer.name, settings.optimizer.rate
+    usual = _OF_LOGITS if composite and name == "adam" else _USUAL_RATES.get(name, rate)
+    advice = "raise stop.max_steps or lower loss.beta"
+    if rate > usual:
+        setting = "optimizer.rate (rates.adam)" if name == "adam" else "optimizer.rate"
+        advice = f"lower {setting}: it is {rate:g}, and {usual:g} is usual; or {advice}"
+    if steps < _FEW_ROWS * settings.log.every:
+        few = f"log.every={max(1, steps // 50)} shows jumps of the loss"
+        advice += f"; {few}, which {settings.log.every} hides"
+    return advice
