@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ data: {name: digits, root: null}
 classifier: {name: file, weights: null, layer: '1'}
 seed: 0
 """
+pytestmark = pytest.mark.usefixtures("undrawn")  # figures read no file
 FILES = (
     "collision.safetensors",
     "summary.json",
@@ -96,12 +96,6 @@ def whole(digits, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Figures take most of the time, and read no file."""
-    monkeypatch.setattr("feature_collisions.report.report.save_figure", lambda *_: None)
-
-
 def damage(path, kind, victim):
     content = path.read_bytes()
     path.unlink()
@@ -141,7 +135,7 @@ def test_a_damaged_file_ends_in_one_line_or_a_right_result(evaluate, whole, tmp_
     for kind in unread if name in UNREAD else DAMAGES:
         run = shutil.copytree(whole, tmp_path / kind)
         damage(run / name, kind, outside / "file")
-        before, started = held(outside), time.monotonic()
+        before = held(outside)
         if name == "evaluation.json" and kind == "type":
             with pytest.raises(IsADirectoryError):
                 evaluate(run)
@@ -162,7 +156,6 @@ def test_a_damaged_file_ends_in_one_line_or_a_right_result(evaluate, whole, tmp_
             else:
                 found = json.loads((run / "evaluation.json").read_text())
                 assert found["dirichlet"]["samples"] == 5
-        assert time.monotonic() - started < 10
         assert held(outside) == before
         shutil.rmtree(run)
 
