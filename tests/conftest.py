@@ -11,13 +11,15 @@ import random
 
 import numpy as np
 import pytest
-import torch
 
 from helpers.commands import SHARED, run_command
-from helpers.networks import Shift
+
+# torch is imported by what uses it: pytest's own process, which starts the workers, runs no test.
 
 
 def pytest_runtest_setup(item):
+    import torch
+
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("there is no GPU here")
 
@@ -25,6 +27,8 @@ def pytest_runtest_setup(item):
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same numbers, alone or after others."""
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -71,12 +75,16 @@ def classifier(digits):
 
 @pytest.fixture
 def shift():
+    from helpers.networks import Shift
+
     return Shift()
 
 
 @pytest.fixture
 def shift_images():
     """An initial and a target image (1, 3, 3); the target's pixels 1, 3, 4, 6 are inactive."""
+    import torch
+
     target = torch.tensor([0.9, 0.1, 0.8, 0.2, 0.4, 0.7, 0.3, 1.0, 0.6]).view(1, 3, 3)
     return torch.full((1, 3, 3), 0.25), target
 
@@ -92,6 +100,8 @@ def command(tmp_path, monkeypatch):
 def database(tmp_path, monkeypatch):
     """40 smooth pictures in colour, so that near windows exist; the last equals the first."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    import torch
+
     from feature_collisions.patches.database import open_database
     from helpers.patches import SETTINGS, images_of
 
@@ -101,3 +111,18 @@ def database(tmp_path, monkeypatch):
     pixels = (pixels * 255).round().to(torch.uint8)
     pixels[-1] = pixels[0]
     return open_database(SETTINGS, images_of(pixels), 0)
+
+
+@pytest.fixture
+def undrawn():
+    """Reports make their figures and do not draw them, which takes four fifths of a report's time.
+
+    For tests of something else. In a file of which all tests use it, `undrawn.undo()` draws.
+    """
+    empty = {"png": b"", "pdf": b"%PDF", "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("figures", "page"):
+            patch.setattr(
+                f"feature_collisions.report.{module}.encoded", lambda figure, form: empty[form]
+            )
+        yield patch

@@ -80,6 +80,7 @@ def test_the_main_job_from_nothing_to_a_report(trained, tmp_path, capsys):
     assert (run / "corners.png").stat().st_size > 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_table_1_on_the_full_set(trained, mnist_root, tmp_path):
     """The paper: 96.64 % test accuracy, L_pos < 5, 2000 of 2000, probability 1.0."""
     from feature_collisions.data.datasets import load_data
@@ -104,6 +105,7 @@ def test_table_1_on_the_full_set(trained, mnist_root, tmp_path):
     assert result["corner_distance_mean"] >= 5
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_sweep_finds_what_a_batch_finds(trained, tmp_path):
     assert trained("train.py", *QUICK, "corner=0..2", "hydra.run.dir=batch") is None
     assert trained("train.py", *QUICK, "corner=0..2", "hydra.sweep.dir=sweep", "-m") is None

@@ -11,7 +11,10 @@ from helpers.commands import run_command
 from helpers.runs import FAST, QUICK
 from helpers.wandb_records import told
 
-pytestmark = pytest.mark.filterwarnings("ignore:not converged")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:not converged"),
+    pytest.mark.usefixtures("undrawn"),
+]
 ENCODER = (
     "classifier=file", "classifier.path=own_encoder:encoder", "classifier.output=features",
     "output.threshold=0.5", "stop.positive=0.01", *QUICK, "stop.max_steps=20",

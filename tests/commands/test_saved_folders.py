@@ -36,6 +36,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_folder_is_searched_and_evaluated_where_it_is_now(folder, command, capsys):
     answer = command(
         "train.py", "experiment=small_pixel", "classifier=transformers", "classifier.path=small",

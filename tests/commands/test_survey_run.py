@@ -55,10 +55,14 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:not converged")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:not converged"),
+    pytest.mark.usefixtures("undrawn"),
+]
 
 
-def test_a_survey_of_two_networks(folder, evaluate, capsys):
+def test_a_survey_of_two_networks(folder, evaluate, undrawn, capsys):
+    undrawn.undo()
     assert evaluate("run=sweep") is None
     shown = capsys.readouterr().out
     assert "2 networks, 3 pairs" in shown

@@ -20,6 +20,8 @@ from feature_collisions.simplex import SAMPLERS
 from helpers.hulls import evaluated, made_hull
 from helpers.runs import CONFIG
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def change(run, part, **entries):
     """Change the summary, or one of its corners."""
@@ -44,7 +46,8 @@ def test_the_outcome_takes_the_largest_feature_error_of_all_samples_and_corners(
     ]
 
 
-def test_a_hull_of_exact_corners_is_proved(command, run, capsys):
+def test_a_hull_of_exact_corners_is_proved(command, run, undrawn, capsys):
+    undrawn.undo()
     assert command("evaluate.py", "run=run", "samples=200") is None
     found = json.loads((run / "evaluation.json").read_text())
     assert found["dirichlet"]["samples"] == 200

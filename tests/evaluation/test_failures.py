@@ -22,6 +22,7 @@ from helpers.hulls import evaluated, made_hull
 from helpers.runs import FAST
 
 NAMES = ("a", "b", "c", "d")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def failing(monkeypatch, *names):
@@ -35,10 +36,15 @@ def failing(monkeypatch, *names):
         monkeypatch.setitem(table, name, fails)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An evaluation of which nothing fails."""
+    return evaluated(made_hull(3, (1, 12, 12)), tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.parametrize("name", [*SAMPLED, *OF_TWO_CORNERS])
-def test_one_measurement_that_fails_leaves_the_others(monkeypatch, tmp_path, capsys, name):
+def test_one_measurement_that_fails_leaves_the_others(monkeypatch, tmp_path, capsys, whole, name):
     hull = made_hull(3, (1, 12, 12))
-    whole = evaluated(hull, tmp_path / "whole")
     failing(monkeypatch, name)
     result = evaluated(hull, tmp_path)
     assert list(result["failed"]) == [name]
@@ -61,7 +67,8 @@ def test_one_measurement_that_fails_leaves_the_others(monkeypatch, tmp_path, cap
     assert row_of(hull.summary, result).outcome.startswith(f"not measured: {name}")
 
 
-def test_everything_may_fail(monkeypatch, tmp_path, capsys):
+def test_everything_may_fail(monkeypatch, tmp_path, capsys, undrawn):
+    undrawn.undo()
     hull = made_hull(3, (1, 12, 12))
     failing(monkeypatch, *SAMPLED, *OF_TWO_CORNERS)
     result = evaluated(hull, tmp_path)

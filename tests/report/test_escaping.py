@@ -63,8 +63,8 @@ def test_a_formula_is_text_in_a_spreadsheet(name):
     assert for_csv(name)[0] not in "=+-@\t\r" or for_csv(name).startswith("\\")
 
 
-def test_no_name_of_a_run_is_markup_in_the_report(tmp_path, monkeypatch):
-    monkeypatch.setattr("feature_collisions.report.report.save_figure", lambda *_: None)
+@pytest.mark.usefixtures("undrawn")
+def test_no_name_of_a_run_is_markup_in_the_report(tmp_path):
     hull = made_hull()
     nasty = "<script>x</script>[a](b)"
     hull = replace(

@@ -60,6 +60,7 @@ def hull():
     return made_hull(3, (1, 12, 12))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_markdown_html_and_terminal_hold_the_same_rows(hull, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
     result = evaluated(hull, tmp_path)

@@ -64,6 +64,7 @@ def test_a_killed_job_of_a_sweep_is_named(tmp_path):
     assert hulls_below(tmp_path)[1] == refused
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_different_experiments_stand_in_one_table(tmp_path):
     make_run(tmp_path / "a", 0, "loss: {alpha: 1, hull: 2}")
     make_run(tmp_path / "b", 0, "loss: {alpha: 100}", experiment="squeezenet_pixel",
@@ -136,6 +137,7 @@ def test_the_table_as_markdown_and_csv(tmp_path):
         assert (tmp_path / f"sizes.{ending}").stat().st_size > 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_table_as_a_page_leads_to_the_reports(tmp_path):
     name = "javascript:alert(1)//<b>"
     rows = [row | {"run": name} for row in rows_of([1.0], [0.5])]

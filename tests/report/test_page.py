@@ -39,12 +39,12 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture
-def page(tmp_path, monkeypatch):
-    """Write the report of a made hull, `figures` beside it or not; gives the page read."""
+def page(tmp_path, request):
+    """Write the report of a made hull, its figures drawn or not; gives the page read."""
 
     def write(corners=5, size=(1, 6, 6), steps=(), figures=False):
         if not figures:
-            monkeypatch.setattr("feature_collisions.report.report.save_figure", lambda *_: None)
+            request.getfixturevalue("undrawn")
         hull = made_hull(corners, size)
         for step in steps:
             for k, image in enumerate(hull.corners):
@@ -152,6 +152,7 @@ def test_intermediate_images_missing_damaged_or_of_another_size(page, tmp_path):
     assert steps_sheet(tmp_path, (1, 6, 6)) is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_the_worst_points_picture(tmp_path):
     hull = made_hull(2)
     result = evaluated(hull, tmp_path)

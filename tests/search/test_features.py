@@ -83,6 +83,7 @@ def test_a_proof_is_of_the_features_alone(hull):
     assert "feature_relative_max" in proof["collision"] or "reason" in proof["collision"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_class_is_in_what_is_written(hull, tmp_path):
     hull.save(tmp_path)
     settings = EvaluateSettings(
