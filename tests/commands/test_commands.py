@@ -161,7 +161,7 @@ MISTAKES = [
     (("corner=[]",), "error: corner=[]: no corner is named"),
     (("corner=first",), "error: corner=first: corner counts"),
     (("target=3",), "error: initial and target are the same image"),
-    (("target=none.png",), "error: none.png: there is no such image file"),
+    (("target=none.png",), "error: target=none.png: there is no such image file"),
     (("classifier.layer=nowhere",), "error: layer=nowhere: is not a layer of this network"),
     (("classifier.weights=none",), "error: classifier.weights=none: there is no such file"),
     (("ckpt_path=none",), "error: ckpt_path=none: there is no such file"),

@@ -63,7 +63,7 @@ def test_images_are_found_by_class_rank_and_file(digits, tmp_path):
         ("7:" + "9" * 5000, r"initial=7:9{198}: class 7 has images 0 to 99 here"),
         ("7:100", r"initial=7:100: class 7 has images 0 to 99 here"),
         ("7:x", r"initial=7:x: class 7 has images 0 to 99 here"),
-        ("none.png", r"none\.png: there is no such image file"),
+        ("none.png", r"=none\.png: there is no such image file"),
     ],
 )
 def test_images_that_do_not_exist_are_refused(digits, choice, message):

@@ -227,9 +227,9 @@ def test_an_image_that_the_experiment_names_is_said_to_be_its_default(command, t
     own = ("classifier=file", "classifier.path=two:net", "data.root=own", "data.size=32")
     message = command("train.py", "experiment=squeezenet_pixel", *own)
     assert "initial=trimaran: no such class" in message
-    assert "it is the default of experiment=squeezenet_pixel; give initial=CLASS" in message
+    assert "experiment=squeezenet_pixel sets initial=" in message
     message = command("train.py", "experiment=squeezenet_pixel", *own, "initial=dog")
-    assert "the default" not in message
+    assert "sets initial" not in message
 
 
 def test_the_distance_of_the_data_set_may_fail_too(tmp_path):

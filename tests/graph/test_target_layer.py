@@ -1,4 +1,5 @@
 import re
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from feature_collisions.graph.activations import IDENTITY, RELU
 from feature_collisions.graph.flow import following, last_layer
 from feature_collisions.graph.graph import trace
 from feature_collisions.graph.target import TargetFeatures
-from feature_collisions.graph.target_layer import Observed
+from feature_collisions.graph.target_layer import Observed, TargetLayer
 from helpers.graphs import cut_at
 
 IMAGE = torch.zeros(1, 3, 3)
@@ -275,3 +276,22 @@ def test_more_corners_than_there_are_inactive_units_are_refused():
     rule = r"^corner=2: the target has 2 inactive units .* 0 to 1$"
     with pytest.raises(SettingError, match=rule):
         target.units(range(50))
+
+
+@pytest.mark.parametrize("name", ["layer1", "network.layer1.0.cov"])
+def test_a_layer_of_a_similar_name_is_suggested(name):
+    block = nn.ModuleDict({"layer1": nn.Sequential(nn.Sequential(OrderedDict(
+        conv=nn.Conv2d(1, 2, 1), relu=nn.ReLU())))})  # fmt: skip
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = block
+            self.last = nn.Linear(2 * 9, 3)
+
+        def forward(self, images):
+            return self.last(self.network["layer1"](images).flatten(1))
+
+    graph = trace(Named(), torch.Size([1, 3, 3]))
+    with pytest.raises(SettingError, match=r"did you mean network\.layer1\.0\.conv\?"):
+        TargetLayer(graph, name)

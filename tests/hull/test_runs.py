@@ -82,6 +82,8 @@ def test_jobs_of_different_hulls_are_not_put_together(search, shift, shift_image
 def test_a_directory_without_corners_is_refused(tmp_path):
     with pytest.raises(SettingError, match=r"no corners there \(collision.safetensors is missing"):
         load_run(tmp_path)
+    with pytest.raises(SettingError, match=r"run=.*nowhere: there is no such folder"):
+        load_run(tmp_path / "nowhere")
 
 
 def damage(name, value):

@@ -167,7 +167,11 @@ def test_a_classifier_of_the_users_own_is_imported(tmp_path, monkeypatch):
     for path, message in [
         (None, "classifier.path: give MODULE:NAME"),
         ("own_classifier_a", "give MODULE:NAME"),
-        ("own_classifier_a:nothing", "has no attribute 'nothing'"),
+        (
+            "own_classifier_a:mak",
+            "a has no mak; did you mean make.* without arguments: make, count",
+        ),
+        ("own_classifier_a.py", "without .py; .* and give own_classifier_a:NAME"),
         ("no_such_module_x:make", "No module named"),
         ("models/own_classifier_a.py:make", "without .py; .* and give own_classifier_a:make"),
         ("own_classifier_a:count", "must be a torch.nn.Module, is a int"),
@@ -227,7 +231,7 @@ def test_folders_of_any_names_are_counted_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ((), "no image in the folders"),
+        ((), r"no image in the folders.* \.jpg, .*\.png"),
         (("n01443537/a.png", "cats/a.png"), "cats is not one of ImageNet's 1000"),
     ],
 )

@@ -310,12 +310,13 @@ def test_a_pickled_payload_in_a_checkpoint_is_not_executed(shift, shift_images, 
     ("change", "message"),
     [
         (lambda i, t: (t, t), "initial and target are the same image"),
-        (lambda i, t: (None, t), "initial: must be a float32 tensor"),
+        (lambda i, t: (i.numpy(), t), "initial: must be a float32 tensor"),
         (lambda i, t: (i * 255, t), r"initial: pixels must be in \[0, 1\]; divide 8-bit"),
         (lambda i, t: (i, t * math.nan), "target: pixels must be in"),
         (lambda i, t: (i.double(), t), r"initial: must be a float32 image .* is torch.float64"),
         (lambda i, t: (i, t[0]), r"target: must be a float32 image .* \(3, 3\)"),
-        (lambda i, t: (i[:, :2], t), r"initial and target differ in size: \(1, 2, 3\)"),
+        (lambda i, t: (i[:, :2], t), r"target differ in size: \(1, 2, 3\).*; resize one"),
+        (lambda i, t: (i, None), "target: is missing; give an image"),
     ],
 )
 def test_images_that_cannot_be_used_are_refused(shift, shift_images, change, message):

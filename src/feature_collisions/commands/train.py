@@ -124,7 +124,8 @@ class Job:
         except SettingError as error:
             if any(each.startswith((f"{setting}=", "pairs=")) for each in self.overrides):
                 raise
-            own = f"it is the default of experiment={self.settings.name}; give {setting}=CLASS"
+            default = f"{setting}={getattr(self.settings, setting)}"
+            own = f"experiment={self.settings.name} sets {default}; give {setting}=CLASS"
             raise SettingError(f"{error}; {own}") from None
 
     def deciding(self) -> Deciding:

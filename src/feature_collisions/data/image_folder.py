@@ -77,8 +77,8 @@ class ImageFolder(ImageSet):
                 "data.root",
                 root,
                 "no image in the folders below it",
-                "give a folder laid out as ImageNet, "
-                f"CLASS/IMAGE.JPEG{said and f' (there: {said})'}",
+                "give a folder laid out as ImageNet, CLASS/IMAGE, whose files end in "
+                f"{', '.join(sorted(image_endings()))}{said and f' (there: {said})'}",
             )
         if said:
             warnings.warn(

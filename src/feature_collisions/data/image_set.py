@@ -93,6 +93,11 @@ class ImageSet(ABC):
         name, _, rank = text.partition(":")
         label = self.class_index(name)
         if label is None and (path_of(text).is_file() or (Path(text).suffix and not rank)):
+            if not path_of(text).exists():
+                rule = "there is no such image file"
+                raise SettingError(
+                    setting, f"{text:.200}", rule, "give an existing one, or a class"
+                )
             return Found(load_image(text, self.size, self.resize), None)
         if label is None:
             raise SettingError(

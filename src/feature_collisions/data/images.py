@@ -163,8 +163,10 @@ def save_png(path: Path, image: Tensor) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def check_image(name: str, image: Tensor) -> None:
+def check_image(name: str, image: Tensor | None) -> None:
     """Raise SettingError unless it is one image, (C, H, W) float32 in [0, 1]."""
+    if image is None:
+        raise SettingError(name, None, "is missing", "give an image (C, H, W) in [0, 1]")
     if not isinstance(image, Tensor):
         raise SettingError(
             name,
@@ -197,6 +199,7 @@ def check_pair(initial: Tensor, target: Tensor) -> None:
             "initial and target differ in size",
             None,
             f"{tuple(initial.shape)}, {tuple(target.shape)}",
+            "resize one to the other's size, which the network must take",
         )
     if torch.equal(initial, target):
         raise SettingError("initial and target are the same image; choose another")

@@ -102,7 +102,9 @@ def _node(graph: Graph, name: str) -> fx.Node:
         flat = [each for each, node in graph.nodes.items() if _hidden_by(node)[0] is not None]
         choices = _choices(name, flat or list(graph.nodes))
         what = "layers that feed an activation with a flat side" if flat else "its layers"
-        raise SettingError("layer", name, rule, f"{what}: {choices}")
+        near = _similar(name, flat or list(graph.nodes))
+        question = f"did you mean {near}? " if near else ""
+        raise SettingError("layer", name, rule, f"{question}{what}: {choices}")
     if len(places[0].meta.get("shape", ())) < 2:
         raise SettingError("layer", name, "has no values per image", "choose another layer")
     return places[0]
@@ -330,6 +332,12 @@ def module_of(model: nn.Module, layer: str) -> nn.Module:
 
 
 _MANY = 60  # names that fit in a message
+
+
+def _similar(layer: str, names: list[str]) -> str:
+    """The name most like `layer`: one that contains it, with dots around, or one of its letters."""
+    within = [name for name in names if f".{layer}." in f".{name}."]
+    return (within[-1:] or difflib.get_close_matches(layer, names, 1, 0.6) or [""])[0]
 
 
 def _choices(layer: str, names: list[str]) -> str:

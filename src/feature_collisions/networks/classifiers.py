@@ -1,12 +1,15 @@
 """Load classifiers by name or from the user's code."""
 
+import difflib
 import importlib
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 from torch import nn
 
@@ -122,20 +125,26 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
     """Import the network of `classifier.path`. It is code: only the command line may name it."""
     rule = "give MODULE:NAME, a classifier or a function that returns one, or MODULE:NAME::WEIGHTS"
     module, _, name = (settings.path or "").partition(":")
-    if not (module and name):
+    if not module or not (name or module.endswith(".py")):
         raise SettingError("classifier.path", settings.path, rule)
     if "/" in module or module.endswith(".py"):
         raise SettingError(
             "classifier.path",
             settings.path,
             "MODULE is a name that Python imports, without .py",
-            f"go to its folder, or put that on PYTHONPATH, and give {Path(module).stem}:{name}",
+            "go to its folder, or put that on PYTHONPATH, and give "
+            f"{Path(module).stem}:{name or 'NAME'}",
         )
     folder = os.getcwd()
     sys.path.insert(0, folder)
     try:
-        found = getattr(importlib.import_module(module), name)
+        code = importlib.import_module(module)
+        if not hasattr(code, name):
+            raise SettingError("classifier.path", settings.path, *_no_such(code, name))
+        found = getattr(code, name)
         model = found if isinstance(found, nn.Module) or not callable(found) else found()
+    except SettingError:
+        raise
     except (Exception, SystemExit) as error:  # any error of the user's code
         raise SettingError("classifier.path", settings.path, _cause(error), rule) from error
     finally:
@@ -152,6 +161,32 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
     if settings.weights:
         load_weights(model, settings.weights)
     return model
+
+
+def _no_such(code: ModuleType, name: str) -> tuple[str, str]:
+    """That a module has no such name, and the functions there that take no arguments."""
+    found = [
+        key
+        for key, value in vars(code).items()
+        if inspect.isfunction(value)
+        and value.__module__ == code.__name__
+        and all(
+            p.default is not p.empty or p.kind in _OPTIONAL
+            for p in inspect.signature(value).parameters.values()
+        )
+    ]
+    near = difflib.get_close_matches(name, found, 1, 0.5)
+    question = f"did you mean {near[0]}? " if near else ""
+    listed = (
+        f"functions without arguments: {', '.join(found[:_MOST])}"
+        if found
+        else "it has no function without arguments"
+    )
+    return f"the module {code.__name__} has no {name}", f"{question}{listed}"
+
+
+_MOST = 20  # names in a message
+_OPTIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _cause(error: BaseException) -> str:

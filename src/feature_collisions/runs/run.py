@@ -105,6 +105,8 @@ def load_run(directory: str | Path) -> Run:
         SettingError: if there are no corners, or a file is damaged or contradicts others.
     """
     directory = path_of(directory)
+    if not directory.is_dir():
+        raise impossible(directory, "there is no such folder", "give one that train.py printed")
     if (directory / CORNERS).exists():
         return _read_one(directory)
     jobs = sorted(path.parent for path in directory.glob(f"*/{CORNERS}"))
