@@ -199,7 +199,7 @@ def test_home_is_expanded(search, shift, shift_images, tmp_path, monkeypatch):
     assert not (tmp_path / "~").exists()
     for name in ("~/run", Path("~/run"), "~/other"):
         assert torch.equal(load_run(name).corners, hull.corners)
-    with pytest.raises(SettingError, match="no corners there"):
+    with pytest.raises(SettingError, match="none: there is no such folder"):
         load_run("~/none")
     problem = (shift, "hidden", *shift_images, [0, 2])
     for start, kept in ((None, "~/kept"), ("~/kept/checkpoints/last.ckpt", Path("~/more"))):

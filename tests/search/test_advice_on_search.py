@@ -4,7 +4,15 @@ import re
 
 import pytest
 
-from feature_collisions import LogSettings, OptimizerSettings, StopSettings, find_corners
+from feature_collisions import (
+    LogSettings,
+    LossSettings,
+    OptimizerSettings,
+    SettingError,
+    StopSettings,
+    find_corners,
+)
+from feature_collisions.search.losses import check_pairs
 from feature_collisions.search.summary import what_to_try
 from feature_collisions.settings.search import SearchSettings
 
@@ -40,3 +48,14 @@ def test_a_search_warns_with_this_advice(shift, shift_images):
     stop, optimizer = StopSettings(1e-9, 3, 3, None, None), OptimizerSettings(rate=2.0)
     with pytest.warns(UserWarning, match=re.escape("(rates.adam): it is 2")):
         find_corners(shift, "hidden", *shift_images, [0, 2], stop=stop, optimizer=optimizer)
+
+
+def test_too_many_corners_to_be_pushed_apart_are_refused_before_a_step(shift, shift_images):
+    with pytest.raises(SettingError, match=r"corner=10000 corners: .* at most 5,051 at once"):
+        check_pairs(10_000, (1, 28, 28))
+    check_pairs(5051, (1, 28, 28))
+    with pytest.raises(SettingError, match="at most 5,051 at once"):
+        check_pairs(5052, (1, 28, 28))
+    loss = LossSettings(push="apart")
+    with pytest.raises(SettingError, match=r"corner=60000 corners: are pushed apart"):
+        find_corners(shift, "hidden", *shift_images, range(60_000), loss=loss)

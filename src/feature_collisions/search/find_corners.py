@@ -58,7 +58,7 @@ from ..settings.trainer import MIXED, arguments_for, check_trainer, devices_of
 from .callbacks import callbacks_of, log_afterwards
 from .checkpoints import check_checkpoint, digest, problem_of
 from .lightning_module import Collision, Found, Goal, all_met, unmet
-from .losses import CollisionLoss, directions
+from .losses import CollisionLoss, check_pairs, directions
 from .parameterisations import PatchComposite, Pixels
 from .summary import summarise, what_to_try
 from .trainer import AGREES, fit, halve_and_compare, make_trainer
@@ -237,6 +237,8 @@ class Search(SearchSettings):
             self.graph, self.layer, self.target, self.dtype, self.loss.tolerance
         )
         self.push = self._push()
+        if self.push == "apart":
+            check_pairs(len(self.corners), self.initial.shape)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         parameterisation = self._parameterisation(layout)
         self.start = parameterisation().detach()[:1].float().clone()

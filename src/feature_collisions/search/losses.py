@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.images import pooled_distances
+from ..errors import SettingError
 from ..graph.target import TargetFeatures, positive
 from ..hull.distances import smooth_distances
 from ..settings.search import LossSettings
@@ -94,6 +95,27 @@ def mean_distance(images: Tensor) -> Tensor:
     """
     mean: Tensor = F.pdist(images.flatten(1)).mean() / math.sqrt(images[0].numel())
     return mean
+
+
+_PAIRS = 10**10  # pixels of all pairs; as many take a core half a minute, without a look at signals
+
+
+def check_pairs(count: int, size: Sequence[int]) -> None:
+    """Raise SettingError if `count` corners of `size` (C, H, W) are too many to be pushed apart.
+
+    Each step compares all pairs in one operation, which no signal ends.
+    """
+    pixels = math.prod(size)
+    compared = count * (count - 1) // 2 * pixels
+    if compared <= _PAIRS:
+        return
+    most = int((1 + math.sqrt(1 + 8 * _PAIRS / pixels)) / 2)
+    raise SettingError(
+        "corner",
+        f"{count} corners",
+        f"are pushed apart in pairs: a step compares {compared:.1e} pixels, over {_PAIRS:.0e}",
+        f"search at most {most:,} at once, or one by one with loss.push=direction",
+    )
 
 
 class CollisionLoss(nn.Module):
