@@ -178,7 +178,7 @@ def test_the_checker_cuts_further_where_its_bounds_are_too_loose(tmp_path):
     assert 0.99 < found["share_proved"] < 1
     assert 0.8 < found["scale_proved"] < 1
     assert found["subdomains"] == 1 < found["bounds"]
-    assert found["reason"].startswith("the checker's bounds do not verify 0.02% of the hull")
+    assert found["reason"].startswith("the checker's bounds do not verify 0.02")
 
 
 def changed(tree: Tensor, row: int, node: list[int]) -> Tensor:

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from feature_collisions.commands.start import importing
+from feature_collisions.commands.train import usual_steps
 from helpers.commands import ROOT
 
 # Beside torch and Lightning, which brings torchvision, scipy and Matplotlib along.
@@ -93,3 +94,7 @@ def test_what_a_step_frees_comes_back_without_new_pages_in_any_thread():
     assert done.returncode == 0, done.stderr
     # one more may go by while freed pieces fit together; without it all ten tensors are new pages
     assert max(map(int, done.stdout.split())) < 3 * 16_384
+
+
+def test_the_usual_steps_are_those_of_the_experiments_file_or_the_default():
+    assert [usual_steps(name) for name in ("mnist", "small_pixel", "my_own")] == [1000, 500, 500]

@@ -426,7 +426,7 @@ def test_shares_proved_are_left_out_where_no_proof_got_anywhere(tmp_path):
     figures = {"m:a": [none] * 2, "m:b": [none, some]}
     overview, paired, _ = write_survey(tmp_path, figures, "m:a", {}, {"stop.max_steps": "2"})
     shown = [dict(zip(overview.columns, row, strict=True)) for row in overview.rows]
-    assert [row["share proved"] for row in shown] == ["-", "25%"]
+    assert [row["share proved"] for row in shown] == ["-", "25 %"]
     assert [row["size proved"] for row in shown] == ["-", "0.250"]
     assert "share proved" not in paired.columns
 

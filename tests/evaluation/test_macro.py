@@ -10,7 +10,7 @@ from feature_collisions.data.images import save_png
 from feature_collisions.evaluation.macro import macro_share, outline, visible
 from feature_collisions.report.report import write_report
 from feature_collisions.report.sheets import composite_at_start, corners_sheet
-from feature_collisions.report.words import ClassWords
+from feature_collisions.report.words import Words
 from helpers.hulls import evaluated, made_hull
 
 
@@ -58,7 +58,7 @@ def test_report_shows_the_composite_where_its_picture_is_whole(tmp_path: Path) -
     found = composite_at_start(tmp_path, size)
     assert found is not None
     assert torch.allclose(found, start)
-    above, below = corners_sheet(hull, ClassWords(("a", "b", "c", "d")), found).rows
+    above, below = corners_sheet(hull, Words(("a", "b", "c", "d")), found).rows
     names = ["initial", "start", "corner 0", "corner 1", "their even mix", "target"]
     assert [panel.name for panel in above] == names
     mean = hull.corners.mean(0)

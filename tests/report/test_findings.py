@@ -8,7 +8,6 @@ from markdown_it import MarkdownIt
 from feature_collisions.escaping import for_line
 from feature_collisions.evaluation.evaluate import OF_TWO_CORNERS, SAMPLED
 from feature_collisions.report.findings import (
-    MEANINGS,
     Evidence,
     claims_table,
     describe,
@@ -192,8 +191,10 @@ def test_a_line_that_ordinary_images_are_within_is_called_too_wide(within, outco
     said = f"the line is too wide for this network: {within} of 200 images of the data set"
     assert (said in found.headline) == wide
     claims = {claim.label: claim for claim in found.claims}
-    assert "the nearest is at 0.12, the median at 0.75" in claims["outcome"].value
-    assert claims["features of other images"].value.startswith(f"{within} of 200 images")
+    said = (
+        f"of 200 images of the data set {within} are within the line, the nearest is at 0.12, the "
+    )
+    assert f"{said}median at 0.75" in claims["outcome"].value
 
 
 def test_a_pair_of_one_class_is_warned_of():
@@ -228,7 +229,9 @@ def test_the_first_size_comes_with_those_that_qualify_it():
     assert value.startswith(
         "relative size 1.50 (0.09 after averaging 8x8 pixels; 0.37 proved of the class): "
     )
-    assert claims["coarse difference"].value == "relative size 0.09 after averaging 8x8 pixels"
+    assert [claim for claim in claims.values() if "0.09 after averaging" in claim.value] == [
+        claims["how different the corners are"]
+    ]
 
 
 @pytest.mark.parametrize(("by", "first"), [("affine", False), ("bounds", True)])
@@ -245,11 +248,11 @@ def test_what_a_layer_sees_is_to_first_order_unless_it_is_affine(by, first):
 def test_a_whole_share_is_said_without_digits():
     whole = COLLIDES["dirichlet"]
     claims = claims_of(dirichlet=whole, stick_breaking=whole)
-    assert claims["mixes that are seven, with other samplers"].value == "all of each sample"
+    assert claims["mixes that are seven, with other samplers"].value == "100 % of each sample"
     assert claims["mixes of the corners that are seven"].value.startswith("100 % of 10")
     nearly = whole | {"accuracy": 0.99999}
     claims = claims_of(dirichlet=nearly, stick_breaking=nearly)
-    assert claims["mixes that are seven, with other samplers"].value.startswith("100.00% or more")
+    assert claims["mixes that are seven, with other samplers"].value.startswith("99.999 % or more")
 
 
 def test_edges_that_were_not_reached_have_no_table():
@@ -281,8 +284,7 @@ def test_what_the_check_of_a_certificate_shows_is_said():
     assert claim().note.endswith("48 subdomains, 70 bounds, 3.2 s")
     part = claim(share_proved=0.75, scale_proved=0.5, reason="loose")
     assert (
-        part.value
-        == "checked on 75.00% of the hull's volume, and on all of the hull shrunk to 50 %"
+        part.value == "checked on 75 % of the hull's volume, and on all of the hull shrunk to 50 %"
     )
     assert part.known is Evidence.NOT_PROVED
     assert part.note.endswith("; loose")
@@ -293,7 +295,7 @@ def test_what_is_proved_of_a_share_is_said_of_that_share():
     proof = {"outcome": "undecided", "share_proved": 0.25, "pieces": 7}
     claim = claims_of(proof={"class": proof})["class of every mix"]
     assert claim.known is Evidence.NOT_PROVED
-    assert claim.value == "undecided: proved seven on 25.00% of the hull's volume"
+    assert claim.value == "undecided: proved seven on 25 % of the hull's volume"
     claim = claims_of(proof={"class": proof}, degenerate=True)["class of every mix"]
     assert claim.value.endswith("of the hull's weights")
     claim = claims_of(proof={"class": proof | {"share_proved": 0.0}})["class of every mix"]
@@ -306,7 +308,7 @@ def test_a_counter_example_is_shown():
     claim = claims_of(proof={"class": proof})["class of every mix"]
     assert claim.known is Evidence.REFUTED
     assert claim.value == f"not all seven: the mix of weights 0.25, 0.75 is {NAMES[0]}"
-    assert claim.note == "bounds in float64 prove seven on 50.00% of the hull's volume"
+    assert claim.note == "bounds in float64 prove seven on 50 % of the hull's volume"
 
 
 def test_features_are_bounded_where_the_layer_is_not_affine():
@@ -345,16 +347,16 @@ def test_edges_that_fail_are_named():
         "edges": [edge],
     }
     (claim,) = claims_of(edges=edges).values()
-    assert claim.value == "seven on 75.0000% of their length, another class on 25.0000%"
+    assert claim.value == "seven on 75 % of their length, another class on 25 %"
     assert "rounding sampled" in claim.note
     (claim,) = claims_of(edges=edges | {"share_proved": 0.5}).values()
-    assert "rounding bounded on 50.00%" in claim.note
+    assert "rounding bounded on 50 %" in claim.note
     assert "between corners 0 and 2, from 0.250000 to 0.500000" in claim.note
     (claim,) = claims_of(edges=edges | {"share_failed": 0.125}).values()
-    assert claim.value == "87.50% walked, another class on 12.50%; 12.50% not reached"
+    assert claim.value == "87.5 % walked, another class on 12.5 %; the rest was not reached"
     clean = edges | {"share_held": 0.303, "share_failed": 0.0}
     (claim,) = claims_of(edges=clean | {"edges": [edge | {"first_failure": None}]}).values()
-    assert claim.value == "30.30% walked, all seven; 69.70% not reached"
+    assert claim.value == "30.3 % walked, all seven; the rest was not reached"
     (claim,) = claims_of(edges=edges | {"share_held": 0, "share_failed": 0}).values()
     assert claim.known is Evidence.NOT_PROVED
     (claim,) = claims_of(edges={"reason": "GELU bends everywhere"}).values()
@@ -369,7 +371,8 @@ def test_a_worst_point_of_another_class_is_named():
 
 
 def test_each_way_of_knowing_is_explained():
-    assert set(MEANINGS) == set(Evidence)
+    assert all(kind.meaning for kind in Evidence)
+    assert Evidence("proved") is Evidence.PROVED
 
 
 def test_the_proved_size_is_said_where_there_is_one():
@@ -398,6 +401,8 @@ def test_few_steps_are_said_to_leave_the_size_open(hull):
     assert "499 steps" in few_steps(few)
     assert few_steps(few) in describe(few, RESULT, NAMES).lead
     assert few_steps(enough) == ""
+    assert "fewer than 1000" in few_steps(enough | {"usual_steps": 1000})
+    assert few_steps(few | {"usual_steps": 400}) == ""
     for entry in few.corners:
         entry.total_variation = 0.1  # a composite: other budgets are usual
     assert few_steps(few) == ""

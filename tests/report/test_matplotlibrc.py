@@ -8,7 +8,7 @@ import torch
 
 from feature_collisions.report.figures import encoded, faces_figure, histogram_figure, sheet_figure
 from feature_collisions.report.sheets import Panel, Sheet
-from feature_collisions.report.words import ClassWords
+from feature_collisions.report.words import Words
 from feature_collisions.runs.evaluation import Evaluation, Proofs
 
 STRANGE = """figure.facecolor: red
@@ -40,7 +40,7 @@ def drawn():
     proofs = Proofs.model_validate({"faces": {"triangles": [triangle], "share_proved": 1.0}})
     faces = faces_figure(proofs)
     sheet = Sheet("corners", "Corners", [[Panel(torch.full((1, 9, 9), 0.5), "corner 0", "seven")]])
-    figures = faces, histogram_figure(result, ClassWords(("7",))), sheet_figure(sheet)
+    figures = faces, histogram_figure(result, Words(("7",))), sheet_figure(sheet)
     return [hashlib.sha256(encoded(figure, "png")).hexdigest() for figure in figures]
 
 

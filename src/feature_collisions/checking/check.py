@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ..errors import SettingError
 from ..graph.flow import nodes_of
 from ..graph.operations import NotPiecewiseLinear
+from ..percent import percent
 from ..runs.evaluation import Checked
 from .bisections import WHOLE, Node, Size, size_of
 from .certificate import Statement, claimed, read_certificate
@@ -79,7 +80,7 @@ def _checked(path: Path, statement: Statement, parts: list[Node]) -> Checked:
     for which, leaves in zip(("hull", "shrunk hull"), left, strict=False):
         if lost := float(sum(leaf.volume for leaf in leaves if leaf.holds)):
             found.reason = (
-                f"the checker's bounds do not verify {lost:.2%} of the {which} that it claims"
+                f"the checker's bounds do not verify {percent(lost)} of the {which} that it claims"
             )
     return found
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ..errors import CollisionError, SettingError
 from ..interrupts import Interrupted
@@ -24,10 +24,11 @@ from ..runs.directories import (
     place_of_run,
     remove_if_empty,
 )
+from ..settings.search import StopSettings
 from ..settings.solver import check_used
 from ..settings.train import Settings, parse_corners, to_settings
 from .command_line import changed, command, override
-from .start import explain, importing
+from .start import conf_folder, explain, importing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -340,6 +341,8 @@ def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
         same = hull.output.kind == "classes" and len(classes) == len(hull.target_logits)
         summary.target_label = target.label if same else None
         summary.seconds_total += built - started
+        if settings.solver == "gradient":
+            summary.usual_steps = usual_steps(settings.name)
         if settings.stop.hull_relative is not None:
             summary.hull_relative = settings.stop.hull_relative
         hull.save(directory)
@@ -347,6 +350,13 @@ def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
             with failures_as_warnings("log the corners"):
                 log_hull(logger.experiment, hull)
     return hull
+
+
+def usual_steps(experiment: str) -> int:
+    """The `stop.max_steps` of an experiment's file, or the default."""
+    path = conf_folder() / "experiment" / f"{experiment}.yaml"
+    found = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+    return int(OmegaConf.select(found, "stop.max_steps", default=StopSettings.max_steps))
 
 
 def ready_search(

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..data.caches import Cache
 from ..data.datasets import Images, load_data
 from ..data.files import save_tensors
+from ..percent import percent
 from ..settings.train import DataSettings
 from .weights import load_weights
 
@@ -132,4 +133,4 @@ if __name__ == "__main__":
     assert isinstance(digits.test, Images)
     trained = train_mnist_classifier(digits.train)
     save_tensors(WEIGHTS, trained.state_dict())
-    print(f"{WEIGHTS}: {accuracy(trained, digits.test):.2%} of the held-out digits are right")
+    print(f"{WEIGHTS}: {percent(accuracy(trained, digits.test))} of the held-out digits are right")

@@ -1,16 +1,12 @@
 """timm's image classifiers by name, with their normalisation; an optional library."""
 
 import difflib
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import SettingError, first_line
-from ..graph.graph import evaluating
 from ..settings.train import RANDOM, ClassifierSettings
 from .saved_folder import CONFIG, WEIGHTS, check_images, printable_names, read_object, saved_folder
 from .torchvision_models import Classifier, is_file
@@ -160,7 +156,6 @@ def _behind_normalisation(
     model = Classifier(network, mean, std)
     model.is_encoder = bool(network.num_classes == 0)
     check_images(source, model, size, own["input_size"])
-    _pad_by_constants(network, size)
     return model
 
 
@@ -203,51 +198,3 @@ def _downloaded(timm: Any, name: str, source: str) -> nn.Module:
             "give a file with classifier.weights=FILE",
         ) from None
     return network
-
-
-class PaddedConv(nn.Conv2d):
-    """A convolution with constant zero padding: TensorFlow's `same` for images of one size.
-
-    timm computes the padding from each image in Python, which torch.fx cannot trace.
-    """
-
-    sides: tuple[int, int, int, int]
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H / stride, W / stride), rounded up."""
-        padded = F.pad(input, self.sides)
-        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
-
-
-def _pad_by_constants(network: nn.Module, size: Sequence[int]) -> None:
-    """Replace timm's Conv2dSame, in place, by PaddedConv for images of this size."""
-    from timm.layers.conv2d_same import Conv2dSame
-
-    sizes: dict[nn.Module, tuple[int, int]] = {}
-
-    def keep(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        height, width = given[0].shape[-2:]
-        sizes[module] = (height, width)
-
-    chosen = [module for module in network.modules() if type(module) is Conv2dSame]
-    listeners = [module.register_forward_pre_hook(keep) for module in chosen]
-    if not chosen:
-        return
-    with torch.no_grad(), evaluating(network):
-        network(torch.zeros(1, *size))
-    for listener in listeners:
-        listener.remove()
-    for module in chosen:
-        if module not in sizes:  # it never runs
-            continue
-        sides: list[int] = []
-        for axis in (1, 0):  # F.pad starts with the last
-            kernel, stride, dilation = (
-                getattr(module, each)[axis] for each in ("kernel_size", "stride", "dilation")
-            )
-            length = sizes[module][axis]
-            needed = (math.ceil(length / stride) - 1) * stride + (kernel - 1) * dilation + 1
-            missing = max(needed - length, 0)
-            sides += [missing // 2, missing - missing // 2]
-        module.__class__ = PaddedConv  # type: ignore[assignment]
-        module.sides = tuple(sides)  # type: ignore[assignment]

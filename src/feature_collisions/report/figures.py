@@ -21,6 +21,7 @@ from ..data.images import to_uint8
 from ..escaping import for_line
 from ..evaluation.survey import Interval, Rows
 from ..hull.statistics import OUTCOMES
+from ..percent import percent
 from ..runs.evaluation import Evaluation, Proofs
 from ..runs.rows import Row
 from .findings import SAMPLER_WORDS, settled
@@ -161,7 +162,7 @@ def faces_figure(proof: Proofs) -> Figure | None:
         axes.set(xlim=(-0.05, 1.05), ylim=(-0.15, 1.05), aspect="equal")
         for name, (x, y) in zip(corners, ((0, -0.05), (1, -0.05), (0.5, 0.99)), strict=True):
             axes.text(x, y, name, fontsize=7, ha="center", va="top" if y < 0.5 else "center")
-        axes.set_title(f"{triangle.share_proved:.1%} proved", fontsize=7)
+        axes.set_title(f"{percent(triangle.share_proved)} proved", fontsize=7)
     names = [Patch(fc=colour, ec=_LINE, label=state) for state, colour in _STATES.items()]
     figure.legend(handles=names, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     return figure

@@ -4,46 +4,42 @@ Add the row of a new measurement here: a single number of `evaluation.json` is a
 `BASELINES`; anything else is a function in `CLAIMS` that reads entries and yields rows.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from ..evaluation.paper import CASES, Case
 from ..hull.statistics import CLASS, FEATURES, NEITHER, limit_of
+from ..percent import percent, share_of
 from ..runs.evaluation import Edges, Evaluation, Faces, Sample
 from ..runs.records import Summary
 from ..settings.search import StopSettings
 from ..simplex import SAMPLERS
-from .tables import Table, number, percent
+from .tables import Table, number
 from .words import words_of
 
 
 class Evidence(StrEnum):
-    """Kinds of evidence for a finding."""
+    """Kinds of evidence for a finding, each with its `meaning`."""
 
-    PROVED = "proved"
-    REFUTED = "refuted"
-    WALKED = "walked"
-    SEARCHED = "searched"
-    SAMPLED = "sampled"
-    MEASURED = "measured"
-    COMPUTED = "computed"
-    NOT_PROVED = "not proved"
-    NOT_MEASURED = "not measured"
+    meaning: str
 
+    def __new__(cls, name: str, meaning: str) -> Self:
+        """A kind that is equal to its name."""
+        kind = str.__new__(cls, name)
+        kind._value_, kind.meaning = name, meaning
+        return kind
 
-MEANINGS = {
-    Evidence.PROVED: "holds at every point of the stated set, not only at samples",
-    Evidence.REFUTED: "a counter-example is shown",
-    Evidence.WALKED: "computed along edges, up to rounding: exactly, or by bounds between points",
-    Evidence.SEARCHED: "the worst point that a gradient search found; there may be a worse one",
-    Evidence.SAMPLED: "of random points; other points may differ",
-    Evidence.MEASURED: "computed from the pictures themselves",
-    Evidence.COMPUTED: "follows from the network's weights and the target, in float64",
-    Evidence.NOT_PROVED: "tried without success: here the finding is empirical",
-    Evidence.NOT_MEASURED: "failed, or left out",
-}
+    PROVED = "proved", "holds at every point of the stated set, not only at samples"
+    REFUTED = "refuted", "a counter-example is shown"
+    WALKED = "walked", "along edges, up to rounding: exactly, or by bounds between points"
+    SEARCHED = "searched", "the worst point that a gradient search found; there may be a worse one"
+    SAMPLED = "sampled", "of random points; other points may differ"
+    MEASURED = "measured", "computed from the pictures themselves"
+    COMPUTED = "computed", "follows from the network's weights and the target, in float64"
+    NOT_PROVED = "not proved", "tried without success: here the finding is empirical"
+    NOT_MEASURED = "not measured", "failed, or left out"
+
 
 _HEADLINES = {
     FEATURES: ": features collide",
@@ -66,8 +62,9 @@ _OF_FEATURES = {
 }
 
 _RETURNS = {
-    "probabilities": " The network returns probabilities; their logarithm is taken as logits."
+    "probabilities": "The network returns probabilities; their logarithm is taken as logits"
 }
+_NOT_CONVERGED = "Some corners did not converge."
 
 SAMPLER_WORDS = {
     "dirichlet": "uniform on the simplex",
@@ -112,9 +109,10 @@ def describe(summary: Summary, result: Evaluation, class_names: Sequence[str]) -
     """
     words = words_of(summary.output, class_names)
     initial, target = words.pair(summary)
-    pair = f"{initial} → {target}"
-    if _without_initial(summary):
-        pair = f"What the first layer cannot see at {target}"
+    alone = _without_initial(summary)
+    pair = f"What the first layer cannot see at {target}" if alone else f"{initial} → {target}"
+    notes = _RETURNS.get(summary.returns), few_steps(summary)
+    warnings = same_class_line(summary), "" if summary.converged else _NOT_CONVERGED
     count = len(summary.corners)
     tables = [
         *([comparison(summary.experiment, result, target)] if "target_class" in result else []),
@@ -128,18 +126,8 @@ def describe(summary: Summary, result: Evaluation, class_names: Sequence[str]) -
         experiment=summary.experiment,
         headline=f"{pair}{_HEADLINES[result.outcome]}{_too_wide(result)}",
         lead=f"{summary.classifier}, layer {summary.layer}, {count} corner"
-        f"{'s' * (count > 1)}, {effort(summary)}."
-        + _RETURNS.get(summary.returns, "")
-        + (f" {note}." if (note := few_steps(summary)) else ""),
-        warning=" ".join(
-            filter(
-                None,
-                [
-                    same_class_line(summary),
-                    "" if summary.converged else "Some corners did not converge.",
-                ],
-            )
-        ),
+        f"{'s' * (count > 1)}, {effort(summary)}." + "".join(f" {note}." for note in notes if note),
+        warning=" ".join(filter(None, warnings)),
         claims=[row for claim in CLAIMS for row in claim(result, class_names)],
         tables=[table for table in tables if table.rows],
     )
@@ -161,9 +149,9 @@ def _too_wide(result: Evaluation) -> str:
 
 def same_class_line(summary: Summary) -> str:
     """Warning that the initial image is of the target's class already; otherwise empty."""
-    if _without_initial(summary):
+    if _without_initial(summary) or summary.output != "classes":
         return ""
-    if summary.output != "classes" or summary.get("initial_class") != summary.get("target_class"):
+    if summary.get("initial_class") != summary.get("target_class"):
         return ""
     return "The initial image already has this class; the class says nothing here."
 
@@ -180,16 +168,14 @@ def effort(summary: Summary) -> str:
     return f"{summary.steps} steps; search {summary.seconds:.2f} s"
 
 
-_USUAL = StopSettings().max_steps
-
-
 def few_steps(summary: Summary) -> str:
-    """Note on a search over pixels with fewer steps than usual; otherwise empty."""
+    """Note on a search over pixels with fewer steps than its experiment takes; otherwise empty."""
     composite = any(entry.total_variation is not None for entry in summary.corners)
-    if summary.solver != "gradient" or composite or summary.steps >= _USUAL:
+    usual = summary.usual_steps or StopSettings.max_steps
+    if summary.solver != "gradient" or composite or summary.steps >= usual:
         return ""
     return (
-        f"size: {summary.steps} steps were taken; with fewer than {_USUAL} the size may not have "
+        f"size: {summary.steps} steps were taken; with fewer than {usual} the size may not have "
         "levelled off, and more steps may enlarge it"
     )
 
@@ -279,50 +265,34 @@ def distance_line(summary: Summary, of_images: float | None = None) -> str:
 
 
 def _not_measured(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
-    for name, reason in result.failed.items():
-        yield Finding(name, reason, Evidence.NOT_MEASURED)
-    if left_out := result.left_out:
-        yield Finding("needs two corners", ", ".join(left_out), Evidence.NOT_MEASURED)
+    left_out = {"needs two corners": ", ".join(result.left_out)} if result.left_out else {}
+    for label, reason in (result.failed | left_out).items():
+        yield Finding(label, reason, Evidence.NOT_MEASURED)
 
 
 def _outcome(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
-    if result.outcome:
-        reasons = "; ".join(result.outcome_reasons)
-        meaning = _OF_FEATURES if result.output == "features" else _IN_WORDS
-        note = meaning[result.outcome] + (f" ({reasons})" if reasons else "")
-        uniform = result.dirichlet.feature_relative_max if result.dirichlet else None
-        error = uniform if result.feature_relative_max is None else result.feature_relative_max
-        value = result.outcome
-        if error is not None:
-            proved = result.at("proof.collision.feature_relative_max")
-            said = f"{error:.2g}"
-            if proved is not None and proved < error:
-                said = f"at most {proved:.2g} (proved)"
-                note += _rounded(error, proved, ".2g")
-            value += f"; feature error {said} of ||f(t)||, the line is {_line(result)}"
-            if images := result.dataset_features:
-                value += (
-                    f"; of {images.images} images of the data set the nearest is at "
-                    f"{images.nearest:.2g}, the median at {images.median:.2g}"
-                )
-        yield Finding("outcome", value, Evidence.SAMPLED, note)
-
-
-def _images(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
-    """What the feature error of unlike images is, which says what the line means."""
+    if not (value := result.outcome):
+        return
+    meaning = _OF_FEATURES if result.output == "features" else _IN_WORDS
+    reasons = "; ".join(result.outcome_reasons)
+    note = meaning[value] + (f" ({reasons})" if reasons else "")
+    uniform = result.dirichlet.feature_relative_max if result.dirichlet else None
+    error = uniform if result.feature_relative_max is None else result.feature_relative_max
+    if error is not None:
+        proved = result.at("proof.collision.feature_relative_max")
+        said = f"{error:.2g}"
+        if proved is not None and proved < error:
+            said = f"at most {proved:.2g} (proved)"
+            note += _rounded(error, proved, ".2g")
+        line = number(result.hull_relative, "g")
+        value += f"; feature error {said} of ||f(t)||, the line is {line}"
     if images := result.dataset_features:
-        yield Finding(
-            "features of other images",
-            f"{images.within} of {images.images} images of the data set are within the line",
-            Evidence.MEASURED,
-            f"nearest {images.nearest:.3g}, median {images.median:.3g} of ||f(t)|| from the "
-            "target's; drawn at random, without the target",
+        value += (
+            f"; of {images.images} images of the data set {images.within or 'none'} are within the "
+            f"line, the nearest is at {images.nearest:.2g}, the median at {images.median:.2g}"
         )
-
-
-def _line(result: Evaluation) -> str:
-    """Limit of the feature error of a collision."""
-    return number(result.hull_relative, "g")
+        note += "; images of the data set are drawn at random, without the target"
+    yield Finding("outcome", value, Evidence.SAMPLED, note)
 
 
 def _sampled(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
@@ -353,7 +323,7 @@ def _cosines(sample: Sample, result: Evaluation) -> Iterator[Finding]:
     if "same" in sample:
         yield Finding(
             "mixes that are the same as the target",
-            f"{sample.same:.2%} of {sample.samples}, so at least {sample.same_lower_95:.3%} of all",
+            _of_all(sample.same, sample.same_lower_95, sample),
             Evidence.SAMPLED,
             f"to a user who takes a cosine above {result.threshold:g} for the same; drawn "
             "uniformly from the hull, at 95 % confidence (Clopper-Pearson)",
@@ -367,8 +337,7 @@ def _classes(sample: Sample, result: Evaluation, names: Sequence[str]) -> Iterat
     proved = of_class.probability_min if of_class and of_class.outcome == "proved" else None
     yield Finding(
         f"mixes of the corners that are {target}",
-        f"{percent(sample.accuracy)} of {sample.samples}, so at least "
-        f"{sample.accuracy_lower_95:.3%} of all",
+        _of_all(sample.accuracy, sample.accuracy_lower_95, sample),
         Evidence.SAMPLED,
         "drawn uniformly from the hull; at 95 % confidence (Clopper-Pearson)",
     )
@@ -379,6 +348,12 @@ def _classes(sample: Sample, result: Evaluation, names: Sequence[str]) -> Iterat
         f"the target's own is {result.target_probability:.4f}"
         + _rounded(-least, None if proved is None else -proved, ".7f"),
     )
+
+
+def _of_all(share: float | None, least: float | None, sample: Sample) -> str:
+    """A share of a sample, and what follows for all points."""
+    sampled = share_of(share or 0.0, str(sample.samples))
+    return f"{sampled}, so at least {percent(least or 0.0)} of all"
 
 
 def _rounded(sampled: float, proved: float | None, form: str) -> str:
@@ -406,19 +381,17 @@ def _seen_behind(result: Evaluation) -> str:
 
 
 def _other_laws(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
-    others = {POINTS[key]: result[key] for key in POINTS if key in result and key != "dirichlet"}
-    what, key, form = "cosine of mixes with the target", "cosine_min", ".4f"
+    key, form, what = "cosine_min", ".4f", "cosine of mixes with the target"
     if "target_class" in result:
-        what, key, form = f"mixes that are {names[result.target_class]}", "accuracy", ".2%"
-    figures = {sampler: sample[key] for sampler, sample in others.items()}
-    if figures:
-        least = min(figures.values())
-        whole = key == "accuracy" and least == 1
+        key, form, what = "accuracy", "%", f"mixes that are {names[result.target_class]}"
+    others = {POINTS[k]: result[k][key] for k in POINTS if k in result and k != "dirichlet"}
+    if others:
+        least = min(others.values())
         yield Finding(
             f"{what}, with other samplers",
-            "all of each sample" if whole else f"{format(least, form)} or more of each sample",
+            f"{number(least, form)}{' or more' * (least < 1)} of each sample",
             Evidence.SAMPLED,
-            "; ".join(f"{sampler}: {format(figure, form)}" for sampler, figure in figures.items()),
+            "; ".join(f"{sampler}: {number(figure, form)}" for sampler, figure in others.items()),
         )
 
 
@@ -450,22 +423,21 @@ def _edges(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     if not share + failed:
         yield Finding(label, "not walked: not reached in edges.seconds", Evidence.NOT_PROVED)
         return
-    value = f"{target} on {percent(share, 4)} of their length"
-    rounding = f"rounding bounded on {proved:.2%}" if proved else "rounding sampled"
+    value = f"{target} on {share_of(share, 'their length')}"
+    rounding = f"rounding bounded on {percent(proved)}" if proved else "rounding sampled"
     walk = f"float{edges.precision}, {rounding}"
     note = f"{walk}; no part of another class was found"
     first = next((edge for edge in edges.edges if edge.first_failure), None)
     if first and first.first_failure:
-        value += f", another class on {failed:.4%}"
+        value += f", another class on {percent(failed)}"
         (one, other), (low, high) = first.corners, first.first_failure
         note = (
             f"{walk}; another class first between corners {one} and {other}, from {low:.6f} to "
             f"{high:.6f} of the way"
         )
     if share + failed < 1 - 1e-9:
-        others = f"another class on {failed:.2%}" if first else f"all {target}"
-        rest = 1 - share - failed
-        value = f"{share + failed:.2%} walked, {others}; {rest:.2%} not reached"
+        others = f"another class on {percent(failed)}" if first else f"all {target}"
+        value = f"{percent(share + failed)} walked, {others}; the rest was not reached"
     yield Finding(label, value, Evidence.WALKED, note)
 
 
@@ -552,8 +524,8 @@ def _class_proof(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     if not (tried or proof.reason):
         yield Finding(label, "not tried: no time (proof.seconds)", Evidence.NOT_PROVED)
         return
-    whole = "weights" if result.degenerate else "volume"  # if corners coincide
-    share = f"{target} on {proof.share_proved:.2%} of the hull's {whole}"
+    whole = f"the hull's {'weights' if result.degenerate else 'volume'}"  # if corners coincide
+    share = f"{target} on {share_of(proof.share_proved, whole)}"
     if proof.outcome == "proved":
         yield Finding(
             label,
@@ -587,7 +559,7 @@ def _proved_size(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         if not (scale := result.at(f"proof.{name}.scale_proved")):
             continue
         size = result.at(f"proof.{name}.relative_size_proved")
-        shrunk = f"the hull shrunk about its centroid to {math.floor(scale * 1000) / 10:g} %"
+        shrunk = f"the hull shrunk about its centroid to {percent(scale)}"
         yield Finding(
             f"proved size ({name})",
             f"{statement} on {'the whole hull' if scale == 1 else shrunk}",
@@ -606,13 +578,15 @@ def _checked(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
             reason = checked.reason or "it shows nothing"
             yield Finding(label, f"not checked: {reason}", Evidence.NOT_PROVED)
             continue
-        value = f"checked on {checked.share_proved:.2%} of the hull's volume"
+        value = "checked on the whole hull"
         if checked.share_proved < 1:
-            scale = math.floor(checked.scale_proved * 1000) / 10
-            value += f", and on all of the hull shrunk to {scale:g} %"
+            value = (
+                f"checked on {percent(checked.share_proved)} of the hull's volume, and on all of "
+                f"the hull shrunk to {percent(checked.scale_proved)}"
+            )
         yield Finding(
             label,
-            value if checked.share_proved < 1 else "checked on the whole hull",
+            value,
             Evidence.NOT_PROVED if checked.reason else Evidence.PROVED,
             f"by code that shares none with the search for the proof: {checked.subdomains} "
             f"subdomains, {checked.bounds} bounds, {checked.seconds:.1f} s"
@@ -627,10 +601,11 @@ def _faces(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     if reason and reason != result.at("proof.class.reason"):
         yield Finding(label, reason, Evidence.NOT_PROVED)
     elif faces.triangles:
-        share, count = faces.share_proved, len(faces.triangles)
-        value = f"{names[result.target_class]} on {percent(share)} of the triangles' area"
+        count, refuted = len(faces.triangles), _states(faces).count("refuted")
+        area = share_of(faces.share_proved, "the triangles' area")
+        value = f"{names[result.target_class]} on {area}"
         note = f"bounds in float64 over {count} triangle{'s' * (count > 1)}"
-        if refuted := _states(faces).count("refuted"):
+        if refuted:
             value += f", not so in the middle of {refuted} parts"
         if not settled(faces):
             note += "; they settle no part in the time they have: there is nothing to draw"
@@ -658,18 +633,20 @@ def _distances(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         value += f"the data set {result.dataset_distance_mean:,.2f}"
     if scale := result.distance_scale:
         value += f" (L2, pixels in 0..{scale})"
-    yield Finding("how different the corners are", value, Evidence.MEASURED, note)
-    pooled = result.pooled_sizes
-    if (largest := pooled.get("8")) is not None:
-        squares = ", ".join(f"{size:.2f} ({n}x{n})" for n, size in pooled.items() if n != "1")
-        note = f"relative sizes after averaging squares of pixels: {squares}; " + (
-            "the corners differ after averaging 8x8 pixels; whether a person recognises anything "
-            "is not measured"
-            if largest >= COARSE
-            else f"below {COARSE} at 8x8: most of the difference is within squares of 8x8 pixels"
+    if (coarse := result.pooled_sizes.get("8")) is not None:
+        note = ", ".join(f"{n}x{n} {each:.2f}" for n, each in result.pooled_sizes.items())
+        note = (
+            f"relative sizes after averaging squares of pixels: {note}; {_COARSE[coarse >= COARSE]}"
         )
-        value = f"relative size {largest:.2f} after averaging 8x8 pixels"
-        yield Finding("coarse difference", value, Evidence.MEASURED, note)
+    yield Finding("how different the corners are", value, Evidence.MEASURED, note)
+
+
+COARSE = 0.5  # relative size after averaging 8x8 pixels above which not only fine detail differs
+_COARSE = {
+    True: "the corners differ after averaging 8x8 pixels; whether a person recognises anything is "
+    "not measured",
+    False: f"below {COARSE} at 8x8: most of the difference is within squares of 8x8 pixels",
+}
 
 
 def _coarse_and_proved(result: Evaluation) -> str:
@@ -699,12 +676,9 @@ def _judge(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     yield Finding(f"to {judge.network}", value, Evidence.MEASURED, note)
 
 
-COARSE = 0.5  # relative size after averaging 8x8 pixels above which not only fine detail differs
-
-
 Claim = Callable[[Evaluation, Sequence[str]], Iterator[Finding]]
 CLAIMS: tuple[Claim, ...] = (
-    _outcome, _images, _distances, _judge, _not_measured, _features_proof, _rounding, _hidden,
+    _outcome, _distances, _judge, _not_measured, _features_proof, _rounding, _hidden,
     _class_proof, _proved_size, _checked, _faces, _edges, _worst_case, _sampled, _other_laws,
 )  # fmt: skip
 
@@ -744,7 +718,7 @@ SETS = {
 """What a hull is compared with (Table 5), by the beginning of its keys."""
 BASELINES = tuple(
     Entry(label + more, prefix + key, form)
-    for key, more, form in (("cosine_min", ": least cosine", ".4f"), ("accuracy", "", ".2%"))
+    for key, more, form in (("cosine_min", ": least cosine", ".4f"), ("accuracy", "", "%"))
     for prefix, label in (
         ("dirichlet.", "the hull, uniform"),
         *((f"{name}_", label) for name, label in SETS.items()),
@@ -775,7 +749,7 @@ def _counted(result: Evaluation, key: str) -> str:
         return ""
     error = result.at(key.removesuffix("accuracy") + "feature_relative_max")
     features = "" if error is None else f"; feature error at most {error:.3g} of ||f(t)||"
-    return f"of {samples:,} points; at least {least:.2%}, at 95 % confidence{features}"
+    return f"of {samples:,} points; at least {percent(least)}, at 95 % confidence{features}"
 
 
 def _points_table(result: Evaluation, names: Sequence[str]) -> Table:
@@ -803,9 +777,9 @@ def _edges_table(edges: Edges | None) -> Table:
     rows = [
         (
             "{} to {}".format(*edge.corners),
-            percent(edge.walked, 4),
-            percent(edge.held, 4),
-            percent(edge.proved, 4)
+            percent(edge.walked),
+            percent(edge.held),
+            percent(edge.proved)
             if edge.proved or edge.unconfirmed is not None
             else "not checked",
             str(edge.pieces),
@@ -846,5 +820,5 @@ def comparison(experiment: str, result: Evaluation, target: str) -> Table:
 def _row(case: Case) -> list[str]:
     """Shares as percentages, other figures to four places; the paper's as printed."""
     probability = ".4f" if case.name == "this run" else ""
-    forms = (",.2f", ",.2f", ".2%", probability, probability, ".1%")
+    forms = (",.2f", ",.2f", "%", probability, probability, "%")
     return [case.name, *(number(v, form) for v, form in zip(case[1:], forms, strict=True))]

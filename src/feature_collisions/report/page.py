@@ -20,7 +20,7 @@ from torch import Tensor
 from ..data.images import to_uint8
 from ..evaluation.lattice import Explorer
 from .figures import encoded
-from .findings import MEANINGS, Description
+from .findings import Description, Evidence
 from .sheets import Sheet
 from .tables import Table
 from .words import Words
@@ -51,8 +51,7 @@ def hull_page(
     return _render(
         "report.html",
         description=description,
-        meanings={known.value: MEANINGS[known] for known in MEANINGS
-                  if any(claim.known == known for claim in description.claims)},
+        kinds=[kind for kind in Evidence if any(kind is each.known for each in description.claims)],
         sheets=sheets,
         histogram=histogram,
         faces=faces,

@@ -19,12 +19,12 @@ from .tables import Table, as_csv, as_markdown, number
 from .words import words_of
 
 COLUMNS = {
-    "accuracy": ("accuracy", ".2%"),
-    "accuracy_lower_95": ("at least (95 %)", ".3%"),
+    "accuracy": ("accuracy", "%"),
+    "accuracy_lower_95": ("at least (95 %)", "%"),
     "probability_mean": ("mean probability", ".3f"),
     "target_probability": ("target's probability", ".3f"),
     "cosine_min": ("least cosine", ".4f"),
-    "same": ("same", ".2%"),
+    "same": ("same", "%"),
     "feature_relative_max": ("feature error", ".3f"),
     "worst_case_probability": ("worst found", ".3f"),
     "worst_case_cosine": ("worst cosine found", ".4f"),
@@ -32,11 +32,11 @@ COLUMNS = {
     "relative_size": ("relative size", ".3f"),
     "pooled_size": ("8x8 pixels averaged", ".3f"),
     "initial_distance_mean": ("distance from the initial image", ",.2f"),
-    "blind_share": ("inactive units", ".1%"),
-    "share_proved": ("share proved", ".0%"),
+    "blind_share": ("inactive units", "%"),
+    "share_proved": ("share proved", "%"),
     "relative_size_proved": ("size proved", ".3f"),
     "judge_size": ("size to the judge", ".3f"),
-    "judge_kept": ("initial class kept", ".0%"),
+    "judge_kept": ("initial class kept", "%"),
     "seconds": ("seconds", ",.1f"),
 }
 """What a row's figures are called, and their form; other entries have their own names."""

@@ -16,6 +16,7 @@ from ..hull.hull import Hull
 from ..patches.database import PatchDatabase, source
 from ..patches.nearest_patches import Matches
 from ..patches.paste import cut_out
+from ..percent import percent
 from ..runs import evaluation
 from ..settings.patches import PatchSettings
 from .words import Words
@@ -132,8 +133,8 @@ def _even_mix(hull: Hull, words: Words) -> Panel:
     """The centroid of the hull, with its class."""
     mix = hull.points(torch.full((1, len(hull.corners)), 1 / len(hull.corners)))
     with evaluating(hull.model):
-        said = words.of_image(hull, predict(hull.model, mix))
-    return Panel(mix[0], "their even mix", said)
+        (said,) = hull.output.of_images(predict(hull.model, mix))
+    return Panel(mix[0], "their even mix", words.of_corner(said))
 
 
 def differences_sheet(hull: Hull, boxes: Sequence[evaluation.Box]) -> Sheet | None:
@@ -148,7 +149,7 @@ def differences_sheet(hull: Hull, boxes: Sequence[evaluation.Box]) -> Sheet | No
            for image, entry in zip(hull.corners, hull.summary.corners, strict=True)]  # fmt: skip
     rows = [row[k : k + _WIDEST] for k in range(0, len(row), _WIDEST)]
     share = sum(box.share for box in boxes)
-    note = f"The boxes hold {share:.0%} of the corners' variance (Figure 8 b)."
+    note = f"The boxes hold {percent(share)} of the corners' variance (Figure 8 b)."
     return Sheet("differences", "Where the corners differ most", rows, note)
 
 

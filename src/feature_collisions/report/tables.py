@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 from ..escaping import for_csv, for_line, for_markdown
+from ..percent import percent
 
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)? ?%?|-")
 
@@ -91,18 +92,10 @@ def _broken(cell: str, width: int) -> str:
 
 
 def number(value: float | None, form: str = ".4g") -> str:
-    """Format a figure; a dash if there is none."""
-    return "-" if value is None else format(value, form)
-
-
-def percent(share: float, digits: int = 2) -> str:
-    """A share in percent; a whole one without digits.
-
-    Example:
-        >>> percent(1.0), percent(0.25)
-        ('100 %', '25.00%')
-    """
-    return "100 %" if share == 1 else f"{share:.{digits}%}"
+    """Format a figure, for `%` and `+%` as a share in percent; a dash if there is none."""
+    if value is None:
+        return "-"
+    return percent(value, form[:-1]) if form.endswith("%") else format(value, form)
 
 
 def _aligned(table: Table) -> list[str]:

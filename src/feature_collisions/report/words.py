@@ -1,81 +1,24 @@
 """Terms of a report for a network's output: classes, or an encoder's features."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
-
-from torch import Tensor
 
 from ..hull.hull import Hull
 from ..hull.outputs import Features
+from ..percent import percent
 from ..runs.evaluation import Evaluation, Sample
 from ..runs.records import Corner, Summary
 from .tables import number
 
 
-class Words(ABC):
-    """Terms for one kind of output.
+class Words:
+    """Terms for classes and probabilities; `words_of` gives those for features, too.
 
-    Args:
+    Attributes:
         names: one per class; for an encoder those of the initial image and the target.
+        figure: entry of a sample with the histogram.
+        chart: name of the histogram's file.
     """
-
-    figure: ClassVar[str]
-    """Entry of a sample with the histogram."""
-    chart: ClassVar[str]
-    """Name of the histogram's file."""
-    sample_columns: ClassVar[tuple[str, ...]]
-    under_pictures: ClassVar[str]
-    over_hull: ClassVar[str]
-    explored: ClassVar[str]
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
-
-    @abstractmethod
-    def pair(self, summary: Summary) -> tuple[str, str]:
-        """Names of the initial image and the target."""
-
-    @abstractmethod
-    def of_initial(self, summary: Summary) -> str:
-        """Output for the initial image."""
-
-    @abstractmethod
-    def of_target(self, summary: Summary) -> str:
-        """Output for the target."""
-
-    @abstractmethod
-    def corner_columns(self, summary: Summary) -> tuple[str, ...]:
-        """Headings of `corner_cells`."""
-
-    @abstractmethod
-    def corner_cells(self, entry: Corner) -> tuple[str, ...]:
-        """Cells with the output for a corner."""
-
-    def of_corner(self, entry: Corner) -> str:
-        """Caption of a corner."""
-        return ", ".join(self.corner_cells(entry))
-
-    @abstractmethod
-    def sample_cells(self, sample: Sample) -> tuple[str, ...]:
-        """Cells of a sample."""
-
-    @abstractmethod
-    def of_image(self, hull: Hull, output: Tensor) -> str:
-        """Caption of an image with output (1, D)."""
-
-    @abstractmethod
-    def of_worst(self, result: Evaluation) -> str:
-        """Caption of the worst point; empty if there is none."""
-
-    @abstractmethod
-    def histogram(self, result: Evaluation) -> tuple[str, float]:
-        """Label of the histogram's axis, and position of its line."""
-
-
-class ClassWords(Words):
-    """Classes and probabilities."""
 
     figure, chart = "probability", "probabilities"
     sample_columns = ("accuracy", "at least (95 %)", "mean probability", "smallest")
@@ -86,42 +29,27 @@ class ClassWords(Words):
     )
     explored = "Class and probability are not computed here: the classifier was run"
 
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
     def pair(self, summary: Summary) -> tuple[str, str]:
-        """Their classes."""
+        """Names of the initial image and the target."""
         return self.names[summary.initial_class], self.names[summary.target_class]
 
     def of_initial(self, summary: Summary) -> str:
-        """Its class."""
+        """Output for the initial image."""
         return self.names[summary.initial_class]
 
     def of_target(self, summary: Summary) -> str:
-        """Its class and probability."""
+        """Output for the target; empty for an encoder, whose cosine is 1."""
         return f"{self.names[summary.target_class]}, {summary.target_probability:.4f}"
 
-    def corner_columns(self, summary: Summary) -> tuple[str, ...]:
-        """Its class, and the probability of the target's."""
-        return "class", f"probability of {self.names[summary.target_class]}"
-
-    def corner_cells(self, entry: Corner) -> tuple[str, ...]:
-        """Its class, and the probability of the target's."""
-        return self.names[entry.predicted_class], f"{entry.probability:.4f}"
-
-    def sample_cells(self, sample: Sample) -> tuple[str, ...]:
-        """The share of the target's class, and its probability."""
-        return (
-            f"{sample.accuracy:.2%}",
-            f"{sample.accuracy_lower_95:.3%}",
-            f"{sample.probability_mean:.4f}",
-            f"{sample.probability_min:.4f}",
-        )
-
-    def of_image(self, hull: Hull, output: Tensor) -> str:
-        """Its class, and the probability of the target's."""
-        said = hull.output.of_images(output)[0]
-        return f"{self.names[said.predicted_class]}, {said.probability:.4f}"
+    def of_corner(self, entry: Corner) -> str:
+        """Output for a corner, or another image."""
+        return ", ".join(self.corner_cells(entry))
 
     def of_worst(self, result: Evaluation) -> str:
-        """Its class, and the probability of the target's."""
+        """Output for the worst point; empty if there is none."""
         if result.worst_case_class is None:
             return ""
         return (
@@ -129,14 +57,26 @@ class ClassWords(Words):
             f"{result.worst_case_probability:.4f}"
         )
 
+    def corner_columns(self, summary: Summary) -> tuple[str, ...]:
+        """Headings of `corner_cells`."""
+        return "class", f"probability of {self.names[summary.target_class]}"
+
+    def corner_cells(self, entry: Corner) -> tuple[str, ...]:
+        """Cells with the output for a corner."""
+        return self.names[entry.predicted_class], f"{entry.probability:.4f}"
+
+    def sample_cells(self, sample: Sample) -> tuple[str, ...]:
+        """Cells of a sample, below `sample_columns`."""
+        shares = percent(sample.accuracy), percent(sample.accuracy_lower_95)
+        return (*shares, f"{sample.probability_mean:.4f}", f"{sample.probability_min:.4f}")
+
     def histogram(self, result: Evaluation) -> tuple[str, float]:
-        """The probability of the target's class; the line is the target's."""
-        target = self.names[result.target_class]
-        return f"probability of {target}", result.target_probability
+        """Label of the histogram's axis, and position of its line."""
+        return f"probability of {self.names[result.target_class]}", result.target_probability
 
 
-class FeatureWords(Words):
-    """Cosines and relative errors of features."""
+class _OfFeatures(Words):
+    """Cosines and relative errors: an encoder has no classes."""
 
     figure, chart = "cosine", "cosines"
     sample_columns = ("mean cosine", "least", "relative error of the output", "same")
@@ -148,49 +88,32 @@ class FeatureWords(Words):
     explored = "The cosine is not computed here: the encoder was run"
 
     def pair(self, summary: Summary) -> tuple[str, str]:
-        """What the settings call them: there are no classes."""
         return self.names[0], self.names[1]
 
     def of_initial(self, summary: Summary) -> str:
-        """Its cosine."""
         return f"cosine {number(summary.initial_cosine, '.4f')}"
 
     def of_target(self, summary: Summary) -> str:
-        """Empty: its cosine is 1."""
         return ""
 
-    def corner_columns(self, summary: Summary) -> tuple[str, ...]:
-        """Its cosine, and its output's relative error."""
-        return "cosine with the target", "relative error of the output"
-
-    def corner_cells(self, entry: Corner) -> tuple[str, ...]:
-        """Its cosine, and its output's relative error."""
-        return number(entry.cosine, ".4f"), number(entry.output_relative, ".3g")
-
     def of_corner(self, entry: Corner) -> str:
-        """Its cosine."""
         return f"cosine {number(entry.cosine, '.4f')}"
 
-    def sample_cells(self, sample: Sample) -> tuple[str, ...]:
-        """The cosines, the largest error, and the share above the threshold."""
-        return (
-            f"{sample.cosine_mean:.4f}",
-            f"{sample.cosine_min:.4f}",
-            number(sample.output_relative_max, ".3g"),
-            number(sample.same, ".2%"),
-        )
-
-    def of_image(self, hull: Hull, output: Tensor) -> str:
-        """Its cosine."""
-        return f"cosine {hull.output.of_images(output)[0].cosine:.4f}"
-
     def of_worst(self, result: Evaluation) -> str:
-        """Its cosine."""
         cosine = result.worst_case_cosine
         return "" if cosine is None else f"cosine {cosine:.4f}"
 
+    def corner_columns(self, summary: Summary) -> tuple[str, ...]:
+        return "cosine with the target", "relative error of the output"
+
+    def corner_cells(self, entry: Corner) -> tuple[str, ...]:
+        return number(entry.cosine, ".4f"), number(entry.output_relative, ".3g")
+
+    def sample_cells(self, sample: Sample) -> tuple[str, ...]:
+        cosines = f"{sample.cosine_mean:.4f}", f"{sample.cosine_min:.4f}"
+        return (*cosines, number(sample.output_relative_max, ".3g"), number(sample.same, "%"))
+
     def histogram(self, result: Evaluation) -> tuple[str, float]:
-        """The cosine; the line is the initial image's."""
         return "cosine with the target", result.initial_cosine
 
 
@@ -201,7 +124,7 @@ def words_of(output: str, names: Sequence[str]) -> Words:
         output: `classes` or `features`.
         names: from `names_of`.
     """
-    return FeatureWords(names) if output == "features" else ClassWords(names)
+    return _OfFeatures(names) if output == "features" else Words(names)
 
 
 def names_of(

@@ -193,6 +193,7 @@ class Summary(Record):
     precision: Text | None = None
     precision_reason: Text | None = None
     steps: Count
+    usual_steps: Count | None = None
     seconds: Size
     seconds_total: Size
     corner_feature_relative_max: Size | None = None
