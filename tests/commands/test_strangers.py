@@ -211,7 +211,7 @@ def rewrite(run, change):
         (lambda s, a, b: a.update(corner=1), "a corner occurs twice"),
         (lambda s, a, b: (a.update(corner=1), b.update(corner=0)), "is not unit"),
         (lambda s, a, b: a.update(unit=9999), "the units of the corners and of summary.json"),
-        (lambda s, a, b: a.update(side="above"), "is above what the layer sees"),
+        (lambda s, a, b: a.update(side="above"), "side=above .* where the classifier gives below"),
     ],
 )
 def test_a_summary_that_contradicts_is_refused(evaluate, whole, tmp_path, change, message):
@@ -260,7 +260,7 @@ def test_units_must_be_inactive_units_of_the_target(evaluate, whole, tmp_path, u
     ("config", "message"),
     [
         (CONFIG.replace("seed: 0", "seed: 1" + "0" * 30), "64 bits"),
-        (CONFIG.replace("seed: 0", "seed: -1"), "does not say which"),
+        (CONFIG.replace("seed: 0", "seed: -1"), "seed=-1 in config.yaml"),
         (CONFIG.replace("root: null", "root: null, size: -3"), "data.size=-3"),
         ("a: &a [x, x]\nb: *a\n", "line 2: an alias"),
         ("[" * 500, "nested too deep"),

@@ -2,7 +2,7 @@
 
 import torch
 
-from feature_collisions.runs.records import Summary
+from feature_collisions.runs.records import Config, Summary
 from feature_collisions.runs.run import Run
 
 QUICK = ("wandb.mode=disabled", "stop.min_steps=0")
@@ -49,6 +49,6 @@ def make_run(directory, corner=0, config="", **changed):
         image.clone(),
         torch.tensor([corner]),
         Summary.of(summary | changed),
-        {},
+        Config(),
     ).save(directory)
     (directory / "config.yaml").write_text(f"corner: {corner}\n{config}")

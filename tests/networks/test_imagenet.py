@@ -216,7 +216,7 @@ def test_an_index_is_the_rank_among_all_1000(tmp_path):
     assert images.find("i", root + "/n01443537/a.png").label is None
     with pytest.raises(SettingError, match="class tench has no image here"):
         images.find("initial", "tench")
-    with pytest.raises(SettingError, match=r"no such class; .* similar name: .*goldfish"):
+    with pytest.raises(SettingError, match=r"no such class; .* similar names are .*goldfish"):
         images.find("initial", "golfish")
 
 

@@ -13,7 +13,7 @@ from feature_collisions.hull.statistics import limit_of
 from feature_collisions.report.figures import sizes_figure
 from feature_collisions.report.runs import row_of_run, runs_table, write_runs
 from feature_collisions.runs.evaluation import Evaluation, Sample
-from feature_collisions.runs.records import Summary
+from feature_collisions.runs.records import Config, Summary
 from feature_collisions.runs.rows import Row
 from feature_collisions.runs.run import Run, hulls_below
 from helpers.runs import FAST, QUICK, make_run
@@ -24,7 +24,7 @@ def test_jobs_that_differ_in_their_corner_alone_make_one_hull(tmp_path):
         make_run(tmp_path / str(job), job % 2, f"loss: {{alpha: {1 + job // 2}}}")
     hulls, refused = hulls_below(tmp_path)
     assert [len(hull.corners) for hull in hulls] == [2, 2]
-    assert [hull.config["loss"]["alpha"] for hull in hulls] == [1, 2]
+    assert [hull.config.loss["alpha"] for hull in hulls] == [1, 2]
     assert [hull.directory.name for hull in hulls] == ["hull_of_0", "hull_of_2"]
     assert refused == {}
 
@@ -100,7 +100,15 @@ def rows_of(alphas, sizes, mean=0.9, largest=0.25):
         }  # fmt: skip
         units = torch.zeros(1, dtype=torch.int64)
         config = {"loss": {"alpha": alpha, "beta": 1.0, "positive_form": "norm", "share": True}}
-        run = Run(None, image[None], image, image, units, Summary.of(summary), config)
+        run = Run(
+            None,
+            image[None],
+            image,
+            image,
+            units,
+            Summary.of(summary),
+            Config.model_validate(config),
+        )
         sample = SAMPLE | {"probability_mean": mean, "feature_relative_max": largest}
         entries = {
             "dirichlet": sample,

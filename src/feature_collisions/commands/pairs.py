@@ -23,6 +23,7 @@ from ..settings.evaluate import EvaluateSettings
 from .csv_lines import csv_lines, shown
 from .deciding import Deciding, differences_to
 from .random_pairs import Pair, random_pairs
+from .start import on_command_line
 
 OUTCOME = "outcome.json"
 _RULE = (
@@ -198,7 +199,7 @@ def _searched(pair: Pair, place: Path, search: Callable[[Pair, Path], Hull], sam
     except Exception as error:  # of any kind; the other pairs continue
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        return Row(outcome=FAILED, reasons=[reason_of(error)])
+        return Row(outcome=FAILED, reasons=[on_command_line(reason_of(error))])
     return row
 
 

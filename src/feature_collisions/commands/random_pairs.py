@@ -50,27 +50,35 @@ def random_pairs(
     labels = images.labels.tolist()
     if len(set(labels)) < 2:
         raise SettingError("pairs", setting, "needs images of at least two classes")
-    asked = _Asked(setting, images, models)
+    known: dict[int, list[Tensor]] = {}  # (classes,) probabilities per model, by image
     pairs: list[Pair] = []
     draws = list(_draws(labels, _DRAWS * count, seed))
     for start in range(0, len(draws), _TOGETHER):
         some = draws[start : start + _TOGETHER]
-        if right:
-            asked.about([index for draw in some for index in draw])
-        elif least:
-            asked.about([target for _, target in some])
+        asked = [k for draw in some for k in draw[0 if right else 1 :]] if right or least else []
+        if new := [k for k in dict.fromkeys(asked) if k not in known]:
+            found = [class_probabilities(model, images[torch.tensor(new)]) for model in models]
+            known |= {index: [each[row] for each in found] for row, index in enumerate(new)}
         for first, second in some:
-            if right and not (asked.all_right(first) and asked.all_right(second)):
+            if right and not all(
+                _right(setting, images, labels[k], each)
+                for k in (first, second)
+                for each in known[k]
+            ):
                 continue
-            if least and asked.least_sure(second) <= least:
+            if least and min(float(each.max()) for each in known[second]) <= least:
                 continue
             pairs.append(Pair(_name(images, labels, first), _name(images, labels, second)))
             if len(pairs) == count:
                 return pairs
-    found = f"pairs={setting}: only {len(pairs)} of {_DRAWS * count} draws have"
-    if right:
-        raise SettingError(f"{found} images that {asked.shares_right()}")
-    raise SettingError(f"{found} such a target and images of two classes; lower P")
+    lacking = f"pairs={setting}: only {len(pairs)} of {_DRAWS * count} draws have"
+    if not right:
+        raise SettingError(f"{lacking} such a target and images of two classes; lower P")
+    counts = [
+        sum(_right(setting, images, labels[k], each[number]) for k, each in known.items())
+        for number in range(len(models))
+    ]
+    raise SettingError(f"{lacking} images that {_shares(counts, len(known), images)}")
 
 
 def _draws(labels: Sequence[int], count: int, seed: int) -> Iterator[tuple[int, int]]:
@@ -82,54 +90,32 @@ def _draws(labels: Sequence[int], count: int, seed: int) -> Iterator[tuple[int, 
             yield first, second
 
 
-class _Asked:
-    """Cached class probabilities of each classifier."""
-
-    def __init__(self, setting: str, images: ImageSet, models: Sequence[nn.Module]) -> None:
-        self.setting, self.images, self.models = setting, images, models
-        self.known: dict[int, list[Tensor]] = {}  # (classes,) probabilities per model
-
-    def about(self, indices: Sequence[int]) -> None:
-        new = [index for index in dict.fromkeys(indices) if index not in self.known]
-        if not new:
-            return
-        pixels = self.images[torch.tensor(new)]
-        found = [class_probabilities(model, pixels) for model in self.models]
-        for row, index in enumerate(new):
-            self.known[index] = [probabilities[row] for probabilities in found]
-
-    def all_right(self, index: int) -> bool:
-        return all(self._right(index))
-
-    def _right(self, index: int) -> list[bool]:
-        label, names = int(self.images.labels[index]), len(self.images.class_names)
-        for each in self.known[index]:
-            if len(each) != names:
-                raise SettingError(
-                    "pairs",
-                    self.setting,
-                    f"a classifier has {len(each)} classes and the data set {names}",
-                    "give random:N for one classifier, or a CSV file of pairs",
-                )
-        return [int(each.argmax()) == label for each in self.known[index]]
-
-    def least_sure(self, index: int) -> float:
-        return min(float(each.max()) for each in self.known[index])
-
-    def shares_right(self) -> str:
-        """Share of the drawn images that each classifier gets right, in words."""
-        counts = torch.tensor([self._right(index) for index in self.known]).sum(0).tolist()
-        drawn, guess = len(self.known), 1 / len(self.images.class_names)
-        most = drawn * guess + 3 * (drawn * guess * (1 - guess)) ** 0.5
-        said = ", ".join(map(str, counts)) + f" of {drawn}"
-        if min(counts) <= most:
-            said += f", and {min(counts)} is chance: are weights missing?"
-        if len(counts) == 1:
-            return f"the classifier is right about (it is about {said})"
-        return (
-            f"all {len(counts)} classifiers are right about (they are, in their order, about "
-            f"{said}); leave the worst out"
+def _right(setting: str, images: ImageSet, label: int, probabilities: Tensor) -> bool:
+    """Whether a model gives an image its class."""
+    if len(probabilities) != len(images.class_names):
+        raise SettingError(
+            "pairs",
+            setting,
+            f"a classifier has {len(probabilities)} classes and the data set "
+            f"{len(images.class_names)}",
+            "give random:N for one classifier, or a CSV file of pairs",
         )
+    return int(probabilities.argmax()) == label
+
+
+def _shares(counts: Sequence[int], drawn: int, images: ImageSet) -> str:
+    """How many of the drawn images each classifier gets right, in words."""
+    guess = 1 / len(images.class_names)
+    most = drawn * guess + 3 * (drawn * guess * (1 - guess)) ** 0.5
+    said = ", ".join(map(str, counts)) + f" of {drawn}"
+    if min(counts) <= most:
+        said += f", and {min(counts)} is chance: are weights missing?"
+    if len(counts) == 1:
+        return f"the classifier is right about (it is about {said})"
+    return (
+        f"all {len(counts)} classifiers are right about (they are, in their order, about {said}); "
+        "leave the worst out"
+    )
 
 
 def _name(images: ImageSet, labels: Sequence[int], index: int) -> str:

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -144,8 +145,18 @@ def expand_or_exit(arguments: list[str], conf: Path) -> list[str]:
 
 
 def explain(error: BaseException) -> str:
-    """One message with the mistake and the remedy."""
-    return for_terminal(_words_of(error).strip())
+    """One message with the mistake and the remedy, by the names of the command line."""
+    return for_terminal(on_command_line(_words_of(error).strip()))
+
+
+def on_command_line(message: str) -> str:
+    """A message about a keyword of Python by the name of its setting.
+
+    Example:
+        >>> on_command_line("layer=a: is not a layer")
+        'classifier.layer=a: is not a layer'
+    """
+    return re.sub(r"^(layer|output)(?=[=:])", r"classifier.\1", message)
 
 
 def _words_of(error: BaseException) -> str:

@@ -37,7 +37,7 @@ def is_survey(runs: Sequence[Run]) -> bool:
     for run in runs:
         of_pair.setdefault(_pair(run), set()).add(_network(run))
     shared = any(len(networks) > 1 for networks in of_pair.values())
-    return shared or any(run.config.get("networks") for run in runs)
+    return shared or any(run.config.networks for run in runs)
 
 
 def _network(run: Run) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ def read_survey(settings: EvaluateSettings, runs: Sequence[Run]) -> Survey:
             f"they are {', '.join(chosen)}",
         )
     first = next(iter(chosen.values()))
-    pairs = [f"{run.config.get('initial')} to {run.config.get('target')}" for run in first]
+    pairs = [f"{run.config.initial} to {run.config.target}" for run in first]
     from .extra_file import read_extra
 
     extra = read_extra(settings.survey.extra, list(chosen)) if settings.survey.extra else {}
@@ -160,7 +160,7 @@ def _names(by_network: Mapping[tuple[str, ...], Mapping[str, Run]]) -> dict[tupl
     """
     runs = {key: next(iter(found.values())) for key, found in by_network.items()}
     plain = {key: _called(run) for key, run in runs.items()}
-    full = {key: _with_weights(plain[key], run) for key, run in runs.items()}
+    full = {key: _called(run, weights=True) for key, run in runs.items()}
     names = {}
     for key, name in plain.items():
         alike = [other for other, called in plain.items() if called == name and other != key]
@@ -174,14 +174,11 @@ def _names(by_network: Mapping[tuple[str, ...], Mapping[str, Run]]) -> dict[tupl
     return names
 
 
-def _with_weights(name: str, run: Run) -> str:
-    weights = run.classifier.get("weights")
-    return f"{name}::{weights}" if isinstance(weights, str) and weights else name
-
-
-def _called(run: Run) -> str:
-    path = run.classifier.get("path")
-    return path if isinstance(path, str) and path else run.summary.classifier
+def _called(run: Run, weights: bool = False) -> str:
+    """A network's path or name, on request with its weights, as on the command line."""
+    named = run.config.classifier
+    name = (named and named.path) or run.summary.classifier
+    return f"{name}::{named.weights}" if weights and named and named.weights else name
 
 
 def _check_budget(runs: Sequence[Run]) -> None:

@@ -17,13 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..errors import CollisionError, SettingError
 from ..interrupts import Interrupted
-from ..runs.directories import (
-    CHECKPOINT,
-    CONFIG,
-    claimed,
-    place_of_run,
-    remove_if_empty,
-)
+from ..runs.directories import CHECKPOINT, CONFIG, claimed, place_of_run, remove_if_empty
 from ..settings.search import StopSettings
 from ..settings.solver import check_used
 from ..settings.train import Settings, parse_corners, to_settings
@@ -53,13 +47,9 @@ def main(config: DictConfig) -> None:
     directory = output = Path(hydra.runtime.output_dir)
     try:
         settings = to_settings(config)
-        check_used(
-            settings.solver,
-            hydra.overrides.task,
-            settings.objective,
-            settings.pairs,
-            settings.parameterisation,
-        )
+        given, of_many = hydra.overrides.task, settings.pairs
+        objective, moved = settings.objective, settings.parameterisation
+        check_used(settings.solver, given, objective, of_many, moved)
         directory, checkpoint = place_of_run(settings.ckpt_path, output, sweep, named)
         group = directory.parent.name if sweep else directory.name
         with claimed(directory, "hydra.sweep.dir" if sweep else "hydra.run.dir"):
@@ -269,39 +259,35 @@ def print_corners(
         path: `classifier.path`, for the command of evaluate.py.
         of_images: mean distance between two images of the data set, if known.
     """
-    from ..report.findings import (
-        collision_line,
-        corners_table,
-        distance_line,
-        effort,
-        few_steps,
-        same_class_line,
-        unmet_line,
-    )
+    from ..report import findings
     from ..report.tables import as_text
 
-    table = corners_table(summary, class_names)
-    print(f"\n{as_text(table)}\n" + (f"\n{table.note}" if table.note else ""))
-    print(f"{effort(summary)}; total {summary.seconds_total:.1f} s")
+    table = findings.corners_table(summary, class_names)
     lines = (
-        collision_line(summary),
-        distance_line(summary, of_images),
-        few_steps(summary),
-        same_class_line(summary),
+        f"\n{as_text(table)}\n",
+        table.note,
+        f"{findings.effort(summary)}; total {summary.seconds_total:.1f} s",
+        findings.collision_line(summary),
+        findings.distance_line(summary, of_images),
+        findings.few_steps(summary),
+        findings.same_class_line(summary),
+        _other_class(summary, class_names),
+        "" if summary.converged else findings.unmet_line(summary),
+        f"run: {directory}\nnext: {evaluating(directory, path)}",
     )
-    for line in lines:
-        if line:
-            print(line)
+    print("\n".join(filter(None, lines)))
+
+
+def _other_class(summary: Summary, class_names: Sequence[str]) -> str:
+    """Note that the classifier gives the target another class than the data set; or empty."""
     label = summary.target_label  # of the data set; a class if the numbers of classes agree
-    if label is not None and label != summary.target_class:
-        target = class_names[summary.target_class]
-        print(
-            f"note: the classifier gives the target ({class_names[label]}) the class {target}; "
-            f"the corners collide with {target}"
-        )
-    if not summary.converged:
-        print(unmet_line(summary))
-    print(f"run: {directory}\nnext: {evaluating(directory, path)}")
+    if label in (None, summary.target_class):
+        return ""
+    target = class_names[summary.target_class]
+    return (
+        f"note: the classifier gives the target ({class_names[label or 0]}) the class {target}; "
+        f"the corners collide with {target}"
+    )
 
 
 def evaluating(directory: Path, *paths: str | None) -> str:

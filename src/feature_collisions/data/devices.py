@@ -1,6 +1,6 @@
 """Precision and memory of devices, and the CPU as a substitute."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -21,36 +21,35 @@ def device_for(device: torch.device, dtype: torch.dtype = torch.float64) -> torc
 
 
 @contextmanager
+def _precision(kinds: Sequence[Any], name: str) -> Iterator[None]:
+    """Set the precision of float32 of some kinds of operations, and restore that of all."""
+    every = (*_ON_CPU, _backends.cuda.matmul, _backends.cudnn.conv, _backends.cudnn.rnn)
+    before = [kind.fp32_precision for kind in every]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = name
+        yield
+    finally:
+        for kind, precision in zip(every, before, strict=True):
+            kind.fp32_precision = precision
+
+
+@contextmanager
 def without_tf32() -> Iterator[None]:
     """Compute float32 with all its bits: no TF32 (10 bits) on a GPU, no bfloat16 (7) on a CPU.
 
     cuDNN's convolutions use TF32 by default. Matrix products do after
     `torch.set_float32_matmul_precision`.
     """
-    kinds = (_backends.cuda.matmul, _backends.cudnn.conv, *_ON_CPU)
-    before = [kind.fp32_precision for kind in kinds]
-    try:
-        for kind in kinds:
-            kind.fp32_precision = "ieee"
+    with _precision((_backends.cuda.matmul, _backends.cudnn.conv, *_ON_CPU), "ieee"):
         yield
-    finally:
-        for kind, precision in zip(kinds, before, strict=True):
-            kind.fp32_precision = precision
 
 
 @contextmanager
 def precision_flags_kept() -> Iterator[None]:
     """Make the TF32 flags consistent for torch.export, and restore them afterwards."""
-    cudnn = _backends.cudnn.conv, _backends.cudnn.rnn
-    kinds = (_backends.cuda.matmul, *cudnn, *_ON_CPU)
-    before = [kind.fp32_precision for kind in kinds]
-    try:
-        for kind in cudnn:
-            kind.fp32_precision = "tf32"
+    with _precision((_backends.cudnn.conv, _backends.cudnn.rnn), "tf32"):
         yield
-    finally:
-        for kind, precision in zip(kinds, before, strict=True):
-            kind.fp32_precision = precision
 
 
 def may_reduce(device: torch.device) -> bool:

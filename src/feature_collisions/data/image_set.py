@@ -1,6 +1,5 @@
 """Base class of data sets: finding an image by name, mean distance between images."""
 
-import difflib
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import SettingError
+from ..errors import SettingError, similar
 from ..paths import path_of
 from .images import load_image, pooled_distance
 
@@ -120,8 +119,7 @@ class ImageSet(ABC):
     def _near(self, name: str) -> str:
         if len(self.class_names) <= _FEW:
             return f"Classes: {', '.join(self.class_names)}"
-        near = difflib.get_close_matches(name, self.class_names, 5, 0.5)
-        return f"Classes of a similar name: {', '.join(near) or 'none'}"
+        return f"Of the classes, {similar(name, self.class_names)}"
 
     def draw(self, most: int, seed: int = 0) -> Tensor:
         """At most `most` images (n, C, H, W), drawn at random without repetition."""

@@ -2,14 +2,14 @@
 
 import hashlib
 import pickle
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import SettingError, first_line
+from ..errors import SettingError, explained
 from .caches import cache_path
 from .files import opened
 from .image_set import Images
@@ -32,12 +32,12 @@ def load_mnist(root: str | None, download: bool) -> tuple[Images, Images]:
 
     raw = Path("MNIST") / "raw"
     names = [raw / Path(url).stem for url, _ in MNIST.resources]
+    folder = _folder("MNIST", root, names, download)
     cure = (
-        f"put the four original files, unpacked, into {{folder}}/{raw}, or use data=digits, which "
+        f"put the four original files, unpacked, into {folder / raw}, or use data=digits, which "
         "needs no files"
     )
-    folder = _folder("MNIST", root, names, download)
-    with _explained("MNIST", folder, cure):
+    with _reading("MNIST", folder, cure):
         missing = not all(_is_whole(folder / name) for name in names)
         train, test = MNIST(str(folder), download=missing), MNIST(str(folder), train=False)
     return _digits(train, folder), _digits(test, folder)
@@ -74,7 +74,6 @@ def load_cifar10(root: str | None, download: bool) -> tuple[Images, Images]:
 
     base = Path(CIFAR10.base_folder)
     listed = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"],)]
-    cure = f"put the published files into {{folder}}/{base}"
     if root and not (Path(root) / base).exists() and any(Path(root).glob("*/*.png")):
         raise SettingError(
             "data.root",
@@ -83,7 +82,7 @@ def load_cifar10(root: str | None, download: bool) -> tuple[Images, Images]:
             "read them with data=image_folder data.size=32",
         )
     folder = _folder("CIFAR-10", root, [base / each[0] for each in listed], download)
-    with _explained("CIFAR-10", folder, cure):
+    with _reading("CIFAR-10", folder, f"put the published files into {folder / base}"):
         if not all(_is_whole(folder / base / each[0]) for each in listed):
             CIFAR10(str(folder), download=True)
         meta = _published(folder / base / CIFAR10.meta["filename"], CIFAR10.meta["md5"])
@@ -123,19 +122,9 @@ def _folder(title: str, root: str | None, names: Sequence[Path], download: bool)
     return folder
 
 
-@contextmanager
-def _explained(title: str, folder: Path, cure: str) -> Iterator[None]:
-    """Turn torchvision's errors into a SettingError."""
-    try:
-        yield
-    except Exception as error:  # any error of its parser or the network
-        raise SettingError(
-            "data.root",
-            folder,
-            f"{title} cannot be read or downloaded there "
-            f"({type(error).__name__}: {first_line(error)})",
-            cure.format(folder=folder),
-        ) from None
+def _reading(title: str, folder: Path, cure: str) -> AbstractContextManager[None]:
+    """Explain any error of torchvision's parser or the network."""
+    return explained("data.root", folder, f"{title} cannot be read or downloaded there", cure)
 
 
 def _is_whole(path: Path) -> bool:

@@ -76,7 +76,7 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
     place, double = _places(settings)[0], settings.trainer.get("precision") == "64-true"
     with explain_out_of_memory(place):
         model.to(place, torch.float64 if double else None)
-    if run.config.get("channels_last") is True:
+    if run.config.channels_last:
         model.to(memory_format=torch.channels_last)
     return model, data
 
@@ -120,45 +120,31 @@ def _named(
 
     The user's settings take precedence over the run's.
     """
-    files = settings.classifier.files
-    try:
-        of_data, named = run.config["data"], run.config["classifier"]
-        data = DataSettings(
-            str(of_data["name"]),
-            settings.data.root or of_data["root"],
-            of_data.get("size", 224),
-            str(of_data.get("resize", DataSettings.resize)),
-        )
-        classifier = ClassifierSettings(
-            str(named["name"]),
-            named["weights"],
-            str(named["layer"]),
-            None,
-            named.get("train") is True,
-            str(named.get("library", ClassifierSettings.library)),
-            run.summary.output,
-        )
-        seed = int(run.config["seed"])
-        texts = (of_data["root"], named["weights"], named.get("path"))
-        if not (0 <= seed < 2**63 and all(isinstance(each, str | None) for each in texts)):
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
+    place, named = run.config.data, run.config.classifier
+    if place is None or named is None:
         raise impossible(
             run.directory,
             "config.yaml does not say which classifier and data were used",
             "evaluate a hull that was made in Python with Hull.sample",
-        ) from None
+        )
+    data = DataSettings(place.name, settings.data.root or place.root, place.size, place.resize)
+    output, library = run.summary.output, named.library
+    classifier = ClassifierSettings(
+        named.name, named.weights, named.layer, None, named.train, library, output
+    )
     data.validate()
     classifier.validate()
-    alike = sorted(files, key=lambda file: Path(file).name != Path(classifier.weights or "").name)
-    networks = [*(replace(classifier, weights=file, train=False) for file in alike), classifier]
-    if classifier.library in FOLDERS and (path := named.get("path")):
-        folders = [*settings.classifier.paths, path]
-        networks = [replace(network, path=path) for path in folders for network in networks]
+    name = Path(named.weights or "").name
+    files = sorted(settings.classifier.files, key=lambda file: Path(file).name != name)
+    networks = [*(replace(classifier, weights=file, train=False) for file in files), classifier]
+    paths: list[str] = []
+    if library in FOLDERS and named.path:
+        paths = [*settings.classifier.paths, named.path]
     elif classifier.name == "file":
-        paths = _own_code(run, named.get("path"), settings.classifier.path)
+        paths = _own_code(run, named.path, settings.classifier.path)
+    if paths:
         networks = [replace(network, path=path) for path in paths for network in networks]
-    return data, networks, seed
+    return data, networks, run.config.seed
 
 
 def _own_code(run: Run, path: str | None, given: str | list[str] | None) -> list[str]:
@@ -198,7 +184,7 @@ def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull
         settings: `trainer` has the devices.
     """
     layer = run.summary.layer
-    if run.config.get("channels_last") is True:
+    if run.config.channels_last:
         run.corners = run.corners.contiguous(memory_format=torch.channels_last)
     try:
         with explain_out_of_memory(device_of(model)):
@@ -227,5 +213,5 @@ def checked_hull(model: nn.Module, run: Run, settings: EvaluateSettings) -> Hull
 
 def _numbers(run: Run) -> list[int] | None:
     """The corners' indices, if they count the target's inactive units in flat order."""
-    flat = run.config.get("corner_order", "flat") == "flat"
+    flat = run.config.corner_order == "flat"
     return run.summary.numbers if flat and run.summary.objective != "random" else None

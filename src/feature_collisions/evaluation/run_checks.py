@@ -3,7 +3,7 @@
 Whether its files agree with each other is checked when they are read (`runs.run`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,25 +28,21 @@ def check_figures(run: Run, found: Sequence[Corner], norm: float, outputs: Tenso
     summary = run.summary
     if summary.output == "classes":
         _check_classes(run, outputs.softmax(1))
-    output = output_of(summary.output, outputs[1])
-    pairs = [
-        (name, summary[name], value, 1.0)
-        for name, value in output.of_pair(outputs[0]).figures().items()
-        if isinstance(value, float)
-    ]
-    for said, seen in zip(summary.corners, found, strict=True):
-        pairs += _figures(said, seen, norm)
-    for name, value, true, scale in pairs:
-        if not abs(value - true) <= _ROUNDING * max(scale, abs(true)):
-            rule = f"{name}={value} in summary.json, where the classifier gives {true:.6g}"
-            raise impossible(run.directory, rule)
-    for said, seen in zip(summary.corners, found, strict=True):
-        if said.side not in (None, seen.side):
-            raise impossible(
-                run.directory,
-                f"unit {seen.unit} is {said.side} what the layer sees in summary.json, and "
-                f"{seen.side} it in truth",
-            )
+    of_pair = output_of(summary.output, outputs[1]).of_pair(outputs[0])
+    scales = dict.fromkeys(("positive", "negative", "unit_preactivation"), norm)
+    for said, seen in zip((summary, *summary.corners), (of_pair, *found), strict=True):
+        for name, true in seen.items():
+            value = getattr(said, name)
+            if value is None or not isinstance(true, float | str):
+                continue
+            if isinstance(true, str):
+                wrong, truth = value != true, true
+            else:
+                size = max(scales.get(name, 1.0), abs(true))
+                wrong, truth = not abs(value - true) <= _ROUNDING * size, f"{true:.6g}"
+            if wrong:
+                rule = f"{name}={value} in summary.json, where the classifier gives {truth}"
+                raise impossible(run.directory, rule)
 
 
 def _check_classes(run: Run, probabilities: Tensor) -> None:
@@ -65,18 +61,6 @@ def _check_classes(run: Run, probabilities: Tensor) -> None:
             "summary.json gives classes that the classifier does not (the target is class "
             f"{truth} of {classes} to it)",
         )
-
-
-def _figures(said: Corner, seen: Corner, norm: float) -> Iterator[tuple[str, float, float, float]]:
-    """A corner's figures: name, value in the summary, true value, and scale."""
-    yield "probability", said.probability, seen.probability, 1
-    yield "cosine", said.cosine or 0.0, seen.cosine or 0.0, 1
-    yield "output_relative", said.output_relative or 0.0, seen.output_relative or 0.0, 1
-    yield "positive", said.positive, seen.positive, norm
-    yield "unit_preactivation", said.unit_preactivation, seen.unit_preactivation, norm
-    yield "negative", said.negative, seen.negative, norm + abs(seen.negative)
-    if said.positive_relative is not None:
-        yield "positive_relative", said.positive_relative, seen.positive_relative or 0.0, 1
 
 
 def check_units(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..data.files import read_json
-from ..errors import SettingError, first_line
+from ..errors import SettingError, explained
 from ..graph.graph import evaluating
 from ..paths import path_of
 
@@ -96,21 +96,9 @@ def check_images(source: str, model: nn.Module, size: Sequence[int], own: Sequen
             f"takes images of {own[0]} channels, and these have {size[0]}",
             "choose other images or another classifier",
         )
-    try:
-        with torch.no_grad(), evaluating(model):
-            model(torch.zeros(1, *size))
-    except Exception as error:  # any error of the model's code
-        raise SettingError(
-            source,
-            None,
-            f"takes images of {_times(own)}, and these are {_times(size)} ({first_line(error)})",
-            f"set data.size={_size(own)}",
-        ) from None
-
-
-def _times(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))
-
-
-def _size(own: Sequence[int]) -> str:
-    return str(own[1]) if own[1] == own[2] else f"[{own[1]},{own[2]}]"
+    takes, given = ("x".join(map(str, each)) for each in (own, size))
+    side = own[1] if own[1] == own[2] else f"[{own[1]},{own[2]}]"
+    rule = f"takes images of {takes}, and these are {given}"
+    remedy = f"set data.size={side}"
+    with explained(source, None, rule, remedy), torch.no_grad(), evaluating(model):
+        model(torch.zeros(1, *size))

@@ -1,12 +1,11 @@
 """timm's image classifiers by name, with their normalisation; an optional library."""
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from ..errors import SettingError, first_line
+from ..errors import SettingError, explained, similar
 from ..settings.train import RANDOM, ClassifierSettings
 from .saved_folder import CONFIG, WEIGHTS, check_images, printable_names, read_object, saved_folder
 from .torchvision_models import Classifier, is_file
@@ -47,7 +46,10 @@ def load_timm(settings: ClassifierSettings, size: Sequence[int]) -> nn.Module:
         network = timm.create_model(name, **_head(timm, name, states))
         fit_weights(network, states, source, classes=network.num_classes or None)
     else:
-        network = _downloaded(timm, f"{name.partition('.')[0]}.{settings.weights}", source)
+        full = f"{name.partition('.')[0]}.{settings.weights}"
+        remedy = "give a file with classifier.weights=FILE"
+        with explained(source, None, f"{full} cannot be downloaded or read", remedy):
+            network = timm.create_model(full, pretrained=True)
     return _behind_normalisation(timm, network, f"classifier.name={name}", size)
 
 
@@ -71,15 +73,9 @@ def _of_folder(timm: Any, settings: ClassifierSettings, size: Sequence[int]) -> 
     """Load a network from a folder in timm's format for Hugging Face's hub."""
     source = f"classifier.path={settings.path}"
     name, own, arguments = _config_of(timm, settings)
-    try:
+    rule = f"timm cannot make the {name} that {CONFIG} describes"
+    with explained(source, None, rule, "give a folder that timm saved"):
         network = timm.create_model(name, pretrained_cfg=own, **arguments)
-    except Exception as error:  # any error of timm's code on unknown arguments
-        raise SettingError(
-            source,
-            None,
-            f"timm cannot make the {name} that config.json describes ({first_line(error)})",
-            "give a folder that timm saved",
-        ) from None
     weights = settings.weights or saved_folder(settings.path) / WEIGHTS
     fit_weights(network, read_weights(weights), f"classifier.weights={weights}")
     model = _behind_normalisation(timm, network, source, size)
@@ -178,23 +174,5 @@ def _check_name(timm: Any, name: str, source: str = "") -> None:
     base = name.partition(".")[0]
     if base in known and (base == name or name in timm.list_pretrained()):
         return
-    near = difflib.get_close_matches(base, known, 5, 0.5)
-    raise SettingError(
-        source or f"classifier.name={name}",
-        None,
-        "is not one of timm's classifiers",
-        f"similar names are {', '.join(near) or 'none'}",
-    )
-
-
-def _downloaded(timm: Any, name: str, source: str) -> nn.Module:
-    try:
-        network: nn.Module = timm.create_model(name, pretrained=True)
-    except Exception as error:  # any error of the connection, a proxy or a damaged file
-        raise SettingError(
-            source,
-            None,
-            f"{name} cannot be downloaded or read ({type(error).__name__}: {first_line(error)})",
-            "give a file with classifier.weights=FILE",
-        ) from None
-    return network
+    named = source or f"classifier.name={name}"
+    raise SettingError(named, None, "is not one of timm's classifiers", similar(base, known))

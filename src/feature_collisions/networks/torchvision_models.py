@@ -1,6 +1,5 @@
 """torchvision's ImageNet classifiers by name, with their normalisation (sec. 3.2)."""
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from ..errors import SettingError
+from ..errors import SettingError, explained, similar
 from ..settings.train import RANDOM, ClassifierSettings
 from .weights import fit_weights, read_weights, split_entry, untrained
 
@@ -48,12 +47,11 @@ def load_torchvision(settings: ClassifierSettings) -> nn.Module:
     """
     known = models.list_models(module=models)
     if settings.name not in known:
-        near = difflib.get_close_matches(settings.name, known, 5, 0.5)
         raise SettingError(
             "classifier.name",
             settings.name,
             "must be mnist_mlp, file, or one of torchvision's classifiers",
-            f"similar names are {', '.join(near) or 'none'}",
+            similar(settings.name, known),
         )
     choices = models.get_model_weights(settings.name)
     source = f"classifier.weights={settings.weights}"
@@ -128,20 +126,12 @@ def _network(name: str, entry: Any) -> nn.Module:
 
 
 def _download(entry: Any, source: str) -> dict[str, Tensor]:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    try:
+    folder, name = Path(torch.hub.get_dir()) / "checkpoints", Path(entry.url).name
+    remedy = f"copy that file from {entry.url} to {folder}, or give a file with classifier.weights="
+    with explained(source, None, f"{name} cannot be downloaded or read", f"{remedy}FILE"):
         state: dict[str, Tensor] = entry.get_state_dict(
             progress=True, check_hash=True, map_location="cpu", weights_only=True
         )
-    except Exception as error:  # any error of the connection, a proxy or a damaged file
-        raise SettingError(
-            source,
-            None,
-            f"{Path(entry.url).name} cannot be downloaded or read ({type(error).__name__}: "
-            f"{error})",
-            f"copy that file from {entry.url} to {folder}, or give a file with "
-            "classifier.weights=FILE",
-        ) from None
     return state
 
 

@@ -6,7 +6,7 @@ Nothing is downloaded, and no code in the folder is executed.
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingError, first_line
+from ..errors import SettingError, explained
 from ..settings.train import ClassifierSettings
 from .saved_folder import CONFIG, check_images, printable_names, read_object, saved_folder
 from .torchvision_models import Classifier
@@ -112,16 +112,10 @@ def load_transformers(settings: ClassifierSettings, size: Sequence[int]) -> From
     named = [name for name in config.get("architectures") or [] if isinstance(name, str)]
     classifies = any("ForImageClassification" in name for name in named)
     kind = "AutoModelForImageClassification" if classifies else "AutoModel"
-    network, info = _read(
-        source,
-        lambda: getattr(transformers, kind).from_pretrained(
-            folder,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **_OFFLINE,
-        ),
-    )
+    load = getattr(transformers, kind).from_pretrained
+    options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+    with _reading(source), _quiet():
+        network, info = load(folder, **options, **_OFFLINE)
     missing = sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])])
     pooled = not any(name.startswith("pooler.") for name in missing)
     if not classifies:
@@ -197,7 +191,8 @@ def _pixels(folder: Path) -> Pixels:
             "also save the image processor there",
         )
     transformers = _transformers()
-    given = _read(source, lambda: _processed(transformers, folder))
+    with _reading(source), _quiet():
+        given = _processed(transformers, folder)
     rule = "must give one image (3, H, W) whose channels are scaled and shifted"
     if not (isinstance(given, Tensor) and given.ndim == 4 and given.shape[1] == 3):
         shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
@@ -230,20 +225,10 @@ def _processed(transformers: Any, folder: Path) -> Any:
     return processor(images=images, return_tensors="pt")["pixel_values"]
 
 
-def _read(source: str, load: Any) -> Any:
-    """Call `load` without messages or downloads."""
-    try:
-        with _quiet():
-            return load()
-    except SettingError:
-        raise
-    except Exception as error:  # any error of a damaged folder
-        raise SettingError(
-            source,
-            None,
-            f"cannot be read by transformers ({type(error).__name__}: {first_line(error)})",
-            "give a folder that save_pretrained wrote",
-        ) from None
+def _reading(source: str) -> AbstractContextManager[None]:
+    """Explain any error of a damaged folder."""
+    remedy = "give a folder that save_pretrained wrote"
+    return explained(source, None, "cannot be read by transformers", remedy)
 
 
 @contextmanager

@@ -205,8 +205,7 @@ def fit_weights(
     wanted = model.state_dict().keys()
     named = {entry: state for entry in states if (state := _renamed(states[entry], wanted))}
     if not named:
-        entry = _likeliest(states, wanted)
-        raise SettingError(_misfit(model, states[entry], source, states))
+        raise _misfit(model, states, source)
     entry = min(named, key=lambda name: ("ema" in name.lower(), list(named).index(name)))
     state = named[entry]
     others = [f"{source.partition('=')[2]}::{name}" for name in named if name != entry]
@@ -219,7 +218,7 @@ def fit_weights(
         _size_heads(model, state, classes)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if any(expected[name] != tensor.shape for name, tensor in state.items()):
-        raise SettingError(_misfit(model, state, source, states))
+        raise _misfit(model, {"": state}, source)
     strange = [name for name, tensor in state.items() if not _is_plain(tensor)]
     if strange:
         raise SettingError(
@@ -268,36 +267,25 @@ def _prefixes(state: State, needed: Sequence[str]) -> list[str]:
     return ["", *known, *(other if len(other) == 1 else [])]
 
 
-def _likeliest(states: dict[str, State], wanted: Collection[str]) -> str:
-    """The entry with most names in common with the network, by their last parts."""
-    lasts = {name.rpartition(".")[2] for name in wanted}
-    return max(states, key=lambda e: sum(n.rpartition(".")[2] in lasts for n in states[e]))
-
-
-def _misfit(model: nn.Module, state: State, source: str, states: dict[str, State]) -> str:
+def _misfit(model: nn.Module, states: dict[str, State], source: str) -> SettingError:
+    """The error that names what differs from the state that is most like the network's."""
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in _closest(state, expected).items()}
+    candidates = [
+        {name.removeprefix(prefix): tensor.shape for name, tensor in state.items()}
+        for state in states.values()
+        for prefix in _prefixes(state, list(expected))
+    ]
+    found = max(candidates, key=lambda each: len(each.keys() & expected.keys()))
     differing = sorted(k for k in expected.keys() | found if expected.get(k) != found.get(k))
     listed = "; ".join(
         f"{k}: expected {_shape(expected.get(k))}, found {_shape(found.get(k))}"
         for k in differing[:4]
     )
     held = _listed(states[""] if list(states) == [""] else (name for name in states if name))
-    return (
-        f"{source}: {len(differing)} entries do not fit "
-        f"{type(model).__name__} ({listed}); the file's top keys are {held}; give the weights of "
-        "this architecture"
+    return SettingError(
+        f"{source}: {len(differing)} entries do not fit {type(model).__name__} ({listed}); the "
+        f"file's top keys are {held}; give the weights of this architecture"
     )
-
-
-def _closest(state: State, wanted: Collection[str]) -> State:
-    """Remove the prefix that leaves most names in common with the network."""
-    ends = {name[: -len(each)] for name in state for each in wanted if name.endswith(f".{each}")}
-    named = [
-        {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-        for prefix in sorted({"", *ends}, key=len)
-    ]
-    return max(named, key=lambda each: len(each.keys() & set(wanted)))
 
 
 def _size_heads(model: nn.Module, state: State, classes: int) -> None:

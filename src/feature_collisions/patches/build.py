@@ -20,10 +20,11 @@ from pydantic import JsonValue
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.files import read_json, write_json, write_text
+from ..data.files import write_json, write_text
 from ..data.image_set import ImageSet
 from ..data.images import quiet_decoders
 from ..errors import SettingError
+from ..runs.records import Count, Record, read_record
 from ..settings.patches import PatchSettings
 
 _BATCH = 64  # images read at once
@@ -31,6 +32,13 @@ _BATCH = 64  # images read at once
 
 Key = Mapping[str, JsonValue]
 """What a database is made of: settings and files."""
+
+
+class _Built(Record):
+    """`database.json`: what a complete database is made of, and the rows of its images."""
+
+    key: dict[str, JsonValue]
+    rows: list[Count]
 
 
 def locked(folder: Path) -> AbstractContextManager[Any]:
@@ -92,12 +100,10 @@ def _built(folder: Path, key: Key, one: int) -> list[int] | None:
     path = folder / "images.u8"
     if not path.exists():
         return None
-    try:
-        entry = read_json(folder / "database.json")
-        if entry["key"] == key and path.stat().st_size == len(entry["rows"]) * one:
-            return list(entry["rows"])
-    except (SettingError, KeyError, TypeError):
-        pass
+    with contextlib.suppress(SettingError):
+        built = read_record(_Built, folder / "database.json")
+        if built.key == key and path.stat().st_size == len(built.rows) * one:
+            return built.rows
     warnings.warn(
         f"{path}: is incomplete, or does not match database.json; the patch "
         "database is built again",

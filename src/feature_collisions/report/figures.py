@@ -287,14 +287,10 @@ def _mean(interval: Interval | None) -> float | None:
 def _with_interval(axes: Any, size: Interval | None, place: float, upright: bool) -> None:
     if size is None:
         return
-    low, high = (size.mean if end is None else end for end in size[1:])
-    ends, mean = ([place, place], place), size.mean
-    if upright:
-        axes.plot(ends[0], [low, high], color=_BLUE, lw=1)
-        axes.plot(ends[1], mean, "o", color=_BLUE, ms=4)
-    else:
-        axes.plot([low, high], ends[0], color=_BLUE, lw=1)
-        axes.plot(mean, ends[1], "o", color=_BLUE, ms=4)
+    ends = [size.mean if end is None else end for end in size[1:]]
+    for sizes, places, style in ((ends, [place] * 2, "-"), ([size.mean], [place], "o")):
+        at = (places, sizes) if upright else (sizes, places)
+        axes.plot(*at, style, color=_BLUE, lw=1, ms=4)
 
 
 def _short(name: str) -> str:

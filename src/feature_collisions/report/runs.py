@@ -60,10 +60,9 @@ _NOTE = "Sampled, not proved; feature error: the largest ||f(x) - f(t)|| over ||
 def row_of_run(name: str, run: Run, result: Evaluation, class_names: Sequence[str]) -> Row:
     """The row of a hull that was evaluated; `name` is its run's."""
     summary = run.summary
-    loss = run.config.get("loss")
     initial, target = words_of(summary.output, class_names).pair(summary)
-    given = loss if isinstance(loss, dict) else {}
-    weights = {key: value for key, value in given.items() if type(value) in (int, float)}
+    given = run.config.loss.items()
+    weights = {k: v for k, v in given if isinstance(v, int | float) and not isinstance(v, bool)}
     return row_of(summary, result, run=name, initial=initial, target=target, loss=weights)
 
 

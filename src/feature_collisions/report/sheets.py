@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -168,14 +169,9 @@ def steps_sheet(directory: Path, size: tuple[int, int, int]) -> Sheet | None:
             found.setdefault(corner, {})[step] = path
     rows = []
     for corner, paths in sorted(found.items())[:_ON_THEIR_WAY]:
-        row = []
-        for step in spread(sorted(paths), _WIDEST):
-            try:
-                image = load_image(paths[step], size)
-            except SettingError:
-                continue
-            row.append(Panel(image, f"corner {corner}", f"step {step}"))
-        if row:
+        steps = spread(sorted(paths), _WIDEST)
+        images = [(step, _loaded([paths[step]], size)) for step in steps]
+        if row := [Panel(x, f"corner {corner}", f"step {k}") for k, x in images if x is not None]:
             rows.append(row)
     note = "Two of the corners on their way; all pictures are in images/steps."
     return Sheet("intermediate", "Intermediate images", rows, note) if rows else None
@@ -196,19 +192,20 @@ def composite_at_start(directory: Path, size: tuple[int, int, int]) -> Tensor | 
         size: (C, H, W) of the corners.
     """
     name = "images/composite.png"
-    for path in [*directory.glob(name), *directory.glob(f"*/{name}")]:
-        try:
-            return load_image(path, size)
-        except SettingError:
-            continue
+    return _loaded([*directory.glob(name), *directory.glob(f"*/{name}")], size)
+
+
+def _loaded(paths: Sequence[Path], size: tuple[int, int, int] | None = None) -> Tensor | None:
+    """The first picture that is there and not damaged: (C, H, W), by default of its own size."""
+    for path in paths:
+        with suppress(SettingError):
+            return load_image(path, size) if size else load_picture(path)
     return None
 
 
 def _picture_sheet(directory: Path) -> Sheet | None:
     """Figure 4, drawn by `matches_sheet` at the start of the search."""
-    try:
-        picture = load_picture(directory / "images" / "patches.png")
-    except SettingError:
+    if (picture := _loaded([directory / "images" / "patches.png"])) is None:
         return None
     note = (
         "Some patches of the seed, their nearest neighbours, and how these are pasted (Figure 4)."
@@ -218,14 +215,11 @@ def _picture_sheet(directory: Path) -> Sheet | None:
 
 
 def _worst_sheet(directory: Path, size: tuple[int, int, int], words: str) -> Sheet | None:
-    if not words:
+    image = _loaded([directory / "images" / "worst_case.png"], size) if words else None
+    if image is None:
         return None
-    try:
-        image = load_image(directory / "images" / "worst_case.png", size)
-    except SettingError:
-        return None
-    return Sheet("worst", "The worst point found", [[Panel(image, "worst point found", words)]],
-                 columns=5)  # fmt: skip
+    panel = Panel(image, "worst point found", words)
+    return Sheet("worst", "The worst point found", [[panel]], columns=5)
 
 
 def matches_sheet(

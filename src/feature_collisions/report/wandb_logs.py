@@ -274,7 +274,7 @@ def log_evaluation(
         corners = run.summary.numbers
         name = f"{run.summary.experiment} corners {', '.join(map(str, corners))}"
         identity = _own(run.directory / IDENTITY, first, name)
-        config = run.config | {"corner": corners}
+        config = run.config.entries() | {"corner": corners}
     with wandb_run(mode, run.directory, identity, config) as logged:
         if config:  # images and summary are not logged yet
             log_hull(logged, run)

@@ -5,17 +5,15 @@ A new entry is one line here. Unknown entries, for example of a later version, a
 
 from typing import Annotated, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from .records import Count, Record, Text
+from .records import Count, OpenRecord, Text
 
 Figure = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Found(Record):
+class Found(OpenRecord):
     """Result of a measurement."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
 
 
 class Sample(Found):

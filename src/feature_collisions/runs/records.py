@@ -4,7 +4,7 @@ A new entry of a file is one line here. Entries are attributes of a record, with
 in files and in `hull.summary["activation"]`.
 """
 
-from collections.abc import Iterator, KeysView
+from collections.abc import Callable, Iterator, KeysView
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     ValidationError,
     model_validator,
 )
@@ -101,22 +102,34 @@ class Record(BaseModel):
         return self.model_copy(update=changes)
 
 
+class OpenRecord(Record):
+    """A record that keeps unknown entries, for example of a later version."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
-def read_record(kind: type[Kind], path: Path, remedy: str = "search again") -> Kind:
-    """Read a JSON file of a run directory as a record.
+def read_record(
+    kind: type[Kind],
+    path: Path,
+    remedy: str = "search again",
+    read: Callable[[Path], Any] = read_json,
+) -> Kind:
+    """Read a file of a run directory as a record.
 
     Args:
         kind: of the record.
         path: of the file; it may be a stranger's.
         remedy: what to do where it holds something else.
+        read: of its format.
 
     Raises:
         SettingError: at the first entry that is missing, of another type or out of range.
     """
     try:
-        return kind.model_validate(read_json(path))
+        return kind.model_validate(read(path))
     except ValidationError as error:
         rule = first_problem(error, f" in {path.name}")
         raise impossible(path.parent, rule, remedy) from None
@@ -133,6 +146,41 @@ def first_problem(error: ValidationError, where: str = "") -> str:
 def impossible(directory: Path, rule: str, remedy: str = "search again") -> SettingError:
     """The error for a run directory with impossible content."""
     return SettingError("run", directory, rule, remedy)
+
+
+class NamedClassifier(OpenRecord):
+    """What `config.yaml` says of the classifier; `path` may be MODULE:NAME, which is code."""
+
+    name: Text
+    weights: Text | None = None
+    layer: Text
+    path: Text | None = None
+    train: bool = False
+    library: Text = "torchvision"
+
+
+class NamedData(OpenRecord):
+    """What `config.yaml` says of the images."""
+
+    name: Text
+    root: Text | None
+    size: int | list[int] | None = 224
+    resize: Text = "warp"
+
+
+class Config(OpenRecord):
+    """`config.yaml`: the entries that are read, next to all others."""
+
+    name: Text | None = None
+    classifier: NamedClassifier | None = None
+    data: NamedData | None = None
+    initial: JsonValue = None
+    target: JsonValue = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    loss: dict[str, JsonValue] = Field(default_factory=dict)
+    networks: list[JsonValue] = Field(default_factory=list)
+    channels_last: bool = False
+    corner_order: Text = "flat"
 
 
 class Corner(Record):

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from ..errors import SettingError
 from ..paths import path_of
 from ..settings.train import UNTRAINED
 from .directories import CONFIG, CORNERS, LOCK, is_claimed
-from .records import Summary, impossible, read_record
+from .records import Config, Summary, impossible, read_record
 
 
 class Corners:
@@ -67,7 +66,7 @@ class Run(Corners):
     Attributes:
         directory: its path.
         corners, initial, target, units, summary: as in `Corners`.
-        config: the resolved settings, as plain dictionaries.
+        config: the resolved settings.
         jobs: the combined directories; for one run, its own.
     """
 
@@ -77,7 +76,7 @@ class Run(Corners):
     target: Tensor
     units: Tensor
     summary: Summary
-    config: dict[str, Any]
+    config: Config
     jobs: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
@@ -90,12 +89,6 @@ class Run(Corners):
             f"Run({str(self.directory)!r}, {count} corners {tuple(shape)}, "
             f"{self.summary.classifier}, layer {self.summary.layer!r})"
         )
-
-    @property
-    def classifier(self) -> dict[str, Any]:
-        """The classifier's settings."""
-        named = self.config.get("classifier")
-        return named if isinstance(named, dict) else {}
 
 
 def load_run(directory: str | Path) -> Run:
@@ -124,9 +117,10 @@ def _read_one(directory: Path) -> Run:
     summary = read_record(Summary, directory / "summary.json")
     if missing := [name for name in _TENSORS if name not in tensors]:
         raise impossible(directory, f"{missing[0]!r} is missing; the run is incomplete")
-    config = read_yaml(directory / CONFIG) if (directory / CONFIG).exists() else {}
+    path, config = directory / CONFIG, Config()
+    if path.exists():
+        config = read_record(Config, path, "restore the file of these corners", read_yaml)
     corners, initial, target, units = (tensors[name] for name in _TENSORS)
-    config = config if isinstance(config, dict) else {}
     run = Run(directory, corners, initial, target, units, summary, config)
     for problem in _problems(run):
         raise impossible(directory, problem)
@@ -168,9 +162,9 @@ def _problems(run: Run) -> Iterator[str]:
             f"distance_scale={summary.distance_scale} in summary.json: must be {scale} for images "
             f"of {len(target)} channels"
         )
-    named = run.classifier
-    said = {"experiment": run.config.get("name"), "classifier": named.get("name"),
-            "layer": named.get("layer")}  # fmt: skip
+    named = run.config.classifier
+    said = {"experiment": run.config.name, "classifier": named and named.name,
+            "layer": named and named.layer}  # fmt: skip
     for key, setting in said.items():
         own = key == "classifier" and setting == "file"  # reports name the user's code
         if not (own or setting is None or setting == summary[key].removesuffix(UNTRAINED)):

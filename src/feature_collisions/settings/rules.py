@@ -6,8 +6,8 @@ requires it to be finite and at least 0.
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Annotated, Any, ClassVar, get_args, get_type_hints
@@ -42,56 +42,36 @@ def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise SettingError(name, str(value), rule)
 
 
-@dataclass(frozen=True)
-class AtLeast:
+Rule = Callable[[str, Any], None]
+"""Raises SettingError for a setting, by its name and value."""
+
+
+def AtLeast(low: float, high: float = math.inf) -> Rule:
     """A finite number from `low` to `high`."""
-
-    low: float
-    high: float = math.inf
-
-    def __call__(self, name: str, value: Any) -> None:
-        """Raise SettingError for another."""
-        at_least(name, value, self.low, self.high)
+    return lambda name, value: at_least(name, value, low, high)
 
 
-@dataclass(frozen=True)
-class Whole:
+def Whole(low: int, high: int) -> Rule:
     """A whole number from `low` to `high`."""
-
-    low: int
-    high: int
-
-    def __call__(self, name: str, value: Any) -> None:
-        """Raise SettingError for another."""
-        whole(name, value, self.low, self.high)
+    return lambda name, value: whole(name, value, low, high)
 
 
-@dataclass(frozen=True)
-class Share:
-    """A number in [0, 1], without open ends; `usual` is a suggestion for the message."""
-
-    usual: str
-    above_0: bool = False
-    below_1: bool = False
-
-    def __call__(self, name: str, value: Any) -> None:
-        """Raise SettingError for another."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        within = number and 0 <= value <= 1
-        if not within or (self.above_0 and value == 0) or (self.below_1 and value == 1):
-            ends = f"{'(' if self.above_0 else '['}0, 1{')' if self.below_1 else ']'}"
-            raise SettingError(name, str(value), f"must be in {ends}", self.usual)
-
-
-class OneOf:
+def OneOf(*allowed: Any) -> Rule:
     """One of several words or numbers."""
+    return lambda name, value: one_of(name, value, allowed)
 
-    def __init__(self, *allowed: Any) -> None:
-        self.allowed = allowed
 
-    def __call__(self, name: str, value: Any) -> None:
-        """Raise SettingError for another."""
-        one_of(name, value, self.allowed)
+def Share(usual: str, above_0: bool = False, below_1: bool = False) -> Rule:
+    """A number in [0, 1], without open ends; `usual` is a suggestion for the message."""
+    ends = f"{'(' if above_0 else '['}0, 1{')' if below_1 else ']'}"
+
+    def check(name: str, value: Any) -> None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        end = (value == 0 and above_0) or (value == 1 and below_1)
+        if not number or end or not 0 <= value <= 1:
+            raise SettingError(name, str(value), f"must be in {ends}", usual)
+
+    return check
 
 
 NonNegative = Annotated[float, AtLeast(0)]

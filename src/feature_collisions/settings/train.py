@@ -246,7 +246,7 @@ def to_settings(config: DictConfig) -> Any:
     return settings
 
 
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_INDICES = re.compile(r"(\d+)(?:\.\.(\d+))?")
 _LONGEST = 300  # digits, of the largest float
 _MOST = 100_000  # corners of a run
 _DIGITS = 18  # of a corner's number
@@ -270,26 +270,20 @@ def parse_corners(corner: Any) -> list[int]:
     corners: list[int] = []
     for part in parts:
         text = str(part).strip()
-        span = _RANGE.fullmatch(text)
         if any(len(digits) > _DIGITS for digits in re.findall(r"\d+", text)):
             raise SettingError("corner", text[:40], "no layer has as many units", _CORNER_RULE)
-        if span and int(span[1]) > int(span[2]):
-            raise SettingError(
-                "corner", text, "a range must increase", f"write corner={span[2]}..{span[1]}"
-            )
-        if span and int(span[2]) - int(span[1]) >= _MOST:
-            raise SettingError(
-                "corner",
-                text,
-                f"names {int(span[2]) - int(span[1]) + 1:,} corners",
-                f"a run has at most {_MOST:,}; shorten the range",
-            )
-        if span:
-            corners += range(int(span[1]), int(span[2]) + 1)
-        elif text.isdecimal() and not isinstance(part, bool):
-            corners.append(int(text))
-        else:
+        found = _INDICES.fullmatch(text)
+        if not found or isinstance(part, bool):
             raise SettingError("corner", str(corner), _CORNER_RULE)
+        first, last = int(found[1]), int(found[2] or found[1])
+        if first > last:
+            remedy = f"write corner={last}..{first}"
+            raise SettingError("corner", text, "a range must increase", remedy)
+        if last - first >= _MOST:
+            rule = f"names {last - first + 1:,} corners"
+            remedy = f"a run has at most {_MOST:,}; shorten the range"
+            raise SettingError("corner", text, rule, remedy)
+        corners += range(first, last + 1)
     if not corners:
         raise SettingError("corner", corner, "no corner is named", _CORNER_RULE)
     if len(set(corners)) < len(corners):
@@ -348,6 +342,6 @@ def is_sweep(arguments: list[str]) -> bool:
 def _expand(argument: str) -> str:
     key, _, value = argument.partition("=")
     value = value.strip("'\"")
-    if key == "corner" and _RANGE.fullmatch(value):
+    if key == "corner" and ".." in value and _INDICES.fullmatch(value):
         return "corner=" + ",".join(map(str, parse_corners(value)))
     return argument
