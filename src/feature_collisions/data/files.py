@@ -6,7 +6,7 @@ import os
 import pickle
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -240,8 +240,16 @@ DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError,
 """Errors of `load_saved` for a damaged file."""
 
 
-def load_saved(path: Path, mmap: bool = False) -> Any:
+def load_saved(
+    path: Path, mmap: bool = False, stands_for: Callable[[str], Callable[..., Any]] | None = None
+) -> Any:
     """Read a file of `torch.save` to the CPU: only tensors and plain values, no code.
+
+    Args:
+        path: the file.
+        mmap: whether tensors stay in the file until they are used.
+        stands_for: gives a class in place of each class or function that the file names; None:
+            a file that names any is damaged.
 
     Raises:
         SettingError: if it is not a regular file, or does not fit into memory when unpacked.
@@ -249,6 +257,7 @@ def load_saved(path: Path, mmap: bool = False) -> Any:
         Exception: one of `DAMAGED`.
     """
     with opened(path) as file:
+        names: list[str] = []
         if zipfile.is_zipfile(file):
             try:
                 whole = sum(member.file_size for member in zipfile.ZipFile(file).infolist())
@@ -262,8 +271,12 @@ def load_saved(path: Path, mmap: bool = False) -> Any:
                     f"unpacks to {whole:,} bytes, which is more than the free memory holds "
                     f"({free:,})",
                 )
+            if stands_for:
+                names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         # torch.load takes any file named *.safetensors for one.
         named = mmap and path.suffix != ".safetensors"
         file.seek(0)
         source: Any = path if named else file
-        return torch.load(source, map_location="cpu", weights_only=True, mmap=named)
+        replaced: list[Any] = [(stands_for(name), name) for name in names if stands_for]
+        with torch.serialization.safe_globals(replaced):
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=named)

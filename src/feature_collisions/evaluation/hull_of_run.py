@@ -120,8 +120,8 @@ def _named(
 
     The user's settings take precedence over the run's.
     """
-    place, named = run.config.data, run.config.classifier
-    if place is None or named is None:
+    place, named, seed = run.config.data, run.config.classifier, run.config.seed
+    if place is None or named is None or seed is None:
         raise impossible(
             run.directory,
             "config.yaml does not say which classifier and data were used",
@@ -144,7 +144,7 @@ def _named(
         paths = _own_code(run, named.path, settings.classifier.path)
     if paths:
         networks = [replace(network, path=path) for path in paths for network in networks]
-    return data, networks, run.config.seed
+    return data, networks, seed
 
 
 def _own_code(run: Run, path: str | None, given: str | list[str] | None) -> list[str]:

@@ -71,8 +71,7 @@ def _loaded(path: Path) -> Any:
     try:
         if _is_safetensors(path):
             return load_tensors(path)
-        with torch.serialization.safe_globals(_PLAIN):
-            return load_saved(path)
+        return load_saved(path, stands_for=_unread)
     except SettingError as error:  # which begins with the path
         raise SettingError(f"classifier.weights={error}; {_RULE}") from None
     except FileNotFoundError:
@@ -84,7 +83,7 @@ def _loaded(path: Path) -> Any:
         raise SettingError(
             source,
             None,
-            "is damaged, or contains code, which is never executed",
+            "is damaged, or holds what a checkpoint has not",
             _RULE,
         ) from None
 
@@ -116,40 +115,15 @@ class Unread:
 
 
 def _mapping(*_: object) -> OrderedDict[Any, Any]:
-    """Replaces a subclass of dictionary; its items, which follow, are kept."""
+    """Replaces a call that makes a dictionary; its items, which follow, are kept."""
     return OrderedDict()
 
 
-_LIGHTNING = ("lightning.fabric.utilities.data", "lightning_fabric.utilities.data",
-              "lightning.pytorch.utilities.parsing",
-              "pytorch_lightning.utilities.parsing")  # fmt: skip
-_NUMPY = ("numpy._core.multiarray", "numpy.core.multiarray", "numpy._core.numeric",
-          "numpy.core.numeric")  # fmt: skip
-_VALUES = {
-    "argparse": ("Namespace",),
-    "types": ("SimpleNamespace",),
-    "builtins": ("set", "frozenset", "slice", "range", "complex", "bytearray", "bytes", "object",
-                 "list", "dict", "tuple", "int", "float", "str", "bool"),
-    "_codecs": ("encode",),  # encodes bytes
-    "copyreg": ("_reconstructor",),
-    "datetime": ("datetime", "date", "time", "timedelta", "timezone"),
-    "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"),
-    "pathlib._local": ("Path", "PosixPath", "WindowsPath"),
-    "typing": ("Any",),
-    "numpy": ("dtype", "ndarray"),
-    **dict.fromkeys(_NUMPY, ("scalar", "_reconstruct", "_frombuffer")),
-    "omegaconf.dictconfig": ("DictConfig",),
-    "omegaconf.listconfig": ("ListConfig",),
-    "omegaconf.base": ("ContainerMetadata", "Metadata"),
-    "omegaconf.nodes": ("AnyNode", "BooleanNode", "BytesNode", "EnumNode", "FloatNode",
-                        "IntegerNode", "PathNode", "StringNode"),
-}  # fmt: skip
-_PLAIN: list[Any] = [
-    *((Unread, f"{module}.{name}") for module, names in _VALUES.items() for name in names),
-    *((OrderedDict, f"{module}.AttributeDict") for module in _LIGHTNING),
-    (_mapping, "collections.defaultdict"),
-]
-"""Names that trainers save next to weights. No class or function named in a file is called."""
+def _unread(name: str) -> Callable[..., Any]:
+    """What stands for a class or function that a file names, which is never called."""
+    if name == "collections.defaultdict":
+        return _mapping
+    return OrderedDict if name.lower().endswith("dict") else Unread
 
 
 def _states(found: Any) -> dict[str, State]:

@@ -176,7 +176,7 @@ class Config(OpenRecord):
     data: NamedData | None = None
     initial: JsonValue = None
     target: JsonValue = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
     loss: dict[str, JsonValue] = Field(default_factory=dict)
     networks: list[JsonValue] = Field(default_factory=list)
     channels_last: bool = False
