@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from feature_collisions.commands.evaluate import main
+from feature_collisions.commands.main import evaluate
 from feature_collisions.commands.start import run_command
 
 if __name__ == "__main__":
-    run_command("evaluate", main, Path(__file__).parent / "conf")
+    run_command("evaluate", evaluate, Path(__file__).parent / "conf")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from feature_collisions.commands.main import train
 from feature_collisions.commands.start import run_command
-from feature_collisions.commands.train import main
 
 if __name__ == "__main__":
-    run_command("train", main, Path(__file__).parent / "conf")
+    run_command("train", train, Path(__file__).parent / "conf")

@@ -1,10 +1,10 @@
 """The command `feature-collisions train|evaluate`, also as `python -m feature_collisions`."""
 
-import importlib
 import sys
 
 from . import __version__
 from .commands.command_line import command
+from .commands.main import evaluate, train
 from .commands.start import conf_folder, run_command
 
 _HELP = """\
@@ -21,13 +21,12 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("train", "evaluate"):
         del sys.argv[1]
-        module = importlib.import_module(f".commands.{name}", __package__)
-        run_command(name, module.main, conf_folder())
+        run_command(name, train if name == "train" else evaluate, conf_folder())
     elif name == "--version":
         print(f"feature_collisions {__version__}")
     elif name in ("-h", "--help"):
-        train, evaluate = command("train"), command("evaluate")
-        print(_HELP.format(train=train, evaluate=evaluate, version=__version__))
+        names = {name: command(name) for name in ("train", "evaluate")}
+        print(_HELP.format(**names, version=__version__))
     else:
         sys.exit(f"error: {name}: must be train or evaluate; {command('train')} --help says more")
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from feature_collisions.commands.extra_file import read_extra
+from feature_collisions.commands.csv_files import read_extra
 from feature_collisions.errors import SettingError
 from feature_collisions.evaluation.survey import (
     MEASURED,

@@ -3,52 +3,38 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from torch import Tensor
 
+from ..data.devices import without_tf32
+from ..data.files import refuse_links, write_json
+from ..data.images import SQUARES
 from ..errors import SettingError
 from ..escaping import for_line, for_terminal
-from ..interrupts import Interrupted
-from ..runs.directories import claimed, newest_run
+from ..evaluation.evaluate import EVALUATION, evaluate, reason_of
+from ..evaluation.hull_of_run import hull_of
+from ..evaluation.judge import judge_of
+from ..networks.classifiers import names_in
+from ..report import report
+from ..report.findings import Description, claims_table, describe
+from ..report.runs import OF_RUNS, columns_of, row_of_run, runs_table, write_runs
+from ..report.survey import OF_HULLS, write_survey
+from ..report.tables import as_text, print_table
+from ..report.wandb_logs import log_evaluation, log_rows, use_account
+from ..report.words import names_of
+from ..runs.directories import claimed
+from ..runs.evaluation import Evaluation
+from ..runs.rows import Row
+from ..runs.run import Run, hulls_below
 from ..settings.evaluate import EvaluateSettings
-from ..settings.train import to_settings
-from .command_line import changed, command, override
-from .start import explain, importing
-from .survey import is_survey
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..report.findings import Description
-    from ..runs.evaluation import Evaluation
-    from ..runs.run import Run
+from ..settings.trainer import check_trainer
+from .survey import is_survey, read_survey
 
 _IMAGES = 200  # of the data set, whose features are compared with the target's
 
 
-def main(config: DictConfig) -> None:
-    """Read the run or the runs, measure, and write and print the report."""
-    try:
-        settings = to_settings(config)
-        directory = Path(settings.run) if settings.run else newest_run(Path("runs"))
-        try:
-            evaluate_all(settings, directory)
-        except Interrupted as interrupted:
-            place = override("run", directory.absolute())
-            interrupted.command = command("evaluate", *changed(sys.argv[1:], place))
-            raise
-    except (SettingError, OSError) as error:
-        sys.exit(f"error: {explain(error)}")
-
-
 def evaluate_all(settings: EvaluateSettings, directory: Path) -> None:
     """Evaluate each hull in `directory`; several hulls also get a table."""
-    with importing():
-        from ..report.wandb_logs import use_account
-        from ..runs.run import hulls_below
-        from ..settings.trainer import check_trainer
-
     use_account(settings.wandb.entity)
     settings.trainer = check_trainer(settings.trainer)
     runs, refused = hulls_below(directory)
@@ -63,24 +49,17 @@ def evaluate_all(settings: EvaluateSettings, directory: Path) -> None:
             evaluate_many(settings, directory, runs, refused)
 
 
-def evaluate_one(settings: EvaluateSettings, run: "Run") -> None:
+def evaluate_one(settings: EvaluateSettings, run: Run) -> None:
     """Measure one hull and write its report."""
-    from ..report.wandb_logs import log_evaluation
-
     result, names = measured(settings, run)
     say(settings.wandb.mode, log_evaluation(settings.wandb.mode, run, result, names))
     end_with(failures(run, result))
 
 
 def evaluate_survey(
-    settings: EvaluateSettings, directory: Path, runs: "list[Run]", refused: dict[str, str]
+    settings: EvaluateSettings, directory: Path, runs: list[Run], refused: dict[str, str]
 ) -> None:
     """Measure the pairs that all networks share, and write tables over them."""
-    from ..report.survey import OF_HULLS, write_survey
-    from ..report.tables import print_table
-    from ..report.wandb_logs import log_rows
-    from .survey import read_survey
-
     survey = read_survey(settings, runs)
     rows, failed = survey.measured(settings)
     for table in write_survey(
@@ -97,15 +76,9 @@ def evaluate_survey(
 
 
 def evaluate_many(
-    settings: EvaluateSettings, directory: Path, runs: "list[Run]", refused: dict[str, str]
+    settings: EvaluateSettings, directory: Path, runs: list[Run], refused: dict[str, str]
 ) -> None:
     """Measure the hulls, write their reports and a table over all of them."""
-    from ..evaluation.evaluate import reason_of
-    from ..report.runs import OF_RUNS, columns_of, row_of_run, runs_table, write_runs
-    from ..report.tables import print_table
-    from ..report.wandb_logs import log_evaluation, log_rows
-    from ..runs.rows import Row
-
     mode, found = settings.wandb.mode, []
     rows = [Row(run=name, outcome=reason) for name, reason in refused.items()]
     for run in runs:
@@ -129,7 +102,7 @@ def evaluate_many(
     end_with(reasons)
 
 
-def failures(run: "Run", result: "Evaluation") -> list[str]:
+def failures(run: Run, result: Evaluation) -> list[str]:
     """Failed measurements of a hull, with the reason."""
     return [f"{run.directory}: {name} ({reason})" for name, reason in result.failed.items()]
 
@@ -146,20 +119,8 @@ def say(mode: str, name: str | None) -> None:
         print(f"W&B ({mode}): added to {for_line(name)}")
 
 
-def measured(settings: EvaluateSettings, run: "Run") -> "tuple[Evaluation, Sequence[str]]":
+def measured(settings: EvaluateSettings, run: Run) -> tuple[Evaluation, Sequence[str]]:
     """Evaluate a run without executing code that it names; also return the class names."""
-    with importing():
-        from ..data.devices import without_tf32
-        from ..data.files import refuse_links, write_json
-        from ..data.images import SQUARES
-        from ..evaluation.evaluate import EVALUATION, evaluate, reason_of
-        from ..evaluation.hull_of_run import hull_of
-        from ..evaluation.judge import judge_of
-        from ..networks.classifiers import names_in
-        from ..report import report
-        from ..report.findings import describe
-        from ..report.words import names_of
-
     refuse_links(run.directory)
     hull, data = hull_of(run, settings)
     judge = judge_of(settings.sizes.judge, data)
@@ -172,7 +133,7 @@ def measured(settings: EvaluateSettings, run: "Run") -> "tuple[Evaluation, Seque
         def distances() -> dict[int, float]:
             return {n: each * scale for n, each in data.test.mean_distances(SQUARES).items()}
 
-        def images() -> "Tensor":
+        def images() -> Tensor:
             return data.test.draw(_IMAGES, settings.seed)
 
         result = evaluate(hull, distances, settings, run.directory, seconds, judge, images)
@@ -189,11 +150,8 @@ def measured(settings: EvaluateSettings, run: "Run") -> "tuple[Evaluation, Seque
     return result, names
 
 
-def print_report(directory: Path, description: "Description") -> None:
+def print_report(directory: Path, description: Description) -> None:
     """Print the claims, how each is known, and the path of the report."""
-    from ..report.findings import claims_table
-    from ..report.tables import as_text
-
     print(for_terminal(f"\n{description.headline}. {description.warning}".rstrip()))
     print(f"\n{as_text(claims_table(description.claims, notes=False))}\n")
     print(for_terminal(f"report: {directory / 'report.html'}"))

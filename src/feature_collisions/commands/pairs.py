@@ -20,7 +20,7 @@ from ..runs.records import read_record
 from ..runs.rows import FAILED, Row, row_of
 from ..runs.run import load_run
 from ..settings.evaluate import EvaluateSettings
-from .csv_lines import csv_lines, shown
+from .csv_files import csv_lines, shown
 from .deciding import Deciding, differences_to
 from .random_pairs import Pair, random_pairs
 from .start import on_command_line

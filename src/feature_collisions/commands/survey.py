@@ -1,24 +1,27 @@
 """Read a directory of searches on several networks as a survey with the same pairs for each."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from pydantic import JsonValue
+from torch import nn
+
+from ..data.caches import Cache
+from ..data.files import write_json
+from ..data.images import SQUARES
 from ..errors import SettingError
 from ..escaping import for_terminal
-
-if TYPE_CHECKING:
-    from pydantic import JsonValue
-    from torch import nn
-
-    from ..evaluation.judge import Judge
-    from ..runs.rows import Row
-    from ..runs.run import Run
-    from ..settings.evaluate import EvaluateSettings
+from ..evaluation.evaluate import reason_of
+from ..evaluation.hull_of_run import checked_hull, classifier_of
+from ..evaluation.judge import Judge, judge_of
+from ..evaluation.survey import measure
+from ..runs.records import read_record
+from ..runs.rows import Row
+from ..runs.run import Run
+from ..settings.evaluate import EvaluateSettings
+from .csv_files import read_extra
 
 _SHARED = (
     "corner", "corner_order", "loss", "optimizer", "stop", "parameterisation", "patches", "solver",
@@ -81,11 +84,6 @@ class Survey:
         Raises:
             SettingError: when no pair could be.
         """
-        from ..data.images import SQUARES
-        from ..evaluation.evaluate import reason_of
-        from ..evaluation.hull_of_run import classifier_of
-        from ..evaluation.judge import judge_of
-
         found: dict[str, dict[int, Row]] = {}
         failed: dict[str, str] = {}
         for name, runs in self.runs.items():
@@ -147,8 +145,6 @@ def read_survey(settings: EvaluateSettings, runs: Sequence[Run]) -> Survey:
         )
     first = next(iter(chosen.values()))
     pairs = [f"{run.config.initial} to {run.config.target}" for run in first]
-    from .extra_file import read_extra
-
     extra = read_extra(settings.survey.extra, list(chosen)) if settings.survey.extra else {}
     return Survey(chosen, pairs, reference, extra, _budget(runs[0]), left_out)
 
@@ -219,13 +215,6 @@ def _measured(
     judge: Judge | None,
 ) -> Row:
     """A hull's row, from the user's cache where it is there."""
-    from ..data.caches import Cache
-    from ..data.files import write_json
-    from ..evaluation.hull_of_run import checked_hull
-    from ..evaluation.survey import measure
-    from ..runs.records import read_record
-    from ..runs.rows import Row
-
     return Cache("survey", _RECIPE, "a hull's figures").get_or_make(
         _key(run, distances[1], settings, judge),
         lambda: measure(checked_hull(model, run, settings), distances, settings, judge),

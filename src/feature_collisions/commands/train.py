@@ -1,82 +1,53 @@
 """Find the corners of a polytope of feature collisions: `python train.py experiment=mnist`."""
 
-from __future__ import annotations
-
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 import yaml
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 
+from ..data.datasets import DataSplit, Found, load_data
+from ..data.files import refuse_links, write_text
+from ..data.image_set import Images
 from ..errors import CollisionError, SettingError
-from ..interrupts import Interrupted
-from ..runs.directories import CHECKPOINT, CONFIG, claimed, place_of_run, remove_if_empty
+from ..exact.first_layer import first_layer
+from ..graph.flow import last_layer
+from ..graph.graph import Graph, trace
+from ..graph.target import check_forward
+from ..hull.hull import Hull
+from ..networks.classifiers import input_size, load_classifier, names_in
+from ..report import findings
+from ..report.runs import pairs_table
+from ..report.tables import as_text, print_table
+from ..report.wandb_logs import (
+    check_login,
+    failures_as_warnings,
+    log_hull,
+    run_name,
+    use_account,
+    wandb_logger,
+)
+from ..report.words import names_of, unnamed
+from ..runs.directories import CHECKPOINT, CONFIG, claimed
+from ..runs.records import Summary
+from ..search.find_corners import Search
 from ..settings.search import StopSettings
-from ..settings.solver import check_used
-from ..settings.train import Settings, parse_corners, to_settings
-from .command_line import changed, command, override
-from .start import conf_folder, explain, importing
+from ..settings.train import Settings, parse_corners
+from ..settings.trainer import check_trainer, devices_of, single_device
+from .command_line import command, override
+from .deciding import Deciding, deciding, finished_run, hashes, keep
+from .random_pairs import Pair
+from .start import conf_folder
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from ..data.datasets import DataSplit, Found
     from ..exact.exact_hull import ExactCorners
-    from ..graph.graph import Graph
-    from ..hull.hull import Hull
     from ..patches.composite import Sources
-    from ..runs.records import Summary
-    from ..search.find_corners import Search
-    from .deciding import Deciding
-    from .random_pairs import Pair
-
-
-def main(config: DictConfig) -> None:
-    """Run one job of Hydra; in a sweep errors are raised, so Hydra runs the next job."""
-    hydra = HydraConfig.get()
-    sweep = hydra.mode == RunMode.MULTIRUN
-    setting = "hydra.sweep.dir=" if sweep else "hydra.run.dir="
-    named = any(each.startswith(setting) for each in hydra.overrides.hydra)
-    directory = output = Path(hydra.runtime.output_dir)
-    try:
-        settings = to_settings(config)
-        given, of_many = hydra.overrides.task, settings.pairs
-        objective, moved = settings.objective, settings.parameterisation
-        check_used(settings.solver, given, objective, of_many, moved)
-        directory, checkpoint = place_of_run(settings.ckpt_path, output, sweep, named)
-        group = directory.parent.name if sweep else directory.name
-        with claimed(directory, "hydra.sweep.dir" if sweep else "hydra.run.dir"):
-            train(settings, directory, checkpoint, group, list(hydra.overrides.task))
-    except Interrupted as interrupted:
-        begun = (directory / CONFIG).exists()
-        remove_if_empty(output)
-        place = Path(hydra.sweep.dir).absolute() if sweep else directory
-        resumable = config.get("solver", "gradient") == "gradient"
-        interrupted.command = continuing(sys.argv[1:], place, sweep, sweep or begun, resumable)
-        raise
-    except (SettingError, CollisionError, OSError) as error:
-        remove_if_empty(output)
-        if sweep:
-            raise
-        sys.exit(f"error: {explain(error)}")
-
-
-def continuing(arguments: list[str], place: Path, sweep: bool, begun: bool, resumable: bool) -> str:
-    """The command that resumes the run or sweep at `place`, or starts it again if it is empty.
-
-    Linear programs have no checkpoints; unsolved ones are solved again.
-    """
-    overrides = [override("hydra.sweep.dir" if sweep else "hydra.run.dir", place)]
-    if resumable:
-        overrides.append("ckpt_path=last")
-    return command("train", *(changed(arguments, *overrides) if begun else arguments))
 
 
 @dataclass(frozen=True)
@@ -101,7 +72,7 @@ class Job:
     group: str
     overrides: Sequence[str]
 
-    def of_pair(self, pair: Pair) -> Job:
+    def of_pair(self, pair: Pair) -> "Job":
         """The job of one of many pairs."""
         return replace(self, settings=replace(self.settings, **pair._asdict(), pairs=None))
 
@@ -121,8 +92,6 @@ class Job:
 
     def deciding(self) -> Deciding:
         """The settings that determine the result, by name."""
-        from .deciding import deciding
-
         return deciding(self.settings, self.hashes, *(found.image for found in self.find()))
 
 
@@ -134,16 +103,6 @@ def train(
     overrides: Sequence[str],
 ) -> None:
     """Load data and classifier, and search one pair of images or many."""
-    with importing():  # here, because it takes seconds
-        from ..data.datasets import load_data
-        from ..data.image_set import Images
-        from ..graph.graph import trace
-        from ..networks.classifiers import load_classifier, names_in
-        from ..report.wandb_logs import check_login, use_account
-        from ..report.words import names_of, unnamed
-        from ..settings.trainer import single_device
-        from .deciding import hashes
-
     use_account(settings.wandb.entity)
     check_login(settings.wandb.mode)
     settings = with_size(settings.paired())
@@ -172,10 +131,6 @@ def train_pairs(job: Job, pairs_setting: str, directory: Path) -> None:
         SettingError: if pairs cannot be read or drawn, or were searched with other settings.
         CollisionError: if no pair could be evaluated.
     """
-    from ..data.files import write_text
-    from ..networks.classifiers import load_classifier
-    from ..report.runs import pairs_table
-    from ..report.tables import print_table
     from .pairs import check_earlier, parse_pairs, run_pairs
 
     settings = job.settings
@@ -210,8 +165,6 @@ def train_pairs(job: Job, pairs_setting: str, directory: Path) -> None:
 
 def with_size(settings: Settings) -> Settings:
     """The settings with `data.size`, by default the classifier's."""
-    from ..networks.classifiers import input_size
-
     if settings.data.size is not None:
         return settings
     height, width = input_size(settings.classifier)
@@ -221,10 +174,6 @@ def with_size(settings: Settings) -> Settings:
 
 def with_layer(settings: Settings, graph: Graph) -> Settings:
     """The settings with a named layer in place of `classifier.layer=auto`."""
-    from ..exact.first_layer import first_layer
-    from ..graph.flow import last_layer
-    from ..graph.target import check_forward
-
     if settings.classifier.layer != "auto":
         return settings
     check_forward(graph)  # a wrong size is no fault of the layer
@@ -259,9 +208,6 @@ def print_corners(
         path: `classifier.path`, for the command of evaluate.py.
         of_images: mean distance between two images of the data set, if known.
     """
-    from ..report import findings
-    from ..report.tables import as_text
-
     table = findings.corners_table(summary, class_names)
     lines = (
         f"\n{as_text(table)}\n",
@@ -302,11 +248,6 @@ def evaluating(directory: Path, *paths: str | None) -> str:
 def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
     """Find and write the corners, or read a finished run."""
     started = time.perf_counter()
-    from ..data.files import refuse_links, write_text
-    from ..hull.hull import Hull
-    from ..report.wandb_logs import failures_as_warnings, log_hull, run_name, wandb_logger
-    from .deciding import finished_run, keep
-
     refuse_links(directory)
     settings, data, decisive = job.settings, job.data, job.deciding()
     if run := finished_run(directory, decisive, settings.stop.max_steps):
@@ -347,7 +288,7 @@ def usual_steps(experiment: str) -> int:
 
 def ready_search(
     job: Job, initial: Tensor, target: Tensor, directory: Path, checkpoint: Path | None
-) -> Search | ExactCorners:
+) -> "Search | ExactCorners":
     """Make the Search of a job.
 
     Args:
@@ -357,8 +298,6 @@ def ready_search(
         directory: of the run.
         checkpoint: checkpoint to resume, if any.
     """
-    from ..search.find_corners import Search
-
     settings = job.settings
     if settings.solver != "gradient":
         return exact_corners(job, initial, target)
@@ -382,7 +321,7 @@ def ready_search(
     )
 
 
-def exact_corners(job: Job, initial: Tensor, target: Tensor) -> ExactCorners:
+def exact_corners(job: Job, initial: Tensor, target: Tensor) -> "ExactCorners":
     """Points of the first layer's polytope, as `solver` and `objective` have them."""
     from ..exact.exact_hull import ExactCorners
     from ..exact.programs import Pushed
@@ -402,8 +341,6 @@ def exact_corners(job: Job, initial: Tensor, target: Tensor) -> ExactCorners:
 
 def pictures(job: Job, initial: Tensor, numbers: Sequence[int]) -> Tensor:
     """What corners are near to: 0 to the initial image, the others to images the seed draws."""
-    import torch
-
     settings, images = job.settings, job.data.test
     drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
     if max(numbers) > len(drawn):
@@ -416,13 +353,12 @@ def pictures(job: Job, initial: Tensor, numbers: Sequence[int]) -> Tensor:
     )
 
 
-def paste_patches(settings: Settings, data: DataSplit, seed: Tensor, directory: Path) -> Sources:
+def paste_patches(settings: Settings, data: DataSplit, seed: Tensor, directory: Path) -> "Sources":
     """Find and paste the sources of composites, and draw some matches as in Figure 4."""
     from ..patches.database import patch_images
     from ..patches.paste import find_neighbours, paste
     from ..report.figures import save_figure, sheet_figure
     from ..report.sheets import matches_sheet
-    from ..settings.trainer import check_trainer, devices_of
 
     images = patch_images(settings.patches, settings.data, data.train)
     device = devices_of(check_trainer(settings.trainer))[0]

@@ -172,10 +172,10 @@ def balls(hull: Hull, samples: int, seed: int) -> Evaluation:
         return hull.evaluator.measure(images, samples, name)
 
     return (
-        Evaluation(ball_radius=radius(hull.corners) * hull.summary.distance_scale)
-        | _share(hull, "ball", points("Ball", on_sphere, False))
+        _share(hull, "ball", points("Ball", on_sphere, False))
         | _share(hull, "ball_clipped", points("Ball, clipped", on_sphere, True))
         | _share(hull, "ball_span", points("Ball in the corners' span", on_span_sphere, False))
+        | {"ball_radius": radius(hull.corners) * hull.summary.distance_scale}
     )
 
 
@@ -214,10 +214,10 @@ def plain(
     norm = float(hull.features.features.norm())
     found = hull.sample(samples, seed=seed, corners=corners, name="Hull of plain Eq. 1")
     distance = float(torch.pdist(corners.flatten(1)).mean())
-    result = _share(hull, "plain", found) | Evaluation(
-        plain_corner_error_relative_max=float(errors.max()) / norm if norm else None,
-        plain_corner_distance_mean=distance * hull.summary.distance_scale,
-    )
+    figures = {
+        "plain_corner_error_relative_max": float(errors.max()) / norm if norm else None,
+        "plain_corner_distance_mean": distance * hull.summary.distance_scale,
+    }
     if "probability_mean" in found:
-        result.plain_probability_mean = found.probability_mean
-    return result
+        figures["plain_probability_mean"] = found.probability_mean
+    return _share(hull, "plain", found) | figures
