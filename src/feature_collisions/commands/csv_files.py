@@ -5,6 +5,7 @@ import difflib
 import io
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from ..data.files import opened
 from ..errors import SettingError
@@ -28,27 +29,24 @@ def csv_lines(setting: str, path: str, rule: str) -> list[tuple[int, list[str]]]
     Raises:
         SettingError: if the file cannot be read, or is not CSV in UTF-8; with the line's number.
     """
+    wrong = partial(SettingError, setting, path)
     try:
         with opened(expanded(path), _MOST_BYTES) as file:
             content = file.read()
     except SettingError as error:  # it begins with the path
         raise SettingError(f"{setting}={error}; {rule}") from None
     except OSError as error:
-        raise SettingError(setting, path, f"cannot be read ({error.strerror})", rule) from None
+        raise wrong(f"cannot be read ({error.strerror})", rule) from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise SettingError(
-            setting, path, f"line {line} is not in UTF-8", "save the file as CSV UTF-8"
-        ) from None
+        raise wrong(f"line {line} is not in UTF-8", "save the file as CSV UTF-8") from None
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     try:
         lines = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
     except csv.Error as error:
-        raise SettingError(
-            setting, path, f"line {reader.line_num} cannot be read ({error})", rule
-        ) from None
+        raise wrong(f"line {reader.line_num} cannot be read ({error})", rule) from None
     return [(number, fields) for number, fields in lines if any(fields)]
 
 
@@ -69,21 +67,20 @@ def read_extra(path: str, networks: Sequence[str]) -> dict[str, dict[str, float]
             has no line, or an entry is not a number; with the line's number.
     """
     where = f"survey.extra={path}"
+    wrong = partial(SettingError, where, None)
     lines = csv_lines("survey.extra", path, _RULE)
     if len(lines) < 2 or len(lines[0][1]) < 2:
-        raise SettingError(where, None, "has no columns", _RULE)
+        raise wrong("has no columns", _RULE)
     columns = lines[0][1][1:]
     if len(set(columns)) < len(columns) or not all(columns):
-        raise SettingError(where, None, "two columns share a name, or one has none", _RULE)
+        raise wrong("two columns share a name, or one has none", _RULE)
     found: dict[str, dict[str, float]] = {}
     for number, (name, *cells) in lines[1:]:
         network = _network(f"{where}: line {number}", name, networks)
         if network in found:
-            raise SettingError(where, None, f"line {number} names {name} again", "one line each")
+            raise wrong(f"line {number} names {name} again", "one line each")
         if len(cells) != len(columns):
-            raise SettingError(
-                where,
-                None,
+            raise wrong(
                 f"line {number} has {len(cells)} entries, and there are {len(columns)} columns",
                 _RULE,
             )
@@ -92,7 +89,7 @@ def read_extra(path: str, networks: Sequence[str]) -> dict[str, dict[str, float]
             for column, cell in zip(columns, cells, strict=True)
         }
     if missing := [network for network in networks if network not in found]:
-        raise SettingError(where, None, f"has no line for {', '.join(missing)}", _RULE)
+        raise wrong(f"has no line for {', '.join(missing)}", _RULE)
     return found
 
 

@@ -3,6 +3,7 @@
 import errno
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -52,41 +53,31 @@ def parse_pairs(
     Raises:
         SettingError: if the file has no pairs, or a line does not name two images; with its number.
     """
+    wrong = partial(SettingError, "pairs", setting)
     if setting.split(":")[0] == "random":
         form = re.fullmatch(r"random:(\d{1,9})(?::(0|0?\.\d+))?", setting)
         if not form or int(form[1]) < 1:
-            raise SettingError(
-                "pairs",
-                setting,
-                "N must be a whole number of at least 1, and P in [0, 1)",
-                _RULE,
-            )
+            raise wrong("N must be a whole number of at least 1, and P in [0, 1)", _RULE)
         if form[2] and output == "features":
-            raise SettingError(
-                "pairs", setting, "needs classes, but the output is features",
-                f"give random:{form[1]}",
-            )  # fmt: skip
+            raise wrong("needs classes, but the output is features",
+                f"give random:{form[1]}")  # fmt: skip
         right = form[2] == "0" or (len(models) > 1 and output == "classes")
         least = float(form[2] or 0)
         return random_pairs(setting, int(form[1]), images, seed, models, right, least)
     pairs = []
     for number, line in read_pairs_file(setting):
         if len(line) != 2 or not all(line):
-            raise SettingError(
-                "pairs", setting, f"line {number} is {shown(line)}", "it must be initial,target"
-            )
+            raise wrong(f"line {number} is {shown(line)}", "it must be initial,target")
         try:
             for name, choice in zip(Pair._fields, line, strict=True):
                 images.find(name, choice)
         except SettingError as error:
-            raise SettingError("pairs", setting, f"line {number}: {error}") from None
+            raise wrong(f"line {number}: {error}") from None
         except OSError as error:  # for example a name that is too long
-            raise SettingError(
-                "pairs", setting, f"line {number}, {shown(line)}: {error.strerror}"
-            ) from None
+            raise wrong(f"line {number}, {shown(line)}: {error.strerror}") from None
         pairs.append(Pair(*line))
     if not pairs:
-        raise SettingError("pairs", setting, "it contains no pair", _RULE)
+        raise wrong("it contains no pair", _RULE)
     return pairs
 
 

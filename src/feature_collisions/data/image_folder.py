@@ -8,6 +8,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -49,17 +50,15 @@ class ImageFolder(ImageSet):
                 "data.root", "null", "give the folder that contains one folder per class"
             )
         root = Path(expanded(settings.root))
+        wrong = partial(SettingError, "data.root", root)
         if not root.is_dir():
-            raise SettingError("data.root", root, "there is no such folder", "give an existing one")
+            raise wrong("there is no such folder", "give an existing one")
         entries = _of_user(root)
         folders = in_order([path for path in entries if path.is_dir()])
         for folder in folders:
             if not folder.name.isprintable():
-                raise SettingError(
-                    "data.root",
-                    root,
-                    f"the folder {folder.name!a} has control characters in its name",
-                    "rename it",
+                raise wrong(
+                    f"the folder {folder.name!a} has control characters in its name", "rename it"
                 )
         index, self.class_names = _classes(root, [folder.name for folder in folders])
         self.root, self.resize = root, settings.resize
@@ -73,9 +72,7 @@ class ImageFolder(ImageSet):
                     passed_over.append(path)
         said = _said(passed_over)
         if not self.files:
-            raise SettingError(
-                "data.root",
-                root,
+            raise wrong(
                 "no image in the folders below it",
                 "give a folder laid out as ImageNet, CLASS/IMAGE, whose files end in "
                 f"{', '.join(sorted(image_endings()))}{said and f' (there: {said})'}",

@@ -5,6 +5,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,7 @@ def load_picture(path: str | Path) -> Tensor:
 
 
 def _read(path: str | Path) -> Image.Image:
+    wrong = partial(SettingError, path, None)
     try:
         with (
             quiet_decoders(),
@@ -96,20 +98,15 @@ def _read(path: str | Path) -> Image.Image:
     except SettingError:
         raise
     except FileNotFoundError:
-        raise SettingError(
-            path, None, "there is no such image file", "give an existing one"
-        ) from None
+        raise wrong("there is no such image file", "give an existing one") from None
     except UnidentifiedImageError:
-        raise SettingError(
-            path,
-            None,
-            "is not an image of a known format",
-            f"convert it to one of {', '.join(_FORMATS)}",
+        raise wrong(
+            "is not an image of a known format", f"convert it to one of {', '.join(_FORMATS)}"
         ) from None
     except Exception as error:  # decoders raise any error for damaged bytes
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise SettingError(
-            path, None, f"cannot be read as an image ({reason})", "give another file, or repair it"
+        raise wrong(
+            f"cannot be read as an image ({reason})", "give another file, or repair it"
         ) from None
 
 
@@ -165,29 +162,22 @@ def save_png(path: Path, image: Tensor) -> None:
 
 def check_image(name: str, image: Tensor | None) -> None:
     """Raise SettingError unless it is one image, (C, H, W) float32 in [0, 1]."""
+    wrong = partial(SettingError, name, None)
     if image is None:
-        raise SettingError(name, None, "is missing", "give an image (C, H, W) in [0, 1]")
+        raise wrong("is missing", "give an image (C, H, W) in [0, 1]")
     if not isinstance(image, Tensor):
-        raise SettingError(
-            name,
-            None,
+        raise wrong(
             "must be a float32 tensor (C, H, W) with pixels in [0, 1], is a "
             f"{type(image).__name__}",
             "read files with feature_collisions.data.images.load_image, convert others with "
             "torchvision.transforms.functional.to_tensor",
         )
     if image.ndim != 3 or image.dtype != torch.float32:
-        raise SettingError(
-            name,
-            None,
-            f"must be a float32 image (C, H, W), is {image.dtype} {tuple(image.shape)}",
-        )
+        raise wrong(f"must be a float32 image (C, H, W), is {image.dtype} {tuple(image.shape)}")
     if not image.numel():
-        raise SettingError(
-            name, None, f"is empty, {tuple(image.shape)}", "give an image with pixels"
-        )
+        raise wrong(f"is empty, {tuple(image.shape)}", "give an image with pixels")
     if not (image.isfinite().all() and image.min() >= 0 and image.max() <= 1):
-        raise SettingError(name, None, "pixels must be in [0, 1]", "divide 8-bit pixels by 255")
+        raise wrong("pixels must be in [0, 1]", "divide 8-bit pixels by 255")
 
 
 def check_pair(initial: Tensor, target: Tensor) -> None:

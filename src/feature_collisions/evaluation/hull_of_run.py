@@ -6,6 +6,7 @@ decides which of several candidate networks the corners belong to.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,11 +48,11 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
     Raises:
         SettingError: if the corners were not found with this classifier.
     """
+    wrong = partial(impossible, run.directory)
     data_settings, classifiers, seed = _named(run, settings)
     expected = run.summary.classifier_hash
     if not expected:
-        raise impossible(
-            run.directory,
+        raise wrong(
             "summary.json has no classifier_hash, so it is unknown which weights the "
             "corners belong to",
             "search again",
@@ -67,8 +68,7 @@ def classifier_of(run: Run, settings: EvaluateSettings) -> tuple[nn.Module, Data
     download = settings.data.root is not None or data_settings.root is None
     data = load_data(data_settings, download=download)
     if run.target.shape != data.test.size:
-        raise impossible(
-            run.directory,
+        raise wrong(
             f"its images are {tuple(run.target.shape)}, those of its data {data.test.size}",
             "restore the config.yaml of these corners",
         )
@@ -156,19 +156,18 @@ def _own_code(run: Run, path: str | None, given: str | list[str] | None) -> list
         given: the user's names, each with or without ::FILE: one for all networks, or a list that
             contains the run's.
     """
+    wrong = partial(impossible, run.directory)
     named = given if isinstance(given, list) else [given] if given else []
     found = [each for each in named if each.partition("::")[0] == path]
     found = found or ([given] if isinstance(given, str) else [])
     if found:
         return found
     if named:
-        raise impossible(
-            run.directory,
+        raise wrong(
             f"its classifier was {path}, which is not in classifier.path=[{','.join(named)}]",
             "add it",
         )
-    raise impossible(
-        run.directory,
+    raise wrong(
         "its classifier is a user's code",
         "name it with classifier.path=MODULE:NAME, or those of a survey with "
         "'classifier.path=[MODULE:NAME,MODULE:NAME]'",

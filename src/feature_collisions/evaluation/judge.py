@@ -6,6 +6,7 @@ of the distance between two images of the data set there.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -47,15 +48,12 @@ class Judge:
 
     def check(self, hull: Hull) -> None:
         """Raise SettingError unless it has as many classes as the hull's network."""
+        wrong = partial(SettingError, "sizes.judge", self.name)
         if hull.output.kind != "classes":
-            raise SettingError(
-                "sizes.judge", self.name, "compares classes, and an encoder has no classes",
-                "leave it out",
-            )  # fmt: skip
+            raise wrong("compares classes, and an encoder has no classes",
+                "leave it out")  # fmt: skip
         if self.classes != (own := len(hull.target_logits)):
-            raise SettingError(
-                "sizes.judge",
-                self.name,
+            raise wrong(
                 f"has {self.classes} classes, and the network that it judges has {own}",
                 "give one with the same classes",
             )
@@ -92,6 +90,7 @@ def judge_of(name: str | None, data: DataSplit) -> Judge | None:
         SettingError: if the network cannot be loaded, rejects images of this size, or gives all of
             them the same features.
     """
+    wrong = partial(SettingError, "sizes.judge", name)
     if name is None:
         return None
     named = ClassifierSettings(name, None, "auto")
@@ -105,10 +104,10 @@ def judge_of(name: str | None, data: DataSplit) -> Judge | None:
         see = _seeing(network, data.test.size)
         logits, features = see(images)
     except SettingError as error:
-        raise SettingError("sizes.judge", name, f"cannot judge these images: {error}") from None
+        raise wrong(f"cannot judge these images: {error}") from None
     distance = float(F.pdist(features).mean())
     if not distance > 0:
-        raise SettingError("sizes.judge", name, "sees no difference between the data set's images")
+        raise wrong("sees no difference between the data set's images")
     return Judge(name, see, logits.shape[1], distance)
 
 

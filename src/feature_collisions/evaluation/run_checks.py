@@ -4,6 +4,7 @@ Whether its files agree with each other is checked when they are read (`runs.run
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -75,16 +76,15 @@ def check_units(
         preactivation: (N,) distance of f0(t) from the edge (`TargetFeatures.seen_by`). Units near
             zero may be active or inactive: devices differ.
     """
+    wrong = partial(impossible, directory)
     count = len(preactivation)
     if units.max() >= count:
-        raise impossible(
-            directory, f"unit {int(units.max())}: the layer has units 0 to {count - 1}"
-        )
+        raise wrong(f"unit {int(units.max())}: the layer has units 0 to {count - 1}")
     nothing = 1e-4 * float(preactivation.abs().max())
     active = units[preactivation[units] > nothing]
     if len(active):
         rule = f"unit {int(active[0])} is active in the target, and a corner pushes an inactive one"
-        raise impossible(directory, f"{rule} down")
+        raise wrong(f"{rule} down")
     if numbers is None:
         return
     least = (preactivation < -nothing).cumsum(0) - (preactivation < -nothing).int()
@@ -93,6 +93,4 @@ def check_units(
     other = (corners < least[units]) | (corners > most[units])
     if other.any():
         place = int(other.int().argmax())
-        raise impossible(
-            directory, f"corner {numbers[place]} of the target is not unit {int(units[place])}"
-        )
+        raise wrong(f"corner {numbers[place]} of the target is not unit {int(units[place])}")

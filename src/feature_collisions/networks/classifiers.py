@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -123,14 +124,13 @@ def _mnist_mlp(settings: ClassifierSettings, data: DataSplit, seed: int) -> nn.M
 
 def _import_classifier(settings: ClassifierSettings) -> nn.Module:
     """Import the network of `classifier.path`. It is code: only the command line may name it."""
+    wrong = partial(SettingError, "classifier.path", settings.path)
     rule = "give MODULE:NAME, a classifier or a function that returns one, or MODULE:NAME::WEIGHTS"
     module, _, name = (settings.path or "").partition(":")
     if not module or not (name or module.endswith(".py")):
-        raise SettingError("classifier.path", settings.path, rule)
+        raise wrong(rule)
     if "/" in module or module.endswith(".py"):
-        raise SettingError(
-            "classifier.path",
-            settings.path,
+        raise wrong(
             "MODULE is a name that Python imports, without .py",
             "go to its folder, or put that on PYTHONPATH, and give "
             f"{Path(module).stem}:{name or 'NAME'}",
@@ -140,23 +140,18 @@ def _import_classifier(settings: ClassifierSettings) -> nn.Module:
     try:
         code = importlib.import_module(module)
         if not hasattr(code, name):
-            raise SettingError("classifier.path", settings.path, *_no_such(code, name))
+            raise wrong(*_no_such(code, name))
         found = getattr(code, name)
         model = found if isinstance(found, nn.Module) or not callable(found) else found()
     except SettingError:
         raise
     except (Exception, SystemExit) as error:  # any error of the user's code
-        raise SettingError("classifier.path", settings.path, _cause(error), rule) from error
+        raise wrong(_cause(error), rule) from error
     finally:
         if folder in sys.path:
             sys.path.remove(folder)
     if not isinstance(model, nn.Module):
-        raise SettingError(
-            "classifier.path",
-            settings.path,
-            f"must be a torch.nn.Module, is a {type(model).__name__}",
-            rule,
-        )
+        raise wrong(f"must be a torch.nn.Module, is a {type(model).__name__}", rule)
     model = validate_model(unwrap(model))
     if settings.weights:
         load_weights(model, settings.weights)

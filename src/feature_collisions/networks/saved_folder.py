@@ -4,6 +4,7 @@ The folder is untrusted. Only JSON and safetensors are read from it; no code is 
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def saved_folder(path: str | None) -> Path:
         SettingError: if it is not a folder, or has no config or no safetensors.
     """
     folder = path_of(path or "")
+    wrong = partial(SettingError, "classifier.path", folder)
     if not path or not folder.is_dir():
         raise SettingError(
             "classifier.path",
@@ -34,18 +36,11 @@ def saved_folder(path: str | None) -> Path:
             f"must be a folder with {CONFIG} and {WEIGHTS}, as save_pretrained writes them",
         )
     if not (folder / CONFIG).is_file():
-        raise SettingError(
-            "classifier.path",
-            folder,
-            f"has no {CONFIG}",
-            "give the folder that save_pretrained wrote",
-        )
+        raise wrong(f"has no {CONFIG}", "give the folder that save_pretrained wrote")
     if not any((folder / name).is_file() for name in (WEIGHTS, _SHARDS)):
         others = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
         found = f" (it has {others[0]}, which could execute code)" if others else ""
-        raise SettingError(
-            "classifier.path",
-            folder,
+        raise wrong(
             f"has no weights in safetensors{found}",
             f"save the network with safetensors, as {WEIGHTS}",
         )

@@ -1,6 +1,7 @@
 """timm's image classifiers by name, with their normalisation; an optional library."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -90,6 +91,7 @@ def _config_of(
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Read a folder's config.json: the architecture, its data, and its arguments."""
     source = f"classifier.path={settings.path}"
+    wrong = partial(SettingError, source, None)
     folder = saved_folder(settings.path)
     config = read_object(folder / CONFIG)
     try:
@@ -104,17 +106,13 @@ def _config_of(
         own["label_names"] = config.get("label_names", own.get("label_names"))
         name = config["architecture"]
     except (KeyError, TypeError, ValueError) as error:
-        raise SettingError(
-            source,
-            None,
+        raise wrong(
             f"{CONFIG} is not a config of timm ({type(error).__name__}: {error})",
             "a folder of transformers' is read with classifier=transformers",
         ) from None
     _check_name(timm, str(name), f"{source}: architecture {name}")
     if strange := sorted(set(arguments) & _NOT_OF_A_NETWORK):
-        raise SettingError(
-            source,
-            None,
+        raise wrong(
             f"model_args of {CONFIG} has {strange[0]}, which is not an argument of a network",
             "remove it",
         )

@@ -1,6 +1,7 @@
 """torchvision's ImageNet classifiers by name, with their normalisation (sec. 3.2)."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +56,18 @@ def load_torchvision(settings: ClassifierSettings) -> nn.Module:
         )
     choices = models.get_model_weights(settings.name)
     source = f"classifier.weights={settings.weights}"
+    wrong = partial(SettingError, source, None)
     if settings.weights == RANDOM:
         entry = choices["DEFAULT"]
         return _normalised(untrained(lambda: _network(settings.name, entry)), entry)
     if settings.weights is None or is_file(settings.weights):
         if settings.weights is None:
-            raise SettingError(
-                source,
-                None,
-                f"give torchvision's name, one of {_names(choices)}, random, or a file",
-            )
+            raise wrong(f"give torchvision's name, one of {_names(choices)}, random, or a file")
         states, entry = read_weights(settings.weights), choices["DEFAULT"]
     else:
         name = settings.weights.rpartition(".")[2]
         if name != "DEFAULT" and name not in choices.__members__:
-            raise SettingError(
-                source, None, f"must be one of {_names(choices)}, or a file that exists"
-            )
+            raise wrong(f"must be one of {_names(choices)}, or a file that exists")
         entry = choices[name]
         states = {"": _download(entry, source)}
     network = _network(settings.name, entry)

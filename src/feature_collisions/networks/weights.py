@@ -5,6 +5,7 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,6 +69,7 @@ _RULE = (
 
 def _loaded(path: Path) -> Any:
     source = f"classifier.weights={path}"
+    wrong = partial(SettingError, source, None)
     try:
         if _is_safetensors(path):
             return load_tensors(path)
@@ -75,17 +77,12 @@ def _loaded(path: Path) -> Any:
     except SettingError as error:  # which begins with the path
         raise SettingError(f"classifier.weights={error}; {_RULE}") from None
     except FileNotFoundError:
-        raise SettingError(source, None, "there is no such file") from None
+        raise wrong("there is no such file") from None
     except OSError as error:
         reason = error.strerror or error
-        raise SettingError(source, None, f"cannot be read ({reason})") from None
+        raise wrong(f"cannot be read ({reason})") from None
     except DAMAGED:  # torch's message advises to execute the file
-        raise SettingError(
-            source,
-            None,
-            "is damaged, or holds what a checkpoint has not",
-            _RULE,
-        ) from None
+        raise wrong("is damaged, or holds what a checkpoint has not", _RULE) from None
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -87,18 +88,15 @@ def place_of_run(
 
 
 def _newest_beside(output: Path, sweep: bool) -> Path:
+    wrong = partial(SettingError, "ckpt_path", "last")
     if sweep:
-        raise SettingError(
-            "ckpt_path",
-            "last",
+        raise wrong(
             "with -m the sweep must be named",
             "add hydra.sweep.dir=DIR, the directory of the sweep to continue",
         )
     configs = sorted(output.parent.glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
     if not configs:
-        raise SettingError(
-            "ckpt_path",
-            "last",
+        raise wrong(
             f"there is no earlier run in {output.parent}",
             "leave ckpt_path out, or name the run's directory with hydra.run.dir=DIR",
         )
@@ -107,15 +105,11 @@ def _newest_beside(output: Path, sweep: bool) -> Path:
     if begun := _without_settings(output.parent, newest.stat().st_mtime):
         instead = f"continue {newest.parent} with hydra.run.dir={newest.parent}"
         if is_claimed(begun):
-            raise SettingError(
-                "ckpt_path",
-                "last",
+            raise wrong(
                 f"another process is using the newest run, {begun}",
                 f"wait until it ends, or {instead}",
             )
-        raise SettingError(
-            "ckpt_path",
-            "last",
+        raise wrong(
             f"the newest run, {begun}, was killed before it wrote its settings, so there is "
             "nothing to continue",
             f"delete it and start it again, or {instead}",
