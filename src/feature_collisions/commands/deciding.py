@@ -37,15 +37,6 @@ _LEFT_OUT = {
 class Deciding(RootModel[dict[str, JsonValue]]):
     """What decides the result of a search, by the settings' names: what `settings.json` holds."""
 
-    def differences_to(self, kept: Deciding) -> list[str]:
-        """What was kept and differs now: `loss.alpha was 1.0, is 100.0`."""
-        now, before = self.root, kept.root
-        return [
-            f"{name} was {before.get(name)}, is {now.get(name)}"
-            for name in dict.fromkeys([*before, *now])
-            if before.get(name) != now.get(name)
-        ]
-
 
 def hashes(settings: Settings, model: nn.Module, data: DataSplit) -> dict[str, str]:
     """Hashes of the classifier's weights, and of the images that patches come from, if any."""
@@ -88,7 +79,7 @@ def keep(directory: Path, decisive: Deciding) -> None:
 
 
 def differences_to(directory: Path, decisive: Deciding) -> list[str]:
-    """Differences to the settings in `directory`.
+    """What differs from the settings in `directory`: `loss.alpha was 1.0, is 100.0`.
 
     Raises:
         SettingError: if the stored settings are damaged.
@@ -96,7 +87,12 @@ def differences_to(directory: Path, decisive: Deciding) -> list[str]:
     path = directory / SETTINGS
     if not path.exists():
         return ["its settings were not saved"]
-    return decisive.differences_to(read_record(Deciding, path, f"delete {directory}"))
+    now, before = decisive.root, read_record(Deciding, path, f"delete {directory}").root
+    return [
+        f"{name} was {before.get(name)}, is {now.get(name)}"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    ]
 
 
 def finished_run(directory: Path, decisive: Deciding, max_steps: int) -> Run | None:

@@ -128,7 +128,9 @@ def load_transformers(settings: ClassifierSettings, size: Sequence[int]) -> From
             f"{missing[0]}",
             "give a folder that has all of them",
         )
-    names, pixels = _class_names(network.config) if classifies else (), _pixels(folder)
+    own, pixels = network.config, _pixels(folder)
+    labels = [own.id2label.get(k, f"class {k}") for k in range(own.num_labels if classifies else 0)]
+    names = printable_names(labels)
     model = FromTransformers(network.eval(), pixels, names, pooled)
     check_images(source, model, size, pixels.size)
     return model
@@ -192,7 +194,8 @@ def _pixels(folder: Path) -> Pixels:
         )
     transformers = _transformers()
     with _reading(source), _quiet():
-        given = _processed(transformers, folder)
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, **_OFFLINE)
+        given = processor(images=_COLOURS, return_tensors="pt")["pixel_values"]
     rule = "must give one image (3, H, W) whose channels are scaled and shifted"
     if not (isinstance(given, Tensor) and given.ndim == 4 and given.shape[1] == 3):
         shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
@@ -214,15 +217,11 @@ def _pixels(folder: Path) -> Pixels:
 
 
 _GREY = 51
-_SIDE = 256  # of the plain images
-
-
-def _processed(transformers: Any, folder: Path) -> Any:
-    """The image processor's output for black, white, grey, red, green and blue images."""
-    colours = [(0, 0, 0), (255, 255, 255), (_GREY,) * 3, (255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    images = [np.full((_SIDE, _SIDE, 3), colour, np.uint8) for colour in colours]
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, **_OFFLINE)
-    return processor(images=images, return_tensors="pt")["pixel_values"]
+_COLOURS = [
+    np.full((256, 256, 3), colour, np.uint8)
+    for colour in [(0, 0, 0), (255, 255, 255), (_GREY,) * 3, (255, 0, 0), (0, 255, 0), (0, 0, 255)]
+]
+"""Plain images: black, white, grey, red, green and blue."""
 
 
 def _reading(source: str) -> AbstractContextManager[None]:
@@ -247,8 +246,3 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
         if bars:
             reports.enable_progress_bar()
-
-
-def _class_names(config: Any) -> tuple[str, ...]:
-    """The names in the config's `id2label`, in the order of the logits."""
-    return printable_names(config.id2label.get(k, f"class {k}") for k in range(config.num_labels))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context, rcParamsDefault
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
@@ -188,20 +188,16 @@ def sizes_figure(rows: Sequence[Row]) -> Figure | None:
             chosen = [row for row in known if row.outcome == outcome]
             points = [(row.at(name), row.relative_size) for row in chosen]
             if points := [point for point in points if point[0] is not None]:
-                axes.plot(*zip(*points, strict=True), marker, color=colour, label=outcome, ms=5)
+                axes.plot(*zip(*points, strict=True), marker, color=colour, ms=5)
         if name != _FROM_INITIAL and all((row.at(name) or 0) > 0 for row in known):
             axes.set_xscale("log")
         axes.set_xlabel(_LABELS.get(name, name.removeprefix("loss.")), fontsize=8)
         _plain(axes)
     panels[0].set_ylabel("relative size", fontsize=8)
     panels[0].set_ylim(bottom=0)
-    seen = dict[str, Artist]()
-    for axes in panels:
-        handles, labels = axes.get_legend_handles_labels()
-        seen |= dict(zip(labels, handles, strict=True))
-    figure.legend(
-        seen.values(), seen, loc="outside lower center", ncols=3, fontsize=7, frameon=False
-    )
+    kinds = zip(OUTCOMES, _COLOURS, "osx", strict=True)
+    seen = [Line2D([], [], color=c, marker=m, ls="", ms=5, label=name) for name, c, m in kinds]
+    figure.legend(handles=seen, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     return figure
 
 

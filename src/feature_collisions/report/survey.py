@@ -1,7 +1,7 @@
 """The files of a survey: `survey.html`, `survey.md`, `survey.csv`, its differences and figure."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -65,13 +65,11 @@ def write_survey(
     """
     found = means(rows, seed)
     against = {name: differences(rows, name, reference, seed) for name in rows if name != reference}
-    own = list(next(iter(extra.values()), {}))
     unproved = (line for name, hulls in rows.items() for line in _unproved(name, hulls))
     note = " ".join(["Means over the same pairs.", *unproved, *_unequal(found)])
-    overview = _overview(found, extra, own, len(rows[reference]), note)
     few = len(rows[reference]) < FEWEST
     tables = [
-        overview,
+        _overview(found, extra, len(rows[reference]), note),
         _paired(against, reference, _errors(found), few),
         Table("Settings of all searches", ["setting", "value"], list(budget.items())),
     ]
@@ -79,9 +77,22 @@ def write_survey(
     write_tables(directory, "survey", f"Survey of {len(rows)} networks", tables, figure)
     every = [row for hulls in rows.values() for row in hulls]
     write_text(directory / "survey_pairs.csv", rows_csv(OF_HULLS, every))
-    write_text(directory / "survey.csv", _means_csv(found, extra, own))
-    write_text(directory / "survey_differences.csv", _differences_csv(rows, seed))
+    columns = list(next(iter(extra.values()), {}))
+    lines = [[name, *_ends(each), *extra.get(name, {}).values()] for name, each in found.items()]
+    write_text(directory / "survey.csv", as_csv(["network", *_HEADER, *columns], lines))
+    lines = [
+        [second, first, *_ends(differences(rows, second, first, seed))]
+        for first, second in combinations(rows, 2)
+    ]
+    write_text(directory / "survey_differences.csv", as_csv(["network", "other", *_HEADER], lines))
     return tables
+
+
+_HEADER = [name + ending for name in MEASURED for ending in ("", "_low_95", "_high_95")]
+
+
+def _ends(entries: Mapping[str, Interval | None]) -> list[float | None]:
+    return [end for name in MEASURED for end in entries[name] or (None, None, None)]
 
 
 def _unproved(name: str, hulls: Sequence[Row]) -> list[str]:
@@ -125,14 +136,13 @@ def _unequal(found: Found) -> list[str]:
 def _overview(
     found: Found,
     extra: Mapping[str, Mapping[str, float]],
-    columns: Sequence[str],
     pairs: int,
     note: str,
 ) -> Table:
-    rows, shown = [], _shown(found)
+    rows, shown, columns = [], _shown(found), list(next(iter(extra.values()), {}))
     for network, entries in found.items():
         cells = [cell(name, each and each.mean) for name in shown for each in [entries[name]]]
-        rows.append([network, *cells, *(number(extra[network][name]) for name in columns)])
+        rows.append([network, *cells, *map(number, extra.get(network, {}).values())])
     heading = f"{len(found)} networks, {pairs} pair{'s' if pairs > 1 else ''}"
     names = [COLUMNS[name][0] for name in shown]
     meanings = [(COLUMNS[name][0], _MEANINGS[name]) for name in shown]
@@ -163,33 +173,3 @@ def _signed(name: str, interval: Interval | None, error: float, of_reference: fl
     if interval.low is None:
         return mean
     return f"{mean} [{low}, {high}]" + (" *" if interval.decides else "")
-
-
-def _means_csv(
-    found: Found,
-    extra: Mapping[str, Mapping[str, float]],
-    columns: Sequence[str],
-) -> str:
-    """One line per network."""
-    rows = [
-        [network, *_all_ends(entries), *(extra[network][name] for name in columns)]
-        for network, entries in found.items()
-    ]
-    return as_csv(["network", *_ends(MEASURED), *columns], rows)
-
-
-def _differences_csv(rows: Rows, seed: int) -> str:
-    """One line per pair of networks."""
-    lines = [
-        [second, first, *_all_ends(differences(rows, second, first, seed))]
-        for first, second in combinations(rows, 2)
-    ]
-    return as_csv(["network", "other", *_ends(MEASURED)], lines)
-
-
-def _all_ends(entries: Mapping[str, Interval | None]) -> list[float | None]:
-    return [end for name in MEASURED for end in entries[name] or (None, None, None)]
-
-
-def _ends(names: Iterable[str]) -> list[str]:
-    return [name + ending for name in names for ending in ("", "_low_95", "_high_95")]
