@@ -162,7 +162,7 @@ MISTAKES = [
     (("corner=first",), "error: corner=first: corner counts"),
     (("target=3",), "error: initial and target are the same image"),
     (("target=none.png",), "error: target=none.png: there is no such image file"),
-    (("classifier.layer=nowhere",), "error: layer=nowhere: is not a layer of this network"),
+    (("classifier.layer=nowhere",), "error: classifier.layer=nowhere: is not a layer"),
     (("classifier.weights=none",), "error: classifier.weights=none: there is no such file"),
     (("ckpt_path=none",), "error: ckpt_path=none: there is no such file"),
     (("ckpt_path=last",), "error: ckpt_path=last: there is no earlier run in"),

@@ -23,7 +23,6 @@ from ..graph.target import check_forward
 from ..hull.hull import Hull
 from ..networks.classifiers import input_size, load_classifier, names_in
 from ..report import findings
-from ..report.runs import pairs_table
 from ..report.tables import as_text, print_table
 from ..report.wandb_logs import (
     check_login,
@@ -131,6 +130,7 @@ def train_pairs(job: Job, pairs_setting: str, directory: Path) -> None:
         SettingError: if pairs cannot be read or drawn, or were searched with other settings.
         CollisionError: if no pair could be evaluated.
     """
+    from ..report.runs import pairs_table  # figures, which one pair does not need
     from .pairs import check_earlier, parse_pairs, run_pairs
 
     settings = job.settings

@@ -779,9 +779,7 @@ def _edges_table(edges: Edges | None) -> Table:
             "{} to {}".format(*edge.corners),
             percent(edge.walked),
             percent(edge.held),
-            percent(edge.proved)
-            if edge.proved or edge.unconfirmed is not None
-            else "not checked",
+            percent(edge.proved) if edge.proved or edge.unconfirmed is not None else "not checked",
             str(edge.pieces),
             number(edge.margin_min),
             f"{edge.rounding:.1e}",
