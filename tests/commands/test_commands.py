@@ -213,6 +213,7 @@ def test_a_target_that_the_classifier_gets_wrong_is_said(
     assert trained("train.py", *QUICK, *arguments) is None
     summary = json.loads((newest(tmp_path) / "summary.json").read_text())
     assert (summary["target_label"], summary["target_class"]) == (label, seen)
+    assert summary["initial_label"] == initial
     assert f"gives the target ({label}) the class {seen}" in capsys.readouterr().out
 
 

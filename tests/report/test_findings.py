@@ -17,6 +17,7 @@ from feature_collisions.report.findings import (
 )
 from feature_collisions.report.report import write_report
 from feature_collisions.report.tables import as_text
+from feature_collisions.report.words import words_of
 from feature_collisions.runs.evaluation import Evaluation
 from feature_collisions.runs.records import Summary
 from helpers.hulls import NASTY, evaluated, made_hull
@@ -425,3 +426,15 @@ def test_rounding_that_nobody_checked_is_not_a_share_of_zero():
     column = table.columns.index("rounding bounded on")
     assert table.rows[0][column] == "not checked"
     assert table.rows[1][column].startswith("0")
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [(0, "airplane, classified as ship"), (1, "ship"), (None, "ship"), (9, "ship")],
+)
+def test_a_picture_that_is_classified_wrongly_has_both_classes(label, said):
+    entries = {"initial_class": 1, "initial_label": label, "target_class": 1,
+               "target_label": label, "target_probability": 0.5}  # fmt: skip
+    words, summary = words_of("classes", ("airplane", "ship")), Summary.of(entries)
+    assert words.of_initial(summary) == said
+    assert words.of_target(summary) == f"{said}, 0.5000"

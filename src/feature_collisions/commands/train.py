@@ -266,6 +266,7 @@ def search_pair(job: Job, directory: Path, checkpoint: Path | None) -> Hull:
         summary.experiment, summary.classifier = settings.name, settings.classifier.in_reports
         # If the numbers of classes differ, a label is not a class of the classifier.
         same = hull.output.kind == "classes" and len(classes) == len(hull.target_logits)
+        summary.initial_label = initial.label if same else None
         summary.target_label = target.label if same else None
         summary.seconds_total += built - started
         if settings.solver == "gradient":

@@ -38,11 +38,18 @@ class Words:
 
     def of_initial(self, summary: Summary) -> str:
         """Output for the initial image."""
-        return self.names[summary.initial_class]
+        return self._seen(summary.initial_class, summary.initial_label)
 
     def of_target(self, summary: Summary) -> str:
         """Output for the target; empty for an encoder, whose cosine is 1."""
-        return f"{self.names[summary.target_class]}, {summary.target_probability:.4f}"
+        seen = self._seen(summary.target_class, summary.target_label)
+        return f"{seen}, {summary.target_probability:.4f}"
+
+    def _seen(self, found: int, label: int | None) -> str:
+        """The network's class of an image, after the data set's where they differ."""
+        if label is None or label == found or label >= len(self.names):
+            return self.names[found]
+        return f"{self.names[label]}, classified as {self.names[found]}"
 
     def of_corner(self, entry: Corner) -> str:
         """Output for a corner, or another image."""

@@ -226,6 +226,7 @@ class Summary(Record):
     returns: Text = "logits"
     initial_class: Count = -1  # -1 if the output is features, as is the target's
     target_class: Count = -1
+    initial_label: Count | None = None
     target_label: Count | None = None
     target_probability: Share = 0.0
     initial_cosine: Number | None = None
