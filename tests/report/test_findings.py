@@ -189,13 +189,11 @@ COLLIDES = {
 def test_a_line_that_ordinary_images_are_within_is_called_too_wide(within, outcome, wide):
     images = {"images": 200, "within": within, "nearest": 0.125, "median": 0.75}
     found = described(**COLLIDES | {"outcome": outcome, "dataset_features": images})
-    said = f"the line is too wide for this network: {within} of 200 images of the data set"
+    said = f"the limit is too wide for this network: {within} of 200 images of the data set"
     assert (said in found.headline) == wide
     claims = {claim.label: claim for claim in found.claims}
-    said = (
-        f"of 200 images of the data set {within} are within the line, the nearest is at 0.12, the "
-    )
-    assert f"{said}median at 0.75" in claims["outcome"].value
+    said = f"Of 200 random images of the data set {within} are within the limit: nearest 0.12, "
+    assert f"{said}median 0.75" in claims["outcome"].note
 
 
 def test_a_pair_of_one_class_is_warned_of():

@@ -94,10 +94,12 @@ def test_the_end_of_a_search_says_the_error_with_its_line_and_the_distance_with_
         "corner_distance_mean": 2324.5, "distance_scale": 255,
     })  # fmt: skip
     assert (
-        "0.0067 of ||f(t)|| from the target's, the line is 0.05: the corners collide; evaluate.py"
+        "0.0067 of ||f(t)|| from the target's, the limit is 0.05: the corners collide; evaluate.py"
         in (collision_line(summary))
     )
-    assert "line is 0.005: the corners do not" in collision_line(summary | {"hull_relative": 0.005})
+    assert "limit is 0.005: the corners do not" in collision_line(
+        summary | {"hull_relative": 0.005}
+    )
     assert "0..255" in distance_line(summary)
     far = summary["corner_distance_mean"] / 255
     assert "2.00 times" in distance_line(summary, far / 2)

@@ -49,16 +49,16 @@ _HEADLINES = {
 }
 _IN_WORDS = {
     FEATURES: "every sampled mix of the corners has the target's class, with a mean probability "
-    "within 0.05 of the target's and features within the line",
+    "within 0.05 of the target's and features within the limit",
     CLASS: "every sampled mix of the corners has the target's class, with a mean probability "
-    "within 0.05 of the target's; the features are beyond the line",
+    "within 0.05 of the target's; the features are beyond the limit",
     NEITHER: "some sampled mix of the corners has another class, or their mean probability is "
     "more than 0.05 from the target's",
 }
 
 _OF_FEATURES = {
-    FEATURES: "the features of every sampled mix of the corners are within the line",
-    NEITHER: "the features of some sampled mix of the corners are beyond the line",
+    FEATURES: "the features of every sampled mix of the corners are within the limit",
+    NEITHER: "the features of some sampled mix of the corners are beyond the limit",
 }
 
 _RETURNS = {
@@ -133,16 +133,16 @@ def describe(summary: Summary, result: Evaluation, class_names: Sequence[str]) -
     )
 
 
-_NOTICEABLE = 0.01  # share of a data set's images within the line that makes it too wide
+_NOTICEABLE = 0.01  # share of a data set's images within the limit that makes it too wide
 
 
 def _too_wide(result: Evaluation) -> str:
-    """Part of a headline: that ordinary images have features within the line, which says little."""
+    """Part of a headline: ordinary images have features within the limit, so it says little."""
     images = result.dataset_features
     if result.outcome != FEATURES or not images or images.within < _NOTICEABLE * images.images:
         return ""
     return (
-        f"; but the line is too wide for this network: {images.within} of {images.images} images "
+        f"; but the limit is too wide for this network: {images.within} of {images.images} images "
         "of the data set are within it"
     )
 
@@ -181,7 +181,7 @@ def few_steps(summary: Summary) -> str:
 
 
 def unmet_line(summary: Summary) -> str:
-    """The limits of `stop` that were not met, next to the line for a collision."""
+    """The limits of `stop` that were not met, next to the limit of a collision."""
     unmet = "; ".join(summary.unmet) or "see the warning above"
     error, limit = summary.corner_feature_relative_max, limit_of(summary)
     if error is None or error > limit:
@@ -240,7 +240,7 @@ def collision_line(summary: Summary) -> str:
     said = "the corners collide" if error <= limit else "the corners do not collide"
     said += "; evaluate.py measures the hull between them"
     return (
-        f"features: corners are at most {error:.2g} of ||f(t)|| from the target's, the line is "
+        f"features: corners are at most {error:.2g} of ||f(t)|| from the target's, the limit is "
         f"{limit:g}: {said}{_exact_to(summary)}"
     )
 
@@ -284,14 +284,13 @@ def _outcome(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         if proved is not None and proved < error:
             said = f"at most {proved:.2g} (proved)"
             note += _rounded(error, proved, ".2g")
-        line = number(result.hull_relative, "g")
-        value += f"; feature error {said} of ||f(t)||, the line is {line}"
+        limit = number(result.hull_relative, "g")
+        value += f"; feature error {said} of ||f(t)||, the limit is {limit}"
     if images := result.dataset_features:
-        value += (
-            f"; of {images.images} images of the data set {images.within or 'none'} are within the "
-            f"line, the nearest is at {images.nearest:.2g}, the median at {images.median:.2g}"
+        note += (
+            f". Of {images.images} random images of the data set {images.within or 'none'} are "
+            f"within the limit: nearest {images.nearest:.2g}, median {images.median:.2g}"
         )
-        note += "; images of the data set are drawn at random, without the target"
     yield Finding("outcome", value, Evidence.SAMPLED, note)
 
 
