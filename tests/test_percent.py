@@ -21,3 +21,9 @@ def test_nothing_is_called_none():
     assert share_of(0.0, "the area") == "none of the area"
     assert share_of(0.125, "the area") == "12.5 % of the area"
     assert percent(0.5, "+") == "+50 %"
+
+
+def test_failures_are_rounded_up():
+    assert percent(0.12345, up=True) == "12.4 %"
+    assert percent(0.99999, up=True) == "99.999 %"
+    assert percent(0.5, up=True) == "50 %"

@@ -428,14 +428,14 @@ def _edges(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     note = f"{walk}; no part of another class was found"
     first = next((edge for edge in edges.edges if edge.first_failure), None)
     if first and first.first_failure:
-        value += f", another class on {percent(failed)}"
+        value += f", another class on {percent(failed, up=True)}"
         (one, other), (low, high) = first.corners, first.first_failure
         note = (
             f"{walk}; another class first between corners {one} and {other}, from {low:.6f} to "
             f"{high:.6f} of the way"
         )
     if share + failed < 1 - 1e-9:
-        others = f"another class on {percent(failed)}" if first else f"all {target}"
+        others = f"another class on {percent(failed, up=True)}" if first else f"all {target}"
         value = f"{percent(share + failed)} walked, {others}; the rest was not reached"
     yield Finding(label, value, Evidence.WALKED, note)
 
