@@ -155,7 +155,7 @@ def test_a_signal_keeps_what_was_measured(folder, monkeypatch, capsys):
             os.kill(os.getpid(), signal.SIGINT)
         return measure(hull, *rest)
 
-    monkeypatch.setattr("feature_collisions.evaluation.survey.measure", counted)
+    monkeypatch.setattr("feature_collisions.commands.survey.measure", counted)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "interrupted"))
     stop = 5
     assert run_command(folder, *arguments, BOTH) == 130
@@ -481,5 +481,5 @@ def test_a_strangers_name_is_only_text(folder, evaluate, capsys):
     for path in (strange / "1").rglob("config.yaml"):
         path.write_text(path.read_text().replace("survey_networks:clipped", '"a:$x_{<b>\\e[31m"'))
     answer = evaluate("run=named")
-    assert "which is not in classifier.path" in answer
+    assert "config.yaml: has control characters" in answer
     assert "\x1b" not in answer + capsys.readouterr().out

@@ -140,7 +140,8 @@ def first_problem(error: ValidationError, where: str = "") -> str:
     first = error.errors(include_url=False)[0]
     name = ".".join(map(str, first["loc"])) or "it"
     given = "" if first["type"] == "missing" else f"={first['input']!a:.60}"
-    return f"{name}{given}{where}: {first['msg']}"
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{name}{given}{where}: {said}"
 
 
 def impossible(directory: Path, rule: str, remedy: str = "search again") -> SettingError:
