@@ -125,7 +125,7 @@ def test_a_signal_before_the_first_step_leaves_nothing(tmp_path, monkeypatch, ca
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    module = "data.datasets" if name == "load_data" else "networks.mnist_mlp"
+    module = "commands.train" if name == "load_data" else "networks.mnist_mlp"
     monkeypatch.setattr(f"feature_collisions.{module}.{name}", told)
     arguments = (*SHORT[:-1], "classifier.train=true")
     assert run_command(tmp_path, "train.py", *arguments) == 143
@@ -140,7 +140,7 @@ def test_a_signal_ends_an_evaluation(tmp_path, monkeypatch, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    monkeypatch.setattr("feature_collisions.evaluation.evaluate.evaluate", told)
+    monkeypatch.setattr("feature_collisions.commands.evaluate.evaluate", told)
     assert run_command(tmp_path, "evaluate.py", "samples=10") == 143
     line = capsys.readouterr().err.partition("To resume: ")[2]
     assert shlex.split(line)[1:] == [

@@ -14,6 +14,7 @@ from feature_collisions.data.files import save_tensors
 from feature_collisions.errors import CollisionError, SettingError
 from feature_collisions.networks.mnist_mlp import MnistMLP
 from feature_collisions.search import strategy
+from feature_collisions.search.callbacks import Curves
 from feature_collisions.search.find_corners import Search
 from feature_collisions.search.strategy import in_own_words
 from feature_collisions.settings.search import LossSettings, StopSettings
@@ -97,11 +98,14 @@ def test_an_error_of_the_disk_keeps_its_reason(pair, tmp_path, monkeypatch):
     def fork(*given, start_method, **options):
         return started(*given, start_method="fork", **options)
 
+    def full(curves, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(curves.path))
+
     monkeypatch.setattr(strategy, "start_processes", fork)
-    (tmp_path / "metrics.csv").mkdir()
+    monkeypatch.setattr(Curves, "on_train_start", full)
     with pytest.raises(OSError, match=r"metrics\.csv") as raised:
         search(pair, trainer=SHARED, directory=tmp_path)
-    assert raised.value.errno
+    assert raised.value.errno == errno.ENOSPC
 
 
 @pytest.mark.filterwarnings("ignore:not converged")
