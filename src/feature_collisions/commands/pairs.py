@@ -59,8 +59,7 @@ def parse_pairs(
         if not form or int(form[1]) < 1:
             raise wrong("N must be a whole number of at least 1, and P in [0, 1)", _RULE)
         if form[2] and output == "features":
-            raise wrong("needs classes, but the output is features",
-                f"give random:{form[1]}")  # fmt: skip
+            raise wrong("needs classes, but the output is features", f"give random:{form[1]}")
         right = form[2] == "0" or (len(models) > 1 and output == "classes")
         least = float(form[2] or 0)
         return random_pairs(setting, int(form[1]), images, seed, models, right, least)

@@ -50,8 +50,7 @@ class Judge:
         """Raise SettingError unless it has as many classes as the hull's network."""
         wrong = partial(SettingError, "sizes.judge", self.name)
         if hull.output.kind != "classes":
-            raise wrong("compares classes, and an encoder has no classes",
-                "leave it out")  # fmt: skip
+            raise wrong("compares classes, and an encoder has no classes", "leave it out")
         if self.classes != (own := len(hull.target_logits)):
             raise wrong(
                 f"has {self.classes} classes, and the network that it judges has {own}",

@@ -82,7 +82,7 @@ def _loaded(path: Path) -> Any:
         reason = error.strerror or error
         raise wrong(f"cannot be read ({reason})") from None
     except DAMAGED:  # torch's message advises to execute the file
-        raise wrong("is damaged, or holds what a checkpoint has not", _RULE) from None
+        raise wrong("is damaged, or contains what no checkpoint does", _RULE) from None
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -196,7 +196,7 @@ def composite_at_start(directory: Path, size: tuple[int, int, int]) -> Tensor | 
 
 
 def _loaded(paths: Sequence[Path], size: tuple[int, int, int] | None = None) -> Tensor | None:
-    """The first picture that is there and not damaged: (C, H, W), by default of its own size."""
+    """The first picture that exists and can be read: (C, H, W), at its own size by default."""
     for path in paths:
         with suppress(SettingError):
             return load_image(path, size) if size else load_picture(path)

@@ -237,7 +237,22 @@ class Evaluation(Found):
     corner_lpips_reason: str | None = None
     boxes: list[Box] = Field(default_factory=list)
 
-    ball_accuracy: Figure | None = None  # the other entries of baselines are kept as unknown ones
+    # A baseline's other entries (_samples, _accuracy_lower_95; of an encoder _cosine_min, _same)
+    # are kept as unknown ones.
+    ball_radius: Figure | None = None
+    ball_accuracy: Figure | None = None
+    ball_clipped_accuracy: Figure | None = None
+    ball_span_accuracy: Figure | None = None
+    random_simplex_accuracy: Figure | None = None
+    plain_accuracy: Figure | None = None
+    ball_feature_relative_max: Figure | None = None
+    ball_clipped_feature_relative_max: Figure | None = None
+    ball_span_feature_relative_max: Figure | None = None
+    random_simplex_feature_relative_max: Figure | None = None
+    plain_feature_relative_max: Figure | None = None
+    plain_probability_mean: Figure | None = None
+    plain_corner_error_relative_max: Figure | None = None
+    plain_corner_distance_mean: Figure | None = None
 
     worst_case_probability: Figure | None = None
     worst_case_correct: bool | None = None
