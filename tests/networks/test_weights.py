@@ -189,7 +189,8 @@ def test_nothing_is_executed(tmp_path: Path) -> None:
         assert_loads(saved(tmp_path, {"state_dict": state_of(), "hyper_parameters": settings}))
     torch.save(Harmful(), tmp_path / "w.pt", _use_new_zipfile_serialization=False)
     for path in (tmp_path / "w.pt", saved(tmp_path, Harmful())):
-        with pytest.raises(SettingError, match="holds"):
+        said = "contains what no checkpoint does|a saved object, which is not read"
+        with pytest.raises(SettingError, match=said):
             load_weights(network(), path)
 
 

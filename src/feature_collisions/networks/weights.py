@@ -143,6 +143,8 @@ def _tensors(found: dict[Any, Any]) -> State:
 
 
 def _contents(found: Any) -> str:
+    if isinstance(found, Unread):
+        return "a saved object, which is not read"
     if not isinstance(found, dict):
         return f"one {type(found).__name__}"
     return f"the keys {_listed(found)}" if found else "nothing"
