@@ -6,6 +6,8 @@
 Pairs of images at random, of a classifier such as it is right about (`pairs=random:N:0`), five
 corners, 2000 uniform points of each hull, and the defaults of `find_corners`. A line per pair and a
 table row per network: how many pairs keep to each line, and the medians. Seconds are the process's.
+*Pooled* is the size after averaging squares of 8x8 pixels. Each `--distance`, a reward for smooth
+distances, has a row.
 """
 
 import argparse
@@ -16,10 +18,12 @@ import warnings
 from statistics import median
 
 import torch
+from torch import Tensor, nn
 
 from feature_collisions import LossSettings, OptimizerSettings, StopSettings, find_corners
 from feature_collisions.commands.random_pairs import random_pairs
 from feature_collisions.data.image_folder import ImageFolder
+from feature_collisions.data.images import pooled_distance
 from feature_collisions.hull.hull import Hull
 from feature_collisions.settings.train import DataSettings
 
@@ -37,6 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs=2, metavar=("FIRST", "LAST"), help="folders, by name")
     parser.add_argument("--steps", type=int, default=StopSettings().max_steps)
     parser.add_argument("--reach", type=float, default=LossSettings().reach)
+    parser.add_argument("--distance", type=float, nargs="+", default=[LossSettings().distance])
     parser.add_argument("--hull", type=int, default=LossSettings().hull)
     parser.add_argument("--optimizer", default="adam", choices=("adam", "sobolev"))
     parser.add_argument("--rate", type=float, default=OptimizerSettings().rate)
@@ -51,29 +56,43 @@ def main() -> None:
     images = ImageFolder(DataSettings("image_folder", arguments.root, arguments.size))
     if arguments.only:
         images = between(images, *arguments.only)
-    distance = images.mean_distance()
+    distances = images.mean_distances([1, 8])
     for name in arguments.networks:
         module, _, function = name.partition(":")
         model = getattr(importlib.import_module(module), function)().eval()
         classes = arguments.output == "classes"
         pairs = random_pairs("pairs", arguments.pairs, images, 0, [model], classes, 0.0)
-        rows = []
-        for number, pair in enumerate(pairs):
-            ends = [images.find(key, value).image for key, value in pair._asdict().items()]
-            started = time.process_time()
-            hull = find_corners(
-                model, arguments.layer, *ends, output=arguments.output,
-                loss=LossSettings(reach=arguments.reach, hull=arguments.hull),
-                stop=StopSettings(max_steps=arguments.steps),
-                optimizer=OptimizerSettings(
-                    arguments.optimizer, arguments.rate,
-                    average=0.9 if arguments.optimizer == "sobolev" else 0.0,
-                ),
-            )  # fmt: skip
-            rows.append(measured(hull, distance) | {"seconds": time.process_time() - started})
-            said = ", ".join(f"{key} {value:.3g}" for key, value in rows[-1].items())
-            print(f"{name} {number} ({' to '.join(pair)}): {said}", flush=True)
-        print(summed(name, hull, rows, arguments), flush=True)
+        for weight in arguments.distance:
+            rows = []
+            for number, pair in enumerate(pairs):
+                initial = images.find("initial", pair.initial).image
+                target = images.find("target", pair.target).image
+                started = time.process_time()
+                hull = searched(model, initial, target, weight, arguments)
+                found = measured(hull, distances)
+                rows.append(found | {"seconds": time.process_time() - started})
+                said = ", ".join(f"{key} {value:.3g}" for key, value in rows[-1].items())
+                print(f"{name} {number} ({' to '.join(pair)}): {said}", flush=True)
+            print(summed(name, hull, rows, arguments), flush=True)
+
+
+def searched(
+    model: nn.Module,
+    initial: Tensor,
+    target: Tensor,
+    weight: float,
+    arguments: argparse.Namespace,
+) -> Hull:
+    """The hull of one pair, with `weight` as `loss.distance`."""
+    smooth = arguments.optimizer == "sobolev"
+    return find_corners(
+        model, arguments.layer, initial, target, output=arguments.output,
+        loss=LossSettings(reach=arguments.reach, hull=arguments.hull, distance=weight),
+        stop=StopSettings(max_steps=arguments.steps),
+        optimizer=OptimizerSettings(
+            arguments.optimizer, arguments.rate, average=0.9 if smooth else 0.0
+        ),
+    )  # fmt: skip
 
 
 def between(images: ImageFolder, first: str, last: str) -> ImageFolder:
@@ -83,11 +102,12 @@ def between(images: ImageFolder, first: str, last: str) -> ImageFolder:
     return images
 
 
-def measured(hull: Hull, distance: float) -> dict[str, float]:
+def measured(hull: Hull, distances: dict[int, float]) -> dict[str, float]:
     """What is said of one pair."""
     sample = hull.sample(2000)
-    size = float(hull.corner_distances().mean()) / hull.summary.distance_scale / distance
-    found = {"error": sample["feature_relative_max"], "size": size}
+    sizes = [pooled_distance(hull.corners, side) / each for side, each in distances.items()]
+    found = dict(zip(("size", "pooled"), sizes, strict=True))
+    found["error"] = sample["feature_relative_max"]
     if hull.output.kind == "features":
         return found | {"cosine": sample["cosine_min"], "before": hull.summary.initial_cosine or 0}
     off = abs(sample["probability_mean"] - hull.summary.target_probability)
