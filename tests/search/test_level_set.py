@@ -1,5 +1,6 @@
 """Where nothing is flat: level sets, pushed apart or along directions."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,19 @@ from feature_collisions import (
     StopSettings,
     find_corners,
 )
+from feature_collisions.data.images import pooled_distance
 from feature_collisions.errors import SettingError
 from feature_collisions.graph.flow import narrowest
 from feature_collisions.graph.graph import trace
+from feature_collisions.graph.target import TargetFeatures
+from feature_collisions.hull.distances import smooth_distances
 from feature_collisions.patches.composite import Sources
-from feature_collisions.search.losses import directions, mean_distance
+from feature_collisions.search.losses import (
+    CollisionLoss,
+    directions,
+    distance_weight,
+    mean_distance,
+)
 from feature_collisions.settings.search import RateStage
 
 STOP = StopSettings(min_steps=300, max_steps=300, probability=None)
@@ -62,6 +71,31 @@ def test_corners_are_pushed_apart_on_the_level_set(network, pair) -> None:
     norm = float(network[:3](hull.target[None]).norm())
     largest = hull.summary["corner_feature_relative_max"]
     assert largest == pytest.approx(float(slow.norm(dim=1).max()) / norm, rel=1e-3)
+
+
+def test_corners_pushed_apart_differ_in_what_a_person_sees(network, pair) -> None:
+    """By default smooth distances are rewarded too, with a third of `reach`; 0 leaves them out."""
+    found = {}
+    for weight in (None, 5 / 3 / 8, 0.0):  # RMS of 64 pixels
+        loss = LossSettings(distance=weight)
+        found[weight] = find_corners(network, "auto", *pair, range(3), loss=loss, stop=STOP)
+    default, same, without = found.values()
+    assert torch.equal(default.corners, same.corners)
+    sizes = [pooled_distance(hull.corners, 4) for hull in (default, without)]
+    assert sizes[0] > 1.1 * sizes[1]
+
+
+def test_the_smooth_reward_has_the_weight_of_the_push() -> None:
+    """Eq. 4's push apart written again: -reach (d + d_s / 3), per corner."""
+    images = torch.rand(3, 1, 12, 16, dtype=torch.float64)
+    settings = LossSettings(push="apart", reach=2.0)
+    loss = CollisionLoss(TargetFeatures(torch.ones(2)), torch.full((3,), -1), settings)
+    terms = loss.of_images(images, torch.zeros(3), images)
+    smooth = float(smooth_distances(images).mean()) / math.sqrt(12 * 16)
+    expected = -2.0 * 3 * (float(mean_distance(images)) + smooth / 3)
+    assert float(sum(terms)) == pytest.approx(expected, rel=1e-12)
+    assert distance_weight(settings, (1, 7, 16)) == 0  # too small for a low-pass
+    assert distance_weight(LossSettings(push="unit"), (1, 12, 16)) == 0
 
 
 def test_a_corner_alone_goes_along_its_own_direction(network, pair) -> None:

@@ -170,11 +170,11 @@ class Search(SearchSettings):
 
     def _check_distance(self) -> None:
         """Raise SettingError if `loss.distance` does not suit images of this size."""
-        if not self.loss.distance:
+        given, square = self.loss.distance, self.loss.distance_pooling
+        if given == 0:
             return
         height, width = self.initial.shape[1:]
-        square = self.loss.distance_pooling
-        if square is None and min(height, width) < 2 * SIGMA:
+        if given and square is None and min(height, width) < 2 * SIGMA:
             raise SettingError(
                 "loss.distance",
                 self.loss.distance,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..data.images import pooled_distances
 from ..errors import SettingError
 from ..graph.target import TargetFeatures, positive
-from ..hull.distances import smooth_distances
+from ..hull.distances import SIGMA, smooth_distances
 from ..settings.search import LossSettings
 
 _ALL = slice(None)
@@ -95,6 +95,15 @@ def mean_distance(images: Tensor) -> Tensor:
     """
     mean: Tensor = F.pdist(images.flatten(1)).mean() / math.sqrt(images[0].numel())
     return mean
+
+
+def distance_weight(settings: LossSettings, size: Sequence[int]) -> float:
+    """The weight `loss.distance` for images of `size` (C, H, W), also where it is null."""
+    if settings.distance is not None:
+        return settings.distance
+    if settings.push != "apart" or min(size[1:]) < 2 * SIGMA:  # nothing is left of small images
+        return 0.0
+    return settings.reach / 3 / math.sqrt(math.prod(size))
 
 
 _PAIRS = 10**10  # pixels of all pairs; as many take a core half a minute, without a look at signals
@@ -189,7 +198,7 @@ class CollisionLoss(nn.Module):
     @property
     def ties_corners(self) -> bool:
         """Whether a term of the images depends on several corners."""
-        return self.settings.distance > 0 or self.settings.push == "apart"
+        return bool(self.settings.distance) or self.settings.push == "apart"
 
     def interior(self, preactivation: Tensor) -> Tensor:
         """alpha L_pos (M,) of interior points with pre-activations (M, N)."""
@@ -226,10 +235,11 @@ class CollisionLoss(nn.Module):
         # Minus the first: otherwise rounding separates equal images, with a gradient of full
         # length.
         parted = every - every[:1] if self.ties_corners and len(every) > 1 else None
-        if settings.distance and parted is not None:
+        weight = distance_weight(settings, every.shape[1:])
+        if weight and parted is not None:
             square = settings.distance_pooling
             apart = pooled_distances(parted, square) if square else smooth_distances(parted)
-            terms.append(-settings.distance * len(images) * apart.mean())
+            terms.append(-weight * len(images) * apart.mean())
         if settings.push == "apart" and parted is not None:
             terms.append(-settings.reach * len(images) * mean_distance(parted))
         if settings.push == "direction":

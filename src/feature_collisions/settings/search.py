@@ -66,9 +66,10 @@ class LossSettings(Group):
     output: NonNegative = 0.0
     """Weight of KL(p(t) || p(x)) of the class probabilities, at the corners and those points. A
     divergence of 1 nat counts `output` times as much as an L_pos of ||f(t)||. 0 as in the paper."""
-    distance: NonNegative = 0.0
+    distance: Limit = None
     """Reward for the mean L2 distance between two corners, of pixels in [0, 1] averaged by
-    `distance_pooling`. It favours differences that a person sees. 0 as in the paper."""
+    `distance_pooling`. It favours differences that a person sees. null: where corners are pushed
+    apart, a third of `reach` for the mean RMS distance; otherwise 0, as in the paper."""
     distance_pooling: Annotated[int | None, Whole(1, SIDE)] = None
     """Side in pixels of the squares whose means `distance` compares, as reports do. It must divide
     the image's side. null: a Gaussian low-pass, which leaves no visible squares; 1: single
