@@ -71,8 +71,12 @@ class Replica:
         return logits, preactivation
 
     def margins(self, weights: Tensor) -> Tensor:
-        """Margins (B,) of the output at points with weights (B, K)."""
-        return self.output.margin(predict(self.model, self.points(weights)))
+        """Margins (B,) of the output at points with weights (B, K).
+
+        Their gradient is the graph's: a model with a reentrant checkpoint gives none for chosen
+        inputs.
+        """
+        return self.output.margin(self.observe(self.points(weights))[0])
 
     @torch.inference_mode(False)
     def on(self, device: torch.device) -> "Replica":
