@@ -19,6 +19,7 @@ from ..graph.operations import (
     keeps_values,
     module_path,
 )
+from ..graph.simpler import write_detach_out
 from ..graph.target import TargetFeatures
 from ..graph.target_layer import frozen
 
@@ -129,6 +130,7 @@ def first_layer(graph: Graph, layer: str = "auto") -> FirstLayer:
     node = _named(graph, layer, affine) if layer != "auto" else _last_layer(graph, affine)
     name = _name(graph, node)
     cut = frozen(until(network, node)).to("cpu", torch.float64)
+    write_detach_out(cut)
     bias = cut(torch.zeros(1, *graph.size, dtype=torch.float64)).flatten()
     return FirstLayer(name, node, cut, graph.size, bias, _activation(graph, node))
 

@@ -3,10 +3,11 @@
 import time
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..data.memory import images_at_once
 from ..errors import SettingError
+from ..graph.simpler import write_detach_out
 from ..graph.target import TargetFeatures, logits_of
 from ..graph.target_layer import TargetLayer
 from ..hull.hull import Hull
@@ -54,6 +55,8 @@ def _rank(hull: Hull, seconds: float) -> tuple[int, bool]:
     """Rank of the layer's Jacobian at the target, or a lower bound if time ends first."""
     started, generator = time.perf_counter(), torch.Generator().manual_seed(0)
     layer = TargetLayer(hull.graph, hull.layer).cpu().double()
+    if isinstance(layer.network, fx.GraphModule):
+        write_detach_out(layer.network)
     target = hull.target.detach().cpu().double()
     features = TargetFeatures(layer(target[None])[0].detach(), hull.features.activation)
     least = min(target.numel(), int(features.active.sum()))

@@ -22,7 +22,7 @@ from ..data.devices import device_for, precision_flags_kept
 from ..errors import SettingError, first_line
 from .logits import device_of, first_weight, logits_in
 from .operations import NotPiecewiseLinear, is_no_operation, leave_out_dtype, without_in_place
-from .simpler import write_with_simpler
+from .simpler import AUTOCAST, write_regions_out, write_with_simpler
 
 _EXAMPLES = 2  # images of the example; torch.export takes a batch of one for a constant
 
@@ -80,6 +80,7 @@ def trace(model: nn.Module, size: Sequence[int]) -> Graph:
             except Exception as other:
                 graph.reason = f"torch.export cannot trace the network ({first_line(other)})"
                 return graph
+        _write_regions_out(exported, example.device)
         try:
             program = _functional(exported)
         except Exception as error:
@@ -246,6 +247,16 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _write_regions_out(exported: torch.export.ExportedProgram, device: torch.device) -> None:
+    tensors = (*exported.state_dict.values(), *exported.constants.values())
+    devices = {each.device.type for each in tensors if isinstance(each, Tensor)} | {device.type}
+    before = exported.graph.output_node().all_input_nodes
+    names = [node.name for node in before]
+    write_regions_out(exported.graph_module, devices)
+    for name, node in zip(names, exported.graph.output_node().all_input_nodes, strict=True):
+        exported.graph_signature.replace_all_uses(name, node.name)
+
+
 def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Remove in-place writes: by renaming if that is enough, otherwise by PyTorch."""
     if without_in_place(exported.graph):
@@ -269,10 +280,10 @@ def _read(graph: Graph, program: torch.export.ExportedProgram) -> None:
         elif node.op == "placeholder":
             name, attributes[name] = tensors[node.name]
             copies[node] = found.get_attr(name)
-        elif "autocast" in str(node.target):
+        elif str(node.target) == AUTOCAST:
             graph.reason, graph.any_batch = "its forward turns autocast on", False
             return
-        elif node.op == "get_attr":  # a region of the model under no_grad
+        elif node.op == "get_attr":  # a branch of torch.cond
             attributes[str(node.target)] = getattr(program.graph_module, str(node.target))
             copies[node] = found.node_copy(node, copies.__getitem__)
         elif is_no_operation(node):
@@ -324,7 +335,7 @@ def _names(graph: fx.Graph, shell: str) -> dict[str, fx.Node]:
         key, (path, kind) = stack[-1] if stack else ("", ("", ""))
         if path.startswith("_empty"):
             key, path, kind = "", "", ""
-        path = f"{path}.".removeprefix("model.").removeprefix(shell)
+        path = f"{path}.".removeprefix("model.").removeprefix(shell).removeprefix(".")
         kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
         if kind.startswith("torch.nn.") and not kind.endswith("container.Sequential"):
             calls[key] = path.removesuffix("."), node

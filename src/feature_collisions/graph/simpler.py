@@ -2,12 +2,12 @@
 
 LeakyReLU, PReLU, absolute values, clamps, maxima of two and Hardsigmoid become rectifiers. Layer
 norm, attention and quotients become products. Parts of a split become slices. PyTorch's internal
-batch norm becomes the usual one.
+batch norm becomes the usual one. Regions, such as code under `no_grad`, become their operations.
 """
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from .operations import SPLITS
 
 def write_with_simpler(network: fx.GraphModule) -> None:
     """Replace such operations in place; others stay."""
+    write_detach_out(network)
     for node in list(network.graph.nodes):
         write = _WRITTEN.get(node.target)
         if write is None or ceiling_of(node) is not None:
@@ -32,6 +33,14 @@ def write_with_simpler(network: fx.GraphModule) -> None:
     for node in reversed(network.graph.nodes):
         if node.target in SPLITS | {_BATCH_NORM, aten.permute.default} and not node.users:
             network.graph.erase_node(node)
+    network.recompile()
+
+
+def write_detach_out(network: fx.GraphModule) -> None:
+    """Replace `detach` by its input, in place: a derivative is then that of the values."""
+    for node in network.graph.find_nodes(op="call_function", target=aten.detach.default):
+        node.replace_all_uses_with(node.args[0])
+        network.graph.erase_node(node)
     network.recompile()
 
 
@@ -267,3 +276,97 @@ _WRITTEN: dict[Any, Callable[[_Writer, fx.Node], fx.Node | None]] = {
     aten.div.Tensor: _quotient,
     operator.getitem: _part,
 }
+
+
+# Regions: torch.export keeps code under `no_grad` or `autocast` apart, as a module that is called
+
+
+def write_regions_out(network: fx.GraphModule, devices: Collection[str]) -> None:
+    """Replace regions by their operations, in place, where this gives the same values.
+
+    A region stays if autocast is on in it for one of `devices`: its operations have other dtypes
+    there. Where a region under `no_grad` stops the gradient, a `detach` stops it.
+
+    Args:
+        network: exported; its last output is the logits, its last placeholder the images.
+        devices: types of the devices of its tensors, such as `cpu`.
+    """
+    _inline(network, devices)
+    _stop_gradients(network.graph)
+
+
+def _inline(network: fx.GraphModule, devices: Collection[str]) -> None:
+    for call in list(network.graph.nodes):
+        body = _body_of(network, call, devices)
+        if body is None:
+            continue
+        _inline(body, devices)
+        results = _copy_body(network, call, body)
+        for part in list(call.users):  # getitem
+            part.replace_all_uses_with(results[part.args[1]], propagate_meta=False)
+            network.graph.erase_node(part)
+        network.graph.erase_node(call)
+
+
+def _body_of(
+    network: fx.GraphModule, call: fx.Node, devices: Collection[str]
+) -> fx.GraphModule | None:
+    """The operations of a region that can be written out; None for any other node."""
+    kind = str(call.target)
+    if kind == _GRADIENT:
+        body: Any = call.args[1]
+    elif kind == AUTOCAST and not (call.args[2] and call.args[0] in devices):
+        body = call.args[4]
+    else:
+        return None
+    found = operator.attrgetter(str(body.target))(network)
+    return found if isinstance(found, fx.GraphModule) else None
+
+
+def _copy_body(network: fx.GraphModule, call: fx.Node, body: fx.GraphModule) -> Any:
+    """Copy a region's operations to the place of its call, and return its outputs there."""
+    inputs = body.graph.find_nodes(op="placeholder")
+    given = call.args[len(call.args) - len(inputs) :]
+    copies: dict[fx.Node, Any] = dict(zip(inputs, given, strict=True))
+    stopped = str(call.target) == _GRADIENT and not call.args[0]
+    with network.graph.inserting_before(call):
+        for node in body.graph.nodes:
+            if node.op == "get_attr":
+                name = f"{call.name}_{node.name}"
+                setattr(network, name, operator.attrgetter(str(node.target))(body))
+                copies[node] = network.graph.get_attr(name)
+            elif node.op == "call_function":
+                copies[node] = network.graph.node_copy(node, copies.__getitem__)
+                copies[node].meta.setdefault(_STOPPED, stopped)
+    return map_arg(body.graph.output_node().args[0], copies.__getitem__)
+
+
+def _stop_gradients(graph: fx.Graph) -> None:
+    """Detach values computed under `no_grad` from all that is computed outside it.
+
+    If that leaves the logits without a gradient, nothing is detached. Either the model has none,
+    or the gradient is turned on again where torch.export does not see it, in an autograd function
+    such as a reentrant checkpoint.
+    """
+    end: Any = graph.output_node().args[0]
+    flows = set(graph.find_nodes(op="placeholder")[-1:])
+    for node in graph.nodes:
+        if not node.meta.get(_STOPPED) and not flows.isdisjoint(node.all_input_nodes):
+            flows.add(node)
+    if end[-1] not in flows:
+        return
+    for node in list(graph.nodes):
+        value = node.meta.get("val")
+        outside = [user for user in node.users if not user.meta.get(_STOPPED)]
+        if not node.meta.get(_STOPPED) or not isinstance(value, Tensor) or not outside:
+            continue
+        with graph.inserting_after(node):
+            stop = graph.call_function(aten.detach.default, (node,))
+        stop.meta = {"val": value}
+        for user in outside:
+            user.replace_input_with(node, stop)
+
+
+_GRADIENT = "wrap_with_set_grad_enabled"
+AUTOCAST = "wrap_with_autocast"
+_STOPPED = "no_grad"  # key of a node's metadata
