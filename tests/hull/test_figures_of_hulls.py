@@ -35,6 +35,22 @@ def test_no_corner_and_no_middle_is_worse_than_the_worst_case():
         assert worst.probability <= probabilities.min() + 1e-6
 
 
+def test_no_sample_and_no_corner_has_a_larger_feature_error_than_the_worst():
+    hull = made_hull(corners=4)
+    alone = hull.worst_case(starts=1, steps=1, of="features").feature_relative
+    sampled = max(hull.sample(300, seed=seed)["feature_relative_max"] for seed in range(2))
+    with torch.no_grad():
+        at_corners = hull.features.error(hull.observe(hull.corners)[1]).max()
+    known = max(alone, sampled, float(at_corners / hull.features.features.norm()))
+    found = hull.worst_case(starts=0, steps=1, of="features")
+    assert found.feature_relative >= known * (1 - 1e-5)
+
+
+def test_what_a_point_is_the_worst_of_must_be_known():
+    with pytest.raises(SettingError, match="of=pixels: must be one of output, features"):
+        made_hull(corners=2).worst_case(of="pixels")
+
+
 def test_samples_of_other_corners_say_nothing_about_the_hull():
     hull = made_hull(corners=3)
     before = hull.worst_case(starts=2, steps=2)

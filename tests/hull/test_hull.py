@@ -130,6 +130,63 @@ def test_the_worst_case_of_a_linear_margin_is_a_corner():
     assert worst.weights.max() == pytest.approx(1)
 
 
+def linear(weight, bias):
+    layer = nn.Linear(*torch.tensor(weight).T.shape)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weight))
+        layer.bias.copy_(torch.tensor(bias))
+    return layer
+
+
+def test_the_largest_feature_error_of_an_affine_layer_is_at_a_corner():
+    """Every unit is active, so the error is a norm of an affine function: convex."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.eye(9))
+        model[1].bias.zero_()
+    corners = torch.rand(5, 1, 3, 3, generator=torch.Generator().manual_seed(0)) + 0.1
+    hull = replace(hull_of(model, corners, 0, layer="1"), target=corners.mean(0))
+    worst = hull.worst_case(of="features")
+    distances = (corners - hull.target).flatten(1).norm(dim=1)
+    assert worst.weights.argmax() == distances.argmax()
+    assert worst.weights.max() == pytest.approx(1)
+    expected = distances.max() / hull.target.norm()
+    assert worst.feature_relative == pytest.approx(float(expected), rel=1e-5)
+
+
+def spike():
+    """Two features of the distance d from one mix of three corners: 2.74 - d, and near it 5000
+    times more, which no sample sees."""
+    centre, eye = [0.13, 0.21, 0.66], torch.eye(3).tolist()
+    distances = linear(eye + (-torch.eye(3)).tolist(), [-c for c in centre] + centre)
+    features = linear([[-1.0] * 6, [-5000.0] * 6], [19.0, 25.0])
+    answers = linear([[0.0, 0.0], [0.0, 0.0]], [1.0, 0.0])
+    return nn.Sequential(nn.Flatten(), distances, nn.ReLU(), features, nn.ReLU(), answers)
+
+
+def test_a_search_finds_a_feature_error_inside_that_samples_miss():
+    hull = hull_of(spike(), torch.eye(3).view(3, 1, 1, 3), 0, layer="3", hull_relative=0.2)
+    sample = hull.sample(2000)
+    assert sample["feature_relative_max"] < 0.12
+    assert hull.outcome(sample).name == "features collide"
+    worst = hull.worst_case(of="features")
+    assert worst.feature_relative > 0.5
+    assert worst.correct
+    assert worst.weights.tolist() == pytest.approx([0.13, 0.21, 0.66], abs=0.003)
+    name, reasons = hull.outcome(sample, worst.feature_relative)
+    assert name == "class only"
+    assert "||f(t)|| at the worst point found, the limit is 0.2" in reasons[0]
+
+
+def test_the_search_for_the_worst_features_depends_only_on_its_seed():
+    def found(seed):
+        hull = hull_of(spike(), torch.eye(3).view(3, 1, 1, 3), 0, layer="3")
+        return hull.worst_case(starts=20, steps=1, seed=seed, of="features").weights.tolist()
+
+    assert found(0) == found(0)
+    assert found(0) != found(1)
+
+
 @pytest.mark.parametrize("pixel", [math.nan, math.inf])
 def test_corners_that_are_not_numbers_are_refused(shift, pixel):
     corners = torch.rand(2, 1, 3, 3)

@@ -25,7 +25,7 @@ from ..settings.rules import one_of
 from ..simplex import SAMPLERS, dirichlet, layout_of, mixes
 from .outputs import Output, on_device
 from .samples import HullStatistics
-from .worst_case import Seen, WorstCase, descend, slopes_at
+from .worst_case import GOALS, Goal, Seen, WorstCase, descend, slopes_at
 
 _LARGE = 10_000  # values per image, above which points are drawn in smaller pieces
 
@@ -70,13 +70,23 @@ class Replica:
         logits, preactivation = self.observed(images)
         return logits, preactivation
 
-    def margins(self, weights: Tensor) -> Tensor:
-        """Margins (B,) of the output at points with weights (B, K).
+    def margins(self, goal: Goal, weights: Tensor) -> Tensor:
+        """(B,) at points with weights (B, K), small where they are bad; with gradients.
 
         Their gradient is the graph's: a model with a reentrant checkpoint gives none for chosen
         inputs.
         """
-        return self.output.margin(self.observe(self.points(weights))[0])
+        logits, preactivation = self.observe(self.points(weights))
+        if goal == "output":
+            return self.output.margin(logits)
+        return -self.features.error(preactivation)
+
+    def goodness(self, goal: Goal, weights: Tensor) -> Tensor:
+        """(B,), smallest at the worst of the points with weights (B, K)."""
+        images = self.points(weights)
+        if goal == "output":
+            return self.output.goodness(predict(self.model, images))
+        return -self.features.error(self.observe(images)[1])
 
     @torch.inference_mode(False)
     def on(self, device: torch.device) -> "Replica":
@@ -112,7 +122,8 @@ class Evaluator:
 
     def __init__(self, own: Replica, batch: int | None, others: Sequence[torch.device]) -> None:
         self.own, self.batch, self.others = own, batch, others
-        self._suspects: list[Tensor] = []  # weights (1, K) of the worst sampled points
+        # weights (1, K) of the worst sampled points
+        self._suspects: dict[Goal, list[Tensor]] = {goal: [] for goal in GOALS}
 
     @cached_property
     def replicas(self) -> list[Replica]:
@@ -202,7 +213,7 @@ class Evaluator:
         statistics = {
             id(each): HullStatistics(each.features, each.output) for each in self.replicas
         }
-        worst: dict[int, Seen] = {}
+        worst: dict[tuple[Goal, int], Seen] = {}
 
         @torch.inference_mode()
         def take_in(replica: Replica, batch: Tensor) -> int:
@@ -210,11 +221,16 @@ class Evaluator:
             logits, preactivation = replica.observe(images)
             statistics[id(replica)].update(logits, preactivation)
             if corners is self.own.corners:
-                good = replica.output.goodness(logits)
-                least = good.argmin(0, keepdim=True)
-                weights = batch[least.to(batch.device)].to(corners)  # some devices lack float64
-                found = Seen(good[least], weights.to(good.device))
-                worst[id(replica)] = found.least(worst.get(id(replica)))
+                goodness: dict[Goal, Tensor] = {
+                    "output": replica.output.goodness(logits),
+                    "features": -replica.features.error(preactivation),
+                }
+                for goal, good in goodness.items():
+                    least = good.argmin(0, keepdim=True)
+                    weights = batch[least.to(batch.device)].to(corners)  # some lack float64
+                    found = Seen(good[least], weights.to(good.device))
+                    key = goal, id(replica)
+                    worst[key] = found.least(worst.get(key))
             return len(batch)
 
         bar = tqdm(total=count, desc=name, unit="point", mininterval=0.5, delay=1)
@@ -224,7 +240,8 @@ class Evaluator:
         first, *rest = statistics.values()
         for each in rest:
             first.merge(each.figures)
-        self._suspects.extend(seen.weights.to(self.own.device) for seen in worst.values())
+        for (goal, _), seen in worst.items():
+            self._suspects[goal].append(seen.weights.to(self.own.device))
         try:
             found: Sample = first.compute()
         except ValidationError as error:
@@ -237,9 +254,10 @@ class Evaluator:
     @torch.enable_grad()
     @without_tf32()
     def worst_case(
-        self, starts: int, steps: int, seed: int, precision: torch.dtype | None
+        self, starts: int, steps: int, seed: int, precision: torch.dtype | None, goal: Goal
     ) -> WorstCase:
         """The worst point seen; see `Hull.worst_case`."""
+        one_of("of", goal, GOALS)
         own, count = self.own, len(self.own.corners)
         corners = torch.eye(count)
         middles = (corners[:, None] + corners)[*torch.triu_indices(count, count, 1)] / 2
@@ -248,7 +266,7 @@ class Evaluator:
 
         def slopes(replica: Replica, weights: Tensor) -> tuple[Tensor, Tensor]:
             with in_half(replica.device, precision):
-                found = slopes_at(replica.margins, weights.to(replica.device))
+                found = slopes_at(partial(replica.margins, goal), weights.to(replica.device))
             margins, gradient = (each.to(own.device) for each in found)
             return margins, gradient
 
@@ -258,22 +276,26 @@ class Evaluator:
             return margins, gradient
 
         with evaluating(own.model):
-            lowest = descend(slopes_of, begun, steps)
+            lowest = descend(slopes_of, begun, steps, f"Worst {goal}")
         with torch.inference_mode(), evaluating(own.model):
-            seen = torch.cat([each.to(begun) for each in (lowest, begun, *self._suspects)])
-            parts = [
-                own.output.goodness(predict(own.model, own.points(part)))
-                for part in seen.split(self.batch_size)
-            ]
-            worst = seen[torch.cat(parts).argmin()]
-            image = own.points(worst[None])
-            (said,) = own.output.of_images(predict(own.model, image))
+            seen = torch.cat([each.to(begun) for each in (lowest, begun, *self._suspects[goal])])
+            parts = [own.goodness(goal, part) for part in seen.split(self.batch_size)]
+            return self._described(seen[torch.cat(parts).argmin()])
+
+    def _described(self, weights: Tensor) -> WorstCase:
+        """What the network says of the point with weights (K,)."""
+        own = self.own
+        image = own.points(weights[None])
+        (said,) = own.output.of_images(predict(own.model, image))
+        norm = float(own.features.features.norm())
+        error = float(own.features.error(own.observe(image)[1])[0]) / norm if norm else None
+        found = WorstCase(weights, image[0], feature_relative=error)
         if own.output.kind == "features":
-            return WorstCase(
-                worst, image[0], cosine=said.cosine, output_relative=said.output_relative
-            )
-        right = own.output.takes(said)
-        return WorstCase(worst, image[0], said.predicted_class, said.probability, right)
+            return found._replace(cosine=said.cosine, output_relative=said.output_relative)
+        return found._replace(
+            predicted_class=said.predicted_class, probability=said.probability,
+            correct=own.output.takes(said),
+        )  # fmt: skip
 
 
 def in_batches(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:

@@ -30,7 +30,7 @@ from ..simplex import dirichlet, layout_of, mixes
 from .evaluator import Evaluator, Replica
 from .outputs import Classes, Output, outcome_of, output_of
 from .statistics import Outcome, limit_of
-from .worst_case import WorstCase
+from .worst_case import Goal, WorstCase
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -183,10 +183,16 @@ class Hull(Corners):
         """(D,) output of the network for the target."""
         return self.output.target
 
-    def outcome(self, sample: Sample) -> Outcome:
-        """The outcome that a `sample` of this hull shows; see Outcome."""
+    def outcome(self, sample: Sample, searched: float | None = None) -> Outcome:
+        """The outcome that a `sample` of this hull shows; see Outcome.
+
+        Args:
+            sample: of this hull.
+            searched: largest feature error that a search found, `feature_relative` of
+                `worst_case(of="features")`; None if there was no search.
+        """
         at_corners, limit = self.summary.corner_feature_relative_max, limit_of(self.summary)
-        return outcome_of(self.output, sample, limit, at_corners)
+        return outcome_of(self.output, sample, limit, at_corners, searched)
 
     def points(self, weights: Tensor) -> Tensor:
         """Interpolations (B, C, H, W) of the corners with weights (B, K)."""
@@ -224,12 +230,18 @@ class Hull(Corners):
         return self.evaluator.sample(count, sampler, seed, uint8, corners, name)
 
     def worst_case(
-        self, starts: int = 32, steps: int = 50, seed: int = 0, precision: torch.dtype | None = None
+        self,
+        starts: int = 32,
+        steps: int = 50,
+        seed: int = 0,
+        precision: torch.dtype | None = None,
+        of: Goal = "output",
     ) -> WorstCase:
         """The worst point seen by a search, at the corners, and in the hull's samples.
 
-        Points of another class come first, then the smallest probability of the target's class;
-        for an encoder the smallest cosine.
+        Of the output: points of another class come first, then the smallest probability of the
+        target's class; for an encoder the smallest cosine. Of the features: the largest feature
+        error ||f(x) - f(t)||.
 
         The search is projected gradient descent over the simplex from all corners, all edge
         midpoints and `starts` random points; after some steps only the best paths continue. There
@@ -240,8 +252,12 @@ class Hull(Corners):
             steps: of each path.
             seed: of the random points.
             precision: half precision for the search; the result is measured in the model's.
+            of: what the point is the worst of, `output` or `features`.
+
+        Raises:
+            SettingError: if `of` is neither.
         """
-        return self.evaluator.worst_case(starts, steps, seed, precision)
+        return self.evaluator.worst_case(starts, steps, seed, precision, of)
 
     def relative_size(self, images: Tensor | Sequence[Tensor]) -> float:
         """Mean distance between corners, divided by that between two of the given images.

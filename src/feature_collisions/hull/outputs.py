@@ -253,15 +253,20 @@ def on_device(output: Output, device: torch.device) -> Output:
 
 
 def outcome_of(
-    output: Output, sample: Sample, limit: float, at_corners: float | None = None
+    output: Output,
+    sample: Sample,
+    limit: float,
+    at_corners: float | None = None,
+    searched: float | None = None,
 ) -> Outcome:
-    """The outcome of a hull; it is sampled, not proved.
+    """The outcome of a hull; it is sampled and searched, not proved.
 
     Args:
         output: the target's.
         sample: from `HullStatistics.compute`.
         limit: of the feature error ||f(x) - f(t)|| / ||f(t)||.
         at_corners: largest feature error of a corner, if known: samples are rarely near one.
+        searched: largest feature error that a search found, if there was one.
 
     Example:
         >>> sample = Sample(accuracy=1.0, probability_mean=0.7, feature_relative_max=0.4)
@@ -272,12 +277,11 @@ def outcome_of(
     name, largest = NEITHER if reasons else output.otherwise, sample.feature_relative_max
     if largest is None:
         reasons.append("the target has no active unit, so there is no ||f(t)|| to compare with")
-    elif not largest <= limit:
-        reasons.append(f"feature error {largest:.3f} ||f(t)||, the limit is {limit:g}")
-    elif at_corners is not None and not at_corners <= limit:
-        reasons.append(
-            f"feature error {at_corners:.3f} ||f(t)|| at a corner, the limit is {limit:g}"
-        )
+    seen = {"": largest, " at a corner": at_corners, " at the worst point found": searched}
+    for where, error in seen.items():
+        if error is not None and not error <= limit:
+            reasons.append(f"feature error {error:.3f} ||f(t)||{where}, the limit is {limit:g}")
+            break
     return Outcome(name if reasons else FEATURES, reasons)
 
 

@@ -28,10 +28,11 @@ FEATURES, CLASS, NEITHER = OUTCOMES = ("features collide", "class only", "neithe
 
 
 class Outcome(NamedTuple):
-    """The outcome of a hull by sampled points, and the reasons against a better one.
+    """The outcome of a hull by the points seen, and the reasons against a better one.
 
-    `features collide`: all points are of the target's class, their mean probability is within 0.05
-    of the target's, and the feature error is at most `stop.hull_relative`, by default
+    `features collide`: all sampled points are of the target's class, their mean probability is
+    within 0.05 of the target's, and the largest feature error seen (sampled, at corners, and
+    searched where a search was made) is at most `stop.hull_relative`, by default
     `collision_limit`. `class only`: all of this except the feature error. For an encoder, which has
     no classes, only the feature error counts. `neither`: anything else.
     """

@@ -1,8 +1,8 @@
-"""The worst point of a hull: the smallest `Output.margin`."""
+"""The worst point of a hull: by the network's output, or by the feature error."""
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -10,15 +10,18 @@ from tqdm import tqdm
 
 from ..simplex import project_to_simplex
 
+Goal = Literal["output", "features"]
+"""What a point is the worst of."""
+GOALS: tuple[Goal, ...] = get_args(Goal)
 _FEWEST = 4  # paths that continue to the end
 _LONGEST = 0.25  # first step, in weights; it decreases to 0
 
 
 class WorstCase(NamedTuple):
-    """The worst point seen in a hull, and its weights (K,).
+    """The worst point seen in a hull, and its weights (K,); see `Hull.worst_case`.
 
-    Points of another class come first, then the smallest probability of the target's class. For
-    an encoder it is the point with the smallest cosine; the fields of the class are None.
+    For an encoder the fields of the class are None, for a classifier those of its output.
+    `feature_relative` is the point's ||f(x) - f(t)|| / ||f(t)||; None if ||f(t)|| is 0.
     """
 
     weights: Tensor
@@ -28,6 +31,7 @@ class WorstCase(NamedTuple):
     correct: bool | None = None
     cosine: float | None = None
     output_relative: float | None = None
+    feature_relative: float | None = None
 
     def __repr__(self) -> str:
         """One line, without pixels."""
@@ -54,7 +58,7 @@ Slopes = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Weights (B, K) to margins (B,) there, and their gradients (B, K)."""
 
 
-def descend(slopes_of: Slopes, starts: Tensor, steps: int) -> Tensor:
+def descend(slopes_of: Slopes, starts: Tensor, steps: int, name: str = "Worst case") -> Tensor:
     """Projected gradient over the simplex from all starts at once.
 
     The best third of the paths continues after a tenth of the steps, and the best third of those
@@ -64,12 +68,13 @@ def descend(slopes_of: Slopes, starts: Tensor, steps: int) -> Tensor:
         slopes_of: margins and their gradients.
         starts: (S, K) weights.
         steps: of a path that continues to the end.
+        name: label of the progress bar.
 
     Returns:
         (few, K) the lowest point of each path that continued to the end.
     """
     paths = _Paths(starts, starts.new_full((len(starts),), torch.inf), starts)
-    bar = tqdm(total=steps + 1, desc="Worst case", unit="step", mininterval=0.5, delay=1)
+    bar = tqdm(total=steps + 1, desc=name, unit="step", mininterval=0.5, delay=1)
     with bar:
         for start, end in pairwise([0, steps // 10, 3 * steps // 10, steps + 1]):
             paths = paths.best_third() if start else paths
