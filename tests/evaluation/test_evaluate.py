@@ -46,6 +46,26 @@ def test_the_outcome_takes_the_largest_feature_error_of_all_samples_and_corners(
     ]
 
 
+def test_the_outcome_counts_the_largest_feature_error_that_a_search_found():
+    hull = made_hull()
+    probability = float(hull.output.probability)
+    uniform = Sample(accuracy=1.0, probability_mean=probability, feature_relative_max=0.01)
+    known = Evaluation(dirichlet=uniform, worst_feature_relative=9.0)
+    found = SAMPLED["outcome"](Subject(hull, EvaluateSettings(), known=known))
+    assert (found.outcome, found.feature_relative_max) == ("class only", 0.01)
+    assert found.outcome_reasons == [
+        f"feature error 9.000 ||f(t)|| at the worst point found, the limit is "
+        f"{found.hull_relative:g}"
+    ]
+
+
+def test_the_search_comes_before_the_outcome_and_needs_two_corners(tmp_path):
+    names = list(SAMPLED)
+    assert names.index("worst_features") < names.index("outcome")
+    assert "worst_feature_relative" not in evaluated(made_hull(1), tmp_path)
+    assert not (tmp_path / "images" / "worst_features.png").exists()
+
+
 def test_a_hull_of_exact_corners_is_proved(command, run, undrawn, capsys):
     undrawn.undo()
     assert command("evaluate.py", "run=run", "samples=200") is None
@@ -66,7 +86,8 @@ def test_a_hull_of_exact_corners_is_proved(command, run, undrawn, capsys):
     assert re.search(r"\| class of every mix +\| 7; its logit is at least .* \| proved ", report)
     # as wide as the terminal: the cell's last words may stand in the next line
     assert re.search(r"features of every mix +at most .* proved", capsys.readouterr().out)
-    for name in ("differences.png", "images/worst_case.png"):
+    assert found["worst_feature_relative"] == pytest.approx(found["feature_relative_max"], abs=1e-6)
+    for name in ("differences.png", "images/worst_case.png", "images/worst_features.png"):
         assert (run / name).stat().st_size > 0
 
 

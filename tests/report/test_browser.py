@@ -202,7 +202,7 @@ def test_any_number_of_corners(show, corners):
     _, page = show(corners)
     assert page.locator(".sliders input").count() == (corners if corners > 1 else 0)
     if corners > 1:
-        for name in ("worst", "random", "centre"):
+        for name in ("worst", "worst_features", "random", "centre"):
             page.locator(f"button[name={name}]").click()
         after_frame(page)
         assert shares(page) == pytest.approx([1 / corners] * corners, abs=1e-3)

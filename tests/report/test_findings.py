@@ -129,6 +129,7 @@ def test_every_measurement_has_a_row(hull, tmp_path):
         "faces": ("proof",),
         "depth": ("depth",),
         **{name: (name,) for name in SAMPLED},  # the outcome among them
+        "worst_features": ("worst_feature_relative",),
         "hidden": ("hidden_dimensions",),
     }
     assert result["pooled_sizes"].keys() == {"1", "2"}
@@ -214,8 +215,27 @@ def test_what_is_proved_takes_precedence_over_samples_that_round():
         assert "samples are of float32 arithmetic" in claims[label].note, label
     loose = proof | {"feature_relative_max": 0.1}
     claims = claims_of(**COLLIDES, proof={"collision": loose})
-    assert "feature error 4.6e-07 of" in claims["outcome"].value
+    assert "feature error 4.6e-07 (sampled), at most 0.1 (proved) of" in claims["outcome"].value
     assert "float32" not in claims["outcome"].note
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({}, "feature error 4.6e-07 (sampled) of"),
+        ({"worst_feature_relative": 0.15}, "feature error 0.15 (searched) of"),
+        ({"worst_feature_relative": 0.15, "proof": {"collision": {
+            "feature_relative_max": 0.19, "feature_error_max": 1.0, "by": "bounds"}}},
+         "feature error 0.15 (searched), at most 0.19 (proved) of"),
+        ({"worst_feature_relative": 0.15, "proof": {"collision": {"feature_relative_max": 7.0}}},
+         "feature error 0.15 (searched) of"),
+    ],
+)  # fmt: skip
+def test_the_outcome_says_how_its_feature_error_is_known(known, said):
+    claims = claims_of(**COLLIDES, **known)
+    assert said in claims["outcome"].value
+    if "worst_feature_relative" in known:
+        assert claims["worst features found"].known == "searched"
 
 
 def test_the_first_size_comes_with_those_that_qualify_it():

@@ -92,6 +92,7 @@ def test_a_hull_of_several_jobs_gets_a_run_in_their_group(command, copy, capsys)
         "relative_size": result["relative_size"],
         "accuracy": result["dirichlet"]["accuracy"],
         "worst_case": result["worst_case_probability"],
+        "worst_feature_error": result["worst_feature_relative"],
     }.items():
         assert run.summary[f"hull/{name}"] == pytest.approx(value)
     for sampler in ("dirichlet", "stick_breaking"):
@@ -100,6 +101,7 @@ def test_a_hull_of_several_jobs_gets_a_run_in_their_group(command, copy, capsys)
         assert shown["values"] == result[sampler]["probability_histogram"]
         assert (shown["bins"][0], shown["bins"][-1]) == (0, 1)
     assert run.last("hull/worst_point")["caption"].startswith("7; probability of the")
+    assert run.last("hull/worst_features")["caption"].startswith("feature error")
     assert run.last("images")["captions"] == ["initial", "corner 0", "corner 1", "target"]
     names = [row[0] for row in table(copy, run, "evaluation")]
     assert names[:2] == ["dirichlet", "dirichlet_uint8"]

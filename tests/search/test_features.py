@@ -77,6 +77,15 @@ def test_the_worst_point_has_the_least_cosine(hull):
     assert worst.correct is worst.predicted_class is worst.probability is None
 
 
+def test_the_worst_features_of_an_encoder_are_found(hull):
+    worst = hull.worst_case(4, 8, of="features")
+    assert worst.feature_relative >= hull.sample(500)["feature_relative_max"] * (1 - 1e-5)
+    image = hull.points(worst.weights[None])
+    outputs = hull.model(torch.cat([image, hull.target[None]])).detach()
+    assert worst.cosine == pytest.approx(float(torch.cosine_similarity(*outputs, 0)), abs=1e-6)
+    assert worst.correct is None
+
+
 def test_a_proof_is_of_the_features_alone(hull):
     proof = hull.prove(0.0)
     assert proof["class"]["outcome"] == "no class"
@@ -95,6 +104,7 @@ def test_no_class_is_in_what_is_written(hull, tmp_path):
     assert again.output.threshold == 0.99
     result = evaluate(again, lambda: {1: 2.0, 2: 2.0}, settings, tmp_path)
     assert "failed" not in result
+    assert result["worst_feature_relative"] >= result["feature_relative_max"] * (1 - 1e-5)
     names = names_of(again, ("3", "7"))
     description = write_report(tmp_path, again, result, names)
     assert row_of(run.summary, result).cosine_min == result["dirichlet"]["cosine_min"]

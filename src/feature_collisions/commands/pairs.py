@@ -194,10 +194,11 @@ def _searched(pair: Pair, place: Path, search: Callable[[Pair, Path], Hull], sam
 
 
 def row_of_sample(hull: Hull, samples: int) -> Row:
-    """A hull's row, by `samples` uniform interpolations of its corners.
+    """A hull's row, by `samples` uniform interpolations and a search for the worst features.
 
     Raises:
         CollisionError: when the classifier's answers are not finite.
     """
     subject = Subject(hull, EvaluateSettings(samples=samples))
-    return row_of(hull.summary, measured(subject, ("dirichlet", "outcome", "distances")))
+    asked = ("dirichlet", "worst_features", "outcome", "distances")
+    return row_of(hull.summary, measured(subject, asked))

@@ -23,6 +23,7 @@ from ..exact.programs import depth
 from ..hull.distances import mean_width
 from ..hull.hull import Hull
 from ..hull.statistics import limit_of
+from ..hull.worst_case import Goal, WorstCase
 from ..proofs.collision import prove_collision
 from ..proofs.edges import prove_edges
 from ..proofs.faces import prove_faces
@@ -208,14 +209,14 @@ def _entry(sampler: str, uint8: bool) -> str:
 
 
 def _outcome(subject: Subject) -> Evaluation:
-    """Outcome by the uniform sample and the largest feature error of all samples and corners."""
+    """Outcome by the uniform sample and the largest feature error seen."""
     if (sample := subject.known.dirichlet) is None:
         return Evaluation()
     known = [subject.known.at(f"{sampler}.feature_relative_max") for sampler in SAMPLERS]
     sampled = [error for error in known if error is not None]
     if sampled:
         sample |= {"feature_relative_max": max(sampled)}
-    name, reasons = subject.hull.outcome(sample)
+    name, reasons = subject.hull.outcome(sample, subject.known.worst_feature_relative)
     at_corners = subject.hull.summary.corner_feature_relative_max or 0.0
     return Evaluation(
         outcome=name,
@@ -258,12 +259,29 @@ def _plain(subject: Subject) -> Evaluation:
     return plain(hull, settings.beside, settings.seed, steps, subject.half)
 
 
-def _worst_case(subject: Subject) -> Evaluation:
+def _searched(subject: Subject, of: Goal, picture: str) -> WorstCase:
     """The worst point that a search found; there may be a worse one."""
     given, seed = subject.settings.worst_case, subject.settings.seed
-    worst = subject.hull.worst_case(given.starts, given.steps, seed, subject.half)
+    worst = subject.hull.worst_case(given.starts, given.steps, seed, subject.half, of)
     if subject.directory:
-        save_png(subject.directory / "images" / "worst_case.png", worst.image)
+        save_png(subject.directory / "images" / picture, worst.image)
+    return worst
+
+
+def _worst_features(subject: Subject) -> Evaluation:
+    """The largest feature error that a search found; of one corner there is nothing to search."""
+    if len(subject.hull.corners) == 1:
+        return Evaluation()
+    worst = _searched(subject, "features", "worst_features.png")
+    return Evaluation(
+        worst_feature_relative=worst.feature_relative,
+        worst_feature_weights=worst.weights.tolist(),
+    )
+
+
+def _worst_case(subject: Subject) -> Evaluation:
+    """The worst output that a search found."""
+    worst = _searched(subject, "output", "worst_case.png")
     found = Evaluation(worst_case_weights=worst.weights.tolist())
     if worst.cosine is not None:
         return found | Evaluation(
@@ -345,6 +363,7 @@ SAMPLED: dict[str, Measurement] = {
     for uint8 in (False, True)
     for sampler in SAMPLERS
 } | {
+    "worst_features": _worst_features,
     "outcome": _outcome,
     "hidden": lambda it: hidden_dimensions(it.hull, it.settings.proof.seconds),
     "rounding": lambda it: rounded(it.hull),

@@ -15,14 +15,14 @@ from .evaluate import Subject, measured
 from .judge import Judge
 
 MEASURED = (
-    "relative_size", "pooled_size", "blind_share", "feature_relative_max", "accuracy",
-    "probability_mean", "target_probability", "worst_case_probability", "cosine_min",
+    "relative_size", "pooled_size", "blind_share", "feature_relative_max", "worst_feature_relative",
+    "accuracy", "probability_mean", "target_probability", "worst_case_probability", "cosine_min",
     "worst_case_cosine", "share_proved", "relative_size_proved", "judge_size", "judge_kept",
     "seconds",
 )  # fmt: skip
 """Figures of every hull, averaged over the pairs."""
-_ASKED = ("dataset_distance", "dirichlet", "outcome", "distances", "worst_case", "class_proof",
-          "judge")  # fmt: skip
+_ASKED = ("dataset_distance", "dirichlet", "worst_features", "outcome", "distances", "worst_case",
+          "class_proof", "judge")  # fmt: skip
 _RESAMPLES = 9999
 FEWEST = 6
 """Pairs below which no interval is given: a bootstrap of fewer covers far less than it says."""

@@ -49,16 +49,16 @@ _HEADLINES = {
 }
 _IN_WORDS = {
     FEATURES: "every sampled mix of the corners has the target's class, with a mean probability "
-    "within 0.05 of the target's and features within the limit",
+    "within 0.05 of the target's; no feature error beyond the limit was seen",
     CLASS: "every sampled mix of the corners has the target's class, with a mean probability "
-    "within 0.05 of the target's; the features are beyond the limit",
+    "within 0.05 of the target's; a feature error beyond the limit was seen",
     NEITHER: "some sampled mix of the corners has another class, or their mean probability is "
     "more than 0.05 from the target's",
 }
 
 _OF_FEATURES = {
-    FEATURES: "the features of every sampled mix of the corners are within the limit",
-    NEITHER: "the features of some sampled mix of the corners are beyond the limit",
+    FEATURES: "no mix of the corners with a feature error beyond the limit was seen",
+    NEITHER: "a mix of the corners with a feature error beyond the limit was seen",
 }
 
 _RETURNS = {
@@ -276,22 +276,38 @@ def _outcome(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
     meaning = _OF_FEATURES if result.output == "features" else _IN_WORDS
     reasons = "; ".join(result.outcome_reasons)
     note = meaning[value] + (f" ({reasons})" if reasons else "")
-    uniform = result.dirichlet.feature_relative_max if result.dirichlet else None
-    error = uniform if result.feature_relative_max is None else result.feature_relative_max
-    if error is not None:
-        proved = result.at("proof.collision.feature_relative_max")
-        said = f"{error:.2g}"
-        if proved is not None and proved < error:
-            said = f"at most {proved:.2g} (proved)"
-            note += _rounded(error, proved, ".2g")
+    if (error := _largest_error(result)) is not None:
         limit = number(result.hull_relative, "g")
-        value += f"; feature error {said} of ||f(t)||, the limit is {limit}"
+        value += f"; feature error {error} of ||f(t)||, the limit is {limit}"
+        note += _rounded(_seen(result), result.at(_BOUND), ".2g")
     if images := result.dataset_features:
         note += (
             f". Of {images.images} random images of the data set {images.within or 'none'} are "
             f"within the limit: nearest {images.nearest:.2g}, median {images.median:.2g}"
         )
     yield Finding("outcome", value, Evidence.SAMPLED, note)
+
+
+_BOUND = "proof.collision.feature_relative_max"
+
+
+def _seen(result: Evaluation) -> float | None:
+    """The largest feature error of sampled points, of corners, and of the search."""
+    uniform = result.dirichlet.feature_relative_max if result.dirichlet else None
+    sampled = uniform if result.feature_relative_max is None else result.feature_relative_max
+    known = [each for each in (sampled, result.worst_feature_relative) if each is not None]
+    return max(known, default=None)
+
+
+def _largest_error(result: Evaluation) -> str | None:
+    """The largest feature error seen and a proved bound, each with how it is known."""
+    if (error := _seen(result)) is None:
+        return None
+    how = "sampled" if result.worst_feature_relative is None else "searched"
+    if (bound := result.at(_BOUND)) is None or bound > 1:
+        return f"{error:.2g} ({how})"
+    proved = f"at most {bound:.2g} (proved)"
+    return proved if bound < error else f"{error:.2g} ({how}), {proved}"
 
 
 def _sampled(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
@@ -303,8 +319,7 @@ def _sampled(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
             "features of those mixes",
             f"at most {error:.3g} of ||f(t)|| from the target's",
             Evidence.SAMPLED,
-            _seen_behind(result)
-            + _rounded(error, result.at("proof.collision.feature_relative_max"), ".3g"),
+            _seen_behind(result) + _rounded(error, result.at(_BOUND), ".3g"),
         )
 
 
@@ -355,9 +370,9 @@ def _of_all(share: float | None, least: float | None, sample: Sample) -> str:
     return f"{sampled}, so at least {percent(least or 0.0)} of all"
 
 
-def _rounded(sampled: float, proved: float | None, form: str) -> str:
+def _rounded(sampled: float | None, proved: float | None, form: str) -> str:
     """Note that a sample beyond a proved upper bound is rounding in float32."""
-    if proved is None or sampled <= proved:
+    if sampled is None or proved is None or sampled <= proved:
         return ""
     return (
         f"; samples are of float32 arithmetic, which rounds ({abs(sampled):{form}}); the proof is "
@@ -408,6 +423,18 @@ def _worst_case(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         f"{result.worst_case_probability:.4f}",
         Evidence.SEARCHED,
         "" if result.worst_case_correct else f"its class is {seen}",
+    )
+
+
+def _worst_features(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
+    if (error := result.worst_feature_relative) is None:
+        return
+    sampled = result.feature_relative_max
+    yield Finding(
+        "worst features found",
+        f"{error:.3g} of ||f(t)|| from the target's",
+        Evidence.SEARCHED,
+        "" if sampled is None else f"sampled points and corners show at most {sampled:.3g}",
     )
 
 
@@ -678,7 +705,8 @@ def _judge(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
 Claim = Callable[[Evaluation, Sequence[str]], Iterator[Finding]]
 CLAIMS: tuple[Claim, ...] = (
     _outcome, _distances, _judge, _not_measured, _features_proof, _rounding, _hidden,
-    _class_proof, _proved_size, _checked, _faces, _edges, _worst_case, _sampled, _other_laws,
+    _class_proof, _proved_size, _checked, _faces, _edges, _worst_case, _worst_features, _sampled,
+    _other_laws,
 )  # fmt: skip
 
 

@@ -207,6 +207,7 @@ function start(data, images) {
       toWeights(draws.map((value) => value / total));
     },
     worst: () => toWeights(data.worst),
+    worst_features: () => toWeights(data.worst_features),
   };
   for (const button of section.querySelectorAll("button")) button.addEventListener("click", actions[button.name]);
   toWeights(centre);

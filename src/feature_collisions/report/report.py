@@ -34,7 +34,10 @@ def write_report(
     faces = faces_figure(result.proof)
     explorer = None
     if len(hull.corners) > 1:
-        explorer = explored(hull, class_names) | {"worst": result.worst_case_weights}
+        explorer = explored(hull, class_names) | {
+            "worst": result.worst_case_weights,
+            "worst_features": result.worst_feature_weights,
+        }
     drawn = {sheet.name: sheet_figure(sheet) for sheet in sheets if sheet.name not in _KEPT}
     charts = {words.chart: histogram} | ({"triangles": faces} if faces else {})
     for name, figure in (drawn | charts).items():
@@ -50,7 +53,9 @@ def write_report(
     return description
 
 
-_KEPT = {"patches": "images/patches.png", "worst": "images/worst_case.png"}  # pictures already
+_KEPT = {
+    name: f"images/{name}.png" for name in ("patches", "worst_case", "worst_features")
+}  # pictures already
 
 
 def _markdown(description: Description, pictures: dict[str, str], chart: str, faces: bool) -> str:

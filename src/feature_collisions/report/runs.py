@@ -26,6 +26,7 @@ COLUMNS = {
     "cosine_min": ("least cosine", ".4f"),
     "same": ("same", "%"),
     "feature_relative_max": ("feature error", ".3f"),
+    "worst_feature_relative": ("worst feature error found", ".3f"),
     "worst_case_probability": ("worst found", ".3f"),
     "worst_case_cosine": ("worst cosine found", ".4f"),
     "corner_distance_mean": ("distance", ",.2f"),
@@ -42,19 +43,24 @@ COLUMNS = {
 """What a row's figures are called, and their form; other entries have their own names."""
 OF_PAIRS = (
     "initial", "target", "accuracy", "probability_mean", "target_probability", "cosine_min",
-    "same", "feature_relative_max", "corner_distance_mean", "steps", "seconds", "outcome",
+    "same", "feature_relative_max", "worst_feature_relative", "corner_distance_mean", "steps",
+    "seconds", "outcome",
 )  # fmt: skip
 OF_RUNS = (
     "run", "outcome", "experiment", "initial", "target", "classifier", "layer", "loss", "corners",
     "steps", "seconds", "accuracy", "accuracy_lower_95", "probability_mean", "target_probability",
-    "cosine_min", "same", "feature_relative_max", "worst_case_probability", "worst_case_cosine",
-    "corner_distance_mean", "relative_size", "pooled_size", "initial_distance_mean",
+    "cosine_min", "same", "feature_relative_max", "worst_feature_relative",
+    "worst_case_probability", "worst_case_cosine", "corner_distance_mean", "relative_size",
+    "pooled_size", "initial_distance_mean",
 )  # fmt: skip
 _DETAILS = ("corners", "steps", "seconds", "accuracy_lower_95", "target_probability",
             "worst_case_probability", "corner_distance_mean", "initial_distance_mean")  # fmt: skip
 _SETTINGS = ("experiment", "initial", "target", "classifier", "layer", "corners")
 _DISTANCES = ("corner_distance_mean", "initial_distance_mean")
-_NOTE = "Sampled, not proved; feature error: the largest ||f(x) - f(t)|| over ||f(t)||."
+_NOTE = (
+    "Sampled or found by search, not proved; feature error: the largest ||f(x) - f(t)|| over "
+    "||f(t)||."
+)
 
 
 def row_of_run(name: str, run: Run, result: Evaluation, class_names: Sequence[str]) -> Row:

@@ -25,6 +25,10 @@ from .words import Words
 _COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#F0E442")  # Okabe and Ito's
 _GREEN = "#00C000"
 _WIDEST = 8  # pictures in a row
+_WORST = {
+    "worst_case": "worst point found",
+    "worst_features": "point of the largest feature error found",
+}
 _ON_THEIR_WAY = 2  # corners with intermediate images
 
 
@@ -90,7 +94,10 @@ def hull_sheets(
         differences_sheet(hull, result.boxes),
         steps_sheet(directory, size),
         _picture_sheet(directory),
-        _worst_sheet(directory, size, words.of_worst(result)),
+        *(
+            _worst_sheet(directory, size, picture, caption)
+            for picture, caption in words.of_worst_points(result).items()
+        ),
     ]
     return [sheet for sheet in found if sheet]
 
@@ -214,12 +221,14 @@ def _picture_sheet(directory: Path) -> Sheet | None:
     return Sheet("patches", "Patches and their matches", [[panel]], note, 2)
 
 
-def _worst_sheet(directory: Path, size: tuple[int, int, int], words: str) -> Sheet | None:
-    image = _loaded([directory / "images" / "worst_case.png"], size) if words else None
+def _worst_sheet(
+    directory: Path, size: tuple[int, int, int], picture: str, words: str
+) -> Sheet | None:
+    image = _loaded([directory / "images" / f"{picture}.png"], size) if words else None
     if image is None:
         return None
-    panel = Panel(image, "worst point found", words)
-    return Sheet("worst", "The worst point found", [[panel]], columns=5)
+    name = _WORST[picture]
+    return Sheet(picture, f"The {name}", [[Panel(image, name, words)]], columns=5)
 
 
 def matches_sheet(

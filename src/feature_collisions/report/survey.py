@@ -20,6 +20,7 @@ _MEANINGS = {
     "pooled_size": "the same after averaging squares of 8x8 pixels",
     "blind_share": "share of the layer's units that are inactive in the target",
     "feature_relative_max": "the largest ||f(x) - f(t)|| over ||f(t)|| of sampled points",
+    "worst_feature_relative": "the largest that a search in the hull found",
     "accuracy": "share of sampled points of the target's class",
     "probability_mean": "of sampled points, for the target's class",
     "target_probability": "of the target image itself",

@@ -290,7 +290,8 @@ _FIGURES = {
     "outcome": "outcome", "accuracy": "dirichlet.accuracy",
     "accuracy_lower_95": "dirichlet.accuracy_lower_95", "probability": "dirichlet.probability_mean",
     "cosine_min": "dirichlet.cosine_min", "same": "dirichlet.same",
-    "feature_error": "feature_relative_max", "relative_size": "relative_size",
+    "feature_error": "feature_relative_max", "worst_feature_error": "worst_feature_relative",
+    "relative_size": "relative_size",
     "corner_distance": "corner_distance_mean", "mean_width": "mean_width",
     "judge_size": "judge.size", "judge_initial_kept": "judge.initial_kept",
     "worst_case": "worst_case_probability", "worst_cosine": "worst_case_cosine",
@@ -302,6 +303,7 @@ _FIGURES = {
     "collision_relative_size_proved": "proof.collision.relative_size_proved",
 }  # fmt: skip
 """Figures for comparing runs, and their paths in `evaluation.json`."""
+_OF_PICTURES = {"worst_case": "worst_point", "worst_features": "worst_features"}
 
 
 def hull_figures(result: Evaluation) -> dict[str, str | float]:
@@ -330,9 +332,11 @@ def _media(
         counts = result[sampler][f"{words.figure}_histogram"]
         edges = np.linspace(0, 1, len(counts) + 1)
         media[f"hull/{words.figure}_{sampler}"] = wandb.Histogram(np_histogram=(counts, edges))
-    worst = directory / "images" / "worst_case.png"
-    if (caption := words.of_worst(result)) and worst.exists():
-        media["hull/worst_point"] = wandb.Image(str(worst), caption=caption)
+    for picture, caption in words.of_worst_points(result).items():
+        path = directory / "images" / f"{picture}.png"
+        if caption and path.exists():
+            name = _OF_PICTURES[picture]
+            media[f"hull/{name}"] = wandb.Image(str(path), caption=caption)
     return media
 
 

@@ -55,6 +55,12 @@ class Words:
         """Output for a corner, or another image."""
         return ", ".join(self.corner_cells(entry))
 
+    def of_worst_points(self, result: Evaluation) -> dict[str, str]:
+        """Captions of the worst points found, by their pictures; empty if there is none."""
+        error = result.worst_feature_relative
+        of_features = "" if error is None else f"feature error {error:.3g} of ||f(t)||"
+        return {"worst_case": self.of_worst(result), "worst_features": of_features}
+
     def of_worst(self, result: Evaluation) -> str:
         """Output for the worst point; empty if there is none."""
         if result.worst_case_class is None:

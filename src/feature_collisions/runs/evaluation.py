@@ -254,6 +254,8 @@ class Evaluation(Found):
     plain_corner_error_relative_max: Figure | None = None
     plain_corner_distance_mean: Figure | None = None
 
+    worst_feature_relative: Figure | None = None
+    worst_feature_weights: list[Figure] | None = None
     worst_case_probability: Figure | None = None
     worst_case_correct: bool | None = None
     worst_case_class: Count | None = None

@@ -38,6 +38,7 @@ class Row(Record):
     cosine_min: Figure | None = None
     same: Figure | None = None
     feature_relative_max: Figure | None = None
+    worst_feature_relative: Figure | None = None
     worst_case_probability: Figure | None = None
     worst_case_cosine: Figure | None = None
     corner_distance_mean: Figure | None = None

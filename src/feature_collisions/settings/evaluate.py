@@ -67,7 +67,7 @@ def _listed(value: Any) -> list[Any]:
 
 @dataclass
 class WorstCaseSettings(Group):
-    """Search for the worst point of the hull, by projected gradient over its weights."""
+    """Searches for the largest feature error and the worst output, by gradients over weights."""
 
     group = "worst_case"
     starts: Annotated[int, Whole(0, 100_000)] = 32
