@@ -222,7 +222,7 @@ def test_a_seed_is_one_that_every_generator_takes(seed):
         ("loss.stages=[{alpha:1}]", r"loss.stages\[0\].step: has no value; give loss.stages\[0\]"),
         ("name=[1]", r"name=\[1\]: must be a word"),
         ("loss.hull=10001", "loss.hull=10001: .* at most 10000"),
-        ("loss.hull_edges=1", "loss.hull_edges=1: must be at most loss.hull=0"),
+        ("loss={hull:2,hull_edges:3}", "loss.hull_edges=3: must be at most loss.hull=2"),
         ("data.size=100000", "data.size=100000: must be .* at most 4096"),
         ("patches.fraction=nan", r"patches.fraction=nan: must be in \(0, 1\]"),
         ("rates.paper=nan", "rates.paper=nan: must be a finite number"),

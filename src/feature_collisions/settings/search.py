@@ -60,9 +60,9 @@ class LossSettings(Group):
     paper. Without any, good corners of a deep layer can have a bad interior."""
     hull_weight: NonNegative = 2.5
     """Weight of each such point relative to a corner."""
-    hull_edges: Annotated[int, Whole(0, 10_000)] = 0
-    """Number of these points that are midpoints of two corners; the others are anywhere. In a deep
-    layer features deviate most at midpoints, which few random points are near. 0."""
+    hull_edges: Annotated[int, Whole(0, 10_000)] = 1
+    """Number of these points that are midpoints of two corners; the others are anywhere. Features
+    deviate most near midpoints, where few random points are."""
     output: NonNegative = 0.0
     """Weight of KL(p(t) || p(x)) of the class probabilities, at the corners and those points. A
     divergence of 1 nat counts `output` times as much as an L_pos of ||f(t)||. 0 as in the paper."""
@@ -125,7 +125,7 @@ class LossSettings(Group):
         """Raise SettingError for an invalid weight or form."""
         super().validate()
         check_rising("loss.stages", self.stages)
-        if self.hull_edges > self.hull:
+        if self.hull_edges > self.hull > 0:
             raise SettingError(
                 "loss.hull_edges",
                 self.hull_edges,
