@@ -52,7 +52,7 @@ class Explorer(Record):
         scale: of the values.
         values: point by point, the classes' probabilities times the scale; of an encoder the
             cosine.
-        worst: weights of the worst point found.
+        worst, worst_features: weights of the worst points found, of the output and the features.
     """
 
     corners: list[str]
@@ -61,6 +61,7 @@ class Explorer(Record):
     scale: int
     values: list[int]
     worst: list[float] | None = None
+    worst_features: list[float] | None = None
 
 
 @torch.inference_mode()
