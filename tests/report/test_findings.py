@@ -387,6 +387,11 @@ def test_a_worst_point_of_another_class_is_named():
     found = claims_of(worst_case_class=0, worst_case_correct=False, worst_case_probability=0.1)
     assert found["worst mix found"].value == "not seven, with probability 0.1000"
     assert found["worst mix found"].note == "its class is three"
+    worst = {"worst_case_class": 0, "worst_case_correct": False, "worst_case_probability": 0.1}
+    said = "; but a search found a mix that is three"
+    assert said in claims_of(**COLLIDES, **worst)["outcome"].note
+    same = worst | {"worst_case_class": 1, "worst_case_correct": True}
+    assert said not in claims_of(**COLLIDES, **same)["outcome"].note
 
 
 def test_each_way_of_knowing_is_explained():

@@ -280,6 +280,8 @@ def _outcome(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         limit = number(result.hull_relative, "g")
         value += f"; feature error {error} of ||f(t)||, the limit is {limit}"
         note += _rounded(_seen(result), result.at(_BOUND), ".2g")
+    if (found := _another_class(result, names)) and result.outcome != NEITHER:
+        note += f"; but a search found a mix that is {found}"
     if images := result.dataset_features:
         note += (
             f". Of {images.images} random images of the data set {images.within or 'none'} are "
@@ -416,14 +418,21 @@ def _worst_case(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
         )
     if result.worst_case_class is None:
         return
-    target, seen = names[result.target_class], names[result.worst_case_class]
+    target, seen = names[result.target_class], _another_class(result, names)
     yield Finding(
         "worst mix found",
-        f"{'still' if result.worst_case_correct else 'not'} {target}, with probability "
+        f"{'not' if seen else 'still'} {target}, with probability "
         f"{result.worst_case_probability:.4f}",
         Evidence.SEARCHED,
-        "" if result.worst_case_correct else f"its class is {seen}",
+        f"its class is {seen}" if seen else "",
     )
+
+
+def _another_class(result: Evaluation, names: Sequence[str]) -> str | None:
+    """Class of the worst mix found, if it is not the target's."""
+    if result.worst_case_correct or result.worst_case_class is None:
+        return None
+    return names[result.worst_case_class]
 
 
 def _worst_features(result: Evaluation, names: Sequence[str]) -> Iterator[Finding]:
