@@ -402,6 +402,16 @@ def test_a_size_has_a_star_where_the_larger_one_has_no_larger_error(
     assert ("excludes 0" in page) == (pairs == 6)
 
 
+def test_sizes_of_corners_that_were_kept_apart_in_another_way_are_not_compared(tmp_path):
+    entry = row_of_all(0.1) | {"push": "unit"}
+    other = entry | {"relative_size": 0.05}  # smaller, at the same error
+    figures = {"m:a": [entry] * 6, "m:b": [other] * 6, "m:c": [other | {"push": "apart"}] * 6}
+    overview, paired, _ = write_survey(tmp_path, figures, "m:a", {}, {"stop.max_steps": "2"})
+    place = paired.columns.index("relative size")
+    assert [row[place] for row in paired.rows] == ["-0.050 [-0.050, -0.050] *", "not comparable"]
+    assert "loss.push was apart for m:c, unit for m:a and m:b: sizes" in overview.note
+
+
 def test_a_survey_says_what_it_is_what_its_columns_mean_and_what_all_searches_shared(tmp_path):
     """Only of columns that have values: here there is no judge."""
     entry = row_of_all(0.1) | {"judge_size": None, "judge_kept": None}

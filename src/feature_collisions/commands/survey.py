@@ -238,4 +238,4 @@ def _key(run: Run, distance: float, settings: EvaluateSettings, judge: Judge | N
     return digest.hexdigest()[:32]
 
 
-_RECIPE = 7
+_RECIPE = 8

@@ -67,11 +67,13 @@ def write_survey(
     found = means(rows, seed)
     against = {name: differences(rows, name, reference, seed) for name in rows if name != reference}
     unproved = (line for name, hulls in rows.items() for line in _unproved(name, hulls))
-    note = " ".join(["Means over the same pairs.", *unproved, *_unequal(found)])
+    pushes = _pushes(rows)
+    unlike = [*_unequal(found), *_unlike(pushes)]
+    note = " ".join(["Means over the same pairs.", *unproved, *unlike])
     few = len(rows[reference]) < FEWEST
     tables = [
         _overview(found, extra, len(rows[reference]), note),
-        _paired(against, reference, _errors(found), few),
+        _paired(against, reference, _errors(found), pushes, few),
         Table("Settings of all searches", ["setting", "value"], list(budget.items())),
     ]
     figure = ("survey", survey_figure(rows, found, extra), "relative sizes of the networks' hulls")
@@ -134,6 +136,23 @@ def _unequal(found: Found) -> list[str]:
     ]
 
 
+def _pushes(rows: Rows) -> dict[str, str]:
+    """How the corners of each network were kept apart."""
+    return {name: " or ".join(sorted({row.push for row in hulls})) for name, hulls in rows.items()}
+
+
+def _unlike(pushes: Mapping[str, str]) -> list[str]:
+    """Name the networks by how their corners were kept apart, if they differ in it."""
+    kinds = sorted(set(pushes.values()))
+    if len(kinds) < 2:
+        return []
+    said = ", ".join(
+        f"{kind} for {' and '.join(name for name in pushes if pushes[name] == kind)}"
+        for kind in kinds
+    )
+    return [f"loss.push was {said}: sizes do not compare between them."]
+
+
 def _overview(
     found: Found,
     extra: Mapping[str, Mapping[str, float]],
@@ -150,25 +169,41 @@ def _overview(
     return Table(heading, ["network", *names, *columns], rows, note, meanings)
 
 
-def _paired(against: Found, reference: str, errors: Mapping[str, float], few: bool) -> Table:
+def _paired(
+    against: Found,
+    reference: str,
+    errors: Mapping[str, float],
+    pushes: Mapping[str, str],
+    few: bool,
+) -> Table:
     shown = [name for name in _shown(against) if name != "seconds"]
     rows = []
     for network, entries in against.items():
-        error = [round(errors.get(name, 0.0), 3) for name in (network, reference)]  # as printed
-        rows.append([network, *(_signed(name, entries[name], *error) for name in shown)])
+        own, other = (
+            round(errors.get(name, 0.0), 3) for name in (network, reference)
+        )  # as printed
+        alike = pushes[network] == pushes[reference]
+        cells = (_signed(name, entries[name], own, other, alike) for name in shown)
+        rows.append([network, *cells])
     heading = f"Differences to {reference}, pair by pair"
     note = (
-        "Not comparable: the larger size has the larger feature error, which allows a larger hull. "
+        "Not comparable: the larger size has the larger feature error, which allows a larger hull, "
+        "or corners were kept apart in another way (loss.push). "
         f"{_TOO_FEW if few else _WARNING}"
     )
     return Table(heading, ["network", *(COLUMNS[name][0] for name in shown)], rows, note)
 
 
-def _signed(name: str, interval: Interval | None, error: float, of_reference: float) -> str:
-    """A difference; of sizes only if the larger one has the smaller feature error, or an equal."""
+def _signed(
+    name: str, interval: Interval | None, error: float, of_reference: float, alike: bool
+) -> str:
+    """A difference; of sizes only if the larger one has the smaller feature error, or an equal.
+
+    Nor of sizes of corners that were kept apart in another way, not `alike`.
+    """
     if interval is None:
         return "-"
-    if name in _SIZES and interval.mean * (error - of_reference) > 0:
+    if name in _SIZES and (not alike or interval.mean * (error - of_reference) > 0):
         return "not comparable"
     mean, low, high = (cell(name, end, "+") for end in interval)
     if interval.low is None:

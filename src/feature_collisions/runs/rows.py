@@ -24,6 +24,7 @@ class Row(Record):
     experiment: Text = ""
     classifier: Text = ""
     layer: Text = ""
+    push: Text = ""
     loss: dict[str, int | float] = Field(default_factory=dict)
     corners: Count = 0
     steps: Count = 0

@@ -118,8 +118,9 @@ class LossSettings(Group):
             positive_form: form of L_pos, `norm` or `half_square`.
             **changed: other fields to change.
         """
-        own: dict[str, Any] = {"normalise": False, "rectified": False, "hull": 0}
-        return cls(alpha, beta, gamma, positive_form, **own | {"hull_weight": 1.0} | changed)
+        own: dict[str, Any] = {"normalise": False, "rectified": False, "distance": 0.0}
+        inside: dict[str, Any] = {"hull": 0, "hull_edges": 0, "hull_weight": 1.0}
+        return cls(alpha, beta, gamma, positive_form, **own | inside | changed)
 
     def validate(self) -> None:
         """Raise SettingError for an invalid weight or form."""
