@@ -90,7 +90,8 @@ def test_proofs_are_of_the_model_with_its_hooks(pair):
     hooked = toy()
     pre_hook(hooked)
     hooked.register_forward_hook(lambda module, inputs, output: output * 5)
-    hull = find_corners(hooked, "1", *pair, range(3), stop=STOP)
+    random = LossSettings(hull_edges=0)  # this target is unsure: not every search keeps its class
+    hull = find_corners(hooked, "1", *pair, range(3), loss=random, stop=STOP)
 
     class Plain(nn.Sequential):
         def forward(self, images):
