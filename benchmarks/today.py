@@ -81,7 +81,7 @@ def searched(
     model: nn.Module,
     initial: Tensor,
     target: Tensor,
-    weight: float,
+    weight: float | None,
     arguments: argparse.Namespace,
 ) -> Hull:
     """The hull of one pair, with `weight` as `loss.distance`."""
